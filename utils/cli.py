@@ -1,0 +1,238 @@
+"""What every script shares: the argument parser, the exit codes, and how errors reach the user."""
+
+from __future__ import annotations
+
+import argparse
+import enum
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+T = TypeVar("T")
+
+
+class ExitCode(enum.IntEnum):
+    """Exit codes of all scripts; a signal that stops a script gives 128 + its number."""
+
+    DONE = 0
+    BAD_INPUT = 2
+    TOO_MUCH_BAD_DATA = 3
+    INTERRUPTED = 130
+
+
+class UserError(Exception):
+    """Something the user can mend; its text is one sentence, shown on stderr without a traceback."""
+
+    exit_code = ExitCode.BAD_INPUT
+
+
+class TooMuchBadData(UserError):
+    """The corpus holds more unreadable files than the user allowed."""
+
+    exit_code = ExitCode.TOO_MUCH_BAD_DATA
+
+
+class HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """Keeps the docstring's lines and ends each flag's help with its default."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=32, width=110)
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        text = action.help or ""
+        if not action.option_strings or action.default is argparse.SUPPRESS or "%(default)" in text:
+            return text
+        if action.required or action.default is None:
+            return text
+        return f"{text} (default: %(default)s)"
+
+
+class Parser(argparse.ArgumentParser):
+    """`ArgumentParser` with `--config FILE.yaml` for defaults, and all errors reported at once.
+
+    The file's keys are flag names, with dashes or underscores; flags on the command line override it.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        kwargs.setdefault("formatter_class", HelpFormatter)
+        kwargs.setdefault("allow_abbrev", False)
+        super().__init__(*args, **kwargs)
+        self._problems: list[str] = []
+
+    def add_config(self) -> None:
+        """Adds `--config`; call it on the parser, or the subparser, whose flags the file may set."""
+        self.add_argument("--config", metavar="FILE", type=Path, help="YAML file that sets defaults of these flags")
+
+    def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
+        words = list(sys.argv[1:] if args is None else args)
+        self._problems = []
+        if "--config" in self._option_string_actions:
+            self._apply_config(words)
+        result = super().parse_known_args(words, namespace)
+        if self._problems:
+            self._exit_with(self._problems)
+        return result
+
+    def report(self, problems: Sequence[str]) -> None:
+        """Exits with all `problems` (contradicting flags, say) if there are any."""
+        if problems:
+            self._exit_with(problems)
+
+    def _apply_config(self, words: list[str]) -> None:
+        path = _config_path(words)
+        if path is None:
+            return
+        actions = {action.dest: action for action in self._actions if action.option_strings}
+        for key, value in self._read_config(path).items():
+            dest = str(key).replace("-", "_")
+            action = actions.get(dest)
+            if action is None or dest in ("config", "help"):
+                self._problems.append(f"{path}: there is no flag --{str(key).replace('_', '-')}")
+                continue
+            action.default = self._config_value(action, value)
+            action.required = False
+
+    def _read_config(self, path: Path) -> dict[str, Any]:
+        import yaml
+
+        try:
+            content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            self._problems.append(f"the configuration {path} cannot be read: {error.strerror}")
+            return {}
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            self._problems.append(f"the configuration {path} is not YAML: {' '.join(str(error).split())}")
+            return {}
+        if content is not None and not isinstance(content, dict):
+            self._problems.append(f"the configuration {path} must be a list of `flag: value` lines")
+            return {}
+        return content or {}
+
+    def _config_value(self, action: argparse.Action, value: Any) -> Any:
+        """Checks a value of the file exactly as argparse checks a word of the command line."""
+        if isinstance(action, argparse.BooleanOptionalAction):
+            if not isinstance(value, bool):
+                self._problems.append(f"argument {action.option_strings[0]}: expected true or false, not {value!r}")
+            return value
+        if value is None:
+            return None
+        if isinstance(value, list):
+            return [self._checked(action, item) for item in value]
+        return self._checked(action, value)
+
+    def _checked(self, action: argparse.Action, value: Any) -> Any:
+        result = self._get_value(action, str(value))
+        self._check_value(action, result)
+        return result
+
+    # argparse stops at the first bad word; these three hooks note it and go on, so that all are shown together.
+    def _get_value(self, action: argparse.Action, arg_string: str) -> Any:
+        try:
+            return super()._get_value(action, arg_string)
+        except argparse.ArgumentError as error:
+            self._problems.append(str(error))
+            return arg_string if action.choices is None else next(iter(action.choices))
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if isinstance(action, argparse._SubParsersAction):
+            return super()._check_value(action, value)
+        try:
+            super()._check_value(action, value)
+        except argparse.ArgumentError as error:
+            self._problems.append(str(error))
+
+    def error(self, message: str) -> NoReturn:
+        self._exit_with([*self._problems, message])
+
+    def _exit_with(self, problems: Sequence[str]) -> NoReturn:
+        for problem in dict.fromkeys(problems):
+            print(f"{self.prog}: error: {problem}", file=sys.stderr)
+        print(f"{self.prog} --help shows the flags", file=sys.stderr)
+        raise SystemExit(int(ExitCode.BAD_INPUT))
+
+
+def _config_path(words: Sequence[str]) -> Path | None:
+    """The last `--config` among the words, as argparse would take it."""
+    found = None
+    for position, word in enumerate(words):
+        if word == "--":
+            break
+        if word == "--config" and position + 1 < len(words):
+            found = Path(words[position + 1])
+        elif word.startswith("--config="):
+            found = Path(word.partition("=")[2])
+    return found
+
+
+def positive_int(text: str) -> int:
+    """argparse type: an integer of at least 1."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, not {value}")
+    return value
+
+
+def non_negative_int(text: str) -> int:
+    """argparse type: an integer of at least 0."""
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"must be at least 0, not {value}")
+    return value
+
+
+def positive_float(text: str) -> float:
+    """argparse type: a number above 0."""
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"must be above 0, not {text}")
+    return value
+
+
+def fraction(text: str) -> float:
+    """argparse type: a number from 0 to 1."""
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"must lie between 0 and 1, not {text}")
+    return value
+
+
+def run(body: Callable[[argparse.Namespace], int | None], args: argparse.Namespace) -> int:
+    """Calls a script's body; a `UserError` becomes its sentence on stderr and its exit code."""
+    try:
+        return int(body(args) or ExitCode.DONE)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return int(error.exit_code)
+    except KeyboardInterrupt:
+        print("error: interrupted", file=sys.stderr)
+        return int(ExitCode.INTERRUPTED)
+
+
+def progress(iterable: Iterable[T] | None = None, **kwargs: Any) -> Any:
+    """A tqdm bar on stderr that is silent when stderr is not a terminal."""
+    from tqdm import tqdm
+
+    return tqdm(iterable, **{"disable": None, "dynamic_ncols": True, **kwargs})
+
+
+def plain_arguments(args: argparse.Namespace) -> dict[str, Any]:
+    """The resolved arguments as plain YAML values under their flags' names (underscores), without `--config`."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, Path):
+            return str(value)
+        if isinstance(value, (list, tuple)):
+            return [plain(item) for item in value]
+        return value
+
+    return {key: plain(value) for key, value in sorted(vars(args).items()) if key != "config" and not callable(value)}
+
+
+def save_config(path: Path, args: argparse.Namespace) -> None:
+    """Writes the resolved arguments as a YAML file that `--config` accepts."""
+    import yaml
+
+    from utils.files import write_text
+
+    write_text(path, yaml.safe_dump(plain_arguments(args), sort_keys=True, allow_unicode=True))

@@ -1,0 +1,1 @@
+"""From a checkpoint to embeddings, decisions and reports."""

@@ -1,0 +1,1 @@
+"""From audio and text to stored log-mel spectrograms and tokens."""
