@@ -1,0 +1,38 @@
+"""Losses of the speaker task."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class AAMSoftmax(nn.Module):
+    """Additive angular margin softmax (Deng et al. 2019, equation 3): cos(theta + margin) for the true class.
+
+    Where theta + margin would pass pi, cos theta - margin sin(margin) takes over, so that the target logit keeps
+    falling with the angle.
+    """
+
+    def __init__(self, embedding_dim: int, n_classes: int, scale: float = 30.0) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(n_classes, embedding_dim))
+        nn.init.xavier_normal_(self.weight)
+        self.scale = scale
+
+    def cosines(self, embedding: Tensor) -> Tensor:
+        """Cosine between each embedding and each class: (B, E) -> (B, n_classes), float32."""
+        with torch.autocast(embedding.device.type, enabled=False):
+            return F.linear(F.normalize(embedding.float(), dim=-1), F.normalize(self.weight.float(), dim=-1))
+
+    def forward(self, embedding: Tensor, labels: Tensor, margin: float) -> tuple[Tensor, Tensor]:
+        """Cross-entropy summed over the batch, and the cosines without margin; embedding (B, E), labels (B,)."""
+        cosines = self.cosines(embedding)
+        target = cosines.gather(1, labels.unsqueeze(1)).clamp(-1 + 1e-6, 1 - 1e-6)
+        sine = (1 - target.square()).sqrt()
+        moved = target * math.cos(margin) - sine * math.sin(margin)
+        moved = torch.where(target > -math.cos(margin), moved, target - margin * math.sin(margin))
+        logits = self.scale * cosines.scatter(1, labels.unsqueeze(1), moved)
+        return F.cross_entropy(logits, labels, reduction="sum"), cosines

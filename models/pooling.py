@@ -1,0 +1,49 @@
+"""Pooling over time that respects lengths: (B, L, D), lengths (B,) -> (B, 2 D), mean and standard deviation."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from models.mixers import length_mask
+
+VARIANCE_FLOOR = 1e-5
+
+
+def weighted_statistics(x: Tensor, weights: Tensor) -> Tensor:
+    """Concatenated weighted mean and standard deviation; x and weights (B, L, D), weights summing to 1 over L."""
+    mean = (weights * x).sum(1)
+    variance = (weights * (x - mean.unsqueeze(1)).square()).sum(1)
+    return torch.cat([mean, variance.clamp(min=VARIANCE_FLOOR).sqrt()], dim=-1)
+
+
+class StatisticsPooling(nn.Module):
+    """Mean and standard deviation over the valid frames (Snyder et al. 2018)."""
+
+    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+        mask = length_mask(lengths, x.shape[1]).unsqueeze(-1)
+        return weighted_statistics(x.float(), mask / lengths[:, None, None].float())
+
+
+class AttentiveStatisticsPooling(nn.Module):
+    """Channel-wise attentive statistics (Okabe et al. 2018, equations 2 to 6, one attention weight per channel).
+
+    With `global_context` the attention also sees the utterance's mean and deviation (Desplanques et al. 2020,
+    section 3.1); without it each frame's score depends on that frame alone, so the pooling can run over a stream.
+    """
+
+    def __init__(self, dim: int, bottleneck: int = 128, global_context: bool = False) -> None:
+        super().__init__()
+        self.context = StatisticsPooling() if global_context else None
+        self.hidden = nn.Linear(3 * dim if global_context else dim, bottleneck)
+        self.score = nn.Linear(bottleneck, dim)
+
+    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+        seen = x
+        if self.context is not None:
+            statistics = self.context(x, lengths).to(x.dtype)
+            seen = torch.cat([x, statistics.unsqueeze(1).expand(-1, x.shape[1], -1)], dim=-1)
+        scores = self.score(torch.tanh(self.hidden(seen))).float()
+        mask = length_mask(lengths, x.shape[1]).unsqueeze(-1)
+        weights = scores.masked_fill(~mask, -torch.inf).softmax(dim=1)
+        return weighted_statistics(x.float(), weights)
