@@ -1,0 +1,121 @@
+"""Train a model; today the speaker recogniser, on one process or many.
+
+python train_tacomamba.py --task speaker --data data/processed/demo --config configs/speaker-tiny.yaml --out runs/demo
+python train_tacomamba.py --task speaker --data data/processed/demo --out runs/demo --resume auto
+torchrun --nproc-per-node 2 train_tacomamba.py --task speaker --data data/processed/demo --out runs/two --batch-size 32
+
+Writes OUT/best.pt (lowest validation error, to use), OUT/last.pt (to go on from), log.jsonl, config.yaml, run.json and
+TensorBoard scalars. Exit codes: 0 done, 2 bad input, 128 + n when signal n stopped the run after saving it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from utils import cli
+from utils.training import options
+
+if TYPE_CHECKING:
+    from utils.training.distributed import Ranks
+
+
+def build_parser() -> cli.Parser:
+    """The flags of this script."""
+    parser = cli.Parser(description=__doc__)
+    parser.add_config()
+    data = parser.add_argument_group("data")
+    data.add_argument("--task", choices=("speaker",), default="speaker", help="what to train")
+    data.add_argument("--data", type=Path, required=True, help="folder that preprocess.py wrote")
+    data.add_argument("--protocol", default="default", help="which of the data's protocols gives the splits")
+    data.add_argument("--out", type=Path, required=True, help="run folder; not empty only with --resume")
+    options.add_training_arguments(parser)
+    options.add_speaker_arguments(parser)
+    options.add_model_arguments(parser)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Parses the flags, trains, returns the exit code."""
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    parser.report(_problems(args))
+    return cli.run(_train, args)
+
+
+def _problems(args: argparse.Namespace) -> list[str]:
+    problems = options.model_problems(args)
+    if args.resume == "off" and args.out.is_dir() and any(args.out.iterdir()):
+        problems.append(f"{args.out} is not empty: --resume auto goes on with the run there, another --out starts anew")
+    if args.out.exists() and not args.out.is_dir():
+        problems.append(f"--out {args.out} is a file, not a folder")
+    return problems
+
+
+def _train(args: argparse.Namespace) -> int:
+    import torch
+
+    from utils.training import distributed
+
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    ranks = distributed.join(args.device)
+    try:
+        return _fit(args, ranks)
+    finally:
+        distributed.leave()
+
+
+def _fit(args: argparse.Namespace, ranks: Ranks) -> int:
+    import torch
+
+    from utils.features.store import FeatureStore
+    from utils.protocol import read_protocol
+    from utils.training.speaker import SpeakerTask
+    from utils.training.trainer import Trainer
+
+    resumed = _checkpoint_to_resume(args)
+    store = FeatureStore.open(args.data)
+    protocol = read_protocol(args.data / "protocols" / args.protocol)
+    torch.manual_seed(args.seed)
+    task = SpeakerTask(store, protocol, args)
+    config = cli.plain_arguments(args)
+    trainer = Trainer(task, args, config, args.out, ranks)
+    if resumed is not None:
+        trainer.restore(resumed)
+    if trainer.step >= args.steps:
+        print(f"{args.out} is trained to step {trainer.step} already")
+        return cli.ExitCode.DONE
+    if ranks.is_main:
+        _write_records(args, config, task, trainer.step, ranks)
+    return trainer.fit()
+
+
+def _checkpoint_to_resume(args: argparse.Namespace) -> dict[str, Any] | None:
+    from utils.checkpoint import LAST, load_checkpoint
+
+    if args.resume == "off":
+        return None
+    if args.resume != "auto":
+        return load_checkpoint(Path(args.resume))
+    last = args.out / LAST
+    return load_checkpoint(last) if last.exists() else None
+
+
+def _write_records(args: argparse.Namespace, config: dict[str, Any], task: Any, step: int, ranks: Ranks) -> None:
+    from utils.training.runlog import write_run_record
+
+    parameters = sum(parameter.numel() for parameter in task.model.parameters())
+    print(
+        f"{parameters:,} parameters, {len(task.speakers)} speakers, {len(task.dataset.items)} utterances, "
+        f"{ranks.world} x {ranks.device.type}, from step {step}"
+    )
+    cli.save_config(args.out / "config.yaml", args)
+    facts = {"parameters": parameters, "ranks": ranks.world, "device": str(ranks.device), "started_from_step": step}
+    write_run_record(args.out, config, facts)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,90 @@
+"""A run's folder: its configuration, one line of JSON per logged step, TensorBoard scalars."""
+
+from __future__ import annotations
+
+import json
+import platform
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from utils.files import write_json, write_text
+
+LOG = "log.jsonl"
+
+
+class RunLog:
+    """Writes `log.jsonl`, a printed line per log step, and TensorBoard scalars; a rank that is not main writes nothing.
+
+    first_step > 0 (a resumed run) cuts the log back, so that each step stands in it once.
+    """
+
+    def __init__(self, directory: Path, is_main: bool, first_step: int, tensorboard: bool) -> None:
+        self._file = self._board = None
+        if not is_main:
+            return
+        directory.mkdir(parents=True, exist_ok=True)
+        path = directory / LOG
+        kept = [line for line in read_log(directory) if line["step"] <= first_step] if first_step else []
+        write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
+        self._file = path.open("a", encoding="utf-8")
+        if tensorboard:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._board = SummaryWriter(str(directory / "tensorboard"), purge_step=first_step + 1)
+
+    def write(self, step: int, prefix: str, values: dict[str, Any]) -> None:
+        """Appends one line; numbers also go to TensorBoard under `prefix`."""
+        if self._file is None:
+            return
+        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        self._file.flush()
+        if self._board is not None:
+            for name, value in values.items():
+                if isinstance(value, (int, float)):
+                    self._board.add_scalar(f"{prefix}/{name}", value, step)
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+        if self._board is not None:
+            self._board.close()
+
+
+def read_log(directory: Path) -> list[dict[str, Any]]:
+    """The whole lines of a run's log; a last line that a crash cut short is left out."""
+    path = directory / LOG
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8").split("\n")
+    return [json.loads(line) for line in lines[:-1] if line]
+
+
+def write_run_record(directory: Path, config: dict[str, Any], facts: dict[str, Any]) -> None:
+    """`run.json`: what ran, on what, with which versions."""
+    import numpy
+    import torch
+
+    write_json(
+        directory / "run.json",
+        {
+            "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+            "git_revision": _git_revision(),
+            "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": numpy.__version__},
+            "machine": {"platform": platform.platform(), "threads": torch.get_num_threads()},
+            **facts,
+            "config": config,
+        },
+    )
+
+
+def _git_revision() -> str | None:
+    """The commit this code stands at, with `-dirty` after it if files differ; None outside git."""
+    try:
+        command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+        folder = Path(__file__).resolve().parent
+        result = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return result.stdout.strip() or None

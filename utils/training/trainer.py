@@ -1,0 +1,235 @@
+"""The training loop of every task: one process or many, full or mixed precision, resumable."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import random
+import signal
+import time
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader, Dataset
+
+from utils.checkpoint import BEST, LAST, save_checkpoint
+from utils.cli import UserError, progress
+from utils.training.distributed import Ranks
+from utils.training.runlog import RunLog
+from utils.training.sampling import PlaceBatches
+from utils.training.schedule import warmup_cosine
+
+AMP_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+
+
+class Task(Protocol):
+    """What a task plugs into the loop."""
+
+    name: str
+    model: nn.Module  # forward(**inputs) -> {"loss_sum", "count", ...}: scalars, summed over the rank's share
+    dataset: Dataset  # item number = place of the sample in the run
+    score_name: str  # the entry of `validate`'s result that is to become small
+
+    def collate(self, samples: list[Any]) -> dict[str, Tensor]: ...
+
+    def inputs(self, batch: dict[str, Tensor], step: int) -> dict[str, Any]: ...
+
+    def frames(self, batch: dict[str, Tensor]) -> int: ...
+
+    def validate(self, device: torch.device) -> dict[str, float]: ...
+
+    def description(self) -> dict[str, Any]: ...  # what a checkpoint must hold so that the model can be used
+
+
+class Trainer:
+    """Trains `task.model` for `args.steps` steps, writing logs and checkpoints into `directory`."""
+
+    def __init__(self, task: Task, args: argparse.Namespace, config: dict[str, Any], directory: Path, ranks: Ranks):
+        self.task, self.args, self.config, self.directory, self.ranks = task, args, config, directory, ranks
+        self.model = task.model.to(ranks.device)
+        self.wrapped = DistributedDataParallel(self.model) if ranks.world > 1 else self.model
+        self.optimizer = torch.optim.AdamW(parameter_groups(self.model, args.weight_decay), lr=args.lr)
+        self.scaler = torch.amp.GradScaler(ranks.device.type, enabled=args.amp == "fp16")
+        self.step = 0
+        self.best = math.inf
+        self.metrics: dict[str, float] = {}
+        self.signal: int | None = None
+
+    def fit(self) -> int:
+        """Trains to the last step, or to the first signal; returns 0, or 128 + the signal's number."""
+        log = RunLog(self.directory, self.ranks.is_main, self.step, self.args.tensorboard)
+        loader = self._loader()
+        handlers = {number: signal.signal(number, self._stop) for number in STOP_SIGNALS}
+        hidden = None if self.ranks.is_main else True  # None: hidden where stderr is no terminal
+        bar = progress(total=self.args.steps, initial=self.step, unit="step", disable=hidden)
+        try:
+            self._loop(loader, log, bar)
+        finally:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+            bar.close()
+            log.close()
+        return 128 + self.signal if self.signal else 0
+
+    def _loop(self, loader: DataLoader, log: RunLog, bar: Any) -> None:
+        random_states = _random_states()
+        batches = iter(loader)  # takes a number from the global generator, so its state is put back
+        _restore_random_states(random_states)
+        frames, started = 0, time.perf_counter()
+        for batch in batches:
+            values = self._train_step(batch)
+            self.step += 1
+            frames += self.task.frames(batch) * self.ranks.world
+            if self.step % self.args.log_every == 0 or self.step == self.args.steps:
+                elapsed = time.perf_counter() - started
+                self._log(log, bar, values, frames / elapsed)
+                frames, started = 0, time.perf_counter()
+            bar.update()
+            if self.step % self.args.save_every == 0 or self.step == self.args.steps or self.signal:
+                paused = time.perf_counter()
+                self._validate_and_save(log, bar)
+                started += time.perf_counter() - paused
+            if self.signal:
+                break
+
+    def _train_step(self, batch: dict[str, Tensor]) -> dict[str, float]:
+        """One update; returns the global batch's loss and what else the model counted, per sample."""
+        args, ranks = self.args, self.ranks
+        factor = warmup_cosine(self.step, args.steps, args.warmup, args.final_lr)
+        for group in self.optimizer.param_groups:
+            group["lr"] = args.lr * factor
+        self.wrapped.train()
+        inputs = self.task.inputs({name: value.to(ranks.device) for name, value in batch.items()}, self.step)
+        with torch.autocast(ranks.device.type, AMP_DTYPES.get(args.amp), enabled=args.amp != "off"):
+            outputs = self.wrapped(**inputs)
+        names = sorted(outputs)
+        totals = ranks.sum(torch.stack([outputs[name].detach().double() for name in names]))
+        totals = dict(zip(names, totals.tolist(), strict=True))
+        count = totals.pop("count")
+        if not math.isfinite(totals["loss_sum"]):
+            raise UserError(f"the loss of step {self.step + 1} is {totals['loss_sum']}; try a smaller --lr")
+        loss = outputs["loss_sum"] * (ranks.world / count)  # DDP averages gradients over ranks
+        self.optimizer.zero_grad(set_to_none=True)
+        self.scaler.scale(loss).backward()
+        self.scaler.unscale_(self.optimizer)
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), args.clip)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        values = {name.removesuffix("_sum"): total / count for name, total in totals.items()}
+        return {**values, "lr": args.lr * factor, "grad_norm": norm.item()}
+
+    def _log(self, log: RunLog, bar: Any, values: dict[str, float], speed: float) -> None:
+        line = {"loss": values["loss"], "loss_hex": values["loss"].hex(), **values, "frames_per_s": speed}
+        log.write(self.step, "train", line)
+        if self.ranks.is_main:
+            shown = [f"{name} {value:.4g}" for name, value in line.items() if name != "loss_hex"]
+            bar.write(f"step {self.step}/{self.args.steps}  " + "  ".join(shown))
+
+    def _validate_and_save(self, log: RunLog, bar: Any) -> None:
+        if self.ranks.is_main:
+            random_states = _random_states()
+            self.model.eval()
+            self.metrics = self.task.validate(self.ranks.device)
+            _restore_random_states(random_states)
+            log.write(self.step, "valid", self.metrics)
+            shown = "  ".join(f"{name} {value:.4g}" for name, value in self.metrics.items())
+            bar.write(f"step {self.step}/{self.args.steps}  {shown}")
+            self._save()
+        self.ranks.from_main(torch.zeros(1, device=self.ranks.device))  # nobody runs ahead of the save
+
+    def _save(self) -> None:
+        """`best.pt` to use where the score is the best so far, `last.pt` to go on from."""
+        usable = {
+            "task": self.task.name,
+            "step": self.step,
+            "config": self.config,
+            "metrics": self.metrics,
+            "model": self.model.state_dict(),
+            **self.task.description(),
+        }
+        score = self.metrics[self.task.score_name]
+        if score < self.best:
+            self.best = score
+            save_checkpoint(self.directory / BEST, usable)
+        training = {
+            "samples": self.step * self.args.batch_size,
+            "best": self.best,
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "random": _random_states(),
+        }
+        save_checkpoint(self.directory / LAST, {**usable, "training": training})
+
+    def restore(self, checkpoint: dict[str, Any]) -> None:
+        """Goes on from a `last.pt`; `UserError` if it holds another model or other settings of the optimiser."""
+        if "training" not in checkpoint:
+            raise UserError("only last.pt can be resumed: best.pt holds no optimiser")
+        description = self.task.description()
+        different = [name for name in description if checkpoint.get(name) != description[name]]
+        different += [
+            f"--{name.replace('_', '-')}"
+            for name, value in self.config.items()
+            if name in RESUME_MUST_EQUAL and checkpoint["config"].get(name) != value
+        ]
+        if different:
+            raise UserError(f"the checkpoint to resume from was trained with other {', '.join(different)}")
+        training = checkpoint["training"]
+        self.model.load_state_dict(checkpoint["model"])
+        self.optimizer.load_state_dict(training["optimizer"])
+        self.scaler.load_state_dict(training["scaler"])
+        self.step, self.best, self.metrics = checkpoint["step"], training["best"], checkpoint["metrics"]
+        _restore_random_states(training["random"])
+
+    def _loader(self) -> DataLoader:
+        batches = PlaceBatches(self.step, self.args.steps, self.args.batch_size, self.ranks.rank, self.ranks.world)
+        return DataLoader(
+            self.task.dataset,
+            batch_sampler=batches,
+            collate_fn=self.task.collate,
+            num_workers=self.args.workers,
+            worker_init_fn=_ignore_stop_signals,
+        )
+
+    def _stop(self, number: int, frame: Any) -> None:
+        """Finishes the step in flight and saves; the second signal ends the process at once."""
+        if self.signal:
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
+        self.signal = number
+
+
+# A resumed run with another value of one of these would not be the same run; more --steps may be asked for.
+RESUME_MUST_EQUAL = frozenset(
+    "task batch_size lr weight_decay warmup final_lr clip amp seed crop_seconds margin margin_warmup sampling "
+    "frequency_masks frequency_width time_masks time_width".split()
+)
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Weight decay for matrices and kernels, none for biases, gains and parameters marked `no_weight_decay`."""
+    decayed, exempt = [], []
+    for parameter in model.parameters():
+        free = parameter.ndim < 2 or getattr(parameter, "no_weight_decay", False)
+        (exempt if free else decayed).append(parameter)
+    return [{"params": decayed, "weight_decay": weight_decay}, {"params": exempt, "weight_decay": 0.0}]
+
+
+def _random_states() -> dict[str, Any]:
+    return {"python": random.getstate(), "torch": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all()}
+
+
+def _restore_random_states(states: dict[str, Any]) -> None:
+    random.setstate(states["python"])
+    torch.set_rng_state(states["torch"])
+    if len(states["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(states["cuda"])
+
+
+def _ignore_stop_signals(worker: int) -> None:
+    """Loader workers are stopped by the trainer; a Ctrl-C reaches them too and would kill the batch in flight."""
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
