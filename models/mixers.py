@@ -124,7 +124,7 @@ class ConvMixer(nn.Module):
             x = x * length_mask(lengths, x.shape[1]).unsqueeze(-1)
             x = F.pad(x, (0, 0, 0, self.ahead))
         y = causal_conv(x, self.conv1d.weight, self.conv1d.bias)[:, self.ahead :]
-        return self.out_proj(F.silu(self.norm(y)))
+        return self.out_proj(F.silu(self.norm(y.to(self.norm.weight.dtype))))
 
 
 def build_mixer(name: str, d_model: int, causal: bool, d_state: int, expand: int, headdim: int) -> nn.Module:

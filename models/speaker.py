@@ -65,7 +65,7 @@ class TacoMambaEncoder(nn.Module):
         self.stack = MixerStack(d_model=d_model, **stack)
         self.expand = nn.Linear(d_model, pooled_channels)
         self.pooling = AttentiveStatisticsPooling(pooled_channels)
-        self.pooled_norm = nn.BatchNorm1d(2 * pooled_channels)
+        self.pooled_norm = nn.LayerNorm(2 * pooled_channels)
         self.embedding = nn.Linear(2 * pooled_channels, embedding_dim)
 
     def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
@@ -82,6 +82,7 @@ class SpeakerModel(nn.Module):
         self.feature_norm = FeatureNorm(n_mels, per_utterance)
         self.encoder = encoder
         self.classifier = AAMSoftmax(embedding_dim, n_speakers)
+        self.embedding_dim = embedding_dim
 
     def embed(self, mel: Tensor, lengths: Tensor) -> Tensor:
         """Embeddings, not normalised: mel (B, T, n_mels), lengths (B,) in frames -> (B, embedding_dim) float32."""

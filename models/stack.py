@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -66,6 +67,7 @@ class MixerStack(nn.Module):
         self.norm = nn.RMSNorm(d_model, eps=1e-5)
 
     def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+        x = x.to(torch.promote_types(x.dtype, torch.float32))  # the residual stream adds up too much for bfloat16
         for block in self.blocks:
             x = block(x, lengths)
         return self.norm(x) * length_mask(lengths, x.shape[1]).unsqueeze(-1)

@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from utils.cli import UserError
+from utils.device import pick_device
 
 
 @dataclass(frozen=True)
@@ -36,18 +36,6 @@ class Ranks:
         if self.world > 1:
             dist.broadcast(values, src=0)
         return values
-
-
-def pick_device(name: str) -> torch.device:
-    """The device called `name`; `auto` takes CUDA, then Apple's MPS, then the CPU."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"--device {name} cannot be used here: {str(error).splitlines()[0]}") from error
-    return device
 
 
 def join(device_name: str) -> Ranks:

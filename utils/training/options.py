@@ -106,12 +106,6 @@ def add_speaker_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--time-masks", type=cli.non_negative_int, default=2, help="SpecAugment masks over time")
     group.add_argument("--time-width", type=cli.non_negative_int, default=20, help="largest such mask in frames")
     group.add_argument(
-        "--sampling",
-        choices=("utterance", "speaker"),
-        default="utterance",
-        help="each epoch takes every utterance once, or every speaker once with one of its utterances",
-    )
-    group.add_argument(
         "--valid-utterances", type=cli.positive_int, default=400, help="at most so many utterances in a validation"
     )
 

@@ -6,7 +6,7 @@ interruption change what is trained on.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import lru_cache
 
 import numpy as np
@@ -14,24 +14,18 @@ from torch.utils.data import Sampler
 
 
 class EpochOrder:
-    """Item of each place: every epoch is a new permutation of all groups, with one item of each group.
+    """Item of each place: every epoch takes each of `size` items once, in a new order."""
 
-    groups: item numbers by group; groups of one item each make ordinary epochs over the items.
-    """
-
-    def __init__(self, groups: Sequence[Sequence[int]], seed: int) -> None:
-        self.groups = groups
-        self.seed = seed
+    def __init__(self, size: int, seed: int) -> None:
+        self.size, self.seed = size, seed
         self._permutation = lru_cache(maxsize=2)(self._draw)
 
     def __getitem__(self, place: int) -> int:
-        epoch, position = divmod(place, len(self.groups))
+        epoch, position = divmod(place, self.size)
         return int(self._permutation(epoch)[position])
 
     def _draw(self, epoch: int) -> np.ndarray:
-        generator = np.random.default_rng([self.seed, 1, epoch])
-        order = generator.permutation(len(self.groups))
-        return np.array([self.groups[group][generator.integers(len(self.groups[group]))] for group in order])
+        return np.random.default_rng([self.seed, 1, epoch]).permutation(self.size)
 
 
 class PlaceBatches(Sampler[list[int]]):

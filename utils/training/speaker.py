@@ -12,8 +12,8 @@ from torch.utils.data import Dataset
 
 from models import build_speaker_model
 from utils.cli import UserError
+from utils.evaluation.embedding import embed_mels
 from utils.evaluation.metrics import eer
-from utils.evaluation.recognizer import embed_mels
 from utils.features.store import FeatureStore
 from utils.protocol import Protocol
 from utils.training.options import model_config
@@ -33,10 +33,7 @@ class CropDataset(Dataset):
     def __init__(self, store: FeatureStore, items: list[int], labels: list[int], fill: np.ndarray, args: Any) -> None:
         self.store, self.items, self.labels, self.fill, self.args = store, items, labels, fill, args
         self.crop = store.recipe.frames(round(args.crop_seconds * store.recipe.sample_rate))
-        groups: dict[int, list[int]] = {}
-        for position, label in enumerate(labels):
-            groups.setdefault(label if args.sampling == "speaker" else position, []).append(position)
-        self.order = EpochOrder(list(groups.values()), args.seed)
+        self.order = EpochOrder(len(items), args.seed)
 
     def __getitem__(self, place: int) -> tuple[np.ndarray, int]:
         position = self.order[place]

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import math
 import random
 import signal
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -45,6 +47,33 @@ class Task(Protocol):
     def description(self) -> dict[str, Any]: ...  # what a checkpoint must hold so that the model can be used
 
 
+class Meter:
+    """Speed since its making, pauses left out."""
+
+    def __init__(self) -> None:
+        self._steps = self._frames = 0
+        self._wall, self._cpu = time.perf_counter(), time.process_time()
+
+    def add(self, frames: int) -> None:
+        """Counts one step of so many frames over all ranks."""
+        self._steps, self._frames = self._steps + 1, self._frames + frames
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """What happens inside does not count."""
+        wall, cpu = time.perf_counter(), time.process_time()
+        yield
+        self._wall += time.perf_counter() - wall
+        self._cpu += time.process_time() - cpu
+
+    def read(self) -> dict[str, float]:
+        """Frames per second of wall time, and seconds of this process's CPU time per step."""
+        return {
+            "frames_per_s": self._frames / (time.perf_counter() - self._wall),
+            "cpu_s_per_step": (time.process_time() - self._cpu) / self._steps,
+        }
+
+
 class Trainer:
     """Trains `task.model` for `args.steps` steps, writing logs and checkpoints into `directory`."""
 
@@ -79,20 +108,18 @@ class Trainer:
         random_states = _random_states()
         batches = iter(loader)  # takes a number from the global generator, so its state is put back
         _restore_random_states(random_states)
-        frames, started = 0, time.perf_counter()
+        meter = Meter()
         for batch in batches:
             values = self._train_step(batch)
             self.step += 1
-            frames += self.task.frames(batch) * self.ranks.world
+            meter.add(self.task.frames(batch) * self.ranks.world)
             if self.step % self.args.log_every == 0 or self.step == self.args.steps:
-                elapsed = time.perf_counter() - started
-                self._log(log, bar, values, frames / elapsed)
-                frames, started = 0, time.perf_counter()
+                self._log(log, bar, {**values, **meter.read()})
+                meter = Meter()
             bar.update()
             if self.step % self.args.save_every == 0 or self.step == self.args.steps or self.signal:
-                paused = time.perf_counter()
-                self._validate_and_save(log, bar)
-                started += time.perf_counter() - paused
+                with meter.paused():
+                    self._validate_and_save(log, bar)
             if self.signal:
                 break
 
@@ -122,8 +149,8 @@ class Trainer:
         values = {name.removesuffix("_sum"): total / count for name, total in totals.items()}
         return {**values, "lr": args.lr * factor, "grad_norm": norm.item()}
 
-    def _log(self, log: RunLog, bar: Any, values: dict[str, float], speed: float) -> None:
-        line = {"loss": values["loss"], "loss_hex": values["loss"].hex(), **values, "frames_per_s": speed}
+    def _log(self, log: RunLog, bar: Any, values: dict[str, float]) -> None:
+        line = {"loss": values["loss"], "loss_hex": values["loss"].hex(), **values}
         log.write(self.step, "train", line)
         if self.ranks.is_main:
             shown = [f"{name} {value:.4g}" for name, value in line.items() if name != "loss_hex"]
@@ -204,7 +231,7 @@ class Trainer:
 
 # A resumed run with another value of one of these would not be the same run; more --steps may be asked for.
 RESUME_MUST_EQUAL = frozenset(
-    "task batch_size lr weight_decay warmup final_lr clip amp seed crop_seconds margin margin_warmup sampling "
+    "task batch_size lr weight_decay warmup final_lr clip amp seed crop_seconds margin margin_warmup "
     "frequency_masks frequency_width time_masks time_width".split()
 )
 

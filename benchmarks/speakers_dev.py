@@ -1,0 +1,198 @@
+"""Speaker recognition on folds of real speech: trains every cell, pools the folds, writes a table.
+
+    python benchmarks/speakers_dev.py --speech ../shared/data/speakers_dev --out runs/speakers_dev
+    python benchmarks/speakers_dev.py --speech ../shared/data/speakers_dev --out runs/speakers_dev_short \
+        --models mamba attention lstm conv ecapa --steps 20 --seeds 1 --folds 0
+
+SPEECH is a folder with LibriSpeech/ and splits/foldK_{speakers,trials}.txt. Every cell (model, fold, seed) is one run
+of train_tacomamba.py on one thread; finished cells are kept, an interrupted one goes on. Scores of all folds of one
+seed are pooled before the equal error rate is taken, for an interval over five speakers would say nothing. The last
+checkpoint is evaluated: the validation set is too small to choose one by.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from utils import cli  # noqa: E402
+
+SPLITS = ("train-clean-100", "train-clean-100-notext")
+SHAPE = ("--subsampling", "4")
+MODELS = {
+    "mamba2": ("--mixer", "mamba2", *SHAPE),
+    "mamba2-causal": ("--mixer", "mamba2", "--causal", "--n-layers", "8", *SHAPE),
+    "mamba": ("--mixer", "mamba", *SHAPE),
+    "attention": ("--mixer", "attention", "--mlp-ratio", "2", *SHAPE),
+    "lstm": ("--mixer", "lstm", *SHAPE),
+    "conv": ("--mixer", "conv", *SHAPE),
+    "xvector": ("--model", "xvector", "--embedding-dim", "512"),
+    "ecapa": ("--model", "ecapa"),
+}
+
+
+def build_parser() -> cli.Parser:
+    """The flags of this script."""
+    parser = cli.Parser(description=__doc__)
+    parser.add_argument("--speech", type=Path, required=True, help="folder with LibriSpeech/ and splits/")
+    parser.add_argument("--out", type=Path, required=True, help="where features, runs and the table go")
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=["mamba2", "xvector"], help="what to compare")
+    parser.add_argument("--folds", nargs="+", type=int, default=[0, 1, 2, 3], help="folds of held-out speakers")
+    parser.add_argument("--seeds", type=cli.positive_int, default=3, help="seeds 0 to this number less one")
+    parser.add_argument("--steps", type=cli.positive_int, default=240, help="training steps of 32 x 2 s")
+    parser.add_argument("--jobs", type=cli.positive_int, default=2, help="cells at once, one thread each")
+    parser.add_argument("--bootstrap", type=cli.positive_int, default=1000, help="draws of the speakers for intervals")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs what is missing and prints the table."""
+    return cli.run(_benchmark, build_parser().parse_args(argv))
+
+
+def _benchmark(args: argparse.Namespace) -> None:
+    from utils.files import write_json, write_text
+
+    for fold in args.folds:
+        _preprocess(args, fold)
+    cells = [(model, fold, seed) for seed in range(args.seeds) for model in args.models for fold in args.folds]
+    with ThreadPoolExecutor(args.jobs) as pool:
+        list(cli.progress(pool.map(lambda cell: _train(args, *cell), cells), total=len(cells), unit="run"))
+    results = [_result(args, model, seed) for model in args.models for seed in range(args.seeds)]
+    table = _table(args, results)
+    write_json(args.out / "results.json", results)
+    write_text(args.out / "table.md", table)
+    print(table)
+
+
+def _preprocess(args: argparse.Namespace, fold: int) -> None:
+    heldout = args.speech / "splits" / f"fold{fold}_speakers.txt"
+    words = ["--dataset", "librispeech", "--raw", args.speech, "--split", *SPLITS, "--out", args.out / "features"]
+    _script("preprocess.py", *words, "--protocol", f"fold{fold}", "--heldout-speakers", heldout)
+
+
+def _train(args: argparse.Namespace, model: str, fold: int, seed: int) -> None:
+    words = ["--task", "speaker", "--data", args.out / "features", "--protocol", f"fold{fold}", "--steps", args.steps]
+    words += ["--seed", seed, "--threads", 1, "--save-every", 60, "--resume", "auto", "--no-tensorboard"]
+    _script("train_tacomamba.py", *words, *MODELS[model], "--out", _run(args, model, fold, seed))
+
+
+def _run(args: argparse.Namespace, model: str, fold: int, seed: int) -> Path:
+    return args.out / f"{model}-fold{fold}-seed{seed}"
+
+
+def _script(name: str, *words: object) -> None:
+    command = [sys.executable, str(ROOT / name), *map(str, words)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    result = subprocess.run(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    if result.returncode:
+        raise cli.UserError(f"`{' '.join(command[1:])}` ended with {result.returncode}: {result.stderr.strip()}")
+
+
+def _result(args: argparse.Namespace, model: str, seed: int) -> dict[str, Any]:
+    """Figures of one model and seed over all folds, from its last checkpoints; kept in a file once made."""
+    from utils.evaluation.report import identification_report, verification_report
+    from utils.files import read_json, write_json
+
+    path = args.out / f"{model}-seed{seed}-folds{'_'.join(map(str, args.folds))}.json"
+    if path.exists():
+        return read_json(path)
+    pooled = _pool([_evaluate(args, model, fold, seed) for fold in args.folds])
+    lines = []
+    for fold in args.folds:
+        log = (_run(args, model, fold, seed) / "log.jsonl").read_text(encoding="utf-8").splitlines()
+        lines += [line for line in map(json.loads, log) if "cpu_s_per_step" in line]
+    result = {
+        "model": model,
+        "seed": seed,
+        "parameters": read_json(_run(args, model, args.folds[0], seed) / "run.json")["parameters"],
+        "cpu_s_per_step": statistics.median(line["cpu_s_per_step"] for line in lines),
+        "first_loss": lines[0]["loss"],
+        "last_loss": lines[-1]["loss"],
+        "verification": verification_report(pooled.trials, pooled.scores, args.bootstrap, seed=0),
+        "identification": identification_report(pooled.answers, None),
+    }
+    write_json(path, result)
+    return result
+
+
+def _evaluate(args: argparse.Namespace, model: str, fold: int, seed: int) -> Any:
+    """The fold's trial list on raw audio, and identification among the speakers this run was trained on."""
+    import torch
+
+    from utils.evaluation.evaluate import evaluate_audio, evaluate_features
+    from utils.evaluation.recognizer import SpeakerRecognizer
+
+    torch.set_num_threads(args.jobs)
+    recognizer = SpeakerRecognizer.load(_run(args, model, fold, seed) / "last.pt", "cpu")
+    trials = args.speech / "splits" / f"fold{fold}_trials.txt"
+    evaluation = evaluate_audio(recognizer, args.speech, trials, None)
+    evaluation.answers = evaluate_features(recognizer, args.out / "features", f"fold{fold}").answers
+    return evaluation
+
+
+def _pool(evaluations: list[Any]) -> Any:
+    """All folds' trials, scores and answers as one evaluation; their held-out speakers are different ones."""
+    import numpy as np
+
+    from utils.evaluation.report import Evaluation
+    from utils.evaluation.trials import TrialSet
+    from utils.protocol import Trial
+
+    trials, origins, answers = [], {}, {}
+    for evaluation in evaluations:
+        part = evaluation.trials
+        items = part.items
+        trials += [Trial(bool(t), items[a], items[b]) for t, a, b in zip(part.targets, part.a, part.b, strict=True)]
+        origins.update(zip(items, part.origins, strict=True))
+        for name, given in evaluation.answers.items():
+            answers.setdefault(name, []).extend(given)
+    scores = {name: np.concatenate([part.scores[name] for part in evaluations]) for name in evaluations[0].scores}
+    return Evaluation("pooled folds", {}, trials=TrialSet.build(trials, origins), scores=scores, answers=answers)
+
+
+CONDITIONS = ("all", "same_sex", "cross_chapter", "1.5s", "3s")
+
+
+def _table(args: argparse.Namespace, results: list[dict[str, Any]]) -> str:
+    """Markdown: one row per model and seed, then what was counted and where."""
+    header = ["model", "seed", "parameters", "CPU s/step", "loss first, last"]
+    header += [f"EER {name} [95 %]" for name in CONDITIONS] + ["by utterance", "by chapter"]
+    rows = [header, ["---"] * len(header)]
+    for result in results:
+        row = [result["model"], str(result["seed"]), f"{result['parameters'] / 1e6:.2f} M"]
+        row += [f"{result['cpu_s_per_step']:.2f}", f"{result['first_loss']:.2f}, {result['last_loss']:.2f}"]
+        row += [_rate(result["verification"][name]) for name in CONDITIONS]
+        row += [_accuracy(result["identification"][part]) for part in ("utterance", "chapter")]
+        rows.append(row)
+    table = "\n".join("| " + " | ".join(row) + " |" for row in rows)
+    counts = {name: results[0]["verification"][name] for name in CONDITIONS}
+    trials = ", ".join(f"{name} {part['targets']} + {part['nontargets']}" for name, part in counts.items())
+    machine = f"{platform.machine()}, {os.cpu_count()} cores, {args.jobs} cells at once on one thread each"
+    return f"{table}\n\nTrials, targets + others: {trials}. {args.steps} steps of 32 x 2 s. {machine}.\n"
+
+
+def _rate(part: dict[str, Any]) -> str:
+    if part["eer"] is None:
+        return "–"
+    interval = part["eer_ci"]
+    return f"{100 * part['eer']:.1f} %" + (f" [{100 * interval[0]:.1f}, {100 * interval[1]:.1f}]" if interval else "")
+
+
+def _accuracy(part: dict[str, Any]) -> str:
+    return "–" if part["accuracy"] is None else f"{100 * part['accuracy']:.1f} % of {part['n']}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

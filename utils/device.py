@@ -1,0 +1,19 @@
+"""Which processor a command runs on."""
+
+from __future__ import annotations
+
+import torch
+
+from utils.cli import UserError
+
+
+def pick_device(name: str) -> torch.device:
+    """The device called `name`; `auto` takes CUDA, then Apple's MPS, then the CPU; `UserError` if it cannot be used."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # one each for name, build and driver
+        raise UserError(f"the device {name} cannot be used here: {str(error).splitlines()[0]}") from error
+    return device
