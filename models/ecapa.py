@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.norm import BatchNorm
 from models.pooling import AttentiveStatisticsPooling
 from models.xvector import TDNNLayer
 
@@ -71,9 +72,9 @@ class ECAPA(nn.Module):
         self.blocks = nn.ModuleList(SERes2Block(channels, dilation) for dilation in DILATIONS)
         self.aggregate = nn.Linear(len(DILATIONS) * channels, pooled_channels)
         self.pooling = AttentiveStatisticsPooling(pooled_channels, global_context=True)
-        self.pooled_norm = nn.BatchNorm1d(2 * pooled_channels)
+        self.pooled_norm = BatchNorm(2 * pooled_channels)
         self.embedding = nn.Linear(2 * pooled_channels, embedding_dim)
-        self.embedding_norm = nn.BatchNorm1d(embedding_dim)
+        self.embedding_norm = BatchNorm(embedding_dim)
 
     def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
         x = total = self.enter(x, lengths)

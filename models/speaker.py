@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from models.ecapa import ECAPA
 from models.losses import AAMSoftmax
 from models.mixers import length_mask
+from models.norm import BatchNorm
 from models.pooling import AttentiveStatisticsPooling
 from models.stack import MixerStack
 from models.xvector import XVector
@@ -65,7 +66,7 @@ class TacoMambaEncoder(nn.Module):
         self.stack = MixerStack(d_model=d_model, **stack)
         self.expand = nn.Linear(d_model, pooled_channels)
         self.pooling = AttentiveStatisticsPooling(pooled_channels)
-        self.pooled_norm = nn.LayerNorm(2 * pooled_channels)
+        self.pooled_norm = BatchNorm(2 * pooled_channels)
         self.embedding = nn.Linear(2 * pooled_channels, embedding_dim)
 
     def forward(self, x: Tensor, lengths: Tensor) -> Tensor:

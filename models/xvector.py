@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.mixers import length_mask
+from models.norm import BatchNorm
 from models.pooling import StatisticsPooling
 
 LAYERS = ((512, 5, 1), (512, 3, 2), (512, 3, 3), (512, 1, 1), (1500, 1, 1))
@@ -17,10 +18,10 @@ class TDNNLayer(nn.Module):
     def __init__(self, in_dim: int, out_dim: int, kernel: int, dilation: int) -> None:
         super().__init__()
         self.conv = nn.Conv1d(in_dim, out_dim, kernel, dilation=dilation, padding=dilation * (kernel // 2))
-        self.norm = nn.BatchNorm1d(out_dim)
+        self.norm = BatchNorm(out_dim)
 
     def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
-        y = self.norm(F.relu(self.conv(x.transpose(1, 2)))).transpose(1, 2)
+        y = self.norm(F.relu(self.conv(x.transpose(1, 2)).transpose(1, 2)))
         return y * length_mask(lengths, y.shape[1]).unsqueeze(-1)
 
 

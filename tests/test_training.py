@@ -148,18 +148,11 @@ def test_mixed_precision_trains_close_to_full(uninterrupted, processed, tmp_path
     assert sum(values[-4:]) < sum(values[2:6])
 
 
-def test_two_ranks_train_one_model_on_the_same_samples(processed, tmp_path):
+@pytest.mark.parametrize("model", ["tacomamba", "xvector"])
+def test_two_ranks_train_one_model_on_the_same_samples(processed, tmp_path, model):
     """First loss to 1e-6 relative (the order of sums), later ones to 1e-3: AdamW amplifies rounding."""
-    words = ["--steps", "5", "--save-every", "5"]
-    torchrun = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--nproc-per-node",
-        "2",
-        "--master-port",
-        str(free_port()),
-    ]
+    words = ["--steps", "4", "--save-every", "4", "--model", model]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={free_port()}"]
     command = [*torchrun, "train_tacomamba.py", *flags(processed, tmp_path / "two", *words)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)

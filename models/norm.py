@@ -1,0 +1,35 @@
+"""Batch normalisation over the global batch, on any back end of torch.distributed."""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.nn.functional import all_reduce
+
+
+class BatchNorm(nn.BatchNorm1d):
+    """Batch norm (Ioffe and Szegedy 2015) whose statistics cover all ranks: (B, D) or (B, L, D) -> same.
+
+    torch's SyncBatchNorm refuses CPU tensors, so the sums are all-reduced here; with one rank this is torch's own.
+    Training expects crops of one length, without padding; in eval mode the running statistics make padding harmless.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        flat = x.reshape(-1, x.shape[-1])
+        if not self.training or not dist.is_initialized() or dist.get_world_size() == 1:
+            return super().forward(flat).view(x.shape)
+        with torch.autocast(x.device.type, enabled=False):
+            return self._over_ranks(flat.float()).view(x.shape)
+
+    def _over_ranks(self, x: Tensor) -> Tensor:
+        """x (N, D) float32, this rank's share of the rows."""
+        count = x.new_full((1,), len(x))
+        total = all_reduce(torch.cat([count, x.sum(0)]))
+        count, mean = total[0].detach(), total[1:] / total[0].detach()
+        variance = all_reduce((x - mean).square().sum(0)) / count
+        with torch.no_grad():
+            self.num_batches_tracked += 1
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(variance * count / (count - 1), self.momentum)
+        return (x - mean) * (variance + self.eps).rsqrt() * self.weight + self.bias
