@@ -102,13 +102,14 @@ def _script(name: str, *words: object) -> None:
 
 def _result(args: argparse.Namespace, model: str, seed: int) -> dict[str, Any]:
     """Figures of one model and seed over all folds, from its last checkpoints; kept in a file once made."""
+    from utils.evaluation.pooled import pool
     from utils.evaluation.report import identification_report, verification_report
     from utils.files import read_json, write_json
 
     path = args.out / f"{model}-seed{seed}-folds{'_'.join(map(str, args.folds))}.json"
     if path.exists():
         return read_json(path)
-    pooled = _pool([_evaluate(args, model, fold, seed) for fold in args.folds])
+    pooled = pool("pooled folds", [_evaluate(args, model, fold, seed) for fold in args.folds])
     lines = []
     for fold in args.folds:
         log = (_run(args, model, fold, seed) / "log.jsonl").read_text(encoding="utf-8").splitlines()
@@ -140,26 +141,6 @@ def _evaluate(args: argparse.Namespace, model: str, fold: int, seed: int) -> Any
     evaluation = evaluate_audio(recognizer, args.speech, trials, None)
     evaluation.answers = evaluate_features(recognizer, args.out / "features", f"fold{fold}").answers
     return evaluation
-
-
-def _pool(evaluations: list[Any]) -> Any:
-    """All folds' trials, scores and answers as one evaluation; their held-out speakers are different ones."""
-    import numpy as np
-
-    from utils.evaluation.report import Evaluation
-    from utils.evaluation.trials import TrialSet
-    from utils.protocol import Trial
-
-    trials, origins, answers = [], {}, {}
-    for evaluation in evaluations:
-        part = evaluation.trials
-        items = part.items
-        trials += [Trial(bool(t), items[a], items[b]) for t, a, b in zip(part.targets, part.a, part.b, strict=True)]
-        origins.update(zip(items, part.origins, strict=True))
-        for name, given in evaluation.answers.items():
-            answers.setdefault(name, []).extend(given)
-    scores = {name: np.concatenate([part.scores[name] for part in evaluations]) for name in evaluations[0].scores}
-    return Evaluation("pooled folds", {}, trials=TrialSet.build(trials, origins), scores=scores, answers=answers)
 
 
 CONDITIONS = ("all", "same_sex", "cross_chapter", "1.5s", "3s")

@@ -79,9 +79,10 @@ def test_a_failed_save_leaves_the_old_checkpoint(saved):
     assert load_checkpoint(saved)["step"] == 3
 
 
-def test_the_model_hash_names_weights_and_recipe_only():
+def test_the_model_hash_names_weights_configuration_and_recipe():
     weights = {"a": torch.arange(3.0), "n": torch.tensor(4)}
-    name = model_hash(weights, {"hop": 160})
-    assert name == model_hash(dict(reversed(weights.items())), {"hop": 160}) and len(name) == 16
-    assert name != model_hash({**weights, "a": torch.arange(3.0) + 1}, {"hop": 160})
-    assert name != model_hash(weights, {"hop": 200})
+    name = model_hash(weights, {"causal": True}, {"hop": 160})
+    assert name == model_hash(dict(reversed(weights.items())), {"causal": True}, {"hop": 160}) and len(name) == 16
+    assert name != model_hash({**weights, "a": torch.arange(3.0) + 1}, {"causal": True}, {"hop": 160})
+    assert name != model_hash(weights, {"causal": False}, {"hop": 160})
+    assert name != model_hash(weights, {"causal": True}, {"hop": 200})

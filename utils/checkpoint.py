@@ -59,9 +59,9 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     return checkpoint
 
 
-def model_hash(state: dict[str, Tensor], recipe: dict[str, Any]) -> str:
-    """Names a model by its weights and recipe: 16 hex digits of sha256, whatever file they lie in."""
-    digest = hashlib.sha256(repr(sorted(recipe.items())).encode())
+def model_hash(state: dict[str, Tensor], model_config: dict[str, Any], recipe: dict[str, Any]) -> str:
+    """Names a model by weights, configuration and recipe: 16 hex digits of sha256, whatever file they lie in."""
+    digest = hashlib.sha256(repr([sorted(model_config.items()), sorted(recipe.items())]).encode())
     for name, tensor in sorted(state.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())

@@ -198,15 +198,25 @@ def fraction(text: str) -> float:
 
 
 def run(body: Callable[[argparse.Namespace], int | None], args: argparse.Namespace) -> int:
-    """Calls a script's body; a `UserError` becomes its sentence on stderr and its exit code."""
+    """Calls a script's body; a `UserError`, or what the system refuses, becomes one sentence on stderr."""
     try:
         return int(body(args) or ExitCode.DONE)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return int(error.exit_code)
+    except OSError as error:
+        print(f"error: {_os_sentence(error)}", file=sys.stderr)
+        return int(ExitCode.BAD_INPUT)
     except KeyboardInterrupt:
         print("error: interrupted", file=sys.stderr)
         return int(ExitCode.INTERRUPTED)
+
+
+def _os_sentence(error: OSError) -> str:
+    """What the system refused, and for which file: a full disk, a folder without permission."""
+    if error.strerror is None:
+        return " ".join(str(error).split()) or type(error).__name__
+    return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
 
 
 def progress(iterable: Iterable[T] | None = None, **kwargs: Any) -> Any:

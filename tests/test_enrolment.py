@@ -1,0 +1,152 @@
+"""Enrolled speakers: what counts as speech, what a store keeps and refuses, who is named."""
+
+from __future__ import annotations
+
+import datetime
+import json
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.numpy import save_file
+
+from utils.cli import UserError
+from utils.evaluation.enrolment import UNKNOWN, EnrolmentStore, locked_store, speech_seconds, write_embeddings
+from utils.evaluation.identification import enrolment_mean, unit
+
+MODEL, RECIPE = "0123456789abcdef", "recipe"
+RATE = 16_000
+
+
+def tone(seconds: float, level_db: float) -> np.ndarray:
+    """A sine of `level_db` dB of full scale (RMS)."""
+    time = np.arange(round(seconds * RATE)) / RATE
+    return (10 ** (level_db / 20) * np.sqrt(2) * np.sin(2 * np.pi * 220 * time)).astype(np.float32)
+
+
+def embeddings(*vectors: list[float]) -> np.ndarray:
+    return unit(np.array(vectors, dtype=np.float32))
+
+
+@pytest.mark.parametrize(
+    ("waveform", "expected"),
+    [
+        (np.zeros(0, np.float32), 0),
+        (np.zeros(RATE, np.float32), 0),
+        (tone(1.0, -70), 0),  # all of it below the floor
+        (tone(2.0, -20), 2.0),
+        (tone(0.3, -20), 0.3),
+        (np.concatenate([tone(1.0, -20), np.zeros(2 * RATE, np.float32)]), 1.0),
+        (np.concatenate([tone(1.0, -10), tone(2.0, -40)]), 3.0),  # 30 dB down is still speech
+        (np.concatenate([tone(1.0, -10), tone(2.0, -50)]), 1.0),  # 40 dB down is not
+    ],
+)
+def test_speech_seconds(waveform, expected):
+    assert speech_seconds(waveform, RATE) == pytest.approx(expected, abs=0.035)
+
+
+def test_speech_does_not_depend_on_the_rate_of_the_file():
+    samples = np.concatenate([tone(0.7, -20), np.zeros(RATE, np.float32)])
+    assert speech_seconds(samples, RATE) == pytest.approx(speech_seconds(np.repeat(samples, 3), 3 * RATE), abs=0.02)
+
+
+@given(st.integers(1, 5), st.floats(0.1, 100), st.integers(0, 1000))
+def test_an_enrolment_does_not_grow_with_recordings_or_their_length(count, scale, seed):
+    first, second = np.random.default_rng(seed).normal(size=(2, 8))
+    mean = enrolment_mean(np.stack([first, second]))
+    assert np.linalg.norm(mean) == pytest.approx(1, abs=1e-6)
+    assert enrolment_mean(np.stack([scale * first, second] * count)) == pytest.approx(mean, abs=1e-6)
+
+
+def test_store_round_trip(tmp_path: Path):
+    path = tmp_path / "people.safetensors"
+    with locked_store(path, MODEL, RECIPE) as store:
+        store.enroll("Ada", embeddings([1, 0, 0], [0, 1, 0]), seconds=7.25)
+    with locked_store(path, MODEL, RECIPE) as store:
+        store.enroll("Ben Bär", embeddings([0, 0, 1]), seconds=3)
+    store = EnrolmentStore.load(path, MODEL)
+    today = datetime.datetime.now(datetime.UTC).date().isoformat()
+    described = [(s.name, s.count, s.seconds, s.date) for s in store.speakers]
+    assert described == [("Ada", 2, 7.25, today), ("Ben Bär", 1, 3, today)]
+    answer = store.identify(embeddings([1, 1, 0.1])[0], threshold=0.5)
+    assert (answer.name, [name for name, _ in answer.scores]) == ("Ada", ["Ada", "Ben Bär"])
+    assert answer.score == pytest.approx(2 / np.sqrt(2 * 2.01), abs=1e-6)
+    assert answer.margin == pytest.approx(answer.score - 0.1 / np.sqrt(2.01), abs=1e-6)
+
+
+def test_unknown_below_the_threshold_and_no_margin_alone():
+    store = EnrolmentStore(MODEL, RECIPE)
+    store.enroll("Ada", embeddings([1, 0]), seconds=1)
+    probe = embeddings([0.6, 0.8])[0]
+    near, far = store.identify(probe, threshold=0.59), store.identify(probe, threshold=0.61)
+    assert (near.name, far.name, far.best, far.margin) == ("Ada", UNKNOWN, "Ada", None)
+    assert json.loads(json.dumps(far.to_dict()))["scores"] == [{"name": "Ada", "score": pytest.approx(0.6)}]
+
+
+def test_replacing_a_speaker(tmp_path: Path):
+    path = tmp_path / "store"
+    with locked_store(path, MODEL, RECIPE) as store:
+        store.enroll("Ada", embeddings([1, 0]), seconds=1)
+        store.enroll("Ben", embeddings([0, 1]), seconds=1)
+    before = path.read_bytes()
+    with pytest.raises(UserError, match="'Ada' is enrolled already"), locked_store(path, MODEL, RECIPE) as store:
+        store.enroll("Ada", embeddings([0, 1]), seconds=1)
+    assert path.read_bytes() == before
+    with locked_store(path, MODEL, RECIPE) as store:
+        store.enroll("Ada", embeddings([-1, 0]), seconds=2, replace=True)
+    store = EnrolmentStore.load(path, MODEL)
+    assert sorted((s.name, s.seconds) for s in store.speakers) == [("Ada", 2), ("Ben", 1)]
+    assert store.identify(embeddings([-1, 0])[0], 0.9).name == "Ada"
+    assert store.identify(embeddings([0, 1])[0], 0.9).name == "Ben"
+
+
+def test_writers_at_once_lose_nobody(tmp_path: Path):
+    def enroll(number: int) -> None:
+        with locked_store(tmp_path / "store", MODEL, RECIPE) as store:
+            store.enroll(f"speaker {number}", embeddings([1, number]), seconds=1)
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(enroll, range(16)))
+    assert len(EnrolmentStore.load(tmp_path / "store", MODEL).speakers) == 16
+
+
+@pytest.mark.parametrize("name", ["", " ", " Ada", "two\nlines", UNKNOWN])
+def test_names_that_cannot_be_enrolled(name):
+    with pytest.raises(UserError):
+        EnrolmentStore(MODEL, RECIPE).check_name(name, replace=True)
+
+
+def test_stores_that_are_refused(tmp_path: Path):
+    path = tmp_path / "store"
+    with pytest.raises(UserError, match="there is no enrolment store"):
+        EnrolmentStore.load(path, MODEL)
+    path.write_bytes(b"")
+    with pytest.raises(UserError, match="is empty"):
+        EnrolmentStore.load(path, MODEL)
+    path.write_bytes(b"a text file, not safetensors")
+    with pytest.raises(UserError, match="not an enrolment store, or it is damaged"):
+        EnrolmentStore.begin(path, MODEL, RECIPE)
+    save_file({"embeddings": np.zeros((1, 2), np.float32)}, path)
+    with pytest.raises(UserError, match="a safetensors file, but not an enrolment store"):
+        EnrolmentStore.load(path, MODEL)
+    path.unlink()
+    with locked_store(path, MODEL, RECIPE) as store:
+        store.enroll("Ada", embeddings([1, 0]), seconds=1)
+    with pytest.raises(UserError, match=f"was made with model {MODEL}, the checkpoint is model another"):
+        EnrolmentStore.load(path, "another")
+    path.write_bytes(path.read_bytes()[:-3])
+    with pytest.raises(UserError, match="damaged"):
+        EnrolmentStore.load(path, MODEL)
+
+
+def test_embeddings_file(tmp_path: Path):
+    from safetensors import safe_open
+
+    vectors = embeddings([1, 2], [3, 4])
+    write_embeddings(tmp_path / "e.safetensors", ["a.flac", "b c.wav"], vectors, MODEL)
+    with safe_open(tmp_path / "e.safetensors", framework="numpy") as file:
+        assert (file.get_tensor("embeddings") == vectors).all()
+        assert (json.loads(file.metadata()["names"]), file.metadata()["model_hash"]) == (["a.flac", "b c.wav"], MODEL)

@@ -1,0 +1,425 @@
+"""test.py on a trained model: reports from features and from raw audio, enrolment, identification, and refusals."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from safetensors import safe_open
+
+from utils.checkpoint import load_checkpoint, save_checkpoint
+from utils.evaluation.identification import unit
+from utils.evaluation.recognizer import SpeakerRecognizer, middle
+from utils.evaluation.report import CONDITIONS
+from utils.features.store import FeatureStore
+from utils.protocol import read_protocol, write_protocol
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def load_script():
+    """test.py under another name, as the standard library has a package called `test`."""
+    spec = importlib.util.spec_from_file_location("test_script", ROOT / "test.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+script = load_script()
+
+
+def call(*words: object) -> int:
+    """The exit code of a command, whether argparse or the body gives it."""
+    try:
+        return script.main([str(word) for word in words])
+    except SystemExit as stopped:
+        return stopped.code
+
+
+def answer(capsys: pytest.CaptureFixture[str], *words: object) -> dict:
+    """The JSON that a command prints."""
+    assert call(*words, "--json") == 0
+    return json.loads(capsys.readouterr().out)
+
+
+@pytest.fixture(scope="module")
+def recognizer(trained_run: Path) -> SpeakerRecognizer:
+    return SpeakerRecognizer.load(trained_run, "cpu")
+
+
+@pytest.fixture(scope="module")
+def protocol_folder(processed: Path) -> Path:
+    return processed / "protocols" / "default"
+
+
+@pytest.fixture(scope="module")
+def evaluated(trained_run: Path, processed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("evaluated") / "features"
+    words = ["evaluate", "--checkpoint", trained_run, "--data", processed, "--out", out, "--bootstrap", 20]
+    assert call(*words) == 0
+    return out
+
+
+@pytest.fixture
+def voices(librispeech_root: Path) -> dict[str, list[Path]]:
+    """Speaker -> recordings."""
+    split = librispeech_root / "LibriSpeech" / "train-tiny"
+    return {folder.name: sorted(folder.rglob("*.flac")) for folder in sorted(split.iterdir())}
+
+
+def report_in(out: Path) -> dict:
+    return json.loads((out / "report.json").read_text(encoding="utf-8"))
+
+
+def scores_in(out: Path, name: str = "scores.txt") -> dict[tuple[str, str], float]:
+    rows = [line.split() for line in (out / name).read_text().splitlines()]
+    return {(a, b): float(score) for score, _, a, b in rows}
+
+
+def test_evaluation_of_features_reports_everything(evaluated, recognizer, processed, protocol_folder):
+    report = report_in(evaluated)
+    protocol = read_protocol(protocol_folder)
+    assert set(report["verification"]) == set(CONDITIONS)
+    for name in ("all", "full", "1.5s", "3s"):
+        figures = report["verification"][name]
+        assert figures["targets"] == sum(trial.target for trial in protocol.trials)
+        assert figures["nontargets"] == sum(not trial.target for trial in protocol.trials)
+        assert 0 <= figures["eer"] <= 1
+    assert report["identification"]["utterance"]["n"] == len(protocol.utterance_test)
+    assert report["identification"]["chapter"]["n"] == len(protocol.chapter_test)
+    assert report["model"]["hash"] == recognizer.model_hash
+    assert report["model"]["parameters"] == recognizer.parameters
+    assert report["recipe"]["hash"] == FeatureStore.open(processed).recipe.hash
+    assert report["training_speakers"] == len(recognizer.speakers) and report["checkpoint"]["step"] > 0
+    (trial_file,) = protocol_folder.glob("trials-*.txt")
+    assert trial_file.stem.removeprefix("trials-") == report["source"]["trials_sha256"][:8]
+    written = {path.name for path in evaluated.iterdir()}
+    assert {"report.json", "config.yaml", "det.png", "scores.png", "confusion.png", "scores.txt"} <= written
+
+
+def test_identification_by_the_classifier(evaluated, recognizer, processed, protocol_folder):
+    store, protocol = FeatureStore.open(processed), read_protocol(protocol_folder)
+    correct = 0
+    for utterance in protocol.chapter_test:
+        place = store.index[utterance]
+        embedding = recognizer.embed_mels([store.mel(place)])
+        correct += recognizer.speakers[recognizer.classify(embedding).argmax()] == store.rows[place].speaker
+    assert report_in(evaluated)["identification"]["chapter"]["accuracy"] == correct / len(protocol.chapter_test)
+
+
+def test_evaluation_again_by_its_config_is_the_same(evaluated, tmp_path):
+    assert call("evaluate", "--config", evaluated / "config.yaml", "--out", tmp_path / "again") == 0
+    for name in ("scores.txt", "scores-1.5s.txt", "det.png", "recordings.txt", "identification.txt"):
+        assert (tmp_path / "again" / name).read_bytes() == (evaluated / name).read_bytes(), name
+    first, again = report_in(evaluated), report_in(tmp_path / "again")
+    assert {**first, "config": None} == {**again, "config": None}
+
+
+def test_pooling_an_evaluation_with_itself_changes_no_rate(evaluated, tmp_path, capsys):
+    pooled = answer(capsys, "pool", evaluated, evaluated, "--out", tmp_path, "--bootstrap", 20)
+    report = report_in(evaluated)
+    assert pooled["verification"]["all"]["eer"] == pytest.approx(report["verification"]["all"]["eer"])
+    assert pooled["verification"]["all"]["targets"] == 2 * report["verification"]["all"]["targets"]
+    assert pooled["models"] == [report["model"]] * 2 and pooled == report_in(tmp_path)
+
+
+def test_raw_audio_gives_the_scores_of_its_features(
+    evaluated, trained_run, librispeech_root, protocol_folder, recognizer, tmp_path, capsys
+):
+    (trials,) = protocol_folder.glob("trials-*.txt")
+    lists = [protocol_folder / f"identification_{name}.txt" for name in ("train", "utterance_test")]
+    words = ["--trials", trials, "--audio-root", librispeech_root, "--identification", *lists, "--bootstrap", 20]
+    report = answer(capsys, "evaluate", "--checkpoint", trained_run, *words, "--out", tmp_path)
+    for name in ("scores.txt", "scores-1.5s.txt", "scores-3s.txt"):
+        stored, raw = scores_in(evaluated, name), scores_in(tmp_path, name)
+        assert stored.keys() == raw.keys()
+        # Stored features are float16: log-mels of size 10 are off by up to 0.004.
+        assert max(abs(stored[pair] - raw[pair]) for pair in stored) < 0.01, name
+    assert (
+        report["verification"]["same_sex"]["nontargets"]
+        == (report_in(evaluated)["verification"]["same_sex"]["nontargets"])
+    )
+    assert report["identification"]["utterance"]["n"] == len(lists[1].read_text().splitlines())
+    assert report["identification"]["chapter"] == {
+        "accuracy": None,
+        "n": 0,
+        "reason": "no test recordings of this kind",
+    }
+
+
+def test_identification_lists_alone_split_by_chapter(trained_run, voices, librispeech_root, tmp_path, capsys):
+    train, test = tmp_path / "train.txt", tmp_path / "test.txt"
+    rows = {
+        train: [(speaker, path) for speaker in ("101", "105") for path in voices[speaker][:3]],
+        test: [(speaker, path) for speaker in ("101", "105") for path in (voices[speaker][4], voices[speaker][-1])],
+    }
+    for file, items in rows.items():
+        file.write_text("".join(f"{speaker} {path.relative_to(librispeech_root)}\n" for speaker, path in items))
+    words = ["--identification", train, test, "--audio-root", librispeech_root, "--out", tmp_path / "out"]
+    report = answer(capsys, "evaluate", "--checkpoint", trained_run, *words)
+    assert [report["identification"][part]["n"] for part in ("utterance", "chapter")] == [2, 2]
+    assert report["verification"]["all"]["eer"] is None
+    assert report["verification"]["all"]["reason"] == "no trial list was given"
+
+
+def test_embeddings_do_not_depend_on_company(recognizer, processed):
+    """Padding and batching change only the order of floating-point sums: at most 1e-5 of a unit vector."""
+    store = FeatureStore.open(processed)
+    mels = [store.mel(place) for place in range(0, 40, 3)] + [store.mel(0, 0, 40), store.mel(1, 0, 9)]
+    together = recognizer.embed_mels(mels)
+    alone = np.concatenate([recognizer.embed_mels([mel]) for mel in mels])
+    backwards = recognizer.embed_mels(mels[::-1])[::-1]
+    assert np.abs(together - alone).max() < 1e-5
+    assert np.abs(together - backwards).max() < 1e-5
+    assert np.linalg.norm(together, axis=1) == pytest.approx(np.ones(len(mels)), abs=1e-5)
+
+
+def test_durations_read_each_recording_once(recognizer, processed):
+    store, read = FeatureStore.open(processed), []
+
+    def reading(place: int) -> np.ndarray:
+        read.append(place)
+        return store.mel(place)
+
+    whole, cut = recognizer.embed_durations(range(5), reading, [None, 0.5])
+    assert read == list(range(5))
+    frames = store.recipe.frames(8000)
+    mels = [store.mel(place) for place in range(5)]
+    assert whole == pytest.approx(recognizer.embed_mels(mels), abs=1e-5)
+    assert cut == pytest.approx(recognizer.embed_mels([middle(mel, frames) for mel in mels]), abs=1e-5)
+
+
+def test_middle():
+    mel = np.arange(10, dtype=np.float32)[:, None]
+    assert middle(mel, 4)[:, 0].tolist() == [3, 4, 5, 6]
+    assert middle(mel, 11) is not None and len(middle(mel, 11)) == 10
+
+
+def test_model_hash_names_weights_and_recipe(trained_run, recognizer, tmp_path):
+    shutil.copy(trained_run / "best.pt", tmp_path / "elsewhere.pt")
+    assert SpeakerRecognizer.load(tmp_path / "elsewhere.pt", "cpu").model_hash == recognizer.model_hash
+    checkpoint = load_checkpoint(trained_run)
+    name = next(name for name, tensor in checkpoint["model"].items() if tensor.is_floating_point())
+    checkpoint["model"][name] = checkpoint["model"][name] + 1e-3
+    save_checkpoint(tmp_path / "changed.pt", checkpoint)
+    assert SpeakerRecognizer.load(tmp_path / "changed.pt", "cpu").model_hash != recognizer.model_hash
+
+
+def test_from_recordings_to_a_name(trained_run, voices, recognizer, tmp_path, capsys):
+    store, model = tmp_path / "people", ["--checkpoint", trained_run]
+    for speaker in ("101", "106"):
+        enrolled = answer(
+            capsys, "enroll", *model, "--store", store, "--name", f"Voice {speaker}", *voices[speaker][:3]
+        )
+        assert enrolled["enrolled"]["count"] == 3 and enrolled["enrolled"]["seconds"] > 4
+    probe = voices["106"][1]
+    words = ["identify", *model, "--store", store, probe, voices["101"][0]]
+    named = answer(capsys, *words, "--threshold", -1)["results"]
+    expected = unit(recognizer.embed_files(voices["106"][:3]).mean(axis=0)) @ recognizer.embed_file(probe)
+    scores = {entry["name"]: entry["score"] for entry in named[0]["scores"]}
+    assert scores["Voice 106"] == pytest.approx(float(expected), abs=1e-5)
+    assert [item["audio"] for item in named] == [str(probe), str(voices["101"][0])]
+    assert all(item["name"] == item["best"] and item["margin"] >= 0 for item in named)
+    strangers = answer(capsys, *words, "--threshold", 1)["results"]
+    assert [item["name"] for item in strangers] == ["unknown", "unknown"]
+    default = answer(capsys, *words)["results"][0]
+    assert default["threshold"] == recognizer.threshold
+    assert call(*words) == 0 and "Voice 106" in capsys.readouterr().out
+
+
+def test_verify(trained_run, voices, recognizer, capsys):
+    a, b = voices["101"][0], voices["107"][0]
+    expected = float(recognizer.embed_file(a) @ recognizer.embed_file(b))
+    for threshold, same in ((expected - 0.01, True), (expected + 0.01, False)):
+        given = answer(capsys, "verify", "--checkpoint", trained_run, a, b, "--threshold", threshold)
+        assert given["score"] == pytest.approx(expected, abs=1e-5) and given["same"] is same
+    assert answer(capsys, "verify", "--checkpoint", trained_run, a, a)["same"] is True
+    assert call("verify", "--checkpoint", trained_run, a, a) == 0
+    assert capsys.readouterr().out.startswith("same speaker (score 1.000")
+
+
+def test_embed_any_format_and_rate(trained_run, voices, recognizer, tmp_path, capsys):
+    samples, rate = soundfile.read(voices["103"][0], dtype="float32")
+    soundfile.write(tmp_path / "stereo.wav", np.stack([samples, samples], axis=1), rate, subtype="PCM_24")
+    soundfile.write(tmp_path / "lossy.ogg", samples, rate)
+    doubled = 2 * np.fft.irfft(np.fft.rfft(samples), 2 * len(samples))
+    soundfile.write(tmp_path / "fast.wav", doubled, 2 * rate)
+    files = [voices["103"][0], *(tmp_path / name for name in ("stereo.wav", "lossy.ogg", "fast.wav"))]
+    printed = answer(capsys, "embed", "--checkpoint", trained_run, *files)
+    vectors = np.array([item["embedding"] for item in printed["embeddings"]])
+    assert vectors[1] == pytest.approx(vectors[0], abs=1e-4)
+    assert vectors[3] @ vectors[0] > 0.99
+    assert np.linalg.norm(vectors, axis=1) == pytest.approx(np.ones(4), abs=1e-5)
+    out = tmp_path / "vectors.safetensors"
+    assert call("embed", "--checkpoint", trained_run, *files, "--out", out) == 0
+    with safe_open(out, framework="numpy") as file:
+        assert file.get_tensor("embeddings") == pytest.approx(vectors, abs=1e-6)
+        assert json.loads(file.metadata()["names"]) == [str(path) for path in files]
+    assert call("embed", "--checkpoint", trained_run, files[0]) == 0
+    name, *numbers = capsys.readouterr().out.splitlines()[-1].split()
+    assert name == str(files[0]) and [float(n) for n in numbers] == pytest.approx(vectors[0].tolist(), abs=1e-5)
+
+
+CONTRADICTIONS = {
+    "--data D --trials T --audio-root R": ["--data and --trials contradict", "--data and --audio-root contradict"],
+    "--trials T": ["--trials need --audio-root"],
+    "--identification A B": ["--identification need --audio-root"],
+    "--audio-root R": ["--audio-root needs --trials or --identification"],
+    "": ["nothing to evaluate on"],
+    "--trials T --protocol p": ["--trials need --audio-root", "--protocol needs --data"],
+    "--data D --bootstrap 0 --seed -1": ["--bootstrap: must be at least 1", "--seed: must be at least 0"],
+}
+
+
+@pytest.mark.parametrize("flags", CONTRADICTIONS)
+def test_contradicting_flags_are_all_named(flags, tmp_path, capsys):
+    assert call("evaluate", "--checkpoint", "C", "--out", tmp_path / "out", *flags.split()) == 2
+    shown = capsys.readouterr().err
+    assert all(sentence in shown for sentence in CONTRADICTIONS[flags]), shown
+    assert not (tmp_path / "out").exists()
+
+
+def refused(capsys: pytest.CaptureFixture[str], *words: object) -> str:
+    """The one sentence of a command that must end with exit code 2."""
+    assert call(*words) == 2
+    shown = capsys.readouterr()
+    assert shown.out == "" and shown.err.count("\n") == 1 and shown.err.startswith("error: ")
+    return shown.err
+
+
+def test_recipes_that_differ_are_refused(trained_run, processed, recognizer, tmp_path, capsys):
+    checkpoint = load_checkpoint(trained_run)
+    checkpoint["recipe"]["hop_length"] = 200
+    save_checkpoint(tmp_path / "other.pt", checkpoint)
+    words = ["--checkpoint", tmp_path / "other.pt", "--data", processed, "--out", tmp_path / "out"]
+    sentence = refused(capsys, "evaluate", *words)
+    assert "hop_length 160 against 200" in sentence and recognizer.recipe.hash in sentence
+
+
+def test_a_checkpoint_trained_on_held_out_speakers_is_refused(trained_run, processed, tmp_path, capsys):
+    data = shutil.copytree(processed, tmp_path / "data")
+    store = FeatureStore.open(data)
+    protocol = read_protocol(data / "protocols" / "default")
+    trained = sorted({store.rows[store.index[utterance]].speaker for utterance in protocol.train})[0]
+    for part in ("train", "valid", "utterance_test", "chapter_test"):
+        kept = [name for name in getattr(protocol, part) if store.rows[store.index[name]].speaker != trained]
+        setattr(protocol, part, kept)
+    protocol.name, protocol.heldout_speakers = "other", sorted([*protocol.heldout_speakers, trained])
+    write_protocol(data / "protocols" / "other", protocol, store.rows)
+    words = ["--checkpoint", trained_run, "--data", data, "--protocol", "other", "--out", tmp_path / "out"]
+    assert f"was trained on 1 of the speakers that protocol other holds out ({trained})" in refused(
+        capsys, "evaluate", *words
+    )
+
+
+def test_bad_lists_are_refused(trained_run, librispeech_root, voices, tmp_path, capsys):
+    real = voices["101"][0].relative_to(librispeech_root)
+    good, bad = tmp_path / "good.txt", tmp_path / "bad.txt"
+    good.write_text(f"101 {real}\n")
+
+    def evaluate(flag: str, content: str) -> str:
+        bad.write_text(content)
+        lists = [good, bad] if flag == "--identification" else [bad]
+        words = [flag, *lists, "--audio-root", librispeech_root, "--out", tmp_path / "out"]
+        return refused(capsys, "evaluate", "--checkpoint", trained_run, *words)
+
+    missing = evaluate("--trials", f"1 {real} no/1.flac\n0 no/2.flac no/1.flac\n")
+    assert f"2 of the 3 audio files of {bad} are not under {librispeech_root}, first no/1.flac" in missing
+    assert "line 2" in evaluate("--trials", f"1 {real} no/1.flac\nmaybe a b\n")
+    other = voices["102"][0].relative_to(librispeech_root)
+    assert "tests 1 speakers whom" in evaluate("--identification", f"102 {other}\n")
+    assert f"1 recordings are both in {good} and in {bad}" in evaluate("--identification", f"101 {real}\n")
+    assert not (tmp_path / "out" / "report.json").exists()
+
+
+def test_audio_that_cannot_serve_is_refused(trained_run, voices, tmp_path, capsys):
+    model, store = ["--checkpoint", trained_run], tmp_path / "store"
+    silence, text, short = tmp_path / "silence.wav", tmp_path / "text.flac", tmp_path / "short.wav"
+    soundfile.write(silence, np.zeros(32_000), 16_000)
+    text.write_text("this is not audio")
+    soundfile.write(short, np.ones(100) * 0.1, 16_000)
+    enroll = ["enroll", *model, "--store", store, "--name", "Ada"]
+    assert "0.00 s of speech; at least 0.5 s" in refused(capsys, *enroll, voices["101"][0], silence)
+    assert "not audio" in refused(capsys, *enroll, text)
+    assert "missing" in refused(capsys, *enroll, tmp_path / "nowhere.wav")
+    assert "too short" in refused(capsys, "embed", *model, short)
+    assert "0.00 s of speech" in refused(capsys, "verify", *model, voices["101"][0], silence)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["short.wav", "silence.wav", "text.flac"]
+    assert call(*enroll, voices["101"][0], voices["101"][0]) == 2
+    assert "is given twice" in capsys.readouterr().err
+
+
+def test_stores_that_cannot_serve_are_refused(trained_run, voices, tmp_path, capsys):
+    model, store, audio = ["--checkpoint", trained_run], tmp_path / "store", voices["101"][0]
+    assert "there is no enrolment store" in refused(capsys, "identify", *model, "--store", store, audio)
+    store.write_bytes(b"")
+    assert "is empty" in refused(capsys, "identify", *model, "--store", store, audio)
+    enroll = ["enroll", *model, "--store", store, "--name", "Ada", audio]
+    assert call(*enroll) == 0
+    content = store.read_bytes()
+    capsys.readouterr()
+    assert "'Ada' is enrolled already" in refused(capsys, *enroll)
+    checkpoint = load_checkpoint(trained_run)
+    checkpoint["model"] = {name: tensor * 1.5 for name, tensor in checkpoint["model"].items()}
+    checkpoint["metrics"] = {}
+    save_checkpoint(tmp_path / "other.pt", checkpoint)
+    other = ["--checkpoint", tmp_path / "other.pt"]
+    assert "was made with model" in refused(capsys, "enroll", *other, "--store", store, "--name", "Ben", audio)
+    assert store.read_bytes() == content
+    words = ["enroll", *model, "--store", store / "inside", "--name", "Ben", audio]
+    assert "cannot be written" in refused(capsys, *words)
+    words = ["embed", *model, audio, "--out", store / "inside"]
+    assert "cannot be written to" in refused(capsys, *words)
+    assert "give --threshold" in refused(capsys, "verify", *other, audio, audio)
+    assert call(*enroll, "--replace") == 0
+
+
+def test_checkpoints_that_cannot_serve_are_refused(trained_run, voices, tmp_path, capsys):
+    checkpoint = load_checkpoint(trained_run)
+    save_checkpoint(tmp_path / "tts.pt", {**checkpoint, "task": "tts"})
+    save_checkpoint(tmp_path / "few.pt", {**checkpoint, "speakers": checkpoint["speakers"][:-1]})
+    broken = {name: torch.full_like(tensor, torch.nan) for name, tensor in checkpoint["model"].items() if "std" in name}
+    save_checkpoint(tmp_path / "nan.pt", {**checkpoint, "model": {**checkpoint["model"], **broken}})
+    (tmp_path / "text.pt").write_text("not a checkpoint")
+    sentences = {
+        "nowhere.pt": "there is no checkpoint",
+        "text.pt": "is not a checkpoint",
+        "tts.pt": "a speaker model is needed",
+        "few.pt": "do not fit",
+        "nan.pt": "not finite",
+    }
+    for name, sentence in sentences.items():
+        assert sentence in refused(capsys, "embed", "--checkpoint", tmp_path / name, voices["101"][0])
+    assert "cannot be used" in refused(
+        capsys, "embed", "--checkpoint", trained_run, "--device", "abacus", voices["101"][0]
+    )
+
+
+def test_a_refusal_in_a_process_of_its_own(trained_run, tmp_path):
+    command = [sys.executable, ROOT / "test.py", "identify", "--checkpoint", trained_run, "--store", "none", "a.wav"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "error: there is no enrolment store at none; enroll somebody first\n"
+
+
+@pytest.mark.real
+def test_real_trials_of_unseen_speakers(trained_run, real_data, tmp_path, capsys):
+    """A list over real recordings, of which three of the five speakers have two chapters."""
+    root = real_data / "speakers_dev"
+    trials = tmp_path / "trials.txt"
+    trials.write_text("".join((root / "splits" / "fold1_trials.txt").open().readlines()[:60]))
+    words = ["--trials", trials, "--audio-root", root, "--out", tmp_path / "out", "--bootstrap", 50]
+    report = answer(capsys, "evaluate", "--checkpoint", trained_run, *words)
+    figures = report["verification"]
+    assert figures["all"]["targets"] + figures["all"]["nontargets"] == 60
+    assert 0 < figures["cross_chapter"]["targets"] < figures["all"]["targets"]
+    assert 0 < figures["same_sex"]["nontargets"] < figures["all"]["nontargets"]
+    assert figures["all"]["eer_ci"][0] <= figures["all"]["eer"] <= figures["all"]["eer_ci"][1]

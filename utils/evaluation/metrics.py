@@ -1,0 +1,173 @@
+"""Figures of speaker verification: EER, minDCF, the DET curve, and intervals by resampling speakers.
+
+A trial is accepted when its score reaches the threshold. Every figure here takes O(N log N) time and O(N) memory for N
+trials, and depends on the scores' order alone: trials of equal score are accepted or rejected together, so that neither
+the order of a list nor a system that gives one score to everything can gain from it (constant scores have an EER of
+exactly 0.5).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from statistics import NormalDist
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class ErrorRates:
+    """Both error rates at every threshold that makes a difference, from "accept all" to "reject all".
+
+    `scores` (K,) are the distinct scores in ascending order. `fnr` and `fpr` (K + 1,) are the rates of rejected
+    targets and of accepted non-targets after rejecting the first k groups: point 0 is (FNR 0, FPR 1).
+    """
+
+    scores: Floats
+    fnr: Floats
+    fpr: Floats
+
+    def threshold(self, point: int) -> float:
+        """A threshold that works at `point`: half-way between the last group rejected and the first accepted."""
+        around = self.scores[max(point - 1, 0) : point + 1]
+        return float(around.mean())
+
+
+def error_rates(scores: ArrayLike, targets: ArrayLike, weights: ArrayLike | None = None) -> ErrorRates:
+    """Error rates of all thresholds.
+
+    `scores` (N,), `targets` (N,) true for trials of one speaker, `weights` (N,) at least 0 (default: 1 each).
+    Raises ValueError for shapes that differ, scores that are not finite, or targets or non-targets without weight.
+    """
+    scores, targets = np.asarray(scores, dtype=np.float64), np.asarray(targets, dtype=bool)
+    weights = np.ones(scores.shape) if weights is None else np.asarray(weights, dtype=np.float64)
+    if scores.ndim != 1 or scores.shape != targets.shape or scores.shape != weights.shape:
+        raise ValueError(f"scores {scores.shape}, targets {targets.shape} and weights {weights.shape} must be (N,)")
+    if not np.isfinite(scores).all():
+        raise ValueError("scores must be finite")
+    order, ends = _sorted_groups(scores)
+    fnr, fpr = _rates(targets[order], weights[order], ends)
+    if not len(ends) or not (np.isfinite(fnr).all() and np.isfinite(fpr).all()):
+        raise ValueError("both target and non-target trials are needed")
+    return ErrorRates(scores[order][ends], fnr, fpr)
+
+
+def _sorted_groups(scores: Floats) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The ascending order of `scores` (N,), and the last place in it of each of the K distinct scores."""
+    order = np.argsort(scores, kind="stable")
+    last = np.append(np.diff(scores[order]) > 0, True)[: len(scores)]
+    return order, np.flatnonzero(last)
+
+
+def _rates(targets: NDArray[np.bool_], weights: NDArray, ends: NDArray[np.int64]) -> tuple[Floats, Floats]:
+    """FNR and FPR (K + 1,) of trials in ascending order of score; NaN where a class has no weight."""
+    rejected_targets = np.cumsum(weights * targets)[ends]
+    rejected_nontargets = np.cumsum(weights * ~targets)[ends]
+    fnr, fpr = np.zeros(len(ends) + 1), np.ones(len(ends) + 1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        fnr[1:] = rejected_targets / rejected_targets[-1:]
+        fpr[1:] = 1 - rejected_nontargets / rejected_nontargets[-1:]
+    return fnr, fpr
+
+
+def _crossing(fnr: Floats, fpr: Floats) -> tuple[float, int]:
+    """The rate at which the line through the points crosses FNR = FPR, and the point nearest to it."""
+    gap = fpr - fnr  # from 1 down to -1, never rising
+    after = int(np.argmax(gap <= 0))
+    before = after - 1
+    share = gap[before] / (gap[before] - gap[after])
+    rate = fnr[before] + share * (fnr[after] - fnr[before])
+    return float(rate), after if share >= 0.5 else before
+
+
+def eer(scores: ArrayLike, targets: ArrayLike, weights: ArrayLike | None = None) -> tuple[float, float]:
+    """Equal error rate, a fraction, and the score that decides nearest to it (accept at or above).
+
+    The rate is read where the line through the points of `error_rates` crosses FNR = FPR; arguments as there.
+    """
+    rates = error_rates(scores, targets, weights)
+    rate, point = _crossing(rates.fnr, rates.fpr)
+    return rate, rates.threshold(point)
+
+
+def min_dcf(
+    scores: ArrayLike,
+    targets: ArrayLike,
+    p_target: float,
+    c_miss: float = 1.0,
+    c_fa: float = 1.0,
+    weights: ArrayLike | None = None,
+) -> float:
+    """Least detection cost over all thresholds, normalised by the better of accepting all and rejecting all.
+
+    min over t of [c_miss FNR(t) p_target + c_fa FPR(t) (1 - p_target)] / min(c_miss p_target, c_fa (1 - p_target)),
+    as in the NIST speaker recognition evaluations; at most 1.
+    """
+    rates = error_rates(scores, targets, weights)
+    miss, false_alarm = c_miss * p_target, c_fa * (1 - p_target)
+    return float((miss * rates.fnr + false_alarm * rates.fpr).min() / min(miss, false_alarm))
+
+
+def rates_at(scores: ArrayLike, targets: ArrayLike, threshold: float) -> tuple[float, float]:
+    """FNR and FPR when trials at or above `threshold` are accepted."""
+    accepted, targets = np.asarray(scores) >= threshold, np.asarray(targets, dtype=bool)
+    return float(1 - accepted[targets].mean()), float(accepted[~targets].mean())
+
+
+def bootstrap_eer(
+    scores: ArrayLike,
+    targets: ArrayLike,
+    speaker_a: ArrayLike,
+    speaker_b: ArrayLike,
+    n: int = 1000,
+    seed: int = 0,
+    level: float = 0.95,
+) -> tuple[float, float]:
+    """Percentile interval of the EER when the speakers, not the trials, are drawn anew.
+
+    Trials of one speaker rise and fall together, so resampling trials gives intervals that are far too narrow. Each
+    replicate draws as many speakers as there are, with replacement; a trial within speaker s then counts as often as s
+    was drawn, one between s and t as often as the pair (w_s w_t). `speaker_a`, `speaker_b` (N,) name the two sides.
+    Replicates without targets or without non-targets say nothing and are left out. One sort, then O(N) per replicate.
+    """
+    scores, targets = np.asarray(scores, dtype=np.float64), np.asarray(targets, dtype=bool)
+    order, ends = _sorted_groups(scores)
+    names, codes = np.unique(np.concatenate([speaker_a, speaker_b]), return_inverse=True)
+    first, second = codes[: len(scores)][order], codes[len(scores) :][order]
+    targets, between = targets[order], first != second
+    rng = np.random.default_rng(seed)
+    rates = []
+    for _ in range(n):
+        drawn = np.bincount(rng.integers(len(names), size=len(names)), minlength=len(names))
+        weights = drawn[first] * np.where(between, drawn[second], 1)
+        fnr, fpr = _rates(targets, weights, ends)
+        if np.isfinite(fnr[-1]) and np.isfinite(fpr[-1]):
+            rates.append(_crossing(fnr, fpr)[0])
+    if not rates:
+        raise ValueError("no replicate has both target and non-target trials")
+    low, high = np.quantile(rates, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def det_curve(scores: ArrayLike, targets: ArrayLike, points: int = 1000, floor: float = 1e-5) -> tuple[Floats, Floats]:
+    """FPR and FNR of at most about `points` points for drawing, evenly spread along the curve on normal-deviate axes.
+
+    Rates are kept as they are; `floor` only says where the axes end when the spread is measured.
+    """
+    rates = error_rates(scores, targets)
+    if len(rates.fnr) <= points:
+        return rates.fpr, rates.fnr
+    step = np.hypot(np.diff(normal_deviate(rates.fpr, floor)), np.diff(normal_deviate(rates.fnr, floor)))
+    along = np.concatenate([[0.0], np.cumsum(step)])
+    chosen = np.unique(np.searchsorted(along, np.linspace(0, along[-1], points)))
+    return rates.fpr[chosen], rates.fnr[chosen]
+
+
+def normal_deviate(rates: ArrayLike, floor: float = 1e-5) -> Floats:
+    """Inverse of the normal distribution function, of rates held within `floor` and 1 - `floor`."""
+    rates = np.clip(np.asarray(rates, dtype=np.float64), floor, 1 - floor)
+    distinct, places = np.unique(rates, return_inverse=True)  # a curve holds few distinct rates, or few points
+    inverse = NormalDist().inv_cdf
+    return np.array([inverse(rate) for rate in distinct])[places].reshape(rates.shape)
