@@ -1,0 +1,119 @@
+"""Corpora that the tests make themselves, and what the real scripts make of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+WORDS = "the river carried small boats past quiet houses while children watched from an open window".split()
+# First three formants in Hz of five vowels of an average voice (Peterson and Barney, 1952, rounded).
+VOWELS = np.array([[730, 1090, 2440], [270, 2290, 3010], [300, 870, 2240], [530, 1840, 2480], [570, 840, 2410]])
+# Fundamental in Hz, vocal tract scale, slope of the spectrum in Hz: eight voices that a small model can tell apart.
+VOICES = {
+    "101": ("M", 85, 0.85, 900),
+    "102": ("M", 105, 1.00, 1600),
+    "103": ("M", 130, 0.90, 2600),
+    "104": ("M", 150, 1.08, 1100),
+    "105": ("F", 175, 1.05, 2200),
+    "106": ("F", 200, 1.18, 1300),
+    "107": ("F", 230, 1.10, 3200),
+    "108": ("F", 265, 1.25, 1800),
+}
+
+
+def speak(draw: np.random.Generator, voice: str, seconds: float, rate: int = 16_000) -> np.ndarray:
+    """A harmonic "voice" that says random vowels: pulses through formants; (S,) float32."""
+    _, pitch, scale, slope = VOICES[voice]
+    length, hop = int(seconds * rate), int(0.1 * rate)
+    melody = pitch * (1 + 0.06 * np.sin(2 * np.pi * draw.uniform(0.5, 1.5) * np.arange(length + 2 * hop) / rate))
+    pulses = np.diff(np.floor(np.cumsum(melody / rate)), prepend=0) + 0.02 * draw.standard_normal(length + 2 * hop)
+    frequencies = np.fft.rfftfreq(2 * hop, 1 / rate)[:, None]
+    speech = np.zeros(length + 2 * hop)
+    for start in range(0, length, hop):
+        formants = VOWELS[draw.integers(len(VOWELS))] * scale
+        envelope = (1 / (1 + ((frequencies - formants) / 90) ** 2)).sum(axis=1) * np.exp(-frequencies[:, 0] / slope)
+        frame = pulses[start : start + 2 * hop] * np.hanning(2 * hop)
+        speech[start : start + 2 * hop] += np.fft.irfft(np.fft.rfft(frame) * envelope, 2 * hop)
+    speech = speech[:length] + 1e-4 * draw.standard_normal(length)
+    return (0.3 * speech / np.abs(speech).max()).astype(np.float32)
+
+
+def write_chapter(folder: Path, voice: str, utterances: int, draw: np.random.Generator, level: float = 1.0) -> None:
+    """One chapter in LibriSpeech layout, FLAC with transcripts; `folder` is SPEAKER/CHAPTER."""
+    folder.mkdir(parents=True)
+    lines = []
+    for number in range(utterances):
+        name = f"{folder.parent.name}-{folder.name}-{number:04d}"
+        speech = level * speak(draw, voice, draw.uniform(1.5, 2.5))
+        soundfile.write(folder / f"{name}.flac", speech, 16_000, subtype="PCM_16")
+        lines.append(f"{name} {' '.join(draw.choice(WORDS, 5)).upper()}\n")
+    (folder / f"{folder.parent.name}-{folder.name}.trans.txt").write_text("".join(lines), encoding="utf-8")
+
+
+@pytest.fixture(scope="session")
+def librispeech_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A raw root in LibriSpeech layout: 8 voices, 94 utterances; 6 voices have chapters of 8 and 5, 2 have one of 8."""
+    root = tmp_path_factory.mktemp("raw")
+    draw = np.random.default_rng(0)
+    split = root / "LibriSpeech" / "train-tiny"
+    table = [";ID  |SEX| SUBSET           |MINUTES| NAME\n"]
+    for voice, (sex, *_) in VOICES.items():
+        write_chapter(split / voice / f"{voice}1", voice, 8, draw)
+        if voice not in ("104", "108"):
+            write_chapter(split / voice / f"{voice}2", voice, 5, draw, level=0.7)
+        table.append(f"{voice}  | {sex} | train-tiny       | 0.40 | Voice {voice}\n")
+    (root / "LibriSpeech" / "SPEAKERS.TXT").write_text("".join(table), encoding="utf-8")
+    return root
+
+
+@pytest.fixture(scope="session")
+def ljspeech_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in LJSpeech layout: one voice, 24 clips of about 1 s at 22,050 Hz."""
+    root = tmp_path_factory.mktemp("raw") / "Voice-1.0"
+    (root / "wavs").mkdir(parents=True)
+    draw = np.random.default_rng(1)
+    lines = []
+    for number in range(24):
+        name = f"VX{1 + number // 12:03d}-{number:04d}"
+        soundfile.write(root / "wavs" / f"{name}.wav", speak(draw, "105", draw.uniform(0.8, 1.2), 22_050), 22_050)
+        words = " ".join(draw.choice(WORDS, 4))
+        lines.append(f"{name}|{words.capitalize()}, No. 3.|{words.capitalize()}, number three.\n")
+    (root / "metadata.csv").write_text("".join(lines), encoding="utf-8")
+    return root
+
+
+@pytest.fixture(scope="session")
+def processed(librispeech_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What preprocess.py makes of `librispeech_root`, with the protocol "default" (two speakers held out)."""
+    import preprocess
+
+    out = tmp_path_factory.mktemp("processed") / "tiny"
+    arguments = ["--dataset", "librispeech", "--raw", str(librispeech_root), "--out", str(out), "--num-proc", "1"]
+    assert preprocess.main(arguments) == 0
+    return out
+
+
+@pytest.fixture(scope="session")
+def trained_run(processed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run folder of a small model that train_tacomamba.py trained on `processed` for a few seconds."""
+    import train_tacomamba
+
+    run = tmp_path_factory.mktemp("runs") / "trained"
+    model = ["--d-model", "32", "--n-layers", "1", "--headdim", "16", "--d-state", "8", "--pooled-channels", "32"]
+    training = ["--steps", "60", "--save-every", "60", "--batch-size", "16", "--crop-seconds", "1", "--lr", "0.003"]
+    arguments = ["--data", str(processed), "--out", str(run), "--threads", "1", "--no-tensorboard"]
+    assert train_tacomamba.main([*arguments, *model, *training]) == 0
+    return run
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder of real speech beside the repository; tests that use it are marked `real`."""
+    folder = REPOSITORY.parent / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip("the real speech is not here")
+    return folder

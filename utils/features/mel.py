@@ -1,0 +1,87 @@
+"""Log-mel spectrograms by torchaudio, the one front end for preprocessing, training and recognition."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import types
+from typing import Any
+
+import numpy as np
+import torch
+
+from utils.cli import UserError
+from utils.features.recipe import MelRecipe
+
+
+def import_torchaudio() -> Any:
+    """Imports torchaudio, also where its compiled part does not fit the torch beside it.
+
+    torchaudio's PyPI wheel links CUDA libraries and raises OSError at import beside a CPU-only torch. The transforms
+    used here are plain Python over torch, so the import is repeated with a stand-in for the compiled part.
+    """
+    try:
+        return importlib.import_module("torchaudio")
+    except OSError:
+        for name in [name for name in sys.modules if name.partition(".")[0] == "torchaudio"]:
+            del sys.modules[name]
+        sys.modules["torchaudio._extension"] = _stand_in_extension()
+        return importlib.import_module("torchaudio")
+
+
+def _stand_in_extension() -> types.ModuleType:
+    """What torchaudio's Python files import from its compiled part, saying that there is none."""
+
+    def unavailable(*_: object, **__: object) -> None:
+        raise RuntimeError("this part of torchaudio needs its compiled library, which does not fit this torch")
+
+    module = types.ModuleType("torchaudio._extension")
+    module._IS_TORCHAUDIO_EXT_AVAILABLE = False
+    module._IS_ALIGN_AVAILABLE = False
+    module._check_cuda_version = lambda: None
+    module.fail_if_no_align = lambda function: unavailable
+    return module
+
+
+class MelExtractor:
+    """Log-mel frames of a waveform by a `MelRecipe`."""
+
+    def __init__(self, recipe: MelRecipe) -> None:
+        transforms = import_torchaudio().transforms
+        self.recipe = recipe
+        self._spectrogram = transforms.Spectrogram(
+            n_fft=recipe.n_fft,
+            win_length=recipe.win_length,
+            hop_length=recipe.hop_length,
+            window_fn=torch.hann_window,
+            power=2.0,
+            center=False,
+        )
+        self._mel_scale = transforms.MelScale(
+            n_mels=recipe.n_mels,
+            sample_rate=recipe.sample_rate,
+            f_min=recipe.f_min,
+            f_max=recipe.f_max,
+            n_stft=recipe.n_fft // 2 + 1,
+            norm=None if recipe.mel_norm == "none" else recipe.mel_norm,
+            mel_scale=recipe.mel_scale,
+        )
+
+    @torch.no_grad()
+    def __call__(self, waveform: np.ndarray) -> np.ndarray:
+        """Waveform (S,) float32 at the recipe's rate to log-mel energies (T, n_mels) float32.
+
+        T is `recipe.frames(S)`; `UserError` if that is 0.
+        """
+        recipe = self.recipe
+        if recipe.frames(len(waveform)) == 0:
+            seconds = len(waveform) / recipe.sample_rate
+            needed = recipe.min_samples / recipe.sample_rate
+            raise UserError(f"audio of {seconds:.3f} s is too short: one frame needs {needed:.3f} s")
+        mode = "reflect" if recipe.padding == "hifigan" else "constant"
+        samples = torch.from_numpy(np.ascontiguousarray(waveform, dtype=np.float32))
+        padded = torch.nn.functional.pad(samples[None], recipe.pad, mode=mode)
+        power = self._spectrogram(padded)[0] + recipe.power_floor  # (n_fft / 2 + 1, T)
+        spectrum = power.sqrt() if recipe.power == 1.0 else power
+        mel = self._mel_scale(spectrum)  # (n_mels, T)
+        return mel.clamp_min(recipe.log_floor).log().T.contiguous().numpy()

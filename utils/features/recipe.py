@@ -1,0 +1,175 @@
+"""The mel recipe: one record that says how audio becomes log-mel frames, stored and compared wherever they meet."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from utils.cli import UserError
+
+CHOICES = {
+    "window": ("hann",),
+    "mel_scale": ("slaney", "htk"),
+    "mel_norm": ("slaney", "none"),
+    "power": (1.0, 2.0),
+    "padding": ("none", "hifigan"),
+    "normalisation": ("none",),
+    "log": ("natural",),
+}
+
+
+@dataclass(frozen=True)
+class MelRecipe:
+    """Every number that shapes a log-mel spectrogram.
+
+    Lengths are in samples, frequencies in Hz. The spectrum of a frame is `(|STFT|^2 + power_floor)^(power / 2)`;
+    the mel energies are clamped from below at `log_floor` before the logarithm.
+
+    `padding` "none" makes frame t from the samples [t * hop_length, t * hop_length + win_length) alone: no frame sees
+    beyond the audio, so features made from a stream equal those made from the file. "hifigan" pads
+    (n_fft - hop_length) // 2 samples on both sides by reflection (Kong et al., "HiFi-GAN", 2020, its public code),
+    which gives samples // hop_length frames.
+
+    `normalisation` "none": no statistics of the utterance enter its features; models normalise with those of their
+    training set.
+    """
+
+    sample_rate: int
+    n_fft: int
+    win_length: int
+    hop_length: int
+    window: str
+    n_mels: int
+    f_min: float
+    f_max: float
+    mel_scale: str
+    mel_norm: str
+    power: float
+    power_floor: float
+    padding: str
+    normalisation: str
+    log: str
+    log_floor: float
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if field.type == "float" and type(value) is int:  # a JSON file may hold 8000 for 8000.0
+                object.__setattr__(self, field.name, float(value))
+            elif type(value).__name__ != field.type:
+                raise UserError(f"the mel recipe's {field.name} must be of type {field.type}, not {value!r}")
+        for name, allowed in CHOICES.items():
+            if getattr(self, name) not in allowed:
+                choices = ", ".join(map(str, allowed))
+                raise UserError(f"the mel recipe's {name} is {getattr(self, name)!r}; it can be {choices}")
+        if not 0 < self.hop_length <= self.win_length <= self.n_fft:
+            raise UserError("a mel recipe needs 0 < hop_length <= win_length <= n_fft")
+        if self.sample_rate < 1 or self.n_mels < 1 or not self.log_floor > 0 or not self.power_floor >= 0:
+            raise UserError("a mel recipe needs a sample rate, a number of mels and a log floor above 0")
+        if not 0 <= self.f_min < self.f_max <= self.sample_rate / 2:
+            raise UserError("a mel recipe needs 0 <= f_min < f_max <= sample_rate / 2")
+
+    @functools.cached_property
+    def hash(self) -> str:
+        """12 hex digits that name this recipe."""
+        return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()[:12]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as plain JSON values."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, fields: Any) -> MelRecipe:
+        """The inverse of `to_dict`; `UserError` for missing, unknown or impossible fields."""
+        names = [field.name for field in dataclasses.fields(cls)]
+        if not isinstance(fields, dict) or set(fields) != set(names):
+            raise UserError(f"a mel recipe has exactly the fields {', '.join(names)}")
+        return cls(**fields)
+
+    @property
+    def pad(self) -> tuple[int, int]:
+        """Samples added before and after the audio so that torch's `n_fft`-long frames fall as `padding` says.
+
+        With "none" these samples lie where the window, centred in n_fft, is zero: they shift the frames and are
+        never seen.
+        """
+        if self.padding == "hifigan":
+            return (self.n_fft - self.hop_length) // 2, (self.n_fft - self.hop_length) // 2
+        left = (self.n_fft - self.win_length) // 2
+        return left, self.n_fft - self.win_length - left
+
+    @property
+    def min_samples(self) -> int:
+        """The shortest audio that gives a frame (and, with reflection, that can be reflected)."""
+        shortest = self.n_fft - sum(self.pad)
+        return max(shortest, self.pad[0] + 1) if self.padding == "hifigan" else shortest
+
+    def frames(self, samples: int) -> int:
+        """Number of frames of audio of `samples` samples; 0 if it is too short for one."""
+        if samples < self.min_samples:
+            return 0
+        return 1 + (samples + sum(self.pad) - self.n_fft) // self.hop_length
+
+    def seconds(self, frames: int) -> float:
+        """Time in s by which `frames` frames advance."""
+        return frames * self.hop_length / self.sample_rate
+
+
+# 80 filters stay at least 36 Hz apart at 20 to 7600 Hz, wider than the bins of n_fft 512 at 16 kHz (31.25 Hz), so
+# none is empty; 20 Hz leaves out the recorder's offset, 7600 Hz the empty top of recordings that once were MP3.
+_SPEAKER_16K = MelRecipe(
+    sample_rate=16_000,
+    n_fft=512,
+    win_length=400,
+    hop_length=160,
+    window="hann",
+    n_mels=80,
+    f_min=20.0,
+    f_max=7600.0,
+    mel_scale="slaney",
+    mel_norm="slaney",
+    power=1.0,
+    power_floor=0.0,
+    padding="none",
+    normalisation="none",
+    log="natural",
+    log_floor=1e-5,
+)
+
+# The mels that public HiFi-GAN vocoders for 22,050 Hz were trained on.
+_HIFIGAN_22K = MelRecipe(
+    sample_rate=22_050,
+    n_fft=1024,
+    win_length=1024,
+    hop_length=256,
+    window="hann",
+    n_mels=80,
+    f_min=0.0,
+    f_max=8000.0,
+    mel_scale="slaney",
+    mel_norm="slaney",
+    power=1.0,
+    power_floor=1e-9,
+    padding="hifigan",
+    normalisation="none",
+    log="natural",
+    log_floor=1e-5,
+)
+
+RECIPES = {"speaker-16k": _SPEAKER_16K, "hifigan-22k": _HIFIGAN_22K}
+DEFAULT_RECIPE = {"speaker": "speaker-16k", "tts": "hifigan-22k"}
+
+
+def require_same(have: MelRecipe, want: MelRecipe, have_name: str, want_name: str) -> None:
+    """`UserError` that names the fields in which two recipes differ, with both values and both hashes."""
+    if have == want:
+        return
+    first, second = have.to_dict(), want.to_dict()
+    differences = ", ".join(f"{key} {first[key]} against {second[key]}" for key in first if first[key] != second[key])
+    raise UserError(
+        f"the mel recipe of {have_name} ({have.hash}) is not that of {want_name} ({want.hash}): {differences}"
+    )

@@ -1,0 +1,157 @@
+"""Features on disk: log-mel frames and tokens in memory-mapped Arrow shards, with the recipe that made them.
+
+A store is a folder:
+
+    meta.json             format, raw root, and per split its shards, counts, bad files; written last, so a folder
+                          without it is not finished
+    recipe.json           the `MelRecipe`
+    vocabulary.json       the symbol table, if there are transcripts
+    features/*.arrow      Arrow streams as Hugging Face `datasets` writes them (`Dataset.from_file` reads them), one row
+                          per utterance: the columns of `Row`, `mel` (flat float16, frames x n_mels), `tokens` (int32)
+    bad_files.txt         recordings that could not be used, with the reason
+    config.yaml           the arguments of the last preprocess.py
+    protocols/NAME/       splits and trial lists (utils/protocol.py)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from utils.cli import UserError
+from utils.features.recipe import MelRecipe
+from utils.features.text import Vocabulary
+from utils.files import read_json
+
+FORMAT = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """What is known of a stored utterance; `seconds` is the audio's length, `path` is relative to the raw root."""
+
+    utterance: str
+    path: str
+    split: str
+    speaker: str
+    chapter: str
+    sex: str
+    text: str | None
+    seconds: float
+    frames: int
+
+
+COLUMNS = tuple(field.name for field in fields(Row))
+
+
+class FeatureStore:
+    """Read access to preprocessed utterances, in order of their ids.
+
+    Opening reads the rows; frames stay on disk and are paged in as they are asked for. A store can be sent to other
+    processes: they open it anew.
+    """
+
+    def __init__(self, directory: Path, meta: dict[str, Any], recipe: MelRecipe, vocabulary: Vocabulary | None) -> None:
+        self.directory = directory
+        self.meta = meta
+        self.recipe = recipe
+        self.vocabulary = vocabulary
+        self.rows: list[Row] = []
+        self._blocks: list[_Block] = []
+        places: list[tuple[int, int]] = []
+        for batch in _batches(directory, meta):
+            columns = [batch.column(name).to_pylist() for name in COLUMNS]
+            self.rows.extend(Row(*values) for values in zip(*columns, strict=True))
+            places.extend((len(self._blocks), row) for row in range(batch.num_rows))
+            self._blocks.append(_Block(batch))
+        order = sorted(range(len(self.rows)), key=lambda place: self.rows[place].utterance)
+        self.rows = [self.rows[place] for place in order]
+        self._places = [places[place] for place in order]
+        self.index = {row.utterance: place for place, row in enumerate(self.rows)}
+        expected = sum(split["utterances"] for split in meta["splits"].values())
+        if not len(self.index) == len(self.rows) == expected:
+            raise UserError(f"{directory} is damaged: {len(self.rows)} utterances where meta.json says {expected}")
+
+    @classmethod
+    def open(cls, directory: str | Path) -> FeatureStore:
+        """Opens a finished store; `UserError` if it is missing, unfinished or damaged."""
+        directory = Path(directory)
+        if not directory.is_dir():
+            raise UserError(f"there are no features in {directory}: make them with preprocess.py")
+        meta = read_meta(directory)
+        if meta is None:
+            raise UserError(f"the features in {directory} are not finished: run the same preprocess.py command again")
+        recipe = MelRecipe.from_dict(read_json(directory / "recipe.json"))
+        if recipe.hash != meta["recipe"]:
+            raise UserError(
+                f"{directory}/recipe.json ({recipe.hash}) is not the recipe of meta.json ({meta['recipe']})"
+            )
+        table = directory / "vocabulary.json"
+        vocabulary = Vocabulary.from_dict(read_json(table)) if table.exists() else None
+        return cls(directory, meta, recipe, vocabulary)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return FeatureStore.open, (self.directory,)
+
+    def mel(self, i: int, start: int = 0, frames: int | None = None) -> np.ndarray:
+        """Log-mel frames (T, n_mels) float32 of row `i`, from frame `start`, at most `frames` of them.
+
+        Only the pages that hold these frames are read.
+        """
+        block, row = self._places[i]
+        flat = self._blocks[block].mel(row)
+        stop = None if frames is None else (start + frames) * self.recipe.n_mels
+        return flat[start * self.recipe.n_mels : stop].astype(np.float32).reshape(-1, self.recipe.n_mels)
+
+    def tokens(self, i: int) -> np.ndarray:
+        """Tokens (N,) int32 of the transcript of row `i`; empty if it has none."""
+        block, row = self._places[i]
+        return self._blocks[block].tokens(row).copy()
+
+
+class _Block:
+    """The two list columns of one record batch as views of the mapped file."""
+
+    def __init__(self, batch: pa.RecordBatch) -> None:
+        mel, tokens = batch.column("mel"), batch.column("tokens")
+        self._mel, self._mel_offsets = mel.values.to_numpy(), mel.offsets.to_numpy()
+        self._tokens, self._token_offsets = tokens.values.to_numpy(), tokens.offsets.to_numpy()
+
+    def mel(self, row: int) -> np.ndarray:
+        return self._mel[self._mel_offsets[row] : self._mel_offsets[row + 1]]
+
+    def tokens(self, row: int) -> np.ndarray:
+        return self._tokens[self._token_offsets[row] : self._token_offsets[row + 1]]
+
+
+def read_meta(directory: Path) -> dict[str, Any] | None:
+    """The completion record of a store, None if there is none; `UserError` if it is of another format."""
+    path = directory / "meta.json"
+    if not path.exists():
+        return None
+    meta = read_json(path)
+    if not isinstance(meta, dict) or meta.get("format") != FORMAT:
+        raise UserError(f"{path} is not a feature store of format {FORMAT}: make it anew with preprocess.py")
+    return meta
+
+
+def shard_paths(directory: Path, meta: dict[str, Any]) -> list[Path]:
+    """The Arrow files of a store."""
+    return [directory / "features" / name for split in meta["splits"].values() for name in split["shards"]]
+
+
+def _batches(directory: Path, meta: dict[str, Any]) -> Iterator[pa.RecordBatch]:
+    for path in shard_paths(directory, meta):
+        try:
+            with pa.memory_map(str(path)) as mapped:
+                yield from pa.ipc.open_stream(mapped)
+        except (OSError, pa.ArrowInvalid) as error:
+            raise UserError(f"{path} is missing or damaged: delete {directory} and make it anew ({error})") from error
