@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import enum
+import itertools
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 T = TypeVar("T")
+N = TypeVar("N", int, float)
 
 
 class ExitCode(enum.IntEnum):
@@ -60,8 +62,12 @@ class Parser(argparse.ArgumentParser):
         super().__init__(*args, **kwargs)
         self._problems: list[str] = []
 
-    def add_config(self) -> None:
-        """Adds `--config`; call it on the parser, or the subparser, whose flags the file may set."""
+    def add_config(self, other: Parser | None = None) -> None:
+        """Adds `--config`; call it on the parser, or the subparser, whose flags the file may set.
+
+        The file may also hold flags of `other`, another script's parser; they are passed over.
+        """
+        self._passed_over = {action.dest for action in other._actions} if other else set()
         self.add_argument("--config", metavar="FILE", type=Path, help="YAML file that sets defaults of these flags")
 
     def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
@@ -69,6 +75,8 @@ class Parser(argparse.ArgumentParser):
         self._problems = []
         if "--config" in self._option_string_actions:
             self._apply_config(words)
+        if self._subparsers is None:  # a parser of subcommands is handed flags that are theirs
+            self._problems += [f"there is no flag {flag}" for flag in self._unknown_flags(words)]
         result = super().parse_known_args(words, namespace)
         if self._problems:
             self._exit_with(self._problems)
@@ -79,6 +87,10 @@ class Parser(argparse.ArgumentParser):
         if problems:
             self._exit_with(problems)
 
+    def _unknown_flags(self, words: Sequence[str]) -> list[str]:
+        flags = (word.partition("=")[0] for word in itertools.takewhile(lambda word: word != "--", words))
+        return [flag for flag in flags if flag.startswith("--") and flag not in self._option_string_actions]
+
     def _apply_config(self, words: list[str]) -> None:
         path = _config_path(words)
         if path is None:
@@ -87,11 +99,13 @@ class Parser(argparse.ArgumentParser):
         for key, value in self._read_config(path).items():
             dest = str(key).replace("-", "_")
             action = actions.get(dest)
+            if action is None and dest in self._passed_over:
+                continue
             if action is None or dest in ("config", "help"):
                 self._problems.append(f"{path}: there is no flag --{str(key).replace('_', '-')}")
                 continue
             action.default = self._config_value(action, value)
-            action.required = False
+            action.required = action.required and value is None
 
     def _read_config(self, path: Path) -> dict[str, Any]:
         import yaml
@@ -111,14 +125,23 @@ class Parser(argparse.ArgumentParser):
 
     def _config_value(self, action: argparse.Action, value: Any) -> Any:
         """Checks a value of the file exactly as argparse checks a word of the command line."""
-        if isinstance(action, argparse.BooleanOptionalAction):
+        flag = action.option_strings[0]
+        if action.nargs == 0:
             if not isinstance(value, bool):
-                self._problems.append(f"argument {action.option_strings[0]}: expected true or false, not {value!r}")
+                self._problems.append(f"argument {flag}: expected true or false, not {value!r}")
             return value
         if value is None:
-            return None
-        if isinstance(value, list):
-            return [self._checked(action, item) for item in value]
+            if action.default is not None:
+                self._problems.append(f"argument {flag}: expected a value, not null")
+            return action.default
+        if action.nargs is not None and action.nargs != "?":
+            values = value if isinstance(value, list) else [value]
+            if isinstance(action.nargs, int) and len(values) != action.nargs:
+                self._problems.append(f"argument {flag}: expected {action.nargs} values, not {value!r}")
+            return [self._checked(action, item) for item in values]
+        if isinstance(value, (list, dict)):
+            self._problems.append(f"argument {flag}: expected one value, not {value!r}")
+            return action.default
         return self._checked(action, value)
 
     def _checked(self, action: argparse.Action, value: Any) -> Any:
@@ -165,9 +188,17 @@ def _config_path(words: Sequence[str]) -> Path | None:
     return found
 
 
+def _number(kind: type[N], text: str) -> N:
+    try:
+        return kind(text)
+    except ValueError as error:
+        what = "a whole number" if kind is int else "a number"
+        raise argparse.ArgumentTypeError(f"must be {what}, not {text!r}") from error
+
+
 def positive_int(text: str) -> int:
     """argparse type: an integer of at least 1."""
-    value = int(text)
+    value = _number(int, text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"must be at least 1, not {value}")
     return value
@@ -175,7 +206,7 @@ def positive_int(text: str) -> int:
 
 def non_negative_int(text: str) -> int:
     """argparse type: an integer of at least 0."""
-    value = int(text)
+    value = _number(int, text)
     if value < 0:
         raise argparse.ArgumentTypeError(f"must be at least 0, not {value}")
     return value
@@ -183,7 +214,7 @@ def non_negative_int(text: str) -> int:
 
 def positive_float(text: str) -> float:
     """argparse type: a number above 0."""
-    value = float(text)
+    value = _number(float, text)
     if not 0 < value < float("inf"):
         raise argparse.ArgumentTypeError(f"must be above 0, not {text}")
     return value
@@ -191,7 +222,7 @@ def positive_float(text: str) -> float:
 
 def fraction(text: str) -> float:
     """argparse type: a number from 0 to 1."""
-    value = float(text)
+    value = _number(float, text)
     if not 0 <= value <= 1:
         raise argparse.ArgumentTypeError(f"must lie between 0 and 1, not {text}")
     return value
