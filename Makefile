@@ -1,0 +1,83 @@
+# TacoMamba. `make help` lists the targets; all of them work from a fresh clone and repeat no finished installation.
+#   make demo
+#   make test PYTHON=/opt/python3.12/bin/python3
+#   make env TORCH_INDEX=https://download.pytorch.org/whl/cpu
+
+VENV := .venv
+PY := $(VENV)/bin/python
+PIP := $(PY) -m pip --disable-pip-version-check install --quiet
+
+# Which interpreter makes .venv: by default the first of these that runs and is Python 3.11 to 3.13 with venv and pip.
+PYTHON ?=
+CANDIDATES := python3 python3.12 python3.11 python3.13 python
+CHECK := import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
+
+# A package index to take torch from, and nothing else; by default torch comes from where pip takes everything.
+TORCH_INDEX ?=
+TORCH := $(shell grep '^torch==' requirements.txt)
+
+.PHONY: demo test test-slow env lint format clean help missing
+
+help:
+	@echo "make demo       sets up .venv, then download, preprocess, train, test on synthetic speech; ends with a table"
+	@echo "make test       sets up .venv, then lint and the tests that are not slow"
+	@echo "make test-slow  sets up .venv, then the long tests"
+	@echo "make env        sets up .venv for users: requirements.txt and requirements-demo.txt"
+	@echo "make lint       ruff check and ruff format --check"
+	@echo "make format     ruff format, and the fixes that ruff makes itself"
+	@echo "make clean      removes .venv, caches, and what make demo made; no other data and no other runs"
+	@echo "PYTHON=...      the Python 3.11 to 3.13 that makes .venv"
+	@echo "TORCH_INDEX=... the package index that torch comes from"
+
+demo: env
+	$(PY) -m utils.demo
+
+test: lint
+	$(PY) -m pytest -m "not slow"
+
+test-slow: $(VENV)/.dev
+	$(PY) -m pytest -m slow
+
+env: $(VENV)/.demo
+
+lint: $(VENV)/.dev
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+
+format: $(VENV)/.dev
+	$(PY) -m ruff check --fix-only .
+	$(PY) -m ruff format .
+
+clean:
+	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis data/raw/demo data/processed/demo runs/demo
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Installations. Each stamp is as old as its requirement file's last installation.
+$(VENV)/.dev: requirements-dev.txt $(VENV)/.demo
+	$(PIP) -r requirements-dev.txt
+	@touch $@
+
+$(VENV)/.demo: requirements-demo.txt $(VENV)/.base
+	$(PIP) -r requirements-demo.txt
+	@touch $@
+
+$(VENV)/.base: requirements.txt $(VENV)/.made
+	@echo "Installing requirements.txt into $(VENV): torch is large, so this takes a few minutes."
+	$(if $(TORCH_INDEX),$(PIP) --no-deps --index-url "$(TORCH_INDEX)" "$(TORCH)")
+	$(PIP) -r requirements.txt
+	@touch $@
+
+# A .venv whose Python has gone (an upgrade, a copy from another machine) is made again, and one that works is kept.
+# Candidates are run, not looked up: a name on PATH may be a shim that fails, or a Python without venv.
+$(VENV)/.made: $(shell test -x $(PY) || echo missing)
+	@if $(PY) -c '$(CHECK)' >/dev/null 2>&1 && $(PY) -m pip --version >/dev/null 2>&1; then touch $@; exit 0; fi; \
+	set -- $(if $(PYTHON),"$(PYTHON)",$(CANDIDATES)); \
+	for python in "$$@"; do \
+	  if "$$python" -c '$(CHECK)' >/dev/null 2>&1; then \
+	    echo "Making $(VENV) with $$("$$python" -c 'import sys; print(sys.version.split()[0], sys.executable)')"; \
+	    "$$python" -m venv --clear $(VENV) && touch $@; exit; \
+	  fi; \
+	done; \
+	echo "No Python 3.11 to 3.13 with venv and pip was found (tried: $$*); install one (on Debian and Ubuntu: python3" \
+	  "and python3-venv) or name one with PYTHON=..." >&2; \
+	exit 2

@@ -1,0 +1,88 @@
+"""Every script's `--help`: prompt, complete, and without torch."""
+
+import argparse
+import re
+import resource
+import subprocess
+import sys
+
+import pytest
+from shown_commands import MODULES, ROOT, SCRIPTS, build_parser, lines_of, parse, split_command, subparsers
+
+from utils import cli
+
+CPU_SECONDS = 0.5
+HEAVY = {"torch", "torchaudio", "datasets", "pyarrow", "matplotlib", "tensorboard"}
+
+
+def parsers(name: str) -> dict[str, cli.Parser]:
+    """The parser of a script and those of its subcommands, by the words that lead to them."""
+    parser = build_parser(name)
+    return {name: parser} | {f"{name} {command}": inner for command, inner in subparsers(parser).items()}
+
+
+def test_scripts_are_the_ones_we_know():
+    assert SCRIPTS == ["download.py", "preprocess.py", "profile_model.py", "test.py", "train_tacomamba.py"]
+    commands = set(subparsers(build_parser("test.py")))
+    assert {"evaluate", "embed", "enroll", "identify", "verify"} <= commands
+    with_parsers = {path for path in ROOT.glob("utils/**/*.py") if "def build_parser()" in path.read_text("utf-8")}
+    assert with_parsers == {ROOT / (name.replace(".", "/") + ".py") for name in MODULES}
+
+
+def run_help(words: list[str]) -> tuple[float, str, set[str]]:
+    """CPU seconds (user and system) of `--help` in a process of its own, its output, and the packages imported."""
+    start = ["-m", words[0]] if words[0] in MODULES else [words[0]]
+    command = [sys.executable, "-X", "importtime", *start, *words[1:], "--help"]
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert process.returncode == 0, process.stderr
+    lines = (line.rpartition("|")[2].strip() for line in process.stderr.splitlines() if line.startswith("import time:"))
+    seconds = after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
+    return seconds, process.stdout, {line.partition(".")[0] for line in lines}
+
+
+@pytest.mark.parametrize("words", [*SCRIPTS, *MODULES, "test.py evaluate"])
+def test_help_is_prompt_and_imports_nothing_heavy(words):
+    seconds = []
+    for _ in range(3):  # the least of three: a busy machine can only add
+        spent, output, packages = run_help(words.split())
+        assert "argparse" in packages
+        assert not packages & HEAVY
+        assert output.startswith("usage: ") and "--help" in output
+        seconds.append(spent)
+        if min(seconds) < CPU_SECONDS:
+            return
+    raise AssertionError(f"--help took {min(seconds):.2f} s of CPU time")
+
+
+@pytest.mark.parametrize("name", SCRIPTS + MODULES)
+def test_flags_are_kebab_case_and_explained(name):
+    for words, parser in parsers(name).items():
+        assert parser.description, words
+        for action in parser._actions:
+            assert action.help or isinstance(action, argparse._SubParsersAction), f"{words}: {action.dest} has no help"
+            for flag in action.option_strings:
+                assert re.fullmatch(r"-h|--[a-z][a-z0-9]*(-[a-z0-9]+)*", flag), f"{words}: {flag}"
+
+
+@pytest.mark.parametrize("name", SCRIPTS + MODULES)
+def test_defaults_are_shown_once_and_switches_are_no_words(name):
+    for words, parser in parsers(name).items():
+        assert "(default: None)" not in parser.format_help()
+        for action in parser._actions:
+            assert action.type is not bool, f"{words}: {action.option_strings} would take every word for true"
+            if action.option_strings and action.default not in (None, argparse.SUPPRESS):
+                assert "(default: " not in action.help, f"{words}: {action.option_strings[0]} is shown twice"
+
+
+@pytest.mark.parametrize("name", SCRIPTS + MODULES)
+def test_docstrings_show_commands_that_parse(name, tmp_path, monkeypatch):
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    monkeypatch.chdir(tmp_path)
+    for words, parser in parsers(name).items():
+        commands = [line for line in lines_of(parser.description) if re.match(r"(python|torchrun) ", line)]
+        assert commands or words != name, f"{words} shows no command"
+        for command in commands:
+            assert split_command(command)[0] == name
+            parse(command, tmp_path)

@@ -1,0 +1,179 @@
+"""The documentation against the repository: its commands, its layout, its links, its table of exit codes."""
+
+import fnmatch
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from shown_commands import ROOT, SCRIPTS, lines_of, load_script, parse, split_command
+
+from utils.cli import ExitCode
+
+DOCUMENTS = ["README.md", *(path.relative_to(ROOT).as_posix() for path in sorted(ROOT.glob("docs/*.md")))]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+# Commands of the README that the tests do not run, by how they begin, and why.
+NOT_RUN = {
+    "make demo": "trains for minutes; tests/test_demo.py runs it in make test-slow",
+    "make test": "is what runs this",
+    "python download.py --dataset demo": "speaks for some 20 s; tests/test_demo.py runs it in make test-slow",
+    "python download.py --dataset mini-librispeech": "needs the network",
+    "python preprocess.py": "the fixture `processed` has run it",
+    "python train_tacomamba.py": "the fixture `trained_run` has run it",
+    "python test.py evaluate --checkpoint runs/mini": "needs what the network gives",
+    "conda": "is not on every machine",
+    "pip install": "changes the environment that runs the tests",
+}
+
+
+def blocks(document: str, language: str) -> list[str]:
+    """The code blocks of one language."""
+    text = (ROOT / document).read_text(encoding="utf-8")
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+
+
+def commands(document: str) -> list[str]:
+    return [line for block in blocks(document, "bash") for line in lines_of(block)]
+
+
+def test_documents_show_commands_in_marked_blocks_only():
+    for document in DOCUMENTS:
+        text = (ROOT / document).read_text(encoding="utf-8")
+        opened = re.findall(r"^```(\w*)$", text, re.MULTILINE)[::2]
+        assert set(opened) <= {"bash", "python", "text"}, document
+    assert len(commands("README.md")) >= 15
+    assert commands("README.md")[:2] == ["make demo", "make test"]
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_every_command_is_one_that_exists(document, tmp_path, monkeypatch):
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    monkeypatch.chdir(tmp_path)
+    targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    for command in commands(document):
+        program, *words = command.split()
+        if program == "make":
+            assert words[0] in targets, command
+        elif program in ("python", "torchrun"):
+            parse(command, tmp_path)
+        elif program == "conda":
+            named = [word for word in words if word.endswith(".yml")]
+            assert all((ROOT / name).is_file() for name in named), command
+        elif program == "pip":
+            assert (ROOT / words[-1]).is_file(), command
+        else:
+            raise AssertionError(f"{document} shows a command of a kind that is not checked: {command}")
+
+
+@pytest.fixture(scope="module")
+def house(tmp_path_factory, librispeech_root, processed, trained_run) -> Path:
+    """A working folder as the README supposes it, with a small model and small data in the places of the demo's."""
+    folder = tmp_path_factory.mktemp("house")
+    for name in ("configs", "Makefile", "requirements.txt"):
+        (folder / name).symlink_to(ROOT / name)
+    shutil.copytree(processed, folder / "data" / "processed" / "demo")
+    shutil.copytree(trained_run, folder / "runs" / "demo")
+    shutil.copytree(trained_run, folder / "runs" / "mine")
+    (folder / "SPEECH").symlink_to(librispeech_root)
+    (trials,) = (processed / "protocols" / "default").glob("trials-*.txt")
+    shutil.copy(trials, folder / "trials.txt")
+    speakers = sorted(librispeech_root.glob("LibriSpeech/*/*"))
+    recordings = {"ada1": (0, 0), "ada2": (0, 1), "ben1": (1, 0), "unknown": (0, 2)}
+    for name, (speaker, number) in recordings.items():
+        shutil.copy(sorted(speakers[speaker].glob("*/*.flac"))[number], folder / f"{name}.flac")
+    return folder
+
+
+def test_commands_that_are_not_run_have_a_reason_and_stand_there():
+    for beginning in NOT_RUN:
+        assert any(command.startswith(beginning) for command in commands("README.md")), beginning
+
+
+def test_commands_run_as_they_stand_there(house, monkeypatch, capsys):
+    """In the README's order, in one folder; in this process, because importing torch takes longer than they do."""
+    monkeypatch.chdir(house)
+    run = []
+    for command in commands("README.md"):
+        if not command.startswith(tuple(NOT_RUN)):
+            script, arguments = split_command(command)
+            code = load_script(script).main(arguments)
+            assert code == ExitCode.DONE, f"{command}\n{capsys.readouterr().err}"
+            run.append(f"{script} {arguments[0]}")
+    assert {"test.py evaluate", "test.py enroll", "test.py identify", "test.py verify", "test.py embed"} <= set(run)
+    made = ["people.safetensors", "embeddings.safetensors", "curves.png", "runs/mine/report/report.json"]
+    assert all((house / name).is_file() for name in [*made, "runs/demo/report/report.json"])
+
+
+def test_make_help_names_every_target():
+    targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    shown = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert set(targets) - {"help"} == set(re.findall(r"^make ([a-z-]+) ", shown, re.MULTILINE))
+    line = next(line for line in README.splitlines() if line.startswith("Makefile "))
+    assert set(line.split(maxsplit=1)[1].split(", ")) == set(targets)
+
+
+def test_python_block_runs_in_three_lines(house, monkeypatch):
+    (block,) = blocks("README.md", "python")
+    monkeypatch.chdir(house)
+    assert len(lines_of(block)) == 3
+    names: dict = {}
+    exec(block, names)
+    assert names["embedding"].shape == (192,)
+    assert abs(float(names["embedding"] @ names["embedding"]) - 1) < 1e-5
+
+
+def layout() -> dict[str, str]:
+    """Path to description, from the tree in the README."""
+    (tree,) = blocks("README.md", "text")
+    entries, parents = {}, []
+    for line in tree.splitlines():
+        level = (len(line) - len(line.lstrip())) // 2
+        name, _, description = line.strip().partition(" ")
+        path = "".join([*parents[:level], name])
+        assert path not in entries, f"{path} stands twice"
+        entries[path] = description.strip()
+        parents[level:] = [name]
+    return entries
+
+
+def test_layout_names_what_exists_and_explains_it():
+    for path, description in layout().items():
+        assert (ROOT / path).is_dir() if path.endswith("/") else (ROOT / path).is_file(), path
+        assert description or path.endswith("/"), f"{path} has no description"
+
+
+def test_layout_is_complete():
+    entries = set(layout())
+    ignored = [line.rstrip("/") for line in (ROOT / ".gitignore").read_text(encoding="utf-8").splitlines() if line]
+    for path in ROOT.iterdir():
+        if path.name == ".git" or any(fnmatch.fnmatch(path.name, pattern) for pattern in ignored):
+            continue
+        if path.is_dir() and not any(file.is_file() for file in path.rglob("*")):
+            continue  # git does not know empty folders
+        names = {path.name, f"{path.name}/"} | {f"{path.name}/{inner.name}" for inner in path.glob("*")}
+        assert names & entries, f"{path.name} is not in the layout"
+    for path in [*ROOT.glob("models/**/*.py"), *ROOT.glob("utils/**/*.py")]:
+        if path.name != "__init__.py":
+            assert path.relative_to(ROOT).as_posix() in entries, path
+    assert set(SCRIPTS) <= entries
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_links_and_named_files_exist(document):
+    text = (ROOT / document).read_text(encoding="utf-8")
+    folder = (ROOT / document).parent
+    for target in re.findall(r"\]\(([^)#]+)\)", text):
+        assert target.startswith("https://") or (folder / target).exists(), target
+    named = re.findall(r"`([\w./-]+\.(?:py|yml|txt|toml|yaml|md))`", text)
+    made_by_a_run = {"report.json", "log.jsonl", "config.yaml", "run.json"}
+    for name in set(named) - made_by_a_run:
+        assert (ROOT / name).exists(), f"{document} names {name}"
+
+
+def test_table_of_exit_codes_is_that_of_the_code():
+    rows = dict(re.findall(r"^\| (\d+) \| ([a-z ]+)", README, re.MULTILINE))
+    assert {int(code) for code in rows} == {int(code) for code in ExitCode}
+    assert rows["3"].replace(" ", "_").upper() == ExitCode(3).name
+    assert rows["2"].replace(" ", "_").upper() == ExitCode(2).name
