@@ -1,0 +1,117 @@
+"""download.py as its users meet it: flags, sentences, exit codes."""
+
+import dataclasses
+import hashlib
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+import download
+from tests.file_server import FileServer
+from tests.test_transfer import BESIDE, SPEECH, make_tar
+from utils.corpus import catalog
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+QUICK = ["--attempts", "2", "--retry-wait", "0.01", "--timeout", "5"]
+
+
+def run_script(*words):
+    command = [sys.executable, "download.py", *map(str, words)]
+    return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+
+
+def refused(capsys, *words):
+    with pytest.raises(SystemExit) as stop:
+        download.main([str(word) for word in words])
+    assert stop.value.code == 2
+    return capsys.readouterr().err
+
+
+def test_unknown_split_names_those_that_exist(capsys):
+    error = refused(capsys, "--dataset", "mini-librispeech", "--split", "train-clean-5", "train-clean-100")
+    assert "no split 'train-clean-100'; it has train-clean-5, dev-clean-2" in error
+
+
+def test_all_problems_are_shown_at_once(capsys, tmp_path):
+    (tmp_path / "file").touch()
+    words = ["--dataset", "ljspeech", "--split", "nope", "--voices", "3", "--seed", "3", "--root", tmp_path / "file"]
+    error = refused(capsys, *words)
+    for part in (
+        "no split 'nope'; it has LJSpeech-1.1",
+        "--voices contradicts --dataset ljspeech",
+        "--seed contradicts --dataset ljspeech",
+        "file is not a folder",
+    ):
+        assert part in error
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--base-url", "http://127.0.0.1"], "--base-url contradicts --dataset demo"),
+        (["--no-keep-archive"], "--keep-archive contradicts --dataset demo"),
+        (["--voices", "65"], "there are 64 distinct voices"),
+        (["--utterances-per-voice", "1"], "each of the two chapters needs one"),
+    ],
+)
+def test_flags_that_the_demo_corpus_refuses(capsys, words, sentence):
+    assert sentence in refused(capsys, "--dataset", "demo", *words)
+
+
+def test_demo_corpus_from_the_command_line(tmp_path, capsys):
+    words = ["--dataset", "demo", "--root", str(tmp_path), "--voices", "1", "--utterances-per-voice", "3"]
+    assert download.main(words) == 0
+    assert len(list(tmp_path.glob("demo/LibriSpeech/demo/90001/*/*.flac"))) == 3
+    config = yaml.safe_load((tmp_path / "demo" / "download.yaml").read_text())
+    assert (config["voices"], config["utterances_per_voice"], config["seed"]) == (1, 3, 0)
+    assert "timeout" not in config
+    capsys.readouterr()
+    assert download.main(["--config", str(tmp_path / "demo" / "download.yaml")]) == 0
+    assert "already complete, 1 voices, 3 utterances" in capsys.readouterr().out
+    assert download.main([*words, "--seed", "1"]) == 2
+    assert "(seed 0 -> 1): --overwrite" in capsys.readouterr().err
+
+
+def test_wrong_bytes_are_refused_with_a_sentence(tmp_path):
+    with FileServer({"/speech/dev-clean-2.tar.gz": b"no archive"}) as server:
+        words = ["--dataset", "mini-librispeech", "--split", "dev-clean-2", "--root", tmp_path]
+        result = run_script(*words, "--base-url", f"{server.url}/speech/", *QUICK)
+    assert result.returncode == 2
+    assert "offers 10 bytes where the official archive has 126,046,265" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert not (tmp_path / "mini-librispeech" / "LibriSpeech").exists()
+
+
+def test_server_that_is_not_there(tmp_path, capsys):
+    words = ["--dataset", "ljspeech", "--root", str(tmp_path), "--base-url", "http://127.0.0.1:9", *QUICK]
+    assert download.main(words) == 2
+    assert "could not be downloaded: http://127.0.0.1:9/LJSpeech-1.1.tar.bz2 broke off" in capsys.readouterr().err
+
+
+def test_public_corpus_from_the_command_line(tmp_path, capsys, monkeypatch):
+    content = make_tar(BESIDE + SPEECH)
+    facts = {
+        "bytes": len(content),
+        "sha256": hashlib.sha256(content).hexdigest(),
+        "utterances": len(SPEECH),
+        "unpacked_bytes": 1,
+    }
+    official = catalog.ARCHIVES["librispeech", "dev-clean"]
+    monkeypatch.setitem(catalog.ARCHIVES, ("librispeech", "dev-clean"), dataclasses.replace(official, **facts))
+    with FileServer({"/dev-clean.tar.gz": content}) as server:
+        words = ["--dataset", "librispeech", "--split", "dev-clean", "--root", str(tmp_path), "--base-url", server.url]
+        assert download.main([*words, *QUICK, "--keep-archive"]) == 0
+        assert download.main([*words, *QUICK]) == 0
+        assert len(server.requests) == 1
+    assert "already complete, 10 recordings" in capsys.readouterr().out
+    assert (tmp_path / "librispeech" / "dev-clean.tar.gz").read_bytes() == content
+    assert len(list(tmp_path.glob("librispeech/LibriSpeech/dev-clean/*/*/*.flac"))) == len(SPEECH)
+
+
+def test_folder_that_cannot_be_made(tmp_path, capsys):
+    (tmp_path / "file").touch()
+    assert download.main(["--dataset", "demo", "--root", str(tmp_path / "file" / "below"), "--voices", "1"]) == 2
+    assert "cannot be written: Not a directory" in capsys.readouterr().err

@@ -1,0 +1,265 @@
+"""The demo corpus: synthetic speech of many voices, made on the spot, in LibriSpeech layout.
+
+Each speaker reads two chapters of different sentences. A chapter stands for a recording session: its rate, pitch,
+level and background noise are its own. The corpus depends on its `Settings` alone, not on how many processes make it.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import dataclasses
+import importlib.metadata
+import itertools
+import json
+import math
+import os
+import random
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from utils.cli import UserError, progress
+from utils.corpus.espeak import require_espeak, synthesise
+from utils.corpus.records import RECORD, Say, disk_errors, only_one, read_record, remove_leftovers
+from utils.corpus.sentences import sentences, transcript
+from utils.corpus.voices import VOICES, Voice
+from utils.files import sha256_text, staging_directory, write_json, write_text
+
+SPLIT = "demo"
+SAMPLE_RATE = 16_000
+FIRST_SPEAKER = 90_001  # above the ids of LibriSpeech's readers
+CHAPTERS = 2
+FADE = 0.03  # of the band below half the sample rate, in which the resampler fades out
+
+# What a recording session may do to a voice.
+RATES = (158, 172)  # words a minute of a speaker's first chapter
+RATE_CHANGE = (0.03, 0.075)  # at most 8 % after rounding to whole words a minute
+PITCH_STEPS = (1, 3)  # espeak's; three of them measured 1.8 to 4.2 % in 16 of the voices
+LEVELS = (-32.0, -23.0)  # root mean square, dB of full scale
+LEAST_LEVEL_CHANGE = 3.0
+SNRS = (18.0, 30.0)  # dB
+COLOURS = (0.0, 1.8)  # noise power falls with frequency to this power: 0 white, 1 pink, 2 brown
+LOWEST_NOISE = 60.0  # Hz; coloured noise is flat below
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the bytes of a demo corpus depend on."""
+
+    voices: int
+    utterances_per_voice: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class Chapter:
+    """One recording session: `rate` and `pitch` in espeak's units, `level` in dB of full scale, `snr` in dB."""
+
+    name: str
+    rate: int
+    pitch: int
+    level: float
+    snr: float
+    colour: float
+    texts: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Speaker:
+    name: str
+    voice: Voice
+    chapters: tuple[Chapter, ...]
+
+
+def make_plan(settings: Settings) -> list[Speaker]:
+    """Who says what and how. The first speakers of a larger corpus are the speakers of a smaller one."""
+    taken: set[str] = set()
+    return [
+        _plan_speaker(str(FIRST_SPEAKER + number), voice, settings, taken)
+        for number, voice in enumerate(VOICES[: settings.voices])
+    ]
+
+
+def _plan_speaker(name: str, voice: Voice, settings: Settings, taken: set[str]) -> Speaker:
+    draw = random.Random(f"conditions {settings.seed} {name}")
+    texts = list(itertools.islice(sentences(f"sentences {settings.seed} {name}", taken), settings.utterances_per_voice))
+    rate = draw.randint(*RATES)
+    level = draw.uniform(LEVELS[0] + LEAST_LEVEL_CHANGE, LEVELS[1])
+    rates = [rate, round(rate * (1 + draw.choice((-1, 1)) * draw.uniform(*RATE_CHANGE)))]
+    pitches = [voice.pitch, voice.pitch + draw.choice((-1, 1)) * draw.randint(*PITCH_STEPS)]
+    levels = [level, draw.uniform(LEVELS[0], level - LEAST_LEVEL_CHANGE)]
+    draw.shuffle(levels)
+    half = (len(texts) + 1) // CHAPTERS
+    chapters = tuple(
+        Chapter(
+            name=f"{name}{number + 1}",
+            rate=rates[number],
+            pitch=pitches[number],
+            level=round(levels[number], 2),
+            snr=round(draw.uniform(*SNRS), 2),
+            colour=round(draw.uniform(*COLOURS), 2),
+            texts=tuple(texts[number * half : (number + 1) * half]),
+        )
+        for number in range(CHAPTERS)
+    )
+    return Speaker(name, voice, chapters)
+
+
+def build_demo(
+    root: Path, settings: Settings, num_proc: int = 1, overwrite: bool = False, say: Say = print
+) -> dict[str, Any]:
+    """Makes ROOT/demo/LibriSpeech, unless it is already there with the same settings.
+
+    Returns:
+        The completion record: settings, counts, seconds of speech.
+
+    Raises:
+        UserError: espeak-ng is missing, or a corpus of other settings is in the way and `overwrite` is False.
+    """
+    home = root / "demo"
+    corpus = home / "LibriSpeech"
+    plan = make_plan(settings)
+    wanted = {**dataclasses.asdict(settings), "plan": sha256_text(json.dumps([dataclasses.asdict(s) for s in plan]))}
+    if (record := _finished(corpus, wanted, overwrite)) is None:
+        require_espeak()
+        with disk_errors(home), only_one(home, say):
+            remove_leftovers(home, f".{corpus.name}.*.tmp")
+            if (record := _finished(corpus, wanted, overwrite)) is None:
+                return _build(corpus, plan, wanted, num_proc, say)
+    say(f"demo: already complete, {_summary(record)} in {corpus}")
+    return record
+
+
+def _finished(corpus: Path, wanted: dict[str, Any], overwrite: bool) -> dict[str, Any] | None:
+    """The record of a corpus that is what was asked for; None if one has to be made."""
+    record = read_record(corpus / SPLIT, ".flac")
+    if record is None and corpus.exists():
+        raise UserError(f"{corpus} exists, but not as download.py leaves it: move it away, or give another --root")
+    if record is None or record["settings"] == wanted:
+        return record
+    if overwrite:
+        return None
+    had = record["settings"]
+    changes = [f"{key} {had[key]} -> {wanted[key]}" for key in wanted if key != "plan" and had[key] != wanted[key]]
+    told = ", ".join(changes) or "another version of the demo's voices and sentences"
+    raise UserError(f"{corpus} was made with other settings ({told}): --overwrite replaces it")
+
+
+def _build(corpus: Path, plan: Sequence[Speaker], wanted: dict[str, Any], num_proc: int, say: Say) -> dict[str, Any]:
+    say(f"demo: making {len(plan)} synthetic voices with espeak-ng")
+    with staging_directory(corpus) as staging:
+        split = staging / SPLIT
+        jobs = [(speaker, split, wanted["seed"]) for speaker in plan]
+        # Threads: espeak-ng runs in processes of its own, and numpy and the FLAC encoder run beside one another.
+        workers = concurrent.futures.ThreadPoolExecutor(num_proc)
+        try:
+            seconds = list(progress(workers.map(_record_speaker, jobs), total=len(jobs), desc="voices"))
+        finally:
+            workers.shutdown(cancel_futures=True)
+        record = {
+            "dataset": "demo",
+            "split": SPLIT,
+            "synthetic": True,
+            "espeakng_loader": importlib.metadata.version("espeakng-loader"),
+            "settings": wanted,
+            "speakers": len(plan),
+            "utterances": sum(len(chapter.texts) for speaker in plan for chapter in speaker.chapters),
+            "seconds": round(sum(seconds), 2),
+        }
+        _describe(staging, plan, seconds, record)
+        write_json(split / RECORD, record)
+        replaced = corpus.with_name(f".{corpus.name}.replaced.tmp")
+        if corpus.exists():
+            os.rename(corpus, replaced)
+    shutil.rmtree(replaced, ignore_errors=True)
+    say(f"demo: {_summary(record)} in {corpus}")
+    return record
+
+
+def _summary(record: dict[str, Any]) -> str:
+    return f"{record['speakers']} voices, {record['utterances']} utterances, {record['seconds'] / 60:.1f} minutes"
+
+
+def _describe(folder: Path, plan: Sequence[Speaker], seconds: Sequence[float], record: dict[str, Any]) -> None:
+    """Writes SPEAKERS.TXT in LibriSpeech's format, and README.TXT."""
+    rows = [
+        f"{speaker.name:5}| {speaker.voice.sex} | {SPLIT:17}|{length / 60:6.2f} | "
+        f"SYNTHETIC espeak-ng {speaker.voice.name} pitch {speaker.voice.pitch}"
+        for speaker, length in zip(plan, seconds, strict=True)
+    ]
+    head = [
+        "; SYNTHETIC voices: no line of this table is a person. Sex is that of the voice's intended sound.",
+        ";ID  |SEX| SUBSET           |MINUTES| NAME",
+    ]
+    write_text(folder / "SPEAKERS.TXT", "\n".join([*head, *rows]) + "\n")
+    settings = record["settings"]
+    about = f"""This corpus is SYNTHETIC: {_summary(record)}, spoken by espeak-ng
+(espeakng-loader {record["espeakng_loader"]}), in the folder layout of LibriSpeech. No person was recorded.
+
+It exists to try the pipeline without a download. Figures measured on it say nothing about people.
+Each speaker has two chapters, which differ in rate, pitch, level and made background noise.
+Made by: download.py --dataset demo --voices {settings["voices"]} \
+--utterances-per-voice {settings["utterances_per_voice"]} --seed {settings["seed"]}
+"""
+    write_text(folder / "README.TXT", about)
+
+
+def _record_speaker(job: tuple[Speaker, Path, int]) -> float:
+    """Speaks and writes one speaker's chapters; returns their seconds."""
+    import numpy as np
+    import soundfile
+
+    speaker, split, seed = job
+    rate, spoken = synthesise(
+        {
+            "voice": speaker.voice.name,
+            "sentences": [
+                {"text": text, "rate": chapter.rate, "pitch": chapter.pitch}
+                for chapter in speaker.chapters
+                for text in chapter.texts
+            ],
+        }
+    )
+    samples_left = iter(spoken)
+    total = 0
+    for chapter in speaker.chapters:
+        folder = split / speaker.name / chapter.name
+        folder.mkdir(parents=True)
+        lines = []
+        for number, text in enumerate(chapter.texts):
+            name = f"{speaker.name}-{chapter.name}-{number:04}"
+            random_state = np.random.default_rng([seed, int(chapter.name), number])
+            samples = _in_session(_resample(next(samples_left), rate), chapter, random_state)
+            soundfile.write(folder / f"{name}.flac", samples, SAMPLE_RATE, subtype="PCM_16")
+            lines.append(f"{name} {transcript(text)}\n")
+            total += len(samples)
+        write_text(folder / f"{speaker.name}-{chapter.name}.trans.txt", "".join(lines))
+    return total / SAMPLE_RATE
+
+
+def _resample(samples: Any, rate: int) -> Any:
+    """int16 `(S,)` at `rate` Hz to float64 `(S * SAMPLE_RATE / rate,)`, by cutting the spectrum off."""
+    import numpy as np
+
+    step = rate // math.gcd(rate, SAMPLE_RATE)
+    length = -(-len(samples) // step) * step  # whole numbers of samples at both rates
+    kept = length * SAMPLE_RATE // rate
+    spectrum = np.fft.rfft(samples, length)[: kept // 2 + 1]
+    fade = np.linspace(0, np.pi, int(FADE * len(spectrum)))
+    spectrum[-len(fade) :] *= (1 + np.cos(fade)) / 2  # a sharp edge would ring
+    return np.fft.irfft(spectrum, kept) * (kept / length / 32768)
+
+
+def _in_session(samples: Any, chapter: Chapter, random_state: Any) -> Any:
+    """Speech `(S,)` at the chapter's level in the chapter's noise, as int16."""
+    import numpy as np
+
+    level = 10 ** (chapter.level / 20)
+    speech = samples * (level / np.sqrt(np.mean(samples**2)))
+    spectrum = np.fft.rfft(random_state.standard_normal(len(samples)))
+    frequencies = np.fft.rfftfreq(len(samples), 1 / SAMPLE_RATE)
+    noise = np.fft.irfft(spectrum * np.maximum(frequencies, LOWEST_NOISE) ** (-chapter.colour / 2), len(samples))
+    noise *= level * 10 ** (-chapter.snr / 20) / np.sqrt(np.mean(noise**2))
+    return np.rint(np.clip(speech + noise, -1, 1) * 32767).astype(np.int16)

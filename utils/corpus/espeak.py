@@ -1,0 +1,166 @@
+"""Speech by espeak-ng, in a process of its own.
+
+    echo '{"voice": "en-us+f3", "sentences": [{"text": "Good morning.", "rate": 165, "pitch": 50}]}' \\
+        | python -m utils.corpus.espeak > speech.bin
+
+Standard input takes one JSON job; standard output gives one JSON line, `{"sample_rate": 22050, "samples": [n, ...]}`,
+and then the sentences' 16-bit samples, one sentence after the other. What espeak-ng says depends on what its process
+said before, so a process serves one voice and ends: the bytes then depend on the job alone.
+
+espeak-ng is GPL-3.0-or-later. It is an optional dependency (requirements-demo.txt), and only this worker loads it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from utils.cli import UserError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+# The names and numbers of espeak-ng's speak_lib.h.
+AUDIO_OUTPUT_SYNCHRONOUS = 2
+ESPEAK_RATE, ESPEAK_VOLUME, ESPEAK_PITCH = 1, 2, 3
+POS_CHARACTER = 1
+ESPEAK_CHARS_UTF8 = 1
+
+VOLUME = 25  # of 200; at the default of 100 about a third of the voices clip
+RANDOM_SEED = 1  # espeak-ng itself seeds the breath of its voices with the time of day
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+def require_espeak() -> Any:
+    """The module that brings the library and its data; `UserError` tells how to install it."""
+    try:
+        import espeakng_loader
+    except ImportError as error:
+        raise UserError(
+            "the demo corpus is spoken by espeak-ng, which is not installed: pip install -r requirements-demo.txt"
+        ) from error
+    return espeakng_loader
+
+
+def synthesise(job: Mapping[str, Any]) -> tuple[int, list[np.ndarray]]:
+    """Speaks a job in a fresh process.
+
+    Args:
+        job: `voice` (espeak's language and variant, "en-us+f3") and `sentences`, each with its `text`, `rate` in
+            words a minute and `pitch` from 0 to 100 (50: the voice's own).
+
+    Returns:
+        The sample rate in Hz, and each sentence's samples, int16 `(S,)`.
+
+    Raises:
+        UserError: espeak-ng is missing, or refused the job.
+    """
+    import numpy as np  # the worker process, which imports this module too, starts three times faster without it
+
+    worker = subprocess.run(
+        [sys.executable, "-m", "utils.corpus.espeak"],
+        input=json.dumps(job).encode(),
+        capture_output=True,
+        cwd=REPOSITORY,
+    )
+    if worker.returncode:
+        lines = worker.stderr.decode(errors="replace").strip().splitlines()
+        told = lines[-1].removeprefix("error: ") if lines else f"exit code {worker.returncode}"
+        raise UserError(f"espeak-ng could not speak as {job['voice']}: {told}")
+    header, _, body = worker.stdout.partition(b"\n")
+    answer = json.loads(header)
+    sentences = np.split(np.frombuffer(body, dtype="<i2"), np.cumsum(answer["samples"]))
+    if [len(samples) for samples in sentences] != [*answer["samples"], 0]:
+        raise UserError(f"espeak-ng's answer for {job['voice']} is cut short")
+    return answer["sample_rate"], sentences[:-1]
+
+
+class Espeak:
+    """The library, speaking into memory. One per process: it keeps its state in globals."""
+
+    def __init__(self) -> None:
+        loader = require_espeak()
+        self.library = ctypes.CDLL(loader.get_library_path())
+        self.variants = Path(loader.get_data_path(), "voices", "!v")
+        self._declare()
+        # espeak-ng keeps its data's path in 160 bytes and cuts longer ones off: go there, and give it a short one.
+        os.chdir(Path(loader.get_data_path()).parent)
+        self.sample_rate = self.library.espeak_Initialize(AUDIO_OUTPUT_SYNCHRONOUS, 0, b".", 0)
+        if self.sample_rate <= 0:
+            raise UserError("espeak-ng did not start: its data is missing or damaged, reinstall espeakng-loader")
+        self.library.espeak_ng_SetRandSeed(RANDOM_SEED)
+        self._blocks: list[bytes] = []
+        self._callback = self._callback_type(self._collect)  # kept: ctypes frees what nobody holds
+        self.library.espeak_SetSynthCallback(self._callback)
+        self._check(self.library.espeak_SetParameter(ESPEAK_VOLUME, VOLUME, 0), "the volume")
+
+    def _declare(self) -> None:
+        self.library.espeak_ng_SetRandSeed.argtypes = [ctypes.c_long]
+        self._callback_type = ctypes.CFUNCTYPE(
+            ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p
+        )
+        self.library.espeak_SetVoiceByName.argtypes = [ctypes.c_char_p]
+        self.library.espeak_Synth.argtypes = [
+            ctypes.c_char_p,
+            ctypes.c_size_t,
+            ctypes.c_uint,
+            ctypes.c_int,
+            ctypes.c_uint,
+            ctypes.c_uint,
+            ctypes.c_void_p,
+            ctypes.c_void_p,
+        ]
+
+    def _collect(self, samples: Any, count: int, events: Any) -> int:
+        if samples and count > 0:
+            self._blocks.append(ctypes.string_at(samples, 2 * count))
+        return 0
+
+    def _check(self, status: int, what: str) -> None:
+        if status:
+            raise UserError(f"espeak-ng refused {what} (status {status})")
+
+    def set_voice(self, name: str) -> None:
+        """Chooses a voice. A variant that does not exist is refused here: espeak-ng silently takes the plain voice."""
+        _, plus, variant = name.partition("+")
+        if plus and not (self.variants / variant).is_file():
+            raise UserError(f"espeak-ng has no variant {variant!r}")
+        self._check(self.library.espeak_SetVoiceByName(name.encode()), f"the voice {name!r}")
+
+    def speak(self, text: str, rate: int, pitch: int) -> bytes:
+        """One sentence as 16-bit samples in the machine's byte order."""
+        self._check(self.library.espeak_SetParameter(ESPEAK_RATE, rate, 0), f"the rate {rate}")
+        self._check(self.library.espeak_SetParameter(ESPEAK_PITCH, pitch, 0), f"the pitch {pitch}")
+        self._blocks.clear()
+        encoded = text.encode() + b"\0"
+        status = self.library.espeak_Synth(encoded, len(encoded), 0, POS_CHARACTER, 0, ESPEAK_CHARS_UTF8, None, None)
+        self._check(status, f"the sentence {text!r}")
+        self._check(self.library.espeak_Synchronize(), f"the sentence {text!r}")
+        return b"".join(self._blocks)
+
+
+def main() -> int:
+    job = json.load(sys.stdin)
+    answer = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # whatever the library prints must not land among the samples
+    try:
+        espeak = Espeak()
+        espeak.set_voice(job["voice"])
+        spoken = [espeak.speak(item["text"], item["rate"], item["pitch"]) for item in job["sentences"]]
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return int(error.exit_code)
+    header = {"sample_rate": espeak.sample_rate, "samples": [len(samples) // 2 for samples in spoken]}
+    with answer:
+        answer.write(json.dumps(header).encode() + b"\n" + b"".join(spoken))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,263 @@
+"""Archives from the network: resumed where they stopped, verified before anything is unpacked, one transfer at a time.
+
+Everything of a dataset lies in ROOT/DATASET. While an archive NAME comes in, its bytes are NAME.part, and
+NAME.part.json says from which state of which server they are; NAME itself exists only once its hash is right.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import requests
+import urllib3
+
+from utils.cli import UserError, progress
+from utils.corpus.catalog import Archive
+from utils.corpus.records import Say, disk_errors, only_one, read_record
+from utils.corpus.unpack import unpack
+from utils.files import read_json, write_json
+
+BLOCK = 1 << 18
+ENOUGH_PROGRESS = 1 << 20  # bytes; an attempt that brings as many counts as a success, however it ended
+LONGEST_WAIT = 60.0
+PERMANENT = (401, 404, 410)  # answers that asking again does not change
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How long to try.
+
+    Attributes:
+        attempts: so many in a row may fail, over all mirrors together.
+        wait: seconds before the second attempt; doubled after each further failure.
+        timeout: seconds that a server may stay silent.
+    """
+
+    attempts: int
+    wait: float
+    timeout: float
+
+
+class _Failed(Exception):
+    """An attempt brought nothing; another may."""
+
+
+class _Useless(_Failed):
+    """This server will never give the archive."""
+
+
+def obtain(
+    archives: Sequence[Archive], root: Path, patience: Patience, keep_archive: bool = False, say: Say = print
+) -> None:
+    """Downloads, verifies and unpacks each archive that is not already complete under `root`.
+
+    Raises:
+        UserError: the disk is too small, no server gave an archive, or its bytes are not the official ones.
+    """
+    with disk_errors(root):
+        pending = [archive for archive in archives if not _is_complete(archive, root, say)]
+        _check_space(pending, root, keep_archive)
+        for archive in pending:
+            with only_one(root / archive.dataset, say):
+                if not _is_complete(archive, root, say):  # another process may have finished it meanwhile
+                    _land(archive, root / archive.dataset, patience, keep_archive, say)
+
+
+def _land(archive: Archive, folder: Path, patience: Patience, keep_archive: bool, say: Say) -> None:
+    path = download(archive, folder, patience, say)
+    say(f"{archive.name}: unpacking")
+    record = unpack(path, archive, folder)
+    if not keep_archive:
+        path.unlink()
+    say(f"{archive.dataset} {archive.split}: {record['utterances']} recordings in {folder / archive.folder}")
+
+
+def _is_complete(archive: Archive, root: Path, say: Say) -> bool:
+    target = root / archive.dataset / archive.folder
+    record = read_record(target, archive.audio_suffix)
+    if record is None:
+        return False
+    if (record.get("sha256"), record.get("md5")) != (archive.sha256, archive.md5):
+        raise UserError(f"{target} comes from another archive than the official {archive.name}: move it away")
+    say(f"{archive.dataset} {archive.split}: already complete, {record['utterances']} recordings in {target}")
+    return True
+
+
+def _check_space(archives: Sequence[Archive], root: Path, keep_archive: bool) -> None:
+    """Refuses to start what the disk cannot hold; archives that are removed again need room one at a time."""
+    if not archives:
+        return
+    missing = [max(0, archive.bytes - _already_here(archive, root / archive.dataset)) for archive in archives]
+    needed = sum(archive.unpacked_bytes for archive in archives) + (sum(missing) if keep_archive else max(missing))
+    root.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(root).free
+    if free < needed:
+        names = ", ".join(archive.split for archive in archives)
+        raise UserError(f"{root} has {_gigabytes(free)} free, and {names} needs {_gigabytes(needed)}")
+
+
+def _already_here(archive: Archive, folder: Path) -> int:
+    return max(_size(folder / archive.name), _size(folder / f"{archive.name}.part"))
+
+
+def download(archive: Archive, folder: Path, patience: Patience, say: Say) -> Path:
+    """Brings `folder`/NAME, whole and verified; continues NAME.part where there is one.
+
+    A partial file of an earlier run that turns out damaged is set aside as NAME.bad and fetched anew, once.
+    """
+    whole, part = folder / archive.name, folder / f"{archive.name}.part"
+    if whole.exists():
+        os.replace(whole, part)  # an archive somebody kept, or brought here by hand: verified like any other
+    inherited = part.exists()
+    while True:
+        if _size(part) < archive.bytes:
+            _fetch(archive, part, patience, say)
+        problem = _mismatch(part, archive, say)
+        if problem is None:
+            break
+        aside = part.with_suffix(".bad")
+        os.replace(part, aside)
+        _note(part).unlink(missing_ok=True)
+        if not inherited:
+            raise UserError(f"{problem}; it is set aside as {aside}, and nothing was unpacked")
+        say(f"{problem}; it is set aside as {aside}: starting over")
+        inherited = False
+    _note(part).unlink(missing_ok=True)
+    os.replace(part, whole)
+    return whole
+
+
+def _mismatch(path: Path, archive: Archive, say: Say) -> str | None:
+    """What is wrong with an archive's bytes; None where they are the official ones."""
+    if _size(path) != archive.bytes:
+        return f"{archive.name} has {_size(path):,} bytes where the official archive has {archive.bytes:,}"
+    algorithm, official = ("sha256", archive.sha256) if archive.sha256 else ("md5", archive.md5)
+    say(f"{archive.name}: verifying its {algorithm}")
+    digest = hashlib.new(algorithm, usedforsecurity=False)
+    with open(path, "rb") as file, progress(total=archive.bytes, unit="B", unit_scale=True, desc="verify") as bar:
+        while block := file.read(BLOCK):
+            digest.update(block)
+            bar.update(len(block))
+    if digest.hexdigest() == official:
+        return None
+    return f"{archive.name} has the {algorithm} {digest.hexdigest()} where the official archive has {official}"
+
+
+def _fetch(archive: Archive, part: Path, patience: Patience, say: Say) -> None:
+    """Appends to `part` until it has the official size, going from mirror to mirror with growing pauses."""
+    urls = list(archive.urls)
+    reasons: dict[str, str] = {}
+    failures = 0
+    with requests.Session() as session, progress(unit="B", unit_scale=True, total=archive.bytes) as bar:
+        while (before := _size(part)) < archive.bytes:
+            url = urls[failures % len(urls)]
+            say(f"{archive.name}: {_gigabytes(before)} of {_gigabytes(archive.bytes)} here; asking {url}")
+            try:
+                _attempt(session, url, archive, part, patience, bar)
+                reasons[url] = "closed the connection early"
+            except _Failed as failure:
+                reasons[url] = str(failure)
+                if isinstance(failure, _Useless):
+                    urls.remove(url)
+            failures = 0 if _size(part) - before >= ENOUGH_PROGRESS else failures + 1
+            if _size(part) >= archive.bytes:
+                return
+            say(f"{archive.name}: {url} {reasons[url]}")
+            if not urls or failures >= patience.attempts:
+                told = "; ".join(f"{url} {reason}" for url, reason in reasons.items())
+                kept = (
+                    f" ({_size(part):,} bytes are kept, and the next run goes on from there)" if part.exists() else ""
+                )
+                raise UserError(f"{archive.name} could not be downloaded: {told}{kept}")
+            time.sleep(min(patience.wait * 2 ** max(failures - 1, 0), LONGEST_WAIT))
+
+
+def _attempt(session: requests.Session, url: str, archive: Archive, part: Path, patience: Patience, bar: Any) -> None:
+    """One request; what it brings is in `part` when it ends, well or not."""
+    have = _size(part)
+    headers = {"Accept-Encoding": "identity"}  # an archive is the bytes that were hashed, never decoded on the way
+    if have:
+        headers["Range"] = f"bytes={have}-"
+        if validator := _validator_of(part, url):
+            headers["If-Range"] = validator
+    try:
+        with session.get(url, headers=headers, stream=True, timeout=patience.timeout) as response:
+            offset = _offset(response, have, archive)
+            if offset == 0:
+                _remember(part, url, response)
+            _store(response, part, offset, archive, bar)
+    except requests.Timeout as error:
+        raise _Failed(f"did not answer within {patience.timeout:g} s") from error
+    except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
+        raise _Failed(f"broke off ({_cause(error)})") from error
+
+
+def _offset(response: requests.Response, have: int, archive: Archive) -> int:
+    """Where in the archive this answer's body begins."""
+    if response.status_code == 206:
+        found = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", response.headers.get("Content-Range", ""))
+        if found is None or int(found[1]) != have:
+            raise _Failed("answered with another range than the one asked for")
+        offered, offset = found[2], have
+    elif response.status_code == 200:
+        offered, offset = response.headers.get("Content-Length", "*"), 0  # no ranges here: from the first byte
+    else:
+        kind = _Useless if response.status_code in PERMANENT else _Failed
+        raise kind(f"answered {response.status_code} {response.reason}")
+    if response.headers.get("Content-Type", "").startswith("text/"):
+        raise _Failed("answered with a web page")
+    if offered.isdecimal() and int(offered) != archive.bytes:
+        raise _Useless(f"offers {int(offered):,} bytes where the official archive has {archive.bytes:,}")
+    return offset
+
+
+def _store(response: requests.Response, part: Path, offset: int, archive: Archive, bar: Any) -> None:
+    with open(part, "ab" if offset else "wb") as file:
+        bar.update(offset - bar.n)
+        for block in response.raw.stream(BLOCK, decode_content=False):
+            file.write(block)
+            bar.update(len(block))
+            if file.tell() > archive.bytes:
+                return  # a size that cannot be right; the caller finds it and sets the file aside
+
+
+def _note(part: Path) -> Path:
+    return part.with_name(part.name + ".json")
+
+
+def _remember(part: Path, url: str, response: requests.Response) -> None:
+    """Notes by which mark (RFC 9110: a strong ETag, else the date) this server can say that its file changed."""
+    tag = response.headers.get("ETag", "")
+    validator = tag if tag.startswith('"') else response.headers.get("Last-Modified")
+    write_json(_note(part), {"url": url, "validator": validator})
+
+
+def _validator_of(part: Path, url: str) -> str | None:
+    """The mark to send as If-Range; None towards another mirror, whose marks differ for the same bytes."""
+    if not _note(part).exists():
+        return None
+    note = read_json(_note(part))
+    return note["validator"] if note["url"] == url else None
+
+
+def _cause(error: BaseException) -> str:
+    """The innermost reason of an error of requests, without addresses of objects."""
+    while error.__cause__ or error.__context__:
+        error = error.__cause__ or error.__context__
+    return re.sub(r"<[^>]*>:? ?", "", str(error)) or type(error).__name__
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+def _gigabytes(count: int) -> str:
+    return f"{count / 1e9:.2f} GB"
