@@ -46,7 +46,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _problems(args: argparse.Namespace) -> list[str]:
-    problems = options.model_problems(args)
+    problems = [*options.model_problems(args), *options.speaker_problems(args)]
     if args.resume == "off" and args.out.is_dir() and any(args.out.iterdir()):
         problems.append(f"{args.out} is not empty: --resume auto goes on with the run there, another --out starts anew")
     if args.out.exists() and not args.out.is_dir():

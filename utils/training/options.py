@@ -101,6 +101,10 @@ def add_speaker_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--margin-warmup", type=cli.fraction, default=0.3, help="share of the steps over which the margin grows from 0"
     )
+    group.add_argument("--noise-share", type=cli.fraction, default=0.0, help="share of the crops that get made noise")
+    group.add_argument(
+        "--noise-snr", type=float, nargs=2, default=[5.0, 30.0], metavar=("LOW", "HIGH"), help="its range of SNR in dB"
+    )
     group.add_argument("--frequency-masks", type=cli.non_negative_int, default=2, help="SpecAugment masks over mels")
     group.add_argument("--frequency-width", type=cli.non_negative_int, default=10, help="largest such mask in channels")
     group.add_argument("--time-masks", type=cli.non_negative_int, default=2, help="SpecAugment masks over time")
@@ -108,6 +112,12 @@ def add_speaker_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--valid-utterances", type=cli.positive_int, default=400, help="at most so many utterances in a validation"
     )
+
+
+def speaker_problems(args: argparse.Namespace) -> list[str]:
+    """Sentences about flags of the speaker task that make no sense."""
+    low, high = args.noise_snr
+    return [] if low <= high else [f"--noise-snr {low:g} {high:g}: the first must not be above the second"]
 
 
 def add_training_arguments(parser: argparse.ArgumentParser) -> None:

@@ -16,6 +16,7 @@ from utils.evaluation.embedding import embed_mels
 from utils.evaluation.metrics import eer
 from utils.features.store import FeatureStore
 from utils.protocol import Protocol
+from utils.training.augment import add_noise, spec_augment
 from utils.training.options import model_config
 from utils.training.sampling import EpochOrder
 from utils.training.schedule import linear_warmup
@@ -25,7 +26,7 @@ MIN_STD = 1e-3
 
 
 class CropDataset(Dataset):
-    """Random crops with SpecAugment (Park et al. 2019); the sample at a place depends on the seed and the place only.
+    """Random crops, augmented; the sample at a place depends on the seed and the place only.
 
     An utterance shorter than the crop is repeated from its start until the crop is full.
     """
@@ -44,20 +45,14 @@ class CropDataset(Dataset):
         mel = self.store.mel(item, start, min(self.crop, frames - start))
         if len(mel) < self.crop:
             mel = np.tile(mel, (-(-self.crop // len(mel)), 1))[: self.crop]
-        return self._mask(np.array(mel), generator), self.labels[position]
+        return self._augment(mel, generator), self.labels[position]
 
-    def _mask(self, mel: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-        """Sets random bands of channels and of frames to the training set's mean; mel (T, n_mels)."""
-        frames, channels = mel.shape
-        for _ in range(self.args.frequency_masks):
-            width = int(generator.integers(min(self.args.frequency_width, channels) + 1))
-            low = int(generator.integers(channels - width + 1))
-            mel[:, low : low + width] = self.fill[low : low + width]
-        for _ in range(self.args.time_masks):
-            width = int(generator.integers(min(self.args.time_width, frames) + 1))
-            low = int(generator.integers(frames - width + 1))
-            mel[low : low + width] = self.fill
-        return mel
+    def _augment(self, mel: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+        args = self.args
+        if args.noise_share and generator.random() < args.noise_share:
+            mel = add_noise(mel, generator, *args.noise_snr)
+        masks = (args.frequency_masks, args.frequency_width, args.time_masks, args.time_width)
+        return spec_augment(mel, generator, self.fill, *masks)
 
 
 class SpeakerTask:

@@ -232,7 +232,7 @@ class Trainer:
 # A resumed run with another value of one of these would not be the same run; more --steps may be asked for.
 RESUME_MUST_EQUAL = frozenset(
     "task batch_size lr weight_decay warmup final_lr clip amp seed crop_seconds margin margin_warmup "
-    "frequency_masks frequency_width time_masks time_width".split()
+    "noise_share noise_snr frequency_masks frequency_width time_masks time_width".split()
 )
 
 
