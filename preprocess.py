@@ -29,6 +29,7 @@ from utils.corpus.catalog import DATASETS, LAYOUT
 from utils.corpus.layouts import Utterance, read_corpus
 from utils.features.recipe import DEFAULT_RECIPE, RECIPES
 from utils.files import read_json
+from utils.protocol import DEFAULT_PROTOCOL
 
 if TYPE_CHECKING:
     from utils.features.store import FeatureStore
@@ -52,7 +53,9 @@ def build_parser() -> Parser:
     group.add_argument("--max-bad", type=fraction, default=0.01, help="share of unusable recordings to put up with")
     group.add_argument("--num-proc", type=positive_int, default=_cores(), help="processes; the result is the same")
     group = parser.add_argument_group("splits and trials")
-    group.add_argument("--protocol", type=_plain_name, default="default", metavar="NAME", help="name of the splits")
+    group.add_argument(
+        "--protocol", type=_plain_name, default=DEFAULT_PROTOCOL, metavar="NAME", help="name of the splits"
+    )
     group.add_argument(
         "--heldout-speakers",
         type=_count_or_file,
@@ -93,7 +96,7 @@ def preprocess(args: argparse.Namespace) -> None:
     _require_own_folder(args.out)
     request = _request(args, utterances)
     made_before = _is_made(args.out / "protocols" / args.protocol, request)
-    if args.task == "speaker" and not (args.out / "meta.json").exists():
+    if _protocol_is_asked_for(args) and not (args.out / "meta.json").exists():
         _rehearse_protocol(args, utterances, request)
 
     from utils.features.build import build
@@ -101,11 +104,10 @@ def preprocess(args: argparse.Namespace) -> None:
     store, is_new = build(utterances, args.raw, args.out, RECIPES[args.recipe], args.num_proc, args.max_bad)
     if is_new:
         save_config(args.out / "config.yaml", args)
-    if not made_before:
-        _make_protocol(args, store, request)
+    reason = None if made_before else _make_protocol(args, store, request)
     if not is_new and made_before:
         print(f"{args.out} is complete, and so is its protocol {args.protocol}: nothing to do")
-    _summarise(args, store)
+    _summarise(args, store, reason)
 
 
 def _require_texts(utterances: Sequence[Utterance]) -> None:
@@ -156,6 +158,12 @@ def _is_made(folder: Path, request: dict[str, Any]) -> bool:
     return True
 
 
+def _protocol_is_asked_for(args: argparse.Namespace) -> bool:
+    """Whether features without splits would disappoint; a corpus of one speaker is good for its features too."""
+    named = args.protocol != DEFAULT_PROTOCOL or args.heldout_speakers is not None or args.valid_speakers is not None
+    return args.task == "speaker" and named
+
+
 def _rehearse_protocol(args: argparse.Namespace, utterances: Sequence[Utterance], request: dict[str, Any]) -> None:
     """Finds out before hours of work whether there are speakers enough; lengths do not matter for that."""
     from utils.features.store import Row
@@ -165,20 +173,27 @@ def _rehearse_protocol(args: argparse.Namespace, utterances: Sequence[Utterance]
     make_protocol(rows, args.seed, args.protocol, request["heldout"], args.valid_speakers, max_trials=1)
 
 
-def _make_protocol(args: argparse.Namespace, store: FeatureStore, request: dict[str, Any]) -> None:
+def _make_protocol(args: argparse.Namespace, store: FeatureStore, request: dict[str, Any]) -> str | None:
+    """Makes the splits; returns why there can be none, unless they were asked for."""
     from utils.protocol import make_protocol, write_protocol, write_text_lists
 
     folder = args.out / "protocols" / args.protocol
     if args.task == "tts":
         write_text_lists(folder, store.rows, args.seed, request)
-        return
-    protocol = make_protocol(
-        store.rows, args.seed, args.protocol, request["heldout"], args.valid_speakers, args.max_trials
-    )
+        return None
+    try:
+        protocol = make_protocol(
+            store.rows, args.seed, args.protocol, request["heldout"], args.valid_speakers, args.max_trials
+        )
+    except UserError as error:
+        if _protocol_is_asked_for(args):
+            raise
+        return str(error)
     write_protocol(folder, protocol, store.rows, request)
+    return None
 
 
-def _summarise(args: argparse.Namespace, store: FeatureStore) -> None:
+def _summarise(args: argparse.Namespace, store: FeatureStore, no_protocol: str | None) -> None:
     from utils.features.store import shard_paths
 
     shards = shard_paths(args.out, store.meta)
@@ -195,6 +210,9 @@ def _summarise(args: argparse.Namespace, store: FeatureStore) -> None:
         print(f"bad files  {bad} recordings could not be used: {args.out}/bad_files.txt")
     if unknown:
         print(f"unknown    symbols that the vocabulary lacks: {', '.join(f'{s!r} x {n}' for s, n in unknown.items())}")
+    if no_protocol:
+        print(f"protocol   none, so that there is nothing to train on: {no_protocol}")
+        return
     folder = args.out / "protocols" / args.protocol
     counts = read_json(folder / "protocol.json")["counts"]
     print(f"protocol   {folder}: {', '.join(f'{name} {count}' for name, count in counts.items())}")

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from utils import cli
+from utils.protocol import DEFAULT_PROTOCOL
 
 if TYPE_CHECKING:
     from utils.evaluation.recognizer import SpeakerRecognizer
@@ -67,7 +68,7 @@ def _add_evaluate(commands: Any) -> None:
     parser = _add_command(commands, "evaluate", _evaluate, _EVALUATE)
     stored = parser.add_argument_group("stored features")
     stored.add_argument("--data", type=Path, help="folder that preprocess.py wrote")
-    stored.add_argument("--protocol", help="which of its protocols (default: default)")
+    stored.add_argument("--protocol", help=f"which of its protocols (default: {DEFAULT_PROTOCOL})")
     raw = parser.add_argument_group("raw audio")
     raw.add_argument("--audio-root", type=Path, help="folder that the paths in the lists start from")
     raw.add_argument("--trials", type=Path, help="list of `1|0 path path` lines")
@@ -181,7 +182,7 @@ def _evaluate(args: argparse.Namespace) -> None:
     require_out(args.out)
     recognizer = _load(args)
     if args.data is not None:
-        evaluation = evaluate_features(recognizer, args.data, args.protocol or "default")
+        evaluation = evaluate_features(recognizer, args.data, args.protocol or DEFAULT_PROTOCOL)
     else:
         lists = tuple(args.identification) if args.identification else None
         evaluation = evaluate_audio(recognizer, args.audio_root, args.trials, lists)

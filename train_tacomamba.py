@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from utils import cli
+from utils.protocol import DEFAULT_PROTOCOL
 from utils.training import options
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ def build_parser() -> cli.Parser:
     data = parser.add_argument_group("data")
     data.add_argument("--task", choices=("speaker",), default="speaker", help="what to train")
     data.add_argument("--data", type=Path, required=True, help="folder that preprocess.py wrote")
-    data.add_argument("--protocol", default="default", help="which of the data's protocols gives the splits")
+    data.add_argument("--protocol", default=DEFAULT_PROTOCOL, help="which of the data's protocols gives the splits")
     data.add_argument("--out", type=Path, required=True, help="run folder; not empty only with --resume")
     options.add_training_arguments(parser)
     options.add_speaker_arguments(parser)

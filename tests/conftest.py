@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
-import numpy as np
-import pytest
-import soundfile
+# Before torch is imported, here and in the processes that tests start: their models are too small for two threads, and
+# threads that wait for each other on a busy machine cost ten times the work.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+import soundfile  # noqa: E402
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 WORDS = "the river carried small boats past quiet houses while children watched from an open window".split()

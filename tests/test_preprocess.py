@@ -312,6 +312,17 @@ def test_unknown_symbols_are_reported(ljspeech_root, tmp_path, capsys):
     assert FeatureStore.open(tmp_path / "out").tokens(0).tolist().count(1) == 2
 
 
+def test_one_speaker_gives_features_and_a_word_on_what_is_missing(small, tmp_path, capsys):
+    speaker = min((small / "train-small").iterdir())
+    shutil.copytree(speaker, tmp_path / "alone" / speaker.name)
+    common = ("--dataset", "librispeech", "--raw", tmp_path / "alone", "--out", tmp_path / "out")
+    for _ in range(2):
+        assert run(*common) == 0
+        assert "protocol   none" in capsys.readouterr().out
+    assert {row.speaker for row in FeatureStore.open(tmp_path / "out").rows} == {speaker.name}
+    assert run(*common, "--heldout-speakers", 1) == 2
+
+
 def test_folders_without_transcripts_serve_speakers_and_not_text(small, tmp_path, capsys):
     for path in (small / "train-small" / "106").rglob("*.trans.txt"):
         path.unlink()

@@ -26,6 +26,7 @@ from utils import cli
 from utils.cli import UserError
 from utils.corpus.records import RECORD
 from utils.files import read_json, sha256_file, sha256_text, write_json, write_text
+from utils.protocol import DEFAULT_PROTOCOL
 
 ENROLLED = 3  # voices among which the closing recording is identified
 RECORDINGS = 3  # of each of them
@@ -157,7 +158,7 @@ def speaker_stages(args: argparse.Namespace) -> Iterator[Stage]:
     """The stages of speaker recognition; each is made when those before it are done, so it can look at their files."""
     corpus, data, out = args.root / "demo" / "LibriSpeech", args.data, args.out
     spoken = corpus / "demo" / RECORD
-    protocol, best = data / "protocols" / "default" / "protocol.json", out / "best.pt"
+    protocol, best = data / "protocols" / DEFAULT_PROTOCOL / "protocol.json", out / "best.pt"
     yield Stage(
         "download",
         (("download.py", "--dataset", "demo", "--root", str(args.root)),),

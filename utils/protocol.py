@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from utils.features.store import Row
 
 FORMAT = 1
+DEFAULT_PROTOCOL = "default"
 HELDOUT_SHARE = 0.2
 VALID_SPEAKER_SHARE = 0.1
 MIN_SPEAKERS_FOR_VALID = 30  # with fewer, every speaker is worth more in training
@@ -78,7 +79,7 @@ class Protocol:
 def make_protocol(
     rows: Iterable[Row],
     seed: int = 0,
-    name: str = "default",
+    name: str = DEFAULT_PROTOCOL,
     heldout: Sequence[str] | int | None = None,
     valid: int | None = None,
     max_trials: int = MAX_TRIALS,
