@@ -24,6 +24,7 @@ import numpy as np
 import pyarrow as pa
 
 from utils.cli import UserError
+from utils.corpus.layouts import Utterance
 from utils.features.recipe import MelRecipe
 from utils.features.text import Vocabulary
 from utils.files import read_json
@@ -32,16 +33,9 @@ FORMAT = 1
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
-    """What is known of a stored utterance; `seconds` is the audio's length, `path` is relative to the raw root."""
+class Row(Utterance):
+    """A stored utterance; `seconds` is the audio's length, `path` is relative to the raw root."""
 
-    utterance: str
-    path: str
-    split: str
-    speaker: str
-    chapter: str
-    sex: str
-    text: str | None
     seconds: float
     frames: int
 
