@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import platform
 import subprocess
 import sys
@@ -34,16 +35,19 @@ class RunLog:
 
             self._board = SummaryWriter(str(directory / "tensorboard"), purge_step=first_step + 1)
 
-    def write(self, step: int, prefix: str, values: dict[str, Any]) -> None:
-        """Appends one line; numbers also go to TensorBoard under `prefix`."""
+    def write(self, step: int, values: dict[str, Any]) -> None:
+        """Appends one line; numbers also go to TensorBoard, under train/, or valid/ where the name says so."""
         if self._file is None:
             return
-        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        # An overflow of fp16 makes a gradient norm infinite, which JSON has no number for.
+        plain = {name: None if isinstance(v, float) and not math.isfinite(v) else v for name, v in values.items()}
+        self._file.write(json.dumps({"step": step, **plain}, allow_nan=False) + "\n")
         self._file.flush()
         if self._board is not None:
             for name, value in values.items():
                 if isinstance(value, (int, float)):
-                    self._board.add_scalar(f"{prefix}/{name}", value, step)
+                    tag = name.replace("valid_", "valid/") if name.startswith("valid_") else f"train/{name}"
+                    self._board.add_scalar(tag, value, step)
 
     def close(self) -> None:
         if self._file is not None:

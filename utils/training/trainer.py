@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import math
 import random
 import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -48,7 +46,7 @@ class Task(Protocol):
 
 
 class Meter:
-    """Speed since its making, pauses left out."""
+    """Speed since its making."""
 
     def __init__(self) -> None:
         self._steps = self._frames = 0
@@ -57,14 +55,6 @@ class Meter:
     def add(self, frames: int) -> None:
         """Counts one step of so many frames over all ranks."""
         self._steps, self._frames = self._steps + 1, self._frames + frames
-
-    @contextlib.contextmanager
-    def paused(self) -> Iterator[None]:
-        """What happens inside does not count."""
-        wall, cpu = time.perf_counter(), time.process_time()
-        yield
-        self._wall += time.perf_counter() - wall
-        self._cpu += time.process_time() - cpu
 
     def read(self) -> dict[str, float]:
         """Frames per second of wall time, and seconds of this process's CPU time per step."""
@@ -113,14 +103,18 @@ class Trainer:
             values = self._train_step(batch)
             self.step += 1
             meter.add(self.task.frames(batch) * self.ranks.world)
-            if self.step % self.args.log_every == 0 or self.step == self.args.steps:
-                self._log(log, bar, {**values, **meter.read()})
+            stop = self.signal is not None or self.step == self.args.steps  # read once: a signal may come in between
+            to_save = stop or self.step % self.args.save_every == 0
+            if to_save or self.step % self.args.log_every == 0:
+                values.update(meter.read())
+                if to_save:
+                    values.update(self._validate())
+                self._log(log, bar, values)
+                if to_save:
+                    self._save()
                 meter = Meter()
             bar.update()
-            if self.step % self.args.save_every == 0 or self.step == self.args.steps or self.signal:
-                with meter.paused():
-                    self._validate_and_save(log, bar)
-            if self.signal:
+            if stop:
                 break
 
     def _train_step(self, batch: dict[str, Tensor]) -> dict[str, float]:
@@ -151,25 +145,27 @@ class Trainer:
 
     def _log(self, log: RunLog, bar: Any, values: dict[str, float]) -> None:
         line = {"loss": values["loss"], "loss_hex": values["loss"].hex(), **values}
-        log.write(self.step, "train", line)
+        log.write(self.step, line)
         if self.ranks.is_main:
             shown = [f"{name} {value:.4g}" for name, value in line.items() if name != "loss_hex"]
             bar.write(f"step {self.step}/{self.args.steps}  " + "  ".join(shown))
 
-    def _validate_and_save(self, log: RunLog, bar: Any) -> None:
+    def _validate(self) -> dict[str, float]:
+        """The task's figures, on the main rank; the others have none and wait in `_save`."""
         if self.ranks.is_main:
             random_states = _random_states()
             self.model.eval()
             self.metrics = self.task.validate(self.ranks.device)
             _restore_random_states(random_states)
-            log.write(self.step, "valid", self.metrics)
-            shown = "  ".join(f"{name} {value:.4g}" for name, value in self.metrics.items())
-            bar.write(f"step {self.step}/{self.args.steps}  {shown}")
-            self._save()
-        self.ranks.from_main(torch.zeros(1, device=self.ranks.device))  # nobody runs ahead of the save
+        return self.metrics
 
     def _save(self) -> None:
         """`best.pt` to use where the score is the best so far, `last.pt` to go on from."""
+        if self.ranks.is_main:
+            self._write_checkpoints()
+        self.ranks.from_main(torch.zeros(1, device=self.ranks.device))  # nobody runs ahead of the save
+
+    def _write_checkpoints(self) -> None:
         usable = {
             "task": self.task.name,
             "step": self.step,
@@ -179,7 +175,7 @@ class Trainer:
             **self.task.description(),
         }
         score = self.metrics[self.task.score_name]
-        if score < self.best:
+        if score < self.best or not (self.directory / BEST).exists():
             self.best = score
             save_checkpoint(self.directory / BEST, usable)
         training = {
