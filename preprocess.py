@@ -9,7 +9,7 @@
 
 --dataset names the layout: any folder in LibriSpeech layout (SPEAKER/CHAPTER/*.flac) or LJSpeech layout (metadata.csv,
 wavs/) can be given as --raw. Running it again does only what is missing: an interrupted run is continued, another
-split is added, and with another --protocol only new splits and trials are made.
+split is added if a new --protocol goes with it, and another --protocol alone makes only new splits and trials.
 """
 
 from __future__ import annotations

@@ -186,8 +186,8 @@ def _evaluate(args: argparse.Namespace) -> None:
     else:
         lists = tuple(args.identification) if args.identification else None
         evaluation = evaluate_audio(recognizer, args.audio_root, args.trials, lists)
-    cli.save_config(args.out / CONFIG, args)
     _finish(args, evaluation, recognizer.description(args.checkpoint))
+    cli.save_config(args.out / CONFIG, args)
 
 
 def _pool(args: argparse.Namespace) -> None:

@@ -77,6 +77,8 @@ def _fit(args: argparse.Namespace, ranks: Ranks) -> int:
     from utils.training.speaker import SpeakerTask
     from utils.training.trainer import Trainer
 
+    if args.batch_size < 2 * ranks.world:
+        raise cli.UserError(f"--batch-size {args.batch_size} gives {ranks.world} ranks fewer than two samples each")
     resumed = _checkpoint_to_resume(args)
     store = FeatureStore.open(args.data)
     protocol = read_protocol(args.data / "protocols" / args.protocol)

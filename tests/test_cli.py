@@ -20,6 +20,8 @@ def build_parser() -> cli.Parser:
     parser.add_argument("--warm-up", type=cli.non_negative_int, default=0, help="a count")
     parser.add_argument("--mixer", choices=("mamba", "conv"), default="mamba", help="a choice")
     parser.add_argument("--split", nargs="+", help="some names")
+    parser.add_argument("--amp", choices=("off", "bf16"), default="bf16", help="another choice")
+    parser.add_argument("--seed", "--draw", type=cli.non_negative_int, default=0, help="a flag of two names")
     parser.add_argument("--lists", nargs=2, type=Path, help="two files")
     parser.add_argument("--causal", action=argparse.BooleanOptionalAction, default=False, help="a switch")
     parser.add_argument("--json", action="store_true", help="a switch")
@@ -65,6 +67,11 @@ def test_file_sets_defaults_and_words_override_them(config):
     assert (args.batch_size, args.lr, args.mixer, args.split) == (8, 0.5, "conv", ["a", "b"])
     assert (args.causal, args.json, args.warm_up) == (False, True, 3)
     assert parse(f"--config={path}").causal is True
+
+
+def test_words_that_yaml_takes_for_truth_values_and_second_names_are_understood(config):
+    args = parse("--config", config("amp: off\ndraw: 3\n"))
+    assert (args.amp, args.seed) == ("off", 3)
 
 
 def test_file_may_give_what_is_required(config):

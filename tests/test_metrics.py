@@ -171,9 +171,8 @@ def test_bootstrap_of_names_equals_that_of_numbers():
     assert bootstrap_eer(scores, targets, *named, n=50) == bootstrap_eer(scores, targets, first, second, n=50)
 
 
-def test_bootstrap_without_both_kinds_is_refused():
-    with pytest.raises(ValueError):
-        bootstrap_eer([0.1, 0.2], [1, 1], ["a", "a"], ["a", "a"], n=5)
+def test_bootstrap_without_both_kinds_has_no_interval():
+    assert bootstrap_eer([0.1, 0.2], [1, 1], ["a", "a"], ["a", "a"], n=5) is None
 
 
 @settings(max_examples=20)

@@ -78,7 +78,15 @@ def test_speakers_with_little_in_chapter_a_only_train():
         "x-0-003",
         "z-0-000",
     ]
-    assert len(protocol.utterance_test) == 1 and len(protocol.valid) == 1
+    assert len(protocol.utterance_test) == 1 and len(protocol.valid) == 2
+    assert [trial.target for trial in protocol.valid_trials] == [True]
+
+
+def test_the_test_by_utterance_hears_no_new_chapter():
+    chapters = {name: [8, 2, 1, 1] for name in "abcdefgh"}
+    protocol = make_protocol(rows_of({**chapters, "w": [9], "x": [9]}), heldout=["w", "x"])
+    trained = {utterance.rsplit("-", 1)[0] for utterance in protocol.train}
+    assert protocol.utterance_test and {u.rsplit("-", 1)[0] for u in protocol.utterance_test} <= trained
 
 
 def test_validation_speakers_where_there_are_enough():
@@ -156,6 +164,7 @@ def test_any_corpus_is_split_without_a_leak(chapters, seed, data):
         ({"heldout": ["s01", "nobody"]}, "no speaker nobody"),
         ({"heldout": []}, "no speaker is held out"),
         ({"heldout": 21}, "21 speakers cannot be held out .* of 20 in the data, 20 have two"),
+        ({"heldout": 2, "valid": 1}, "two are needed"),
         ({"heldout": 19}, "fewer than two speakers are left"),
         ({"valid": 17}, "17 validation speakers were asked for; 16 speakers"),
     ],

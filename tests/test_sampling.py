@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from itertools import islice
 
 import pytest
@@ -27,6 +28,11 @@ def test_the_order_is_that_of_the_seed_wherever_one_looks_first():
     backward = [[order[epoch * 20 + position] for position in range(20)] for epoch in (3, 2, 1, 0)][::-1]
     assert forward == backward
     assert forward != epochs(EpochOrder(20, seed=4), 4)
+
+
+def test_the_order_can_be_sent_to_a_spawned_worker():
+    order = EpochOrder(9, seed=1)
+    assert [order[place] for place in range(30)] == [pickle.loads(pickle.dumps(order))[place] for place in range(30)]
 
 
 @pytest.mark.parametrize("world", [1, 2, 3])

@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 
+import preprocess
+import test as evaluate_script
 import train_tacomamba
 from utils.checkpoint import load_checkpoint
 from utils.training.runlog import read_log
@@ -124,6 +126,8 @@ def test_resuming_another_model_is_refused(uninterrupted, processed, capsys):
         (["--protocol", "other"], "other"),
         (["--resume", "nothing.pt"], "no checkpoint at nothing.pt"),
         (["--device", "abacus"], "device abacus cannot be used"),
+        (["--device", "meta"], "none of cpu, cuda and mps"),
+        (["--crop-seconds", "0.01"], "shorter than one frame"),
     ],
 )
 def test_bad_input_gets_a_sentence_and_leaves_nothing(processed, tmp_path, capsys, change, sentence):
@@ -131,6 +135,33 @@ def test_bad_input_gets_a_sentence_and_leaves_nothing(processed, tmp_path, capsy
     error = capsys.readouterr().err
     assert error.startswith("error: ") and sentence in error and error.count("\n") == 1
     assert not (tmp_path / "run").exists()
+
+
+def test_without_validation_trials_the_last_checkpoint_is_the_best(processed, tmp_path, capsys):
+    run = tmp_path / "run"
+    assert train(processed, run, "--steps", "3", "--save-every", "1", "--valid-utterances", "1") == 0
+    assert "no validation" in capsys.readouterr().out
+    assert load_checkpoint(run)["step"] == 3 and load_checkpoint(run)["metrics"] == {}
+
+
+@pytest.mark.parametrize("flag", ["--batch-size=1", "--margin=nan", "--weight-decay=-5", "--noise-snr 9 3"])
+def test_flags_that_make_no_sense_are_refused(processed, tmp_path, flag):
+    with pytest.raises(SystemExit) as exit_:
+        train(processed, tmp_path / "run", *flag.split())
+    assert exit_.value.code == 2 and not (tmp_path / "run").exists()
+
+
+def test_resuming_on_another_training_list_is_refused(uninterrupted, processed, tmp_path, capsys):
+    words = ["--dataset", "librispeech", "--raw", json.loads((processed / "meta.json").read_text())["raw"]]
+    heldout = processed / "protocols" / "default" / "heldout_speakers.txt"
+    words += ["--out", str(processed), "--protocol", "again", "--seed", "5", "--heldout-speakers", str(heldout)]
+    assert preprocess.main([*words, "--num-proc", "1"]) == 0
+    assert train(processed, uninterrupted, "--steps", "60", "--protocol", "again", "--resume", "auto") == 2
+    assert "training_list" in capsys.readouterr().err
+    evaluation = ["evaluate", "--checkpoint", str(uninterrupted), "--data", str(processed), "--protocol", "again"]
+    assert evaluate_script.main([*evaluation, "--out", str(tmp_path / "report")]) == 0
+    identification = json.loads((tmp_path / "report" / "report.json").read_text())["identification"]
+    assert identification["utterance"]["accuracy"] is None and "may have been" in identification["utterance"]["reason"]
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(processed, tmp_path, capsys):

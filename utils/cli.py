@@ -95,13 +95,17 @@ class Parser(argparse.ArgumentParser):
         path = _config_path(words)
         if path is None:
             return
-        actions = {action.dest: action for action in self._actions if action.option_strings}
+        actions = {
+            name.lstrip("-").replace("-", "_"): action
+            for name, action in self._option_string_actions.items()
+            if not (action.nargs == 0 and name.startswith("--no-"))  # its positive form takes true and false
+        }
         for key, value in self._read_config(path).items():
             dest = str(key).replace("-", "_")
             action = actions.get(dest)
             if action is None and dest in self._passed_over:
                 continue
-            if action is None or dest in ("config", "help"):
+            if action is None or action.dest in ("config", "help"):
                 self._problems.append(f"{path}: there is no flag --{str(key).replace('_', '-')}")
                 continue
             action.default = self._config_value(action, value)
@@ -145,6 +149,8 @@ class Parser(argparse.ArgumentParser):
         return self._checked(action, value)
 
     def _checked(self, action: argparse.Action, value: Any) -> Any:
+        if isinstance(value, bool):
+            value = "on" if value else "off"  # YAML reads the words so, and `amp: off` is meant as a word
         result = self._get_value(action, str(value))
         self._check_value(action, result)
         return result

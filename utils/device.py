@@ -13,6 +13,8 @@ def pick_device(name: str) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
         device = torch.device(name)
+        if device.type not in ("cpu", "cuda", "mps"):
+            raise UserError(f"the device {name} is none of cpu, cuda and mps")
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:  # one each for name, build and driver
         raise UserError(f"the device {name} cannot be used here: {str(error).splitlines()[0]}") from error

@@ -143,6 +143,8 @@ def _valid_speakers(remaining: Mapping[str, list[Row]], seed: int, valid: int | 
     able = [speaker for speaker, mine in remaining.items() if len(mine) >= MIN_UTTERANCES_OF_VALID]
     if valid is None:
         valid = round(VALID_SPEAKER_SHARE * len(able)) if len(able) >= MIN_SPEAKERS_FOR_VALID else 0
+    if valid == 1:
+        raise UserError("one validation speaker makes no trials between speakers: two are needed, or none")
     if valid > len(able):
         raise UserError(
             f"{valid} validation speakers were asked for; {len(able)} speakers that are not held out "
@@ -162,14 +164,16 @@ def _split_speaker(mine: Sequence[Row], seed: int, valid_elsewhere: bool) -> dic
     tests, valids = 0, 0
     if len(chapter_a) >= MIN_UTTERANCES_TO_SPLIT:
         tests = max(1, round(TEST_SHARE * len(chapter_a)))
-        # Two where it costs at most a quarter: a validation trial of a speaker needs two utterances.
-        valids = 0 if valid_elsewhere else max(1, round(VALID_SHARE * len(chapter_a)), min(2, len(chapter_a) // 4))
+        # At least two: a validation trial of one speaker needs two utterances.
+        valids = 0 if valid_elsewhere else max(2, round(VALID_SHARE * len(chapter_a)))
     by_id = {row.utterance: row for row in chapter_a}
     order = [by_id[utterance] for utterance in _shuffled(by_id, f"{seed}/utterances")]
+    train = order[tests + valids :]
+    heard = {row.chapter for row in train}
     return {
-        "utterance_test": order[:tests],
+        "utterance_test": [row for row in order[:tests] if row.chapter in heard],
         "valid": order[tests : tests + valids],
-        "train": order[tests + valids :],
+        "train": train + [row for row in order[:tests] if row.chapter not in heard],
         "chapter_test": chapter_b,
     }
 
@@ -337,6 +341,11 @@ def describe(protocol: Protocol) -> dict[str, int]:
 def write_trials(path: str | Path, trials: Sequence[Trial]) -> None:
     """Writes a trial list, `1|0 path path` a line."""
     write_text(path, _trial_lines(trials))
+
+
+def training_list_hash(protocol: Protocol) -> str:
+    """Names the utterances that are trained on, so that a checkpoint can be held against a protocol: 16 hex digits."""
+    return sha256_text("\n".join(sorted(protocol.train)))[:16]
 
 
 def read_trials(path: str | Path, allow_empty: bool = False) -> list[Trial]:

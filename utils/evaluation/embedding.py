@@ -14,7 +14,7 @@ from utils.cli import UserError
 
 Mel = NDArray[np.float32]
 
-BATCH_FRAMES = 16_000  # padded frames in one forward: 160 s of audio bound the memory at any length
+BATCH_FRAMES = 16_000  # padded frames in one forward: 160 s of audio; a longer recording goes alone
 
 
 @torch.inference_mode()

@@ -18,7 +18,15 @@ from utils.evaluation.trials import DURATIONS, Origin, TrialSet
 from utils.features.recipe import require_same
 from utils.features.store import FeatureStore
 from utils.files import read_json, sha256_file
-from utils.protocol import Protocol, Trial, check_disjoint, read_identification, read_protocol, read_trials
+from utils.protocol import (
+    Protocol,
+    Trial,
+    check_disjoint,
+    read_identification,
+    read_protocol,
+    read_trials,
+    training_list_hash,
+)
 
 Item = tuple[str, str]  # speaker, path
 
@@ -77,15 +85,14 @@ def _refuse_trained(recognizer: SpeakerRecognizer, protocol: Protocol) -> None:
 def _identify_by_classifier(
     evaluation: Evaluation, recognizer: SpeakerRecognizer, store: FeatureStore, protocol: Protocol
 ) -> None:
-    """Fills in the answers of the classifier, if it knows exactly the protocol's training speakers.
+    """Fills in the answers of the classifier, if it was trained on exactly the protocol's training list.
 
-    With other training speakers the split may be another one too, and the test have been trained on.
+    After another training list the test may have been trained on.
     """
-    trained = {store.rows[store.index[utterance]].speaker for utterance in protocol.train}
-    if trained != set(recognizer.speakers):
+    if training_list_hash(protocol) != recognizer.training_list:
         evaluation.reasons["identification"] = (
-            f"the checkpoint's {len(recognizer.speakers)} speakers are not the {len(trained)} training speakers "
-            f"of protocol {protocol.name}"
+            f"the checkpoint was not trained on the training list of protocol {protocol.name}, so that its test "
+            "recordings may have been trained on"
         )
         return
     for part, utterances in zip(PARTS, (protocol.utterance_test, protocol.chapter_test), strict=True):

@@ -124,13 +124,14 @@ def bootstrap_eer(
     n: int = 1000,
     seed: int = 0,
     level: float = 0.95,
-) -> tuple[float, float]:
+) -> tuple[float, float] | None:
     """Percentile interval of the EER when the speakers, not the trials, are drawn anew.
 
     Trials of one speaker rise and fall together, so resampling trials gives intervals that are far too narrow. Each
     replicate draws as many speakers as there are, with replacement; a trial within speaker s then counts as often as s
     was drawn, one between s and t as often as the pair (w_s w_t). `speaker_a`, `speaker_b` (N,) name the two sides.
-    Replicates without targets or without non-targets say nothing and are left out. One sort, then O(N) per replicate.
+    Replicates without targets or without non-targets say nothing and are left out; None if none
+    remains. One sort, then O(N) per replicate.
     """
     scores, targets = np.asarray(scores, dtype=np.float64), np.asarray(targets, dtype=bool)
     order, ends = _sorted_groups(scores)
@@ -146,7 +147,7 @@ def bootstrap_eer(
         if np.isfinite(fnr[-1]) and np.isfinite(fpr[-1]):
             rates.append(_crossing(fnr, fpr)[0])
     if not rates:
-        raise ValueError("no replicate has both target and non-target trials")
+        return None
     low, high = np.quantile(rates, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 

@@ -51,6 +51,7 @@ class SpeakerRecognizer:
         self.speakers: list[str] = list(checkpoint["speakers"])
         self.threshold: float | None = checkpoint["metrics"].get("valid_threshold")
         self.step: int = checkpoint["step"]
+        self.training_list: str = checkpoint["training_list"]
         self.model_config: dict[str, Any] = checkpoint["model_config"]
         self.model_hash = model_hash(checkpoint["model"], checkpoint["model_config"], checkpoint["recipe"])
         self._extractor = MelExtractor(self.recipe)
@@ -106,7 +107,7 @@ class SpeakerRecognizer:
             raise UserError(f"{path}: {error}") from error
 
     def embed_mels(self, mels: Sequence[Mel]) -> NDArray[np.float32]:
-        """Unit-normalised embeddings (n, D) of log-mel spectrograms (T_i, n_mels); see `embed_mels` above."""
+        """Unit-normalised embeddings (n, D) of log-mel spectrograms (T_i, n_mels), in batches of like length."""
         return embed_mels(self.model, mels, self.device)
 
     def embed_durations(

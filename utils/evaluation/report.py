@@ -116,7 +116,11 @@ def _condition(
     elif result["speakers"] < MIN_SPEAKERS:
         result["eer_ci_reason"] = f"fewer than {MIN_SPEAKERS} speakers"
     else:
-        result["eer_ci"] = list(bootstrap_eer(scores, targets, first, second, bootstrap, seed))
+        interval = bootstrap_eer(scores, targets, first, second, bootstrap, seed)
+        if interval is None:
+            result["eer_ci_reason"] = "no draw of the speakers had both kinds of trials"
+        else:
+            result["eer_ci"] = list(interval)
     return result
 
 
@@ -171,6 +175,9 @@ def require_out(out: Path) -> None:
     """`UserError` if reports cannot be written to `out`; called before the work, not after it."""
     if out.exists() and not out.is_dir():
         raise UserError(f"--out {out} is a file; a folder is needed")
+    ours = (REPORT, RECORDINGS, ANSWERS)
+    if out.is_dir() and any(out.iterdir()) and not any((out / name).exists() for name in ours):
+        raise UserError(f"{out} holds other files and no {REPORT}: choose a new or empty folder for --out")
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:

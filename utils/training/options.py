@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from typing import Any
 
 from utils import cli
@@ -10,6 +11,30 @@ from utils import cli
 MODELS = ("tacomamba", "xvector", "ecapa")
 MIXERS = ("mamba", "mamba2", "attention", "lstm", "conv")
 DEFAULT_STATE = {"mamba": 16, "mamba2": 64}
+
+
+def _two_or_more(text: str) -> int:
+    """argparse type: batch norm has no variance over a single sample."""
+    value = cli.positive_int(text)
+    if value < 2:
+        raise argparse.ArgumentTypeError(f"must be at least 2, not {value}")
+    return value
+
+
+def _not_negative(text: str) -> float:
+    """argparse type: a number from 0 on."""
+    value = float(text)
+    if not 0 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"must be at least 0, not {text}")
+    return value
+
+
+def _angle(text: str) -> float:
+    """argparse type: an angle in radians from 0 to a right one."""
+    value = float(text)
+    if not 0 <= value <= math.pi / 2:
+        raise argparse.ArgumentTypeError(f"must lie between 0 and pi / 2, not {text}")
+    return value
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,7 +53,9 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--d-state", type=cli.positive_int, help="state size N (default: 16 for mamba, 64 for mamba2)")
     group.add_argument("--expand", type=cli.positive_int, default=2, help="inner channels of a mixer per channel")
     group.add_argument("--headdim", type=cli.positive_int, default=64, help="channels of a head: mamba2, attention")
-    group.add_argument("--mlp-ratio", type=float, default=0.0, help="hidden channels of an MLP per channel; 0 for none")
+    group.add_argument(
+        "--mlp-ratio", type=_not_negative, default=0.0, help="hidden channels of an MLP per channel; 0 for none"
+    )
     group.add_argument("--dropout", type=cli.fraction, default=0.0, help="dropout on each residual branch")
     group.add_argument("--subsampling", type=cli.positive_int, default=2, help="mel frames per encoder frame")
     group.add_argument(
@@ -61,8 +88,6 @@ def model_problems(args: argparse.Namespace) -> list[str]:
         problems.append("--expand x --d-model must be even for a bidirectional lstm")
     if args.model == "ecapa" and args.channels % 8:
         problems.append(f"--channels {args.channels} must be a multiple of 8")
-    if args.mlp_ratio < 0:
-        problems.append(f"--mlp-ratio must be at least 0, not {args.mlp_ratio}")
     return problems
 
 
@@ -97,7 +122,7 @@ def add_speaker_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--crop-seconds", type=cli.positive_float, default=2.0, help="length of a training crop in seconds"
     )
-    group.add_argument("--margin", type=float, default=0.2, help="angular margin of AAM-softmax in radians")
+    group.add_argument("--margin", type=_angle, default=0.2, help="angular margin of AAM-softmax in radians")
     group.add_argument(
         "--margin-warmup", type=cli.fraction, default=0.3, help="share of the steps over which the margin grows from 0"
     )
@@ -124,9 +149,9 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the flags of the loop that all tasks share."""
     group = parser.add_argument_group("optimisation")
     group.add_argument("--steps", type=cli.positive_int, default=1000, help="optimiser steps in all")
-    group.add_argument("--batch-size", type=cli.positive_int, default=32, help="samples in a step, over all ranks")
+    group.add_argument("--batch-size", type=_two_or_more, default=32, help="samples in a step, over all ranks")
     group.add_argument("--lr", type=cli.positive_float, default=1e-3, help="peak learning rate of AdamW")
-    group.add_argument("--weight-decay", type=float, default=0.05, help="decoupled weight decay of matrices")
+    group.add_argument("--weight-decay", type=_not_negative, default=0.05, help="decoupled weight decay of matrices")
     group.add_argument("--warmup", type=cli.fraction, default=0.1, help="share of the steps with rising learning rate")
     group.add_argument("--final-lr", type=cli.fraction, default=0.01, help="last learning rate as a share of the peak")
     group.add_argument("--clip", type=cli.positive_float, default=5.0, help="largest norm of the gradient")

@@ -7,7 +7,6 @@ interruption change what is trained on.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import lru_cache
 
 import numpy as np
 from torch.utils.data import Sampler
@@ -18,14 +17,14 @@ class EpochOrder:
 
     def __init__(self, size: int, seed: int) -> None:
         self.size, self.seed = size, seed
-        self._permutation = lru_cache(maxsize=2)(self._draw)
+        self._epoch, self._permutation = -1, np.empty(0, dtype=np.int64)
 
     def __getitem__(self, place: int) -> int:
         epoch, position = divmod(place, self.size)
-        return int(self._permutation(epoch)[position])
-
-    def _draw(self, epoch: int) -> np.ndarray:
-        return np.random.default_rng([self.seed, 1, epoch]).permutation(self.size)
+        if epoch != self._epoch:
+            self._permutation = np.random.default_rng([self.seed, 1, epoch]).permutation(self.size)
+            self._epoch = epoch
+        return int(self._permutation[position])
 
 
 class PlaceBatches(Sampler[list[int]]):

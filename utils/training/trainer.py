@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from utils.checkpoint import BEST, LAST, save_checkpoint
 from utils.cli import UserError, progress
+from utils.features.recipe import MelRecipe, require_same
 from utils.training.distributed import Ranks
 from utils.training.runlog import RunLog
 from utils.training.sampling import PlaceBatches
@@ -128,7 +129,8 @@ class Trainer:
         with torch.autocast(ranks.device.type, AMP_DTYPES.get(args.amp), enabled=args.amp != "off"):
             outputs = self.wrapped(**inputs)
         names = sorted(outputs)
-        totals = ranks.sum(torch.stack([outputs[name].detach().double() for name in names]))
+        wide = torch.float32 if ranks.device.type == "mps" else torch.float64  # MPS has no float64
+        totals = ranks.sum(torch.stack([outputs[name].detach().to(wide) for name in names]))
         totals = dict(zip(names, totals.tolist(), strict=True))
         count = totals.pop("count")
         if not math.isfinite(totals["loss_sum"]):
@@ -174,7 +176,7 @@ class Trainer:
             "model": self.model.state_dict(),
             **self.task.description(),
         }
-        score = self.metrics[self.task.score_name]
+        score = self.metrics.get(self.task.score_name, -self.step)  # without validation the newest is the best
         if score < self.best or not (self.directory / BEST).exists():
             self.best = score
             save_checkpoint(self.directory / BEST, usable)
@@ -192,9 +194,15 @@ class Trainer:
         if "training" not in checkpoint:
             raise UserError("only last.pt can be resumed: best.pt holds no optimiser")
         description = self.task.description()
+        require_same(
+            MelRecipe.from_dict(checkpoint["recipe"]),
+            MelRecipe.from_dict(description["recipe"]),
+            "the checkpoint to resume from",
+            "the features",
+        )
         different = [name for name in description if checkpoint.get(name) != description[name]]
         different += [
-            f"--{name.replace('_', '-')}"
+            f"--{name.replace('_', '-')} ({checkpoint['config'].get(name)} there, {value} here)"
             for name, value in self.config.items()
             if name in RESUME_MUST_EQUAL and checkpoint["config"].get(name) != value
         ]
