@@ -11,7 +11,7 @@ from pathlib import Path
 from utils import cli
 
 ROOT = Path(__file__).resolve().parent.parent
-SCRIPTS = sorted(path.name for path in ROOT.glob("*.py"))
+SCRIPTS = sorted(str(path.relative_to(ROOT)) for path in [*ROOT.glob("*.py"), *ROOT.glob("benchmarks/*.py")])
 MODULES = ["utils.demo", "utils.plots"]  # those that are run with python -m
 
 
@@ -19,7 +19,7 @@ def load_script(name: str):
     """A script or module, by its file name or dotted name; a script's own name may be a standard module's (test)."""
     if name in MODULES:
         return importlib.import_module(name)
-    specification = importlib.util.spec_from_file_location(f"script_{name.removesuffix('.py')}", ROOT / name)
+    specification = importlib.util.spec_from_file_location(f"script_{Path(name).stem}", ROOT / name)
     module = importlib.util.module_from_spec(specification)
     sys.modules[module.__name__] = module  # where a dataclass looks up its own module
     specification.loader.exec_module(module)

@@ -22,7 +22,8 @@ def parsers(name: str) -> dict[str, cli.Parser]:
 
 
 def test_scripts_are_the_ones_we_know():
-    assert SCRIPTS == ["download.py", "preprocess.py", "profile_model.py", "test.py", "train_tacomamba.py"]
+    scripts = ["download.py", "preprocess.py", "profile_model.py", "test.py", "train_tacomamba.py"]
+    assert SCRIPTS == ["benchmarks/speakers_dev.py", *scripts]
     commands = set(subparsers(build_parser("test.py")))
     assert {"evaluate", "embed", "enroll", "identify", "verify"} <= commands
     with_parsers = {path for path in ROOT.glob("utils/**/*.py") if "def build_parser()" in path.read_text("utf-8")}
