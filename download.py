@@ -29,6 +29,7 @@ TRANSFER_DEFAULTS = {"base_url": None, "keep_archive": False, "attempts": 8, "re
 
 
 def build_parser() -> Parser:
+    """The flags of this script."""
     parser = Parser(prog="download.py", description=__doc__)
     parser.add_config()
     parser.add_argument("--dataset", choices=DATASETS, required=True, help="which corpus")
@@ -75,6 +76,7 @@ def _shown(default: Any) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Parses the flags, brings the corpus, returns the exit code."""
     parser = build_parser()
     args = parser.parse_args(argv)
     parser.report(find_problems(args))
@@ -115,6 +117,7 @@ def find_problems(args: argparse.Namespace) -> list[str]:
 
 
 def make_demo(args: argparse.Namespace) -> None:
+    """The demo corpus, and the flags that made it beside it."""
     from utils.corpus.demo import Settings, build_demo
 
     build_demo(args.root, Settings(args.voices, args.utterances_per_voice, args.seed), args.num_proc, args.overwrite)
@@ -122,6 +125,7 @@ def make_demo(args: argparse.Namespace) -> None:
 
 
 def download(args: argparse.Namespace) -> None:
+    """The archives of the asked splits, and the flags beside them."""
     from utils.corpus.transfer import Patience, obtain
 
     archives = [ARCHIVES[args.dataset, split] for split in args.split]

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 
 def build_parser() -> Parser:
+    """The flags of this script."""
     parser = Parser(prog="preprocess.py", description=__doc__)
     parser.add_config()
     group = parser.add_argument_group("corpus")
@@ -75,6 +76,7 @@ def build_parser() -> Parser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Parses the flags, preprocesses, returns the exit code."""
     parser = build_parser()
     args = parser.parse_args(argv)
     layout = LAYOUT[args.dataset]

@@ -71,6 +71,7 @@ class Parser(argparse.ArgumentParser):
         self.add_argument("--config", metavar="FILE", type=Path, help="YAML file that sets defaults of these flags")
 
     def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
+        """As argparse's, with `--config` applied first and all problems reported together."""
         words = list(sys.argv[1:] if args is None else args)
         self._problems = []
         if "--config" in self._option_string_actions:
@@ -172,6 +173,7 @@ class Parser(argparse.ArgumentParser):
             self._problems.append(str(error))
 
     def error(self, message: str) -> NoReturn:
+        """Exits with what was noted before and `message`."""
         self._exit_with([*self._problems, message])
 
     def _exit_with(self, problems: Sequence[str]) -> NoReturn:

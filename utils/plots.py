@@ -182,6 +182,7 @@ def draw_curves(path: Path, runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> 
 
 
 def build_parser() -> cli.Parser:
+    """The flags of `python -m utils.plots`."""
     parser = cli.Parser(prog="python -m utils.plots", description=__doc__)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folders of train_tacomamba.py")
     parser.add_argument("--out", type=Path, default=Path("curves.png"), help="picture to write")
@@ -189,6 +190,7 @@ def build_parser() -> cli.Parser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Parses the flags, draws, returns the exit code."""
     return cli.run(_plot_runs, build_parser().parse_args(argv))
 
 

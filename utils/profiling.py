@@ -55,10 +55,12 @@ class StepMemory:
 
     @property
     def resident(self) -> int:
+        """Bytes that live through the whole step."""
         return self.parameters + self.buffers + self.batch + self.optimizer_state
 
     @property
     def peak(self) -> int:
+        """The largest of the three phases."""
         return max(self.forward_peak, self.backward_peak, self.optimizer_peak)
 
     def to_dict(self) -> dict[str, int]:

@@ -68,6 +68,8 @@ class Chapter:
 
 @dataclass(frozen=True)
 class Speaker:
+    """A voice and what it says, under the name of its folder."""
+
     name: str
     voice: Voice
     chapters: tuple[Chapter, ...]

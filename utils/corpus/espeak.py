@@ -146,6 +146,7 @@ class Espeak:
 
 
 def main() -> int:
+    """Serves one job from standard input; returns the exit code."""
     job = json.load(sys.stdin)
     answer = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # whatever the library prints must not land among the samples

@@ -22,6 +22,7 @@ class Ranks:
 
     @property
     def is_main(self) -> bool:
+        """Whether this rank validates, logs and saves."""
         return self.rank == 0
 
     def sum(self, values: Tensor) -> Tensor:

@@ -50,6 +50,7 @@ class RunLog:
                     self._board.add_scalar(tag, value, step)
 
     def close(self) -> None:
+        """Closes the files; what was written stays."""
         if self._file is not None:
             self._file.close()
         if self._board is not None:

@@ -35,15 +35,20 @@ class Task(Protocol):
     dataset: Dataset  # item number = place of the sample in the run
     score_name: str  # the entry of `validate`'s result that is to become small
 
-    def collate(self, samples: list[Any]) -> dict[str, Tensor]: ...
+    def collate(self, samples: list[Any]) -> dict[str, Tensor]:
+        """A batch of the dataset's items: tensors with the batch as first dimension (B, ...)."""
 
-    def inputs(self, batch: dict[str, Tensor], step: int) -> dict[str, Any]: ...
+    def inputs(self, batch: dict[str, Tensor], step: int) -> dict[str, Any]:
+        """The model's arguments at a step: the batch, and what changes with the step."""
 
-    def frames(self, batch: dict[str, Tensor]) -> int: ...
+    def frames(self, batch: dict[str, Tensor]) -> int:
+        """Mel frames in a batch, for the log's speed."""
 
-    def validate(self, device: torch.device) -> dict[str, float]: ...
+    def validate(self, device: torch.device) -> dict[str, float]:
+        """Figures of the model, in eval mode, on held-back data; empty if there are none."""
 
-    def description(self) -> dict[str, Any]: ...  # what a checkpoint must hold so that the model can be used
+    def description(self) -> dict[str, Any]:
+        """What a checkpoint must hold so that the model can be used: plain values."""
 
 
 class Meter:
