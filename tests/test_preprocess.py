@@ -15,6 +15,7 @@ import soundfile
 import yaml
 
 import preprocess
+from utils.cli import UserError
 from utils.features.store import FeatureStore
 from utils.protocol import read_protocol
 
@@ -301,6 +302,8 @@ def test_text_to_mel(ljspeech_root, tmp_path, capsys):
     lists = [(out / "protocols" / "default" / f"{name}.txt").read_text().split() for name in ("train", "valid", "test")]
     assert [len(lines) for lines in lists] == [22, 1, 1] and set(sum(lists, [])) == set(store.index)
     assert "unknown" not in capsys.readouterr().out
+    with pytest.raises(UserError, match="splits texts, not speakers"):
+        read_protocol(out / "protocols" / "default")
 
 
 def test_unknown_symbols_are_reported(ljspeech_root, tmp_path, capsys):

@@ -316,6 +316,10 @@ def read_protocol(directory: str | Path) -> Protocol:
     content = read_json(directory / "protocol.json")
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise UserError(f"{directory}/protocol.json is not of format {FORMAT}")
+    if not (directory / "heldout_speakers.txt").is_file():
+        raise UserError(
+            f"{directory} splits texts, not speakers: preprocess.py --task speaker makes a speaker protocol"
+        )
     trials = {}
     for name, file in content["files"].items():
         trials[name] = read_trials(directory / file, allow_empty=True)
