@@ -13,17 +13,16 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import functools
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from utils.cli import Parser, non_negative_int, positive_float, positive_int, run, save_config
+from utils.cli import Parser, cores, non_negative_int, positive_float, positive_int, run, save_config
 from utils.corpus.catalog import ARCHIVES, DATASETS, DEFAULT_SPLITS, splits
 from utils.corpus.voices import VOICES
 
-NUM_PROC = min(os.cpu_count() or 1, 8)
+NUM_PROC = min(cores(), 8)
 DEMO_DEFAULTS = {"voices": 64, "utterances_per_voice": 20, "seed": 0, "num_proc": NUM_PROC, "overwrite": False}
 TRANSFER_DEFAULTS = {"base_url": None, "keep_archive": False, "attempts": 8, "retry_wait": 1.0, "timeout": 60.0}
 

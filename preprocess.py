@@ -15,7 +15,6 @@ split is added if a new --protocol goes with it, and another --protocol alone ma
 from __future__ import annotations
 
 import argparse
-import os
 import re
 import sys
 from collections import Counter
@@ -24,7 +23,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from utils.cli import Parser, UserError, fraction, non_negative_int, positive_int, run, save_config
+from utils.cli import Parser, UserError, cores, fraction, non_negative_int, positive_int, run, save_config
 from utils.corpus.catalog import DATASETS, LAYOUT
 from utils.corpus.layouts import Utterance, read_corpus
 from utils.features.recipe import DEFAULT_RECIPE, RECIPES
@@ -52,7 +51,7 @@ def build_parser() -> Parser:
     )
     group.add_argument("--recipe", choices=sorted(RECIPES), help="the mel recipe (default: the task's)")
     group.add_argument("--max-bad", type=fraction, default=0.01, help="share of unusable recordings to put up with")
-    group.add_argument("--num-proc", type=positive_int, default=_cores(), help="processes; the result is the same")
+    group.add_argument("--num-proc", type=positive_int, default=cores(), help="processes; the result is the same")
     group = parser.add_argument_group("splits and trials")
     group.add_argument(
         "--protocol", type=_plain_name, default=DEFAULT_PROTOCOL, metavar="NAME", help="name of the splits"
@@ -218,10 +217,6 @@ def _summarise(args: argparse.Namespace, store: FeatureStore, no_protocol: str |
     folder = args.out / "protocols" / args.protocol
     counts = read_json(folder / "protocol.json")["counts"]
     print(f"protocol   {folder}: {', '.join(f'{name} {count}' for name, count in counts.items())}")
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _plain_name(text: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import enum
 import itertools
+import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -202,6 +203,11 @@ def _number(kind: type[N], text: str) -> N:
     except ValueError as error:
         what = "a whole number" if kind is int else "a number"
         raise argparse.ArgumentTypeError(f"must be {what}, not {text!r}") from error
+
+
+def cores() -> int:
+    """Processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def positive_int(text: str) -> int:

@@ -270,7 +270,7 @@ def write_protocol(
             write_text(folder / f"{name}.txt", _lines(lines))
         for part in ("train", "utterance_test", "chapter_test"):
             pairs = [(by_id[utterance].speaker, by_id[utterance].path) for utterance in lists[part]]
-            write_text(folder / f"identification_{part}.txt", _lines(map(_join, pairs)))
+            write_text(folder / f"identification_{part}.txt", "".join(join_fields(*pair) for pair in pairs))
         files = {
             name: _write_named_trials(folder, name, getattr(protocol, name)) for name in ("trials", "valid_trials")
         }
@@ -387,16 +387,22 @@ def read_speakers(path: str | Path) -> list[str]:
 
 
 def _trial_lines(trials: Iterable[Trial]) -> str:
-    return _lines(_join((str(int(trial.target)), trial.a, trial.b)) for trial in trials)
+    return "".join(join_fields(str(int(trial.target)), trial.a, trial.b) for trial in trials)
 
 
-def _join(fields: Sequence[str]) -> str:
-    """One line of a list: blanks between the fields, tabs where a path holds a blank itself."""
-    return ("\t" if any(" " in field for field in fields) else " ").join(fields)
+def join_fields(*fields: str) -> str:
+    """One line of a list: blanks between the fields, tabs where a field holds a blank itself."""
+    return ("\t" if any(" " in field for field in fields) else " ").join(fields) + "\n"
+
+
+def split_fields(line: str) -> list[str]:
+    """The inverse of `join_fields`; lists that people wrote may have several blanks between fields."""
+    line = line.rstrip("\n")
+    return line.split("\t") if "\t" in line else line.split()
 
 
 def _split_lines(path: str | Path) -> list[tuple[int, list[str]]]:
-    return [(number, line.split("\t") if "\t" in line else line.split()) for number, line in _numbered_lines(path)]
+    return [(number, split_fields(line)) for number, line in _numbered_lines(path)]
 
 
 def _lines(items: Iterable[str]) -> str:

@@ -36,7 +36,7 @@ FADE = 0.03  # of the band below half the sample rate, in which the resampler fa
 # What a recording session may do to a voice.
 RATES = (158, 172)  # words a minute of a speaker's first chapter
 RATE_CHANGE = (0.03, 0.075)  # at most 8 % after rounding to whole words a minute
-PITCH_STEPS = (1, 3)  # espeak's; three of them measured 1.8 to 4.2 % in 16 of the voices
+PITCH_STEPS = (1, 3)  # espeak's, of about 1.4 % each
 LEVELS = (-32.0, -23.0)  # root mean square, dB of full scale
 LEAST_LEVEL_CHANGE = 3.0
 SNRS = (18.0, 30.0)  # dB

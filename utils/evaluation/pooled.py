@@ -13,9 +13,9 @@ import numpy as np
 from utils.cli import UserError
 from utils.evaluation.identification import PARTS, Answer
 from utils.evaluation.report import ANSWERS, RECORDINGS, REPORT, SCORES, Evaluation
-from utils.evaluation.trials import Origin, TrialSet, split_fields
+from utils.evaluation.trials import Origin, TrialSet
 from utils.files import read_json
-from utils.protocol import Trial
+from utils.protocol import Trial, split_fields
 
 
 def pool(title: str, evaluations: Sequence[Evaluation]) -> Evaluation:

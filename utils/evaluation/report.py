@@ -13,8 +13,9 @@ from utils import plots
 from utils.cli import UserError
 from utils.evaluation.identification import PARTS, Answer, confusion_matrix
 from utils.evaluation.metrics import bootstrap_eer, det_curve, eer, min_dcf, rates_at
-from utils.evaluation.trials import TrialSet, join_fields
+from utils.evaluation.trials import TrialSet
 from utils.files import write_json, write_text
+from utils.protocol import join_fields
 
 CONDITIONS = ("all", "same_sex", "cross_chapter", "1.5s", "3s", "full")
 P_TARGETS = (0.01, 0.05)

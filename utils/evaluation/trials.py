@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from utils.protocol import Trial
+from utils.protocol import Trial, join_fields
 
 DURATIONS: dict[str, float | None] = {"full": None, "1.5s": 1.5, "3s": 3.0}
 """Name of a duration -> seconds kept of the middle of both sides (None: all); shorter recordings are used whole."""
@@ -100,14 +100,3 @@ class TrialSet:
         """`path speaker chapter sex` of each recording, `-` for what is not known."""
         for item, origin in zip(self.items, self.origins, strict=True):
             yield join_fields(item, *(value or "-" for value in origin))
-
-
-def join_fields(*fields: str) -> str:
-    """One line of a list: blanks between the fields, or tabs where a field holds a blank itself."""
-    return ("\t" if any(" " in field for field in fields) else " ").join(fields) + "\n"
-
-
-def split_fields(line: str) -> list[str]:
-    """The inverse of `join_fields`."""
-    line = line.rstrip("\n")
-    return line.split("\t") if "\t" in line else line.split(" ")
