@@ -13,13 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from models.mamba import Mamba, Mamba2
-from models.scan import causal_conv
-
-
-def length_mask(lengths: Tensor, length: int) -> Tensor:
-    """True on valid frames: (B,) -> (B, length)."""
-    return torch.arange(length, device=lengths.device) < lengths.unsqueeze(1)
+from models.engine.interface import causal_conv
+from models.mamba import Mamba, Mamba2, MixerState, StateSpaceMixer, length_mask
 
 
 def reverse_by_length(x: Tensor, lengths: Tensor) -> Tensor:
@@ -31,27 +26,35 @@ def reverse_by_length(x: Tensor, lengths: Tensor) -> Tensor:
 
 
 class CausalMixer(nn.Module):
-    """A state-space mixer read from left to right."""
+    """A state-space mixer read from left to right; it can go on from a state."""
 
-    def __init__(self, make: Callable[[], nn.Module]) -> None:
+    def __init__(self, make: Callable[[], StateSpaceMixer]) -> None:
         super().__init__()
         self.forward_mixer = make()
 
     def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
-        return self.forward_mixer(x)
+        return self.forward_mixer(x, lengths)
+
+    def initial_state(self, batch: int) -> MixerState:
+        """The state before the first frame."""
+        return self.forward_mixer.initial_state(batch)
+
+    def step(self, x: Tensor, state: MixerState) -> tuple[Tensor, MixerState]:
+        """The next frames of a stream, (B, L, D)."""
+        return self.forward_mixer.step(x, state)
 
 
 class BidirectionalMixer(nn.Module):
     """The mean of two state-space mixers, the second reading each sequence from its own last valid frame."""
 
-    def __init__(self, make: Callable[[], nn.Module]) -> None:
+    def __init__(self, make: Callable[[], StateSpaceMixer]) -> None:
         super().__init__()
         self.forward_mixer = make()
         self.backward_mixer = make()
 
     def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
-        backward = self.backward_mixer(reverse_by_length(x, lengths))
-        return (self.forward_mixer(x) + reverse_by_length(backward, lengths)) / 2
+        backward = self.backward_mixer(reverse_by_length(x, lengths), lengths)
+        return (self.forward_mixer(x, lengths) + reverse_by_length(backward, lengths)) / 2
 
 
 class AttentionMixer(nn.Module):
@@ -123,7 +126,7 @@ class ConvMixer(nn.Module):
         if self.ahead:
             x = x * length_mask(lengths, x.shape[1]).unsqueeze(-1)
             x = F.pad(x, (0, 0, 0, self.ahead))
-        y = causal_conv(x, self.conv1d.weight, self.conv1d.bias)[:, self.ahead :]
+        y = causal_conv(x, self.conv1d.weight.squeeze(1), self.conv1d.bias)[:, self.ahead :]
         return self.out_proj(F.silu(self.norm(y.to(self.norm.weight.dtype))))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from models.mixers import length_mask
+from models.mamba import length_mask
 
 VARIANCE_FLOOR = 1e-5
 

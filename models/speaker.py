@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from models.ecapa import ECAPA
 from models.losses import AAMSoftmax
-from models.mixers import length_mask
+from models.mamba import length_mask
 from models.norm import BatchNorm
 from models.pooling import AttentiveStatisticsPooling
 from models.stack import MixerStack

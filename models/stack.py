@@ -5,8 +5,10 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from models.mixers import build_mixer, length_mask
+from models.mamba import MixerState, length_mask
+from models.mixers import build_mixer
 
 
 class GatedMLP(nn.Module):
@@ -35,16 +37,22 @@ class MixerBlock(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
-        x = x + self.dropout(self.mixer(self.norm(x), lengths))
-        if self.mlp is not None:
-            x = x + self.dropout(self.mlp(self.mlp_norm(x)))
-        return x
+        return self._feed_forward(x + self.dropout(self.mixer(self.norm(x), lengths)))
+
+    def step(self, x: Tensor, state: MixerState) -> tuple[Tensor, MixerState]:
+        """The next frames of a stream, (B, L, D); for blocks around a causal state-space mixer."""
+        y, state = self.mixer.step(self.norm(x), state)
+        return self._feed_forward(x + self.dropout(y)), state
+
+    def _feed_forward(self, x: Tensor) -> Tensor:
+        return x if self.mlp is None else x + self.dropout(self.mlp(self.mlp_norm(x)))
 
 
 class MixerStack(nn.Module):
     """Residual blocks around interchangeable mixers, ended by a norm: (B, L, D), lengths (B,) -> (B, L, D).
 
-    Frames beyond a sequence's length come out as zeros.
+    Frames beyond a sequence's length come out as zeros. With `checkpoint_layers` set, training keeps the input of each
+    block and computes the rest again in backward.
     """
 
     def __init__(
@@ -65,9 +73,26 @@ class MixerStack(nn.Module):
             for _ in range(n_layers)
         )
         self.norm = nn.RMSNorm(d_model, eps=1e-5)
+        self.checkpoint_layers = False
 
     def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
         x = x.to(torch.promote_types(x.dtype, torch.float32))  # the residual stream adds up too much for bfloat16
         for block in self.blocks:
-            x = block(x, lengths)
+            if self.checkpoint_layers and torch.is_grad_enabled():
+                x = checkpoint(block, x, lengths, use_reentrant=False)
+            else:
+                x = block(x, lengths)
         return self.norm(x) * length_mask(lengths, x.shape[1]).unsqueeze(-1)
+
+    def initial_state(self, batch: int) -> list[MixerState]:
+        """The states of all blocks before the first frame."""
+        return [block.mixer.initial_state(batch) for block in self.blocks]
+
+    def step(self, x: Tensor, states: list[MixerState]) -> tuple[Tensor, list[MixerState]]:
+        """The next frames of a stream, (B, L, D), with what came before in `states`; causal state-space mixers only."""
+        x = x.to(torch.promote_types(x.dtype, torch.float32))
+        new_states = []
+        for block, state in zip(self.blocks, states, strict=True):
+            x, state = block.step(x, state)
+            new_states.append(state)
+        return self.norm(x), new_states

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.mixers import length_mask
+from models.mamba import length_mask
 from models.norm import BatchNorm
 from models.pooling import StatisticsPooling
 

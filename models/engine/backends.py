@@ -1,0 +1,79 @@
+"""Which implementation of the engine runs: what there is, what works on this machine, and what `auto` picks.
+
+torch       runs everywhere
+native      C++ for CPUs, compiled on first use
+mamba_ssm   the CUDA kernels of the mamba-ssm package
+decomposed  plain operations without loops, for exporters; takes memory of (B, L, D, N)
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+
+import torch
+from torch import nn
+
+from models.engine import mamba_ssm
+from models.engine.native import build
+
+logger = logging.getLogger("tacomamba")
+
+BACKENDS = ("auto", "torch", "native", "mamba_ssm", "decomposed")
+FASTEST_FIRST = {"cpu": ("native",), "cuda": ("mamba_ssm",)}  # before torch, which comes last everywhere
+
+
+def set_backend(module: nn.Module, backend: str) -> None:
+    """Makes every state-space mixer in `module` use `backend`; ValueError if there is no such backend."""
+    if backend not in BACKENDS:
+        raise ValueError(f"unknown backend {backend!r}; there are {', '.join(BACKENDS)}")
+    for part in module.modules():
+        if hasattr(part, "backend"):
+            part.backend = backend
+
+
+@torch.compiler.assume_constant_result
+def resolve(backend: str, mixer: str, device: str) -> str:
+    """The backend that runs for `mixer` ("mamba" or "mamba2") on a device type: `backend`, or what `auto` picks.
+
+    Raises ValueError if `backend` was asked for by name and does not work here.
+    """
+    return _resolve(backend, mixer, device)
+
+
+@functools.cache  # the choice is made, and said, once per process
+def _resolve(backend: str, mixer: str, device: str) -> str:
+    if backend != "auto":
+        problem = why_not(backend, mixer, device)
+        if problem:
+            raise ValueError(f"the backend {backend} does not work here: {problem}")
+        return backend
+    for candidate in FASTEST_FIRST.get(device, ()):
+        problem = why_not(candidate, mixer, device)
+        if not problem:
+            logger.info("%s on %s: backend %s (%s)", mixer, device, candidate, describe(candidate))
+            return candidate
+        logger.warning("%s on %s: backend torch, since %s does not work here: %s", mixer, device, candidate, problem)
+    return "torch"
+
+
+def why_not(backend: str, mixer: str, device: str) -> str | None:
+    """Why a backend cannot run `mixer` on a device type, as a sentence; None if it can. Tries it, with a tiny input."""
+    if backend == "native":
+        return _native_problem() if device == "cpu" else "it is for CPUs only"
+    if backend == "mamba_ssm":
+        return mamba_ssm.probe(mixer) if device == "cuda" else "it is for CUDA only"
+    return None
+
+
+def describe(backend: str) -> str:
+    """What a backend is made of, in a few words."""
+    return build.describe() if backend == "native" else "the CUDA kernels of mamba-ssm"
+
+
+def _native_problem() -> str | None:
+    try:
+        build.load()
+    except build.NativeUnavailable as error:
+        return error.reason
+    return None

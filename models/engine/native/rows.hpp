@@ -1,0 +1,82 @@
+// What Python hands over: tensors by address and strides; and what every kernel does with their rows.
+#pragma once
+#include <algorithm>
+
+#include "vector.hpp"
+
+namespace tacomamba {
+
+constexpr int64_t STRIPS = 8;  // vectors of channels that one unit of work has
+
+// A (batch, length, width) tensor whose last stride is 1, of float32 or bfloat16; strides count elements.
+struct Rows {
+    void *data;
+    int64_t batch_stride, row_stride, is_bfloat16;
+
+    bool exists() const { return data != nullptr; }
+
+    int64_t offset(int64_t batch, int64_t row, int64_t column) const {
+        return batch * batch_stride + row * row_stride + column;
+    }
+};
+
+// Memory that will be needed soon: a vector a frame, each `stride` bytes after the last.
+struct Ahead {
+    const char *first;
+    int64_t stride;
+};
+
+// What to fetch into the cache, a little in every frame, while something else is computed.
+struct Fetch {
+    Ahead list[8];
+    int64_t size = 0;
+
+    void add(const Ahead &ahead) { list[size++] = ahead; }
+    void add(const Rows &rows, int64_t row, int64_t frame, int64_t channel) {
+        const int64_t bytes = rows.is_bfloat16 ? 2 : 4;
+        const char *data = static_cast<const char *>(rows.data);
+        if (data) add({data + rows.offset(row, frame, channel) * bytes, rows.row_stride * bytes});
+    }
+};
+
+// The part of it that one pass over the frames fetches, of several that there are.
+struct Share {
+    const Ahead *first, *last;
+
+    Share(const Fetch &fetch, int64_t pass, int64_t passes)
+        : first(fetch.list + pass * fetch.size / passes), last(fetch.list + (pass + 1) * fetch.size / passes) {}
+    void fetch(int64_t frame) const {
+        for (const Ahead *ahead = first; ahead < last; ahead++) __builtin_prefetch(ahead->first + frame * ahead->stride);
+    }
+};
+
+// `count` elements from `offset` on (at most LANES), 0 in the lanes beyond.
+INLINE Float load_lanes(const Rows &rows, int64_t offset, int64_t count) {
+    if (rows.is_bfloat16) {
+        const uint16_t *from = static_cast<const uint16_t *>(rows.data) + offset;
+        if (count >= LANES) return from_bfloat16(load<Half>(from));
+        Half bits{};
+        for (int64_t lane = 0; lane < count; lane++) bits[lane] = from[lane];
+        return from_bfloat16(bits);
+    }
+    const float *from = static_cast<const float *>(rows.data) + offset;
+    if (count >= LANES) return load<Float>(from);
+    Float values{};
+    for (int64_t lane = 0; lane < count; lane++) values[lane] = from[lane];
+    return values;
+}
+
+INLINE void store_lanes(const Rows &rows, int64_t offset, int64_t count, Float values) {
+    if (rows.is_bfloat16) {
+        uint16_t *to = static_cast<uint16_t *>(rows.data) + offset;
+        const Half bits = to_bfloat16(values);
+        if (count >= LANES) return store(to, bits);
+        for (int64_t lane = 0; lane < count; lane++) to[lane] = bits[lane];
+        return;
+    }
+    float *to = static_cast<float *>(rows.data) + offset;
+    if (count >= LANES) return store(to, values);
+    for (int64_t lane = 0; lane < count; lane++) to[lane] = values[lane];
+}
+
+}  // namespace tacomamba

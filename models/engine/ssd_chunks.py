@@ -1,0 +1,380 @@
+"""The parts of `models.engine.ssd`: decays, blocks of rows and heads, and forward and backward of one chunk.
+
+Shape letters: B batch, L length, H heads, P channels of a head, N state size, G groups; inside a chunk b rows, h heads
+of one group and k frames, of which l is the one that reads and s the one that is read.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from models.engine.reference import state_dtype
+
+CHUNK = 64
+BLOCK = (
+    32768  # elements of a buffer on one CPU thread: below torch's parallel grain, and a dozen of them stay in the cache
+)
+LOG2_E = math.log2(math.e)
+STRONGEST_STEP = -256.0  # log2 of a decay that leaves nothing of a state in any dtype
+SMALLEST_EXPONENT = -120.0  # smaller powers of two are nearly float32's subnormal numbers, which are slow to compute
+
+
+class Decay(NamedTuple):
+    """What the steps give every frame, (B, H, L), and every chunk of CHUNK frames, (B, H, chunks)."""
+
+    step: Tensor  # delta
+    coarse: Tensor  # log2 of the decay from the chunk's start up to and with the frame: its exact part ...
+    fine: Tensor  # ... and the small rest
+    from_start: Tensor  # that decay; 0 after a reset
+    to_end: Tensor  # decay from the frame to the chunk's end; 0 before a reset
+    kept: Tensor  # decay over the chunk is kept + change; kept is 1 where the decay is slow, else 0
+    change: Tensor
+
+
+def decays(step: Tensor, A: Tensor, seq_idx: Tensor | None) -> Decay:
+    """step (B, L, H), A (H,), seq_idx (B, L) or None."""
+    length = step.shape[1]
+    step = into_chunks(step.transpose(1, 2).contiguous())
+    coarse, fine = _log_decay(step, A)
+    from_start = coarse + fine
+    to_end = (coarse[..., -1:] - coarse).add_(fine[..., -1:] - fine)
+    kept, change = _split_decay(from_start[..., -1] / LOG2_E)
+    from_start, to_end = (power.clamp_(min=SMALLEST_EXPONENT).exp2_() for power in (from_start, to_end))
+    if seq_idx is not None:
+        padding = seq_idx[:, -1:].expand(-1, -length % CHUNK)
+        sequence = torch.cat((seq_idx, padding), dim=1).unflatten(1, (-1, CHUNK)).unsqueeze(1)  # (B, 1, chunks, CHUNK)
+        last = sequence[..., -1:]
+        carried = torch.cat((seq_idx[:, None, :1, None], last[:, :, :-1]), dim=2)
+        from_start.mul_(sequence == carried)
+        to_end.mul_(sequence == last)
+        same = (last == carried).squeeze(-1)
+        kept.mul_(same), change.mul_(same)
+    fields = (field.flatten(2)[..., :length] for field in (step, coarse, fine, from_start, to_end))
+    return Decay(*fields, kept, change)
+
+
+def into_chunks(frames: Tensor) -> Tensor:
+    """(B, H, L) -> (B, H, chunks, CHUNK), zeros at the end."""
+    return F.pad(frames, (0, -frames.shape[-1] % CHUNK)).unflatten(-1, (-1, CHUNK))
+
+
+def _log_decay(step: Tensor, A: Tensor) -> tuple[Tensor, Tensor]:
+    """Cumulative log2 decay along chunks as an exact and a small part; step (B, H, chunks, CHUNK), A (H,).
+
+    A difference of two sums loses the digits that both share, and far into a chunk of strong decay those are most of
+    float32's. So each summand is split: `coarse` is a multiple of a unit so large that float32 holds every sum and
+    difference of CHUNK of them exactly, `fine` is what remains. Adding 1.5 CHUNK times the largest summand and taking
+    it away again rounds to such a unit, of which no sum then has more than 2^24.
+    """
+    log_decay = (step * (A * LOG2_E)[:, None, None]).clamp_(min=STRONGEST_STEP)
+    rounder = log_decay.abs().amax(-1, keepdim=True).mul_(1.5 * CHUNK)
+    coarse = (log_decay + rounder).sub_(rounder)
+    return coarse.cumsum(-1), log_decay.sub_(coarse).cumsum(-1)
+
+
+def _split_decay(log_decay: Tensor) -> tuple[Tensor, Tensor]:
+    """A decay as kept + change, with kept 1 for slow decay and 0 for strong.
+
+    A decay near 1 has lost digits of its logarithm, and a long slow one loses more in every chunk; h + expm1(log) h has
+    not. Where little of h remains, on the other hand, that sum would be a small difference of large numbers.
+    """
+    change, decay = torch.expm1(log_decay), torch.exp(log_decay)
+    slow = decay > 0.5
+    return slow.to(decay.dtype), torch.where(slow, change, decay)
+
+
+class Block(NamedTuple):
+    """Rows of the batch and heads of one group that are worked on together."""
+
+    rows: slice
+    group: int
+    heads: slice
+
+    def frames(self, tensor: Tensor) -> Tensor:
+        """(B, L, H, P) -> (b, L, h, P)"""
+        return tensor[self.rows, :, self.heads]
+
+    def of_group(self, tensor: Tensor) -> Tensor:
+        """(B, L, G, N) -> (b, L, N)"""
+        return tensor[self.rows, :, self.group]
+
+    def state(self, tensor: Tensor) -> Tensor:
+        """(B, H, P, N) -> (b, h P, N), a view"""
+        return tensor[self.rows, self.heads].flatten(1, 2)
+
+
+def blocks(x: Tensor, B: Tensor) -> Iterator[Block]:
+    """Blocks whose buffers fit in the cache of a CPU; elsewhere one block for each group."""
+    batch, _, heads, channels = x.shape
+    groups, states = B.shape[2:]
+    heads_of_group = heads // groups
+    rows_of_block, heads_of_block = batch, heads_of_group
+    if x.device.type == "cpu":
+        size = BLOCK * torch.get_num_threads() // (CHUNK * max(CHUNK, channels, states))
+        heads_of_block = min(heads_of_group, max(1, size))
+        rows_of_block = max(1, size // heads_of_block)
+    for row in range(0, batch, rows_of_block):
+        rows = slice(row, min(row + rows_of_block, batch))
+        for group in range(groups):
+            end = (group + 1) * heads_of_group
+            for head in range(group * heads_of_group, end, heads_of_block):
+                yield Block(rows, group, slice(head, min(head + heads_of_block, end)))
+
+
+class Chunk(NamedTuple):
+    """What one chunk of a block reads: slices of the inputs in the shapes in which they are used."""
+
+    x: Tensor  # (b, k, h, P)
+    x_by_head: Tensor  # (b h, k, P)
+    B: Tensor  # (b, k, N)
+    C: Tensor  # (b, k, N)
+    apart: Tensor | None  # (b, k, k), with resets: pairs (l, s) of different sequences or with s later than l
+    coarse_l: Tensor  # (b, h, k, 1)
+    coarse_s: Tensor  # (b, h, 1, k)
+    fine_l: Tensor  # (b, h, k, 1)
+    fine_s: Tensor  # (b, h, 1, k)
+    step_s: Tensor  # (b, h, 1, k)
+    from_start: Tensor  # (b, k, h, 1)
+    weight: Tensor  # (b, k, h, 1): of x in the state at the chunk's end
+    kept: Tensor  # (b, h, 1, 1)
+    change: Tensor  # (b, h, 1, 1)
+
+
+def chunks(block: Block, x: Tensor, B: Tensor, C: Tensor, decay: Decay, seq_idx: Tensor | None) -> list[Chunk]:
+    """The chunks of a block in order; x (B, L, H, P), B and C (B, L, G, N), seq_idx (B, L)."""
+    x, B, C = block.frames(x), block.of_group(B), block.of_group(C)
+    step, coarse, fine, from_start, to_end, kept, change = (field[block.rows, block.heads] for field in decay)
+    parts = (
+        *(frames.split(CHUNK, 1) for frames in (x, by_head(x), B, C)),
+        _apart(None if seq_idx is None else seq_idx[block.rows], change.shape[2]),
+        coarse.unsqueeze(3).split(CHUNK, 2),
+        coarse.unsqueeze(2).split(CHUNK, 3),
+        fine.unsqueeze(3).split(CHUNK, 2),
+        fine.unsqueeze(2).split(CHUNK, 3),
+        step.unsqueeze(2).split(CHUNK, 3),
+        from_start.transpose(1, 2).unsqueeze(3).split(CHUNK, 1),
+        (to_end * step).transpose(1, 2).unsqueeze(3).split(CHUNK, 1),
+        kept[..., None, None].unbind(2),
+        change[..., None, None].unbind(2),
+    )
+    return [Chunk(*part) for part in zip(*parts, strict=True)]
+
+
+def by_head(frames: Tensor) -> Tensor:
+    """(b, L, h, P) -> (b h, L, P), a view for a single row."""
+    return frames.transpose(1, 2).flatten(0, 1)
+
+
+def _apart(seq_idx: Tensor | None, count: int) -> list[Tensor | None]:
+    if seq_idx is None:
+        return [None] * count
+    later = torch.ones(CHUNK, CHUNK, dtype=torch.bool, device=seq_idx.device).triu_(1)
+    return [
+        later[: sequence.shape[1], : sequence.shape[1]] | (sequence[:, :, None] != sequence[:, None, :])
+        for sequence in seq_idx.split(CHUNK, 1)
+    ]
+
+
+class Buffers:
+    """Work tensors of a chunk and the views of them that are used; all but `scaled` in the states' dtype."""
+
+    def __init__(self, chunk: Chunk) -> None:
+        b, k, h, P = chunk.x.shape
+        self.shape = b, k, h, P, chunk.B.shape[-1]
+        self.like = chunk.x.new_empty(0, dtype=state_dtype(chunk.x.dtype))
+        self.scores = self.like.new_empty(b, k, k)
+        self.scores_of_heads = self.scores.unsqueeze(1)
+        self.mixing = self.like.new_empty(b, h, k, k)
+        self.mixing_by_head = self.mixing.flatten(0, 1)
+        self.mixing_diagonal = self.mixing.diagonal(dim1=-2, dim2=-1)
+        self.inner_by_head = self.like.new_empty(b * h, k, P)
+        self.inner = self.inner_by_head.unflatten(0, (b, h)).transpose(1, 2)
+        self.outer = self.like.new_empty(b, k, h, P)
+        self.outer_flat = self.outer.flatten(2)
+        self.scaled = chunk.x.new_empty(b, k, h, P)
+        self.scaled_flat = self.scaled.flatten(2)
+        self.scaled_transposed = self.scaled_flat.transpose(1, 2)
+        self.state = self.like.new_empty(b, h, P, chunk.B.shape[-1])
+        self.state_flat = self.state.flatten(1, 2)
+
+
+class BackwardBuffers(Buffers):
+    """Those of forward and more."""
+
+    def __init__(self, chunk: Chunk) -> None:
+        super().__init__(chunk)
+        b, k, h, P, N = self.shape
+        self.pairs, self.products, self.cumulated = (torch.empty_like(self.mixing) for _ in range(3))
+        self.pairs_by_head = self.pairs.flatten(0, 1)
+        self.pairs_diagonal = self.pairs.diagonal(dim1=-2, dim2=-1)
+        self.dscores = torch.empty_like(self.scores)
+        self.through, self.through_C = (self.like.new_empty(b, h, k, N) for _ in range(2))
+        self.through_by_head = self.through.flatten(0, 1)
+        self.x_outer = torch.empty_like(self.outer)
+        self.of_group = self.like.new_empty(b, k, N)
+
+
+def _matmul(a: Tensor, b: Tensor, out: Tensor) -> Tensor:
+    """Batched matrix product into `out`, whose dtype may be wider."""
+    return torch.bmm(a, b, out=out) if out.dtype == a.dtype else out.copy_(torch.bmm(a, b))
+
+
+def _add_matmul(total: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """total += a @ b, batched; the dtype of `total` may be wider."""
+    return total.baddbmm_(a, b) if total.dtype == a.dtype else total.add_(torch.bmm(a, b))
+
+
+def _mask(scores: Tensor, apart: Tensor | None) -> Tensor:
+    """Zeros where frames do not meet; scores (b, k, k)."""
+    return scores.tril_() if apart is None else scores.masked_fill_(apart, 0.0)
+
+
+def _load_scores_and_decay(chunk: Chunk, buffers: Buffers) -> None:
+    """`scores`: C_l . B_s, or 0 for frames that do not meet. `mixing`: the decay from s to l, or 1 where s is later.
+
+    Never the exponential of a positive number, which could overflow and make gradients of inf * 0.
+    """
+    _mask(_matmul(chunk.C, chunk.B.transpose(1, 2), buffers.scores), chunk.apart)
+    torch.sub(chunk.coarse_l, chunk.coarse_s, out=buffers.mixing).add_(chunk.fine_l).sub_(chunk.fine_s)
+    buffers.mixing.clamp_(SMALLEST_EXPONENT, 0.0).exp2_()
+
+
+def _finish_mixing(chunk: Chunk, D: Tensor | None, buffers: Buffers) -> Tensor:
+    """From decays and scores what y_l takes of x_s inside the chunk, D included: (b h, k, k) in x's dtype."""
+    buffers.mixing.mul_(buffers.scores_of_heads).mul_(chunk.step_s)
+    if D is not None:
+        buffers.mixing_diagonal.add_(D)
+    return buffers.mixing_by_head.to(chunk.x.dtype)
+
+
+def forward_chunk(chunk: Chunk, D: Tensor | None, state: Tensor, start: Tensor, y: Tensor, buffers: Buffers) -> None:
+    """Writes y (b, k, h, P) and moves state (b, h P, N) on; start is the state before, in x's dtype; D (h, 1)."""
+    _load_scores_and_decay(chunk, buffers)
+    _matmul(_finish_mixing(chunk, D, buffers), chunk.x_by_head, buffers.inner_by_head)
+    _matmul(chunk.C, start.transpose(1, 2), buffers.outer_flat)
+    torch.add(buffers.inner, buffers.outer.mul_(chunk.from_start), out=y)
+
+    torch.mul(chunk.x, chunk.weight, out=buffers.scaled)
+    _advance(state, chunk, chunk.B, buffers)
+
+
+def _advance(state: Tensor, chunk: Chunk, vectors: Tensor, buffers: Buffers) -> None:
+    """state (b, h P, N) = decay of the chunk * state + `scaled` (b, k, h P) transposed @ vectors (b, k, N)."""
+    state_of_heads = state.view_as(buffers.state)
+    torch.mul(state_of_heads, chunk.change, out=buffers.state)
+    state_of_heads.mul_(chunk.kept)
+    state.add_(_add_matmul(buffers.state_flat, buffers.scaled_transposed, vectors))
+
+
+class Sums(NamedTuple):
+    """What backward collects for every frame and head: sums over pairs, channels or states; (B, H, L) but `state`."""
+
+    pairs: Tensor  # over pairs s <= this frame < l: the gradient of the log decay of the frame that follows
+    direct: Tensor  # the gradient of delta as a factor of x inside the chunk
+    skip: Tensor  # dy . x
+    carried: Tensor  # dy . what the carried state gives, before its decay
+    added: Tensor  # x . the gradient of what it adds to the state, before its weight
+    state: Tensor  # (B, H, chunks): the state at a chunk's start . the gradient of the state at its end
+
+    def chunks(self, block: Block) -> list[Sums]:
+        """Views (b, h, k), and (b, h) of `state`."""
+        *frames, state = (field[block.rows, block.heads] for field in self)
+        return [Sums(*part) for part in zip(*(field.split(CHUNK, 2) for field in frames), state.unbind(2), strict=True)]
+
+
+class Gradients(NamedTuple):
+    """What backward of a chunk reads and writes."""
+
+    dy: Tensor  # (b, k, h, P)
+    dy_by_head: Tensor  # (b h, k, P)
+    dx: Tensor  # (b, k, h, P), written
+    dB: Tensor  # (b, k, N), added to
+    dC: Tensor  # (b, k, N), added to
+    sums: Sums  # written
+
+    @staticmethod
+    def of_chunks(block: Block, dy: Tensor, dx: Tensor, dB: Tensor, dC: Tensor, sums: Sums) -> list[Gradients]:
+        """Slices of dy and dx (B, L, H, P), dB and dC (B, L, G, N), and the sums."""
+        dy, dx = block.frames(dy), block.frames(dx)
+        frames = dy, by_head(dy), dx, block.of_group(dB), block.of_group(dC)
+        parts = zip(*(tensor.split(CHUNK, 1) for tensor in frames), sums.chunks(block), strict=True)
+        return [Gradients(*part) for part in parts]
+
+
+def backward_chunk(
+    chunk: Chunk, D: Tensor | None, start: Tensor, dstate: Tensor, gradients: Gradients, buffers: BackwardBuffers
+) -> None:
+    """Fills `gradients` and turns dstate (b, h P, N) at the chunk's end into that at its start; start as in forward."""
+    _backward_pairs(chunk, D, gradients, buffers)
+    _backward_carried(chunk, start, gradients, buffers)
+    _backward_added(chunk, dstate, gradients, buffers)
+
+    torch.mul(dstate.view_as(buffers.state), start.view_as(buffers.state), out=buffers.state)
+    torch.sum(buffers.state, (-2, -1), out=gradients.sums.state)
+    torch.mul(gradients.dy, chunk.from_start, out=buffers.scaled)
+    _advance(dstate, chunk, chunk.C, buffers)
+
+
+def _backward_pairs(chunk: Chunk, D: Tensor | None, gradients: Gradients, buffers: BackwardBuffers) -> None:
+    """What frames of the chunk give each other: dx so far stays in `inner`, the scores' gradient in `dscores`.
+
+    The log decay of frame t stands between all pairs s < t <= l. Its gradient is summed over just these, first over s,
+    then over l. Row sums minus column sums, accumulated, would be small differences of large numbers.
+    """
+    sums, pairs, products = gradients.sums, buffers.pairs, buffers.products
+    _load_scores_and_decay(chunk, buffers)
+    _matmul(gradients.dy_by_head, chunk.x_by_head.transpose(1, 2), buffers.pairs_by_head)
+    sums.skip.copy_(buffers.pairs_diagonal)
+    pairs.mul_(buffers.mixing)
+    torch.sum(torch.mul(pairs, buffers.scores_of_heads, out=products), -2, out=sums.direct)
+    _mask(torch.sum(pairs.mul_(chunk.step_s), 1, out=buffers.dscores), chunk.apart)
+    torch.mul(pairs, buffers.scores_of_heads, out=products)
+    torch.cumsum(products, -1, out=buffers.cumulated)
+    torch.sum(buffers.cumulated.tril_(-1), -2, out=sums.pairs)
+    _matmul(_finish_mixing(chunk, D, buffers).transpose(1, 2), gradients.dy_by_head, buffers.inner_by_head)
+
+
+def _backward_carried(chunk: Chunk, start: Tensor, gradients: Gradients, buffers: BackwardBuffers) -> None:
+    """What the state at the chunk's start gives: the rest of dC."""
+    start_by_head = start.view_as(buffers.state).flatten(0, 1)
+    _matmul(gradients.dy_by_head, start_by_head, buffers.through_by_head)
+    torch.mul(buffers.through, chunk.C.unsqueeze(1), out=buffers.through_C)
+    torch.sum(buffers.through_C, -1, out=gradients.sums.carried)
+    torch.sum(buffers.through.mul_(chunk.from_start.transpose(1, 2)), 1, out=buffers.of_group)
+    gradients.dC.add_(_add_matmul(buffers.of_group, buffers.dscores.to(chunk.x.dtype), chunk.B))
+
+
+def _backward_added(chunk: Chunk, dstate: Tensor, gradients: Gradients, buffers: BackwardBuffers) -> None:
+    """What the frames add to the state at the chunk's end: the rest of dx and dB."""
+    dstate = dstate.to(chunk.x.dtype)
+    _matmul(chunk.B, dstate.transpose(1, 2), buffers.outer_flat)
+    torch.mul(chunk.x, buffers.outer, out=buffers.x_outer)
+    torch.sum(buffers.x_outer, -1, out=gradients.sums.added.transpose(1, 2))
+    torch.add(buffers.inner, buffers.outer.mul_(chunk.weight), out=gradients.dx)
+    torch.mul(chunk.x, chunk.weight, out=buffers.scaled)
+    _matmul(buffers.scaled_flat, dstate, buffers.of_group)
+    dscores = buffers.dscores.to(chunk.x.dtype)
+    gradients.dB.add_(_add_matmul(buffers.of_group, dscores.transpose(1, 2), chunk.C))
+
+
+def step_gradients(decay: Decay, sums: Sums, A: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradients of the steps (B, L, H) and of A (H,) from all that was collected.
+
+    A frame's log decay weakens the pairs around it, the carried state for the frames from it on, what the frames before
+    it add to the chunk's last state, and the carried state in that.
+    """
+    fields = decay.step, decay.from_start, decay.to_end, sums.pairs, sums.direct, sums.carried, sums.added
+    step, from_start, to_end, pairs, direct, carried, added = (into_chunks(field) for field in fields)
+    from_carried = (from_start * carried).flip(-1).cumsum(-1).flip(-1)
+    from_added = F.pad((to_end * step * added).cumsum(-1).add_(pairs)[..., :-1], (1, 0))
+    from_state = ((decay.kept + decay.change) * sums.state).unsqueeze(-1)
+    dlog_decay = from_carried.add_(from_added).add_(from_state)
+    dA = (dlog_decay * step).sum((0, 2, 3))
+    dstep = dlog_decay.mul_(A[:, None, None]).add_(direct).addcmul_(to_end, added)
+    return dstep.flatten(2)[..., : decay.step.shape[-1]].transpose(1, 2), dA

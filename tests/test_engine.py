@@ -1,0 +1,298 @@
+"""Convolution and selective scan of every backend that works here, against the frame-by-frame definition in float64."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from models.engine import conv, interface, reference, selective_scan
+from models.engine.backends import why_not
+
+HERE = [name for name in ("torch", "native", "decomposed") if why_not(name, "mamba", "cpu") is None]
+BACKENDS = pytest.mark.parametrize("backend", HERE)
+
+
+def scan_inputs(
+    rows: int, length: int, channels: int, states: int, seed: int = 0, dtype: torch.dtype = torch.float32
+) -> dict[str, Tensor]:
+    """All inputs of a selective scan, with two resets where the length allows them."""
+    draw = torch.Generator().manual_seed(seed)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=draw).to(dtype)
+
+    starts = torch.rand(rows, length, generator=draw) < 2 / (length + 2)
+    return {
+        "u": normal(rows, length, channels),
+        "dt": normal(rows, length, channels) - 3,
+        "A": -torch.rand(channels, states, generator=draw).mul(16).to(dtype),
+        "B": normal(rows, length, states),
+        "C": normal(rows, length, states),
+        "D": normal(channels),
+        "z": normal(rows, length, channels),
+        "dt_bias": normal(channels),
+        "initial_state": normal(rows, channels, states),
+        "seq_idx": starts.cumsum(1).to(torch.int32),
+    }
+
+
+def conv_inputs(rows: int, length: int, channels: int, taps: int, seed: int = 0) -> dict[str, Tensor]:
+    """All inputs of a causal convolution."""
+    draw = torch.Generator().manual_seed(seed)
+    starts = torch.rand(rows, length, generator=draw) < 2 / (length + 2)
+    return {
+        "x": torch.randn(rows, length, channels, generator=draw),
+        "weight": torch.randn(channels, taps, generator=draw),
+        "bias": torch.randn(channels, generator=draw),
+        "initial_state": torch.randn(rows, taps - 1, channels, generator=draw),
+        "seq_idx": starts.cumsum(1).to(torch.int32),
+    }
+
+
+def conv_reference(x, weight, bias=None, initial_state=None, seq_idx=None, *, silu=False):
+    """Tap by tap and frame by frame."""
+    rows, length, channels = x.shape
+    before = weight.shape[1] - 1
+    known = x.new_zeros(rows, before, channels) if initial_state is None else initial_state
+    padded = torch.cat([known, x], 1)
+    number = torch.zeros(rows, length, dtype=torch.int32) if seq_idx is None else seq_idx
+    number = torch.cat([number[:, :1].expand(-1, before), number], 1)
+    frames = []
+    for t in range(length):
+        window = padded[:, t : t + before + 1]
+        same = (number[:, t : t + before + 1] == number[:, t + before, None]).unsqueeze(-1)
+        frames.append((window * same * weight.t()).sum(1) + (0 if bias is None else bias))
+    y = torch.stack(frames, 1)
+    return F.silu(y) if silu else y
+
+
+def results(function: Callable[..., Any], inputs: dict[str, Tensor], **options: Any) -> dict[str, Tensor]:
+    """Outputs, and the gradients of a fixed random projection of them, by the input's name."""
+    leaves = {n: v.detach().clone().requires_grad_(v.is_floating_point()) for n, v in inputs.items() if v is not None}
+    outputs = function(**leaves, **options)
+    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+    draw = torch.Generator().manual_seed(7)
+    loss = sum((out.double() * torch.randn(out.shape, generator=draw)).sum() for out in outputs)
+    wanted = {name: leaf for name, leaf in leaves.items() if leaf.requires_grad}
+    gradients = torch.autograd.grad(loss, list(wanted.values()))
+    named = {f"output {i}": out.detach() for i, out in enumerate(outputs)}
+    return named | {f"gradient of {name}": value for name, value in zip(wanted, gradients, strict=True)}
+
+
+def wide(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: v.double() if v is not None and v.is_floating_point() else v for name, v in inputs.items()}
+
+
+def assert_close(got: dict[str, Tensor], want: dict[str, Tensor], bound: float) -> None:
+    for name, expected in want.items():
+        assert torch.isfinite(got[name]).all(), name
+        error = (got[name].double() - expected).abs().max() / expected.abs().max().clamp(min=1e-30)
+        assert error <= bound, f"{name}: {error:.1e}"
+
+
+OPTIONAL = ("D", "z", "dt_bias", "initial_state", "seq_idx")
+
+
+@BACKENDS
+@settings(max_examples=15, deadline=None)
+@given(
+    sizes=st.tuples(st.integers(1, 4), st.integers(2, 50), st.integers(1, 37), st.integers(1, 19)),
+    missing=st.sets(st.sampled_from(OPTIONAL)),
+    softplus=st.booleans(),
+    seed=st.integers(0, 99),
+)
+def test_scan_equals_the_definition(backend, sizes, missing, softplus, seed):
+    """Bound 2e-6 of the maximum in float32: any size, any of the optional inputs, outputs and all gradients."""
+    inputs = {name: value for name, value in scan_inputs(*sizes, seed).items() if name not in missing}
+    if not softplus:
+        inputs["dt"] = inputs["dt"].exp()
+        inputs.pop("dt_bias", None)
+    want = results(reference.selective_scan, wide(inputs), dt_softplus=softplus)
+    got = results(interface.selective_scan, inputs, dt_softplus=softplus, backend=backend)
+    assert_close(got, want, 2e-6)
+
+
+@BACKENDS
+@settings(max_examples=15, deadline=None)
+@given(
+    sizes=st.tuples(st.integers(1, 5), st.integers(1, 40), st.integers(1, 37), st.integers(2, 5)),
+    missing=st.sets(st.sampled_from(("bias", "initial_state", "seq_idx"))),
+    silu=st.booleans(),
+    seed=st.integers(0, 99),
+)
+def test_conv_equals_the_definition(backend, sizes, missing, silu, seed):
+    """Bound 2e-6 of the maximum in float32."""
+    inputs = {name: value for name, value in conv_inputs(*sizes, seed).items() if name not in missing}
+    want = results(conv_reference, wide(inputs), silu=silu)
+    assert_close(results(interface.causal_conv, inputs, silu=silu, backend=backend), want, 2e-6)
+
+
+@pytest.mark.parametrize("backend", [name for name in HERE if name != "decomposed"])  # it has no blocks
+def test_sequences_longer_than_a_block(backend, monkeypatch):
+    """Many blocks of rows, channels and frames: the same bound as within one."""
+    monkeypatch.setattr(selective_scan, "BLOCK", 64)
+    monkeypatch.setattr(conv, "BLOCK", 64)
+    inputs = scan_inputs(3, 70, 21, 5)
+    want = results(reference.selective_scan, wide(inputs), dt_softplus=True)
+    assert_close(results(interface.selective_scan, inputs, dt_softplus=True, backend=backend), want, 2e-6)
+    inputs = conv_inputs(3, 70, 21, 4)
+    want = results(conv_reference, wide(inputs), silu=True)
+    assert_close(results(interface.causal_conv, inputs, silu=True, backend=backend), want, 2e-6)
+
+
+def hard_cases(length: int) -> dict[str, tuple[Tensor, Tensor]]:
+    """Step sizes (2, L, 8) and A (8, 16) that broke other scans."""
+    draw = torch.Generator().manual_seed(3)
+
+    def uniform(*shape: int) -> Tensor:
+        return torch.rand(*shape, generator=draw)
+
+    usual_dt = 1e-3 * torch.exp(uniform(2, length, 8) * math.log(100))
+    usual_A = -torch.arange(1.0, 17).repeat(8, 1)
+    gaps = usual_dt.clone()
+    gaps[:, length // 5 : length // 2] = 0
+    gaps *= uniform(2, length, 8) > 0.3
+    slow = torch.full((8, 16), -1e-2)
+    return {
+        "usual": (usual_dt, usual_A),
+        "hard": (uniform(2, length, 8), -16 * uniform(8, 16)),
+        "gaps": (gaps, usual_A),
+        "slow, constant": (torch.full((2, length, 8), 1e-3), slow),
+        "slow, random": (1e-3 * uniform(2, length, 8), slow),
+        "underflow": (1e3 * uniform(2, length, 8), -16 * uniform(8, 16)),
+    }
+
+
+@pytest.mark.parametrize(
+    "backend", [name for name in HERE if name != "decomposed"]
+)  # it is not for thousands of frames
+@pytest.mark.parametrize("case", hard_cases(1))
+def test_precision_where_others_lose_it(backend, case):
+    """1e-6 of the maximum over 4096 frames, output and every gradient; 3e-6 with slow decay, where errors add up."""
+    dt, A = hard_cases(4096)[case]
+    draw = torch.Generator().manual_seed(4)
+    inputs = {name: torch.randn(2, 4096, size, generator=draw) for name, size in (("u", 8), ("B", 16), ("C", 16))}
+    inputs |= {"dt": dt, "A": A}
+    want = results(reference.selective_scan, wide(inputs))
+    assert_close(results(interface.selective_scan, inputs, backend=backend), want, 3e-6 if "slow" in case else 1e-6)
+
+
+@BACKENDS
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_low_precision_activations_keep_a_wide_state(backend, dtype):
+    """u, z, B, C rounded to 16 bits: the outputs' own rounding is all that is lost (1 part in 128 or 1024)."""
+    inputs = scan_inputs(2, 40, 8, 4)
+    for name in ("u", "z", "B", "C"):
+        inputs[name] = inputs[name].to(dtype)
+    want = results(reference.selective_scan, wide(inputs), dt_softplus=True)
+    got = results(interface.selective_scan, inputs, dt_softplus=True, backend=backend)
+    assert got["output 0"].dtype == dtype and got["output 1"].dtype == torch.float32
+    assert_close(got, want, 4 * torch.finfo(dtype).eps)
+    assert (got["output 1"].double() - want["output 1"]).abs().max() <= 1e-6 * want["output 1"].abs().max()
+
+
+def test_gradients_in_float64():
+    """Numerical derivatives of every differentiable input of both operators."""
+    inputs = scan_inputs(2, 18, 3, 2, dtype=torch.float64)
+    leaves = {name: v.requires_grad_() for name, v in inputs.items() if v.is_floating_point()}
+    fixed = {"seq_idx": inputs["seq_idx"], "dt_softplus": True}
+    names = list(leaves)
+    assert torch.autograd.gradcheck(
+        lambda *values: selective_scan.selective_scan(**dict(zip(names, values, strict=True)), **fixed),
+        tuple(leaves.values()),
+    )
+    conv_leaves = wide(conv_inputs(2, 6, 3, 4))
+    seq_idx = conv_leaves.pop("seq_idx")
+    assert torch.autograd.gradcheck(
+        lambda *values: conv.causal_conv(*values, seq_idx, silu=True),
+        tuple(value.requires_grad_() for value in conv_leaves.values()),
+    )
+
+
+@BACKENDS
+def test_zero_steps_keep_the_state_to_the_last_bit(backend):
+    inputs = scan_inputs(2, 40, 6, 4) | {"seq_idx": None}
+    inputs["dt"] = torch.full_like(inputs["dt"], -1e4)
+    _, state = interface.selective_scan(**inputs, dt_softplus=True, backend=backend)
+    assert torch.equal(state, inputs["initial_state"])
+
+
+@pytest.mark.parametrize("name", ["selective_scan", "causal_conv"])
+@pytest.mark.parametrize("backend", [name for name in HERE if name != "decomposed"])
+def test_operators_are_registered_as_torch_wants_them(backend, name):
+    """Schema, fake implementation, autograd and their tracing under compilation."""
+    inputs = scan_inputs(2, 20, 4, 3) if name == "selective_scan" else conv_inputs(2, 20, 4, 4)
+    switch = {"dt_softplus": True} if name == "selective_scan" else {"silu": True}
+    leaves = {key: v.requires_grad_(v.is_floating_point()) for key, v in inputs.items()}
+    with _Calls(name) as calls:
+        getattr(interface, name)(**leaves, **switch, backend=backend)
+    operator, arguments = calls.seen[0]
+    torch.library.opcheck(operator, arguments)
+
+
+class _Calls(TorchDispatchMode):
+    """Remembers the calls of our forward operators."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.name, self.seen = name, []
+
+    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
+        text = str(operator)
+        if text.startswith("tacomamba") and self.name in text:
+            leaves = tuple(
+                v.detach().requires_grad_(v.is_floating_point()) if isinstance(v, Tensor) else v for v in args
+            )
+            self.seen.append((operator, leaves))
+        return operator(*args, **(kwargs or {}))
+
+
+class _Count(TorchDispatchMode):
+    """Counts operations, and the elements that they put out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = self.elements = 0
+
+    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
+        out = operator(*args, **(kwargs or {}))
+        self.calls += 1
+        self.elements += out.numel() if isinstance(out, Tensor) else 0
+        return out
+
+
+def test_work_grows_in_proportion_to_the_length():
+    """Operations and elements of forward and backward: four times the frames cost at most 4.1 times the work."""
+    counts = []
+    for length in (512, 2048):
+        inputs = scan_inputs(2, length, 8, 4)
+        with _Count() as count:
+            results(selective_scan.selective_scan, inputs, dt_softplus=True)
+        counts.append(count)
+    assert counts[1].calls < 4.1 * counts[0].calls and counts[1].elements < 4.1 * counts[0].elements
+
+
+def test_training_keeps_a_sixteenth_of_the_states():
+    """What is saved for backward beside the inputs: one state in 16 frames, and nothing else."""
+    inputs = {name: v.requires_grad_(v.is_floating_point()) for name, v in scan_inputs(2, 160, 8, 4).items()}
+    storages = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        selective_scan.selective_scan(**inputs, dt_softplus=True)
+    own = {v.untyped_storage().data_ptr() for v in inputs.values()}
+    saved = sum(size for place, size in storages.items() if place not in own)
+    states, resets, copies = 4 * 2 * 160 * 8 * 4 // 16, 2 * 160, 0
+    assert saved <= states + resets + copies

@@ -1,0 +1,272 @@
+"""Mamba and Mamba-2 as modules, on every backend that works here: state, steps, padding, packing, compilation."""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import REPOSITORY
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from models.engine import backends
+from models.engine.backends import resolve, set_backend, why_not
+from models.mamba import Mamba, Mamba2, MixerState, StateSpaceMixer
+from models.mixers import BidirectionalMixer
+from models.stack import MixerStack
+
+HERE = [name for name in ("torch", "native", "decomposed") if why_not(name, "mamba", "cpu") is None]
+BACKENDS = pytest.mark.parametrize("backend", HERE)
+MIXERS = pytest.mark.parametrize("make", [Mamba, Mamba2])
+BOUND = 5e-6  # absolute, float32, outputs of unit scale: rounding in another order
+
+
+def build(make: type[StateSpaceMixer], backend: str = "torch", **options) -> StateSpaceMixer:
+    torch.manual_seed(0)
+    if make is Mamba2:
+        options = {"headdim": 8, "d_state": 8, **options}
+    mixer = make(16, backend=backend, **options)
+    with torch.no_grad():
+        mixer.out_proj.weight.mul_(8)  # to outputs of about unit scale
+    return mixer
+
+
+def noise(*shape: int, seed: int = 1) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def gradients(mixer: nn.Module, y: Tensor, retain: bool = False) -> list[Tensor]:
+    total = (y * noise(*y.shape, seed=5)).sum()
+    return list(torch.autograd.grad(total, list(mixer.parameters()), retain_graph=retain))
+
+
+@BACKENDS
+@MIXERS
+@settings(max_examples=8, deadline=None)
+@given(cuts=st.lists(st.integers(1, 149), max_size=4, unique=True))
+def test_any_split_equals_the_whole(make, backend, cuts):
+    """Outputs, last state, and every gradient through the states between the parts."""
+    mixer, x = build(make, backend), noise(2, 150, 16)
+    whole, last = mixer(x, return_state=True)
+    state, parts = mixer.initial_state(2), []
+    edges = [0, *sorted(cuts), 150]
+    for start, stop in zip(edges[:-1], edges[1:], strict=True):
+        y, state = mixer.step(x[:, start:stop], state)
+        parts.append(y)
+    split = torch.cat(parts, 1)
+    assert (split - whole).abs().max() < BOUND
+    for part, want in zip(state, last, strict=True):
+        assert (part - want).abs().max() < BOUND
+    for got, want in zip(gradients(mixer, split), gradients(mixer, whole), strict=True):
+        assert (got - want).abs().max() < 2e-5 * want.abs().max()
+
+
+@pytest.mark.parametrize("precise", [True, False], ids=["float32", "bfloat16"])
+@BACKENDS
+@MIXERS
+def test_frame_by_frame_equals_at_once(make, backend, precise):
+    """Also under autocast, where both round to bfloat16 in the same places: two of its steps at the maximum."""
+    mixer, x = build(make, backend).eval(), noise(2, 40, 16)
+    with torch.autocast("cpu", torch.bfloat16, enabled=not precise), torch.no_grad():
+        whole = mixer(x)
+        state, frames = mixer.initial_state(2), []
+        for t in range(40):
+            y, state = mixer.step(x[:, t], state)
+            frames.append(y)
+    stepped = torch.stack(frames, 1)
+    assert state.ssm.dtype == torch.float32 and stepped.dtype == whole.dtype
+    bound = BOUND if precise else 2 * torch.finfo(torch.bfloat16).eps * whole.abs().max()
+    assert (stepped - whole).abs().max() <= bound
+
+
+@BACKENDS
+@MIXERS
+def test_padding_reaches_neither_outputs_nor_states_nor_gradients(make, backend):
+    """Right padding full of NaN: each row is as if it stood alone."""
+    mixer, x, lengths = build(make, backend), noise(3, 40, 16), torch.tensor([40, 17, 2])
+    valid = torch.arange(40) < lengths[:, None]
+    padded = x.masked_fill(~valid.unsqueeze(-1), torch.nan)
+    y, state = mixer(padded, lengths, return_state=True)
+    total = sum((y[row, :length] ** 2).sum() for row, length in enumerate(lengths))
+    alone = [mixer(x[row : row + 1, :length], return_state=True) for row, length in enumerate(lengths)]
+    for row, (want, last) in enumerate(alone):
+        assert (y[row, : lengths[row]] - want[0]).abs().max() < BOUND
+        for part, expected in zip(state, last, strict=True):
+            assert (part[row] - expected[0]).abs().max() < BOUND
+    want_total = sum((want**2).sum() for want, _ in alone)
+    parameters = list(mixer.parameters())
+    for got, want in zip(
+        torch.autograd.grad(total, parameters), torch.autograd.grad(want_total, parameters), strict=True
+    ):
+        assert (got - want).abs().max() < 2e-5 * want.abs().max()
+
+
+@BACKENDS
+@MIXERS
+def test_a_bidirectional_mixer_reads_each_row_from_its_own_end(make, backend):
+    mixer, x, lengths = BidirectionalMixer(lambda: build(make, backend)), noise(3, 40, 16), torch.tensor([40, 17, 2])
+    together = mixer(x, lengths)
+    for row, length in enumerate(lengths):
+        alone = mixer(x[row : row + 1, :length], lengths[row : row + 1])
+        mirrored = mixer.backward_mixer(alone.new_tensor(x[row : row + 1, :length].flip(1).numpy())).flip(1)
+        assert (together[row, :length] - alone[0]).abs().max() < BOUND
+        forward = mixer.forward_mixer(x[row : row + 1, :length])
+        assert (alone - (forward + mirrored) / 2).abs().max() < BOUND
+
+
+@BACKENDS
+@MIXERS
+def test_packed_sequences_do_not_see_each_other(make, backend):
+    """Three sequences in a row, with and without a state for the first: each as if alone, and the gradients too."""
+    mixer, lengths = build(make, backend), (21, 3, 16)
+    x = noise(1, sum(lengths), 16)
+    seq_idx = torch.repeat_interleave(torch.arange(3, dtype=torch.int32), torch.tensor(lengths))[None]
+    _, before = mixer(noise(1, 9, 16, seed=3), return_state=True)
+    packed, last = mixer(x, seq_idx=seq_idx, state=before, return_state=True)
+    parts = x.split(lengths, dim=1)
+    separate = [mixer(part, state=before if i == 0 else None, return_state=True) for i, part in enumerate(parts)]
+    alone = torch.cat([y for y, _ in separate], 1)
+    assert (packed - alone).abs().max() < BOUND
+    for part, want in zip(last, separate[-1][1], strict=True):
+        assert (part - want).abs().max() < BOUND
+    for got, want in zip(gradients(mixer, packed, retain=True), gradients(mixer, alone), strict=True):
+        assert (got - want).abs().max() < 2e-5 * want.abs().max()
+
+
+@BACKENDS
+@MIXERS
+def test_causality_by_perturbation(make, backend):
+    """A change at frame 70 (not at a chunk's edge) changes no bit before it, and what comes after."""
+    mixer, x = build(make, backend), noise(1, 150, 16)
+    changed = x.clone()
+    changed[:, 70] += 1
+    first, second = mixer(x), mixer(changed)
+    assert torch.equal(first[:, :70], second[:, :70])
+    assert (first[:, 70:] != second[:, 70:]).any(-1).all()
+
+
+@MIXERS
+def test_backends_agree(make):
+    """Outputs and the gradients of every parameter, each against torch's."""
+    x = noise(2, 100, 16)
+    want_mixer = build(make, "torch")
+    y = want_mixer(x)
+    for backend in HERE:
+        mixer = build(make, backend)
+        assert (mixer(x) - y).abs().max() < BOUND
+        for got, want in zip(gradients(mixer, mixer(x)), gradients(want_mixer, want_mixer(x)), strict=True):
+            assert (got - want).abs().max() < 2e-5 * want.abs().max()
+
+
+@pytest.mark.parametrize("backend", [name for name in HERE if name != "decomposed"])
+@MIXERS
+def test_compiles_as_one_graph(make, backend):
+    """Forward and backward through torch.compile without a break, two lengths without a wrong answer."""
+    mixer = build(make, backend)
+    compiled = torch.compile(mixer, fullgraph=True, backend="aot_eager")
+    for length in (40, 70):
+        x = noise(2, length, 16)
+        y, want = compiled(x), mixer(x)
+        assert (y - want).abs().max() < BOUND
+        for got, expected in zip(gradients(mixer, y), gradients(mixer, want), strict=True):
+            assert (got - expected).abs().max() < 2e-5 * expected.abs().max()
+
+
+@pytest.mark.slow
+@MIXERS
+def test_compiles_with_the_default_compiler(make):
+    """The same through inductor, which needs a C++ compiler."""
+    mixer, x = build(make, "torch"), noise(2, 40, 16)
+    compiled = torch.compile(mixer, fullgraph=True)
+    assert (compiled(x) - mixer(x)).abs().max() < BOUND
+
+
+@BACKENDS
+@MIXERS
+def test_exports_with_a_dynamic_length(make, backend):
+    mixer = build(make, backend).eval()
+    length = torch.export.Dim("length", min=2, max=4096)
+    program = torch.export.export(mixer, (noise(2, 40, 16),), dynamic_shapes={"x": {1: length}})
+    custom = any("tacomamba" in str(node.target) for node in program.graph.nodes)
+    assert custom != (backend == "decomposed")
+    for frames in (11, 97):
+        x = noise(2, frames, 16, seed=frames)
+        assert (program.module()(x) - mixer(x)).abs().max() < BOUND
+
+
+@MIXERS
+def test_gradients_in_float64(make):
+    mixer = build(make).double()
+    state = MixerState(*(noise(*part.shape, seed=9).double().requires_grad_() for part in mixer.initial_state(1)))
+
+    def run(x: Tensor, conv: Tensor, ssm: Tensor) -> tuple[Tensor, ...]:
+        y, last = mixer(x, state=MixerState(conv, ssm), return_state=True)
+        return y, *last
+
+    assert torch.autograd.gradcheck(run, (noise(1, 5, 16).double().requires_grad_(), *state))
+
+
+def test_a_stack_streams():
+    """Blocks of frames through a causal stack with its states: the whole at once, to rounding."""
+    torch.manual_seed(0)
+    stack = MixerStack("mamba2", 16, 2, causal=True, d_state=8, headdim=8, mlp_ratio=1.0).eval()
+    x = noise(2, 50, 16)
+    states, parts = stack.initial_state(2), []
+    for part in x.split([16, 1, 33], dim=1):
+        y, states = stack.step(part, states)
+        parts.append(y)
+    assert (torch.cat(parts, 1) - stack(x, torch.tensor([50, 50]))).abs().max() < BOUND
+
+
+def test_checkpointed_layers_give_the_same_gradients():
+    torch.manual_seed(0)
+    stack = MixerStack("mamba", 16, 2, causal=False, d_state=4)
+    x, lengths = noise(2, 30, 16), torch.tensor([30, 12])
+    plain = gradients(stack, stack(x, lengths))
+    stack.checkpoint_layers = True
+    for got, want in zip(gradients(stack, stack(x, lengths)), plain, strict=True):
+        assert torch.equal(got, want)
+
+
+def test_set_backend_reaches_every_mixer_and_refuses_unknown_names():
+    stack = MixerStack("mamba", 16, 2, causal=False, d_state=4)
+    set_backend(stack, "torch")
+    assert {part.backend for part in stack.modules() if isinstance(part, StateSpaceMixer)} == {"torch"}
+    with pytest.raises(ValueError, match="unknown backend 'cuda'; there are auto, torch, native"):
+        set_backend(stack, "cuda")
+
+
+def test_a_backend_asked_for_by_name_is_not_replaced():
+    with pytest.raises(ValueError, match="the backend mamba_ssm does not work here: it is for CUDA only"):
+        resolve("mamba_ssm", "mamba", "cpu")
+
+
+def test_auto_says_once_what_it_picked(caplog):
+    backends._resolve.cache_clear()
+    with caplog.at_level(logging.INFO, logger="tacomamba"):
+        picked = {resolve("auto", "mamba", "cpu") for _ in range(3)}
+    assert len(picked) == 1 and len(caplog.records) == 1
+    assert f"mamba on cpu: backend {picked.pop()}" in caplog.text
+
+
+WITHOUT_COMPILER = """
+import os, sys
+os.environ.update(PATH="/nonexistent", CXX="", TACOMAMBA_CACHE=sys.argv[1])
+import torch
+from models.mamba import Mamba
+mixer = Mamba(8)
+mixer(torch.randn(1, 20, 8)).sum().backward()
+mixer(torch.randn(1, 20, 8))
+"""
+
+
+def test_without_a_compiler_auto_falls_back_with_one_line(tmp_path):
+    command = [sys.executable, "-c", WITHOUT_COMPILER, str(tmp_path)]
+    result = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stderr
+    lines = [line for line in result.stderr.splitlines() if "backend" in line]
+    assert len(lines) == 1 and "backend torch, since native does not work here: no C++ compiler" in lines[0]

@@ -1,0 +1,487 @@
+"""The adapter of mamba-ssm's CUDA kernels, held on a CPU against packages that mimic theirs, and its checkpoints."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from models.engine import interface, mamba_ssm, reference
+from models.engine.backends import set_backend
+from models.mamba import Mamba, Mamba2
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+MODULES = {
+    "causal_conv1d": "causal_conv1d/__init__.py",
+    "selective_scan": "mamba_ssm/ops/selective_scan_interface.py",
+    "ssd": "mamba_ssm/ops/triton/ssd_combined.py",
+}
+# What the kernels demand and compute: signatures, checks and layouts of causal-conv1d 1.6 and mamba-ssm 2.3.
+RIGHT = {
+    "causal_conv1d": """
+import torch
+
+def causal_conv1d_fn(x, weight, bias=None, seq_idx=None, initial_states=None, return_final_states=False,
+                     final_states_out=None, activation=None):
+    batch, channels, length = x.shape
+    taps = weight.shape[1]
+    assert x.stride(1) == 1 and x.stride(2) > 1 and x.stride(0) % 8 == 0 and x.stride(2) % 8 == 0
+    assert x.storage_offset() % 8 == 0 and channels % 8 == 0 and 2 <= taps <= 4
+    assert weight.shape == (channels, taps) and bias.dtype == weight.dtype and bias.shape == (channels,)
+    number = torch.zeros(batch, length, dtype=torch.int32) if seq_idx is None else seq_idx
+    assert number.dtype == torch.int32 and number.is_contiguous() and (number >= 0).all()
+    y = bias[None, :, None].float().expand(x.shape)
+    for k in range(min(taps, length)):
+        part = x[:, :, : length - k].float() * weight[:, taps - 1 - k, None]
+        same = number[:, k:] == number[:, : length - k]
+        y = y + torch.nn.functional.pad(part * same[:, None], (k, 0))
+    y = (torch.nn.functional.silu(y) if activation else y).to(x.dtype).transpose(1, 2).contiguous().transpose(1, 2)
+    if y.requires_grad:
+        y.register_hook(check_gradient)
+    return y
+
+def check_gradient(gradient):
+    assert gradient.stride(1) != 1 or (gradient.stride(2) % 8 == 0 and gradient.stride(0) % 8 == 0)
+""",
+    "selective_scan": """
+import torch
+from models.engine import reference
+
+def selective_scan_fn(u, delta, A, B, C, D=None, z=None, delta_bias=None, delta_softplus=False,
+                      return_last_state=False):
+    batch, channels, length = u.shape
+    assert u.dtype in (torch.float32, torch.bfloat16, torch.float16)
+    for tensor in (u, delta, B, C) if z is None else (u, delta, B, C, z):
+        assert tensor.dtype == u.dtype and tensor.shape[::2] == (batch, length)
+        assert tensor.stride(-1) == 1 or length == 1
+    for tensor in (A, D, delta_bias):
+        assert tensor is None or tensor.dtype == torch.float32 and tensor.is_contiguous()
+    u, delta, B, C, z = (None if tensor is None else tensor.transpose(1, 2) for tensor in (u, delta, B, C, z))
+    y, state = reference.selective_scan(u, delta, A, B, C, D, z, delta_bias, dt_softplus=delta_softplus)
+    states = torch.stack([torch.ones_like(state), state], dim=-1).flatten(2).detach()
+    y = y.transpose(1, 2).contiguous()
+    return (y, states[:, :, 1::2]) if return_last_state else y
+""",
+    "ssd": """
+import torch
+from models.engine import reference
+
+def mamba_chunk_scan_combined(x, dt, A, B, C, chunk_size, D=None, z=None, dt_bias=None, initial_states=None,
+                              seq_idx=None, cu_seqlens=None, dt_softplus=False, dt_limit=(0.0, float("inf")),
+                              return_final_states=False, return_varlen_states=False):
+    assert x.dtype == B.dtype == C.dtype and x.dtype in (torch.float32, torch.bfloat16, torch.float16)
+    assert A.dtype == dt.dtype == torch.float32 and chunk_size.bit_count() == 1
+    assert seq_idx is None or seq_idx.dtype == torch.int32 and not seq_idx[:, 0].any()
+    assert seq_idx is None or seq_idx.is_contiguous()
+    y, state = reference.ssd(x, dt, A, B, C, D, dt_bias, initial_states, seq_idx, dt_softplus=dt_softplus)
+    return (y, state) if return_final_states else y
+""",
+}
+OPTIONS = settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+needs_kernels = pytest.mark.skipif(
+    not torch.cuda.is_available() or importlib.util.find_spec("mamba_ssm") is None,
+    reason="needs a CUDA device and mamba-ssm",
+)
+
+
+def write_packages(folder: Path, **changed: str) -> Path:
+    """Package folders causal_conv1d and mamba_ssm with the sources of RIGHT, `changed` ones instead of theirs."""
+    for name, path in MODULES.items():
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_text(changed.get(name, RIGHT[name]), encoding="utf-8")
+    return folder
+
+
+def forget_packages() -> None:
+    for name in [name for name in sys.modules if name.split(".")[0] in ("mamba_ssm", "causal_conv1d")]:
+        del sys.modules[name]
+
+
+@pytest.fixture
+def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
+    """A function that puts packages first on the path of this process, for the length of a test."""
+
+    def put_first(**changed: str) -> None:
+        monkeypatch.syspath_prepend(str(write_packages(tmp_path, **changed)))
+        forget_packages()
+
+    yield put_first
+    forget_packages()
+
+
+def random_inputs(shapes: dict[str, tuple[int, ...]], seed: int, dtype: torch.dtype = torch.float32) -> dict:
+    draw = torch.Generator().manual_seed(seed)
+    inputs = {name: torch.randn(shape, generator=draw).to(dtype) for name, shape in shapes.items()}
+    if "A" in inputs:
+        inputs["A"] = -inputs["A"].exp()
+    return inputs
+
+
+def packed(draw: st.DrawFn, batch: int, length: int) -> Tensor:
+    """Rows of sequences that are numbered from anything: (batch, length) int64."""
+    steps = draw(st.lists(st.booleans(), min_size=batch * length, max_size=batch * length))
+    return 3 + torch.tensor(steps).view(batch, length).cumsum(1)
+
+
+def outputs_and_gradients(function: Callable, inputs: dict, device: str = "cpu") -> list[Tensor]:
+    """What `function` returns and the gradients of its tensors, all as float64 on the CPU."""
+    leaves = {
+        name: value.detach().to(device).requires_grad_() if value.is_floating_point() else value.to(device)
+        for name, value in inputs.items()
+    }
+    outputs = function(**leaves)
+    outputs = (outputs,) if isinstance(outputs, Tensor) else outputs
+    weights = [((torch.arange(y.numel()) * 37 % 17 - 8) / 8).view(y.shape).to(y) for y in outputs]  # exact in bfloat16
+    wanted = [value for value in leaves.values() if value.requires_grad]
+    return [tensor.detach().cpu().double() for tensor in (*outputs, *torch.autograd.grad(outputs, wanted, weights))]
+
+
+def largest_error(got: list[Tensor], expected: list[Tensor]) -> float:
+    return max(
+        ((a - b).abs().max() / b.abs().max().clamp(min=1e-30)).item() for a, b in zip(got, expected, strict=True)
+    )
+
+
+def plain_conv(
+    x: Tensor, weight: Tensor, bias: Tensor, initial_state: Tensor, seq_idx: Tensor, *, silu: bool
+) -> Tensor:
+    """`interface.causal_conv` as a sum over taps."""
+    length, before = x.shape[1], initial_state.shape[1]
+    frames = torch.cat([initial_state, x], dim=1)
+    numbers = torch.cat([seq_idx[:, :1].expand(-1, before), seq_idx], dim=1)
+    y = bias.expand(x.shape)
+    for k in range(before + 1):
+        same = numbers[:, k : k + length] == seq_idx
+        y = y + weight[:, k] * frames[:, k : k + length] * same.unsqueeze(-1)
+    return F.silu(y) if silu else y
+
+
+@pytest.mark.parametrize(("offset", "width"), [(0, 16), (3, 24), (0, 21)])
+@settings(OPTIONS, max_examples=8)
+@given(data=st.data(), batch=st.integers(1, 3), length=st.integers(1, 9), taps=st.integers(2, 4), silu=st.booleans())
+def test_convolution_is_laid_out_for_the_kernel(install, offset, width, data, batch, length, taps, silu):
+    """Slices of wider tensors, states and packed sequences come out as the sum over taps says."""
+    install()
+    shapes = {"x": (batch, length, width), "weight": (16, taps), "bias": (16,)}
+    zeros = {
+        "initial_state": torch.zeros(batch, taps - 1, 16),
+        "seq_idx": torch.zeros(batch, length, dtype=torch.int64),
+    }
+    if data.draw(st.booleans(), label="state"):
+        shapes["initial_state"] = zeros.pop("initial_state").shape
+    inputs = random_inputs(shapes, seed=batch)
+    inputs["x"] = inputs["x"][:, :, offset : offset + 16]
+    if data.draw(st.booleans(), label="packed"):
+        inputs["seq_idx"] = data.draw(st.composite(packed)(batch, length))
+        del zeros["seq_idx"]
+
+    def widened(y: Tensor) -> Tensor:
+        return F.pad(y, (0, 5))  # so that y's gradient is a slice of a wider tensor
+
+    got = outputs_and_gradients(lambda **leaves: widened(mamba_ssm.causal_conv(**leaves, silu=silu)), inputs)
+    expected = outputs_and_gradients(lambda **leaves: widened(plain_conv(**leaves, **zeros, silu=silu)), inputs)
+    assert largest_error(got, expected) < 1e-5
+
+
+def test_convolution_takes_broadcast_frames(install):
+    """Strides of 0, which would look like another layout to the kernel."""
+    install()
+    frame, weight, bias = torch.randn(16), torch.randn(16, 4), torch.randn(16)
+    broadcast = frame.expand(2, 5, 16)
+    y = mamba_ssm.causal_conv(broadcast, weight, bias)
+    torch.testing.assert_close(y, mamba_ssm.causal_conv(broadcast.clone(), weight, bias))
+
+
+@OPTIONS
+@given(
+    data=st.data(), batch=st.integers(1, 3), length=st.integers(1, 9), dtype=st.sampled_from(["float32", "bfloat16"])
+)
+def test_selective_scan_is_laid_out_for_the_kernel(install, data, batch, length, dtype):
+    """Outputs, the final state and all gradients, also the state's, which the kernel does not have."""
+    install()
+    dtype = getattr(torch, dtype)
+    shapes = {"u": (batch, length, 5), "dt": (batch, length, 5), "A": (5, 7), "B": (batch, length, 7)}
+    shapes["C"] = shapes["B"]
+    optional = {"D": (5,), "z": (batch, length, 5), "dt_bias": (5,)}
+    shapes |= {name: shape for name, shape in optional.items() if data.draw(st.booleans(), label=name)}
+    inputs = random_inputs(shapes, seed=batch)
+    inputs |= {name: inputs[name].to(dtype) for name in ("u", "B", "C", "z") if name in inputs}
+    got = outputs_and_gradients(lambda **leaves: mamba_ssm.selective_scan(**leaves, dt_softplus=True), inputs)
+    expected = outputs_and_gradients(lambda **leaves: reference.selective_scan(**leaves, dt_softplus=True), inputs)
+    assert largest_error(got, expected) < (1e-5 if dtype == torch.float32 else 2e-2)
+    assert largest_error(got[1:2], expected[1:2]) < 1e-5  # the state: a float32 dt is not rounded to u's dtype
+
+
+@OPTIONS
+@given(data=st.data(), batch=st.integers(1, 3), length=st.integers(1, 9), narrow=st.booleans(), softplus=st.booleans())
+def test_ssd_is_laid_out_for_the_kernel(install, data, batch, length, narrow, softplus):
+    install()
+    shapes = {"x": (batch, length, 4, 3), "dt": (batch, length, 4), "A": (4,), "B": (batch, length, 2, 5)}
+    shapes["C"] = shapes["B"]
+    optional = {"D": (4,), "dt_bias": (4,), "initial_state": (batch, 4, 3, 5)}
+    shapes |= {name: shape for name, shape in optional.items() if data.draw(st.booleans(), label=name)}
+    inputs = random_inputs(shapes, seed=batch)
+    inputs |= {name: inputs[name].abs() for name in ("dt", "dt_bias") if name in inputs}  # steps are positive
+    if narrow:
+        inputs |= {name: inputs[name].bfloat16() for name in ("x", "dt", "B", "D") if name in inputs}
+        inputs["C"] = inputs["C"].bfloat16().float()  # to be rounded to x's dtype, without a loss
+    if data.draw(st.booleans(), label="packed"):
+        inputs["seq_idx"] = data.draw(st.composite(packed)(batch, length))
+    got = outputs_and_gradients(lambda **leaves: mamba_ssm.ssd(**leaves, dt_softplus=softplus), inputs)
+    expected = outputs_and_gradients(lambda **leaves: reference.ssd(**leaves, dt_softplus=softplus), inputs)
+    assert largest_error(got, expected) < (2e-2 if narrow else 1e-5)
+
+
+def test_what_the_kernels_cannot_do_is_refused_before_they_are_imported(monkeypatch):
+    """Each refusal is a sentence; without a package on the path, an import would raise ModuleNotFoundError."""
+    monkeypatch.setitem(sys.modules, "mamba_ssm", None)
+    monkeypatch.setitem(sys.modules, "causal_conv1d", None)
+    x, row = torch.zeros(1, 4, 8), torch.zeros(1, 4, dtype=torch.int32)
+    scan = {"u": x, "dt": x, "A": torch.zeros(8, 2), "B": torch.zeros(1, 4, 2), "C": torch.zeros(1, 4, 2)}
+    many = torch.zeros(1, 1, 1).expand(4096, 65536, 256)
+    heads = {"x": x.unflatten(-1, (2, 4)), "dt": x[..., :2], "A": torch.zeros(2)}
+    ssd = heads | {"B": torch.zeros(1, 4, 1, 2), "C": torch.zeros(1, 4, 1, 2)}
+    wide = torch.zeros(1, 4, 1, 257)
+    long = {"x": torch.zeros(1, 1, 1, 1).expand(4096, 65536, 2, 16), "dt": many[..., :2], "B": many.unsqueeze(2)}
+    cases = [
+        (lambda: mamba_ssm.causal_conv(x, torch.zeros(8, 5)), "2 to 4 taps, not of 5"),
+        (lambda: mamba_ssm.causal_conv(x[..., :6], torch.zeros(6, 4)), "multiple of 8 channels, not 6"),
+        (lambda: mamba_ssm.causal_conv(x.double(), torch.zeros(8, 4)), "not float64"),
+        (lambda: mamba_ssm.causal_conv(many, torch.zeros(256, 4)), "offsets of causal-conv1d"),
+        (lambda: mamba_ssm.selective_scan(**scan, initial_state=torch.zeros(1, 8, 2)), "start from a state"),
+        (lambda: mamba_ssm.selective_scan(**scan, seq_idx=row), "packed sequences"),
+        (lambda: mamba_ssm.selective_scan(**scan | {"A": torch.zeros(8, 257)}), "256 states a channel, not 257"),
+        (lambda: mamba_ssm.selective_scan(**scan | {"u": x.double()}), "not float64"),
+        (lambda: mamba_ssm.selective_scan(many, many, torch.zeros(256, 64), many, many), "32-bit offsets"),
+        (lambda: mamba_ssm.ssd(**ssd | {"B": wide, "C": wide}), "not 257 and 4"),
+        (lambda: mamba_ssm.ssd(**ssd | {"x": heads["x"].double()}), "not float64"),
+        (lambda: mamba_ssm.ssd(**ssd | long), "32-bit offsets"),
+    ]
+    for call, words in cases:
+        with pytest.raises(mamba_ssm.Unsupported, match=words):
+            call()
+    with pytest.raises(ModuleNotFoundError):
+        mamba_ssm.selective_scan(**scan)
+
+
+def test_probe_accepts_right_kernels(install):
+    install()
+    assert mamba_ssm._try("mamba", torch.device("cpu")) is None
+    assert mamba_ssm._try("mamba2", torch.device("cpu")) is None
+
+
+LEFT_OUT = 'def selective_scan_fn(*_, **__):\n    raise RuntimeError("not installed.\\nReinstall with:")\n'
+RENAMED = 'def mamba_chunk_scan_combined(x, dt, A, B, C, chunk_size, D=None):\n    raise AssertionError("called")\n'
+OTHER_CUDA = 'raise OSError("libcudart.so.11.0: cannot open shared object file")\n'
+
+
+@pytest.mark.parametrize(
+    ("changed", "mamba", "mamba2"),
+    [
+        ({"selective_scan": LEFT_OUT}, "(RuntimeError: not installed.)", None),
+        ({"ssd": RENAMED}, None, "(TypeError: "),
+        ({"causal_conv1d": OTHER_CUDA}, "(OSError: libcudart", "(OSError: libcudart"),
+        ({"causal_conv1d": "import causal_conv1d_cuda_that_is_not_there"}, "(ModuleNotFoundError: ", "(ModuleNotFound"),
+        ({"ssd": ""}, None, "(ImportError: "),
+        ({"selective_scan": RIGHT["selective_scan"].replace("D, z,", "None, z,")}, "(RuntimeError: ", None),
+        ({"selective_scan": RIGHT["selective_scan"].replace("C, D,", "C, 1.1 * D,")}, "are wrong", None),
+        ({"ssd": RIGHT["ssd"].replace("(y, state)", "(y, 1.1 * state)")}, None, "are wrong"),
+        ({"ssd": RIGHT["ssd"].replace("(y, state)", "(y, state / 0 * 0)")}, None, "are wrong (by nan"),
+        ({"ssd": RIGHT["ssd"].replace("initial_states, seq", "initial_states.detach(), seq")}, None, "RuntimeError"),
+        ({"causal_conv1d": RIGHT["causal_conv1d"].replace("taps - 1 - k", "k")}, "are wrong", "are wrong"),
+    ],
+)
+def test_probe_says_why_kernels_are_not_used(install, changed, mamba, mamba2):
+    """Each mixer for itself: broken imports, renamed arguments, missing builds, gradients and wrong numbers."""
+    install(**changed)
+    for mixer, words in (("mamba", mamba), ("mamba2", mamba2)):
+        reason = mamba_ssm._try(mixer, torch.device("cpu"))
+        assert reason is None if words is None else words in reason and "\n" not in reason
+
+
+def test_package_that_imports_but_cannot_run_is_passed_over(tmp_path):
+    """In a process of its own, with the CPU for a CUDA device: `auto` takes Mamba-2 and leaves Mamba-1 to torch."""
+    packages = write_packages(tmp_path, selective_scan=LEFT_OUT)
+    script = """
+import sys, torch
+from models.engine import backends, mamba_ssm
+print("causal_conv1d" in sys.modules or "mamba_ssm" in sys.modules)
+print(torch.cuda.is_available() or mamba_ssm.probe("mamba"))
+mamba_ssm.probe = lambda mixer: mamba_ssm._try(mixer, torch.device("cpu"))
+print(*(backends.resolve("auto", mixer, "cuda") for mixer in ("mamba", "mamba2")))
+"""
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(packages), str(REPOSITORY)])}
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment, timeout=120)
+    assert done.returncode == 0, done.stderr
+    imported, without_cuda, chosen = done.stdout.splitlines()
+    assert imported == "False" and without_cuda in ("no CUDA device", "True")
+    assert chosen == "torch mamba_ssm"
+    assert done.stderr.count("RuntimeError: not installed.") == 1
+
+
+def test_compiled_code_is_left_to_another_backend(install):
+    """Dynamo catches the refusal as Python does, and the whole graph compiles with the torch backend's operator."""
+    install(selective_scan=LEFT_OUT)
+    inputs = random_inputs({"u": (2, 9, 8), "A": (8, 4), "B": (2, 9, 4)}, seed=0)
+
+    def scan(u, A, B, backend="mamba_ssm"):
+        return interface.selective_scan(u, u, A, B, B, dt_softplus=True, backend=backend)
+
+    compiled = torch.compile(scan, fullgraph=True, backend="eager")
+    torch.testing.assert_close(compiled(**inputs), scan(**inputs, backend="torch"))
+    with pytest.raises(RuntimeError, match="not installed"):
+        scan(**inputs)
+
+
+def sequential_mamba(state: dict[str, Tensor], x: Tensor) -> Tensor:
+    """The slow path of mamba-ssm's Mamba, frame by frame; x (L, d_model)."""
+    (channels, states), rank = state["A_log"].shape, state["dt_proj.weight"].shape[1]
+    taps, A = state["conv1d.weight"][:, 0], -state["A_log"].exp()
+    recent, h, outputs = x.new_zeros(channels, taps.shape[1]), x.new_zeros(channels, states), []
+    for frame in x:
+        projected = state["in_proj.weight"] @ frame
+        recent = torch.cat([recent[:, 1:], projected[:channels, None]], dim=1)
+        u = F.silu((recent * taps).sum(1) + state["conv1d.bias"])
+        dt, B, C = (state["x_proj.weight"] @ u).split([rank, states, states])
+        dt = F.softplus(state["dt_proj.weight"] @ dt + state["dt_proj.bias"])
+        h = torch.exp(dt[:, None] * A) * h + (dt * u)[:, None] * B
+        outputs.append(state["out_proj.weight"] @ ((h @ C + state["D"] * u) * F.silu(projected[channels:])))
+    return torch.stack(outputs)
+
+
+def sequential_mamba2(state: dict[str, Tensor], x: Tensor, headdim: int, groups: int, states: int) -> Tensor:
+    """mamba-ssm's Mamba2 with its gated norm (norm_before_gate=False), frame by frame; x (L, d_model)."""
+    heads = len(state["dt_bias"])
+    channels = heads * headdim
+    taps, A = state["conv1d.weight"][:, 0], -state["A_log"].exp()
+    recent, h, outputs = x.new_zeros(taps.shape), x.new_zeros(heads, headdim, states), []
+    for frame in x:
+        z, xBC, dt = (state["in_proj.weight"] @ frame).split([channels, len(taps), heads])
+        recent = torch.cat([recent[:, 1:], xBC[:, None]], dim=1)
+        u, B, C = F.silu((recent * taps).sum(1) + state["conv1d.bias"]).split([channels, *[groups * states] * 2])
+        dt = F.softplus(dt + state["dt_bias"])
+        u = u.view(heads, headdim)
+        y = torch.empty_like(u)
+        for head in range(heads):
+            group = slice(head * groups // heads * states, (head * groups // heads + 1) * states)
+            h[head] = torch.exp(dt[head] * A[head]) * h[head] + dt[head] * torch.outer(u[head], B[group])
+            y[head] = h[head] @ C[group] + state["D"][head] * u[head]
+        gated = (y.flatten() * F.silu(z)).view(groups, -1)
+        normal = gated / torch.sqrt((gated**2).mean(1, keepdim=True) + 1e-5)
+        outputs.append(state["out_proj.weight"] @ (normal.flatten() * state["norm.weight"]))
+    return torch.stack(outputs)
+
+
+def load(module: nn.Module, shapes: dict[str, tuple[int, ...]]) -> tuple[nn.Module, dict[str, Tensor]]:
+    """The module in float64 with random parameters of these names and shapes, loaded strictly, and they."""
+    draw = torch.Generator().manual_seed(1)
+    state = {name: torch.randn(shape, generator=draw) / math.sqrt(shape[-1]) for name, shape in shapes.items()}
+    module.load_state_dict(state, strict=True)
+    return module.double(), {name: value.double() for name, value in state.items()}
+
+
+@pytest.mark.parametrize(("d_state", "d_conv", "expand"), [(16, 4, 2), (5, 3, 3)])
+def test_mamba_loads_checkpoints_of_mamba_ssm(d_state, d_conv, expand):
+    d_model, rank = 20, 2
+    inner = expand * d_model
+    shapes = {
+        "A_log": (inner, d_state),
+        "D": (inner,),
+        "in_proj.weight": (2 * inner, d_model),
+        "conv1d.weight": (inner, 1, d_conv),
+        "conv1d.bias": (inner,),
+        "x_proj.weight": (rank + 2 * d_state, inner),
+        "dt_proj.weight": (inner, rank),
+        "dt_proj.bias": (inner,),
+        "out_proj.weight": (d_model, inner),
+    }
+    module, state = load(Mamba(d_model, d_state, d_conv, expand), shapes)
+    x = torch.randn(2, 37, d_model, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    expected = torch.stack([sequential_mamba(state, row) for row in x])
+    torch.testing.assert_close(module(x), expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize(("d_state", "headdim", "groups"), [(16, 8, 1), (5, 4, 2)])
+def test_mamba2_loads_checkpoints_of_mamba_ssm(d_state, headdim, groups):
+    d_model, inner = 16, 32
+    heads, conv = inner // headdim, inner + 2 * groups * d_state
+    shapes = {
+        "dt_bias": (heads,),
+        "A_log": (heads,),
+        "D": (heads,),
+        "in_proj.weight": (inner + conv + heads, d_model),
+        "conv1d.weight": (conv, 1, 4),
+        "conv1d.bias": (conv,),
+        "norm.weight": (inner,),
+        "out_proj.weight": (d_model, inner),
+    }
+    module, state = load(Mamba2(d_model, d_state, headdim=headdim, ngroups=groups), shapes)
+    x = torch.randn(2, 37, d_model, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    expected = torch.stack([sequential_mamba2(state, row, headdim, groups, d_state) for row in x])
+    torch.testing.assert_close(module(x), expected, rtol=1e-9, atol=1e-9)
+
+
+@needs_kernels
+@pytest.mark.parametrize("mixer", ["mamba", "mamba2"])
+def test_probe_accepts_the_installed_kernels(mixer):
+    assert mamba_ssm.probe(mixer) is None
+
+
+CONV = {"x": (2, 600, 64), "weight": (64, 4), "bias": (64,), "initial_state": (2, 3, 64)}
+SCAN = {"u": (2, 3000, 32), "dt": (2, 3000, 32), "A": (32, 16), "B": (2, 3000, 16), "C": (2, 3000, 16)}
+SSD = {"x": (2, 600, 4, 64), "dt": (2, 600, 4), "A": (4,), "B": (2, 600, 1, 64), "C": (2, 600, 1, 64)}
+
+
+@needs_kernels
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 1e-2)])
+@pytest.mark.parametrize(
+    ("op", "shapes"),
+    [
+        ("causal_conv", CONV),
+        ("selective_scan", SCAN | {"D": (32,), "z": (2, 3000, 32), "dt_bias": (32,)}),
+        ("ssd", SSD | {"D": (4,), "dt_bias": (4,), "initial_state": (2, 4, 64, 64)}),
+    ],
+)
+def test_installed_kernels_equal_the_definition(op, shapes, dtype, tolerance):
+    """Several chunks, packed rows, outputs and gradients, against float64 loops on the same inputs."""
+    inputs = random_inputs(shapes, seed=0)
+    inputs |= {name: inputs[name].to(dtype) for name in ("u", "x", "z", "B", "C") if name in inputs}
+    if "dt_bias" in inputs:
+        inputs["dt_bias"] -= 3.0  # steps of 0.05, as models begin with
+    if op != "selective_scan":
+        inputs["seq_idx"] = (torch.arange(600) // 270 + torch.tensor([[1], [4]])).to(torch.int32)
+    option = {"silu" if op == "causal_conv" else "dt_softplus": True}
+    kernel = functools.partial(getattr(mamba_ssm, op), **option)
+    definition = functools.partial(getattr(reference, op, plain_conv), **option)
+    wide = {name: value.double() if value.is_floating_point() else value for name, value in inputs.items()}
+    got, expected = outputs_and_gradients(kernel, inputs, "cuda"), outputs_and_gradients(definition, wide)
+    assert largest_error(got, expected) < tolerance
+
+
+@needs_kernels
+@pytest.mark.parametrize("mixer", [Mamba, Mamba2])
+def test_mixers_are_the_same_with_installed_kernels(mixer):
+    """A padded batch through both backends in float32: outputs at valid frames, and the gradients of all parameters."""
+    torch.manual_seed(0)
+    module = mixer(64).to("cuda")
+    x, lengths = torch.randn(2, 600, 64, device="cuda"), torch.tensor([600, 333], device="cuda")
+
+    def run(backend: str) -> list[Tensor]:
+        set_backend(module, backend)
+        y = module(x, lengths) * (torch.arange(600, device="cuda") < lengths[:, None]).unsqueeze(-1)
+        gradients = torch.autograd.grad(y.square().sum(), list(module.parameters()))
+        return [tensor.detach().cpu().double() for tensor in (y, *gradients)]
+
+    assert largest_error(run("mamba_ssm"), run("torch")) < 1e-5
