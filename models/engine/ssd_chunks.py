@@ -17,9 +17,7 @@ from torch import Tensor
 from models.engine.reference import state_dtype
 
 CHUNK = 64
-BLOCK = (
-    32768  # elements of a buffer on one CPU thread: below torch's parallel grain, and a dozen of them stay in the cache
-)
+BLOCK = 2**18  # bytes of a buffer on one CPU thread: enough to be worth a call, and several fit in the cache
 LOG2_E = math.log2(math.e)
 STRONGEST_STEP = -256.0  # log2 of a decay that leaves nothing of a state in any dtype
 SMALLEST_EXPONENT = -120.0  # smaller powers of two are nearly float32's subnormal numbers, which are slow to compute
@@ -116,7 +114,7 @@ def blocks(x: Tensor, B: Tensor) -> Iterator[Block]:
     heads_of_group = heads // groups
     rows_of_block, heads_of_block = batch, heads_of_group
     if x.device.type == "cpu":
-        size = BLOCK * torch.get_num_threads() // (CHUNK * max(CHUNK, channels, states))
+        size = BLOCK * torch.get_num_threads() // (CHUNK * max(CHUNK, channels, states) * x.itemsize)
         heads_of_block = min(heads_of_group, max(1, size))
         rows_of_block = max(1, size // heads_of_block)
     for row in range(0, batch, rows_of_block):
@@ -131,7 +129,6 @@ class Chunk(NamedTuple):
     """What one chunk of a block reads: slices of the inputs in the shapes in which they are used."""
 
     x: Tensor  # (b, k, h, P)
-    x_by_head: Tensor  # (b h, k, P)
     B: Tensor  # (b, k, N)
     C: Tensor  # (b, k, N)
     apart: Tensor | None  # (b, k, k), with resets: pairs (l, s) of different sequences or with s later than l
@@ -151,7 +148,7 @@ def chunks(block: Block, x: Tensor, B: Tensor, C: Tensor, decay: Decay, seq_idx:
     x, B, C = block.frames(x), block.of_group(B), block.of_group(C)
     step, coarse, fine, from_start, to_end, kept, change = (field[block.rows, block.heads] for field in decay)
     parts = (
-        *(frames.split(CHUNK, 1) for frames in (x, by_head(x), B, C)),
+        *(frames.split(CHUNK, 1) for frames in (x, B, C)),
         _apart(None if seq_idx is None else seq_idx[block.rows], change.shape[2]),
         coarse.unsqueeze(3).split(CHUNK, 2),
         coarse.unsqueeze(2).split(CHUNK, 3),
@@ -164,11 +161,6 @@ def chunks(block: Block, x: Tensor, B: Tensor, C: Tensor, decay: Decay, seq_idx:
         change[..., None, None].unbind(2),
     )
     return [Chunk(*part) for part in zip(*parts, strict=True)]
-
-
-def by_head(frames: Tensor) -> Tensor:
-    """(b, L, h, P) -> (b h, L, P), a view for a single row."""
-    return frames.transpose(1, 2).flatten(0, 1)
 
 
 def _apart(seq_idx: Tensor | None, count: int) -> list[Tensor | None]:
@@ -220,6 +212,11 @@ class BackwardBuffers(Buffers):
         self.of_group = self.like.new_empty(b, k, N)
 
 
+def _by_head(frames: Tensor) -> Tensor:
+    """(b, k, h, P) -> (b h, k, P), a view for a single row."""
+    return frames.transpose(1, 2).flatten(0, 1)
+
+
 def _matmul(a: Tensor, b: Tensor, out: Tensor) -> Tensor:
     """Batched matrix product into `out`, whose dtype may be wider."""
     return torch.bmm(a, b, out=out) if out.dtype == a.dtype else out.copy_(torch.bmm(a, b))
@@ -256,7 +253,7 @@ def _finish_mixing(chunk: Chunk, D: Tensor | None, buffers: Buffers) -> Tensor:
 def forward_chunk(chunk: Chunk, D: Tensor | None, state: Tensor, start: Tensor, y: Tensor, buffers: Buffers) -> None:
     """Writes y (b, k, h, P) and moves state (b, h P, N) on; start is the state before, in x's dtype; D (h, 1)."""
     _load_scores_and_decay(chunk, buffers)
-    _matmul(_finish_mixing(chunk, D, buffers), chunk.x_by_head, buffers.inner_by_head)
+    _matmul(_finish_mixing(chunk, D, buffers), _by_head(chunk.x), buffers.inner_by_head)
     _matmul(chunk.C, start.transpose(1, 2), buffers.outer_flat)
     torch.add(buffers.inner, buffers.outer.mul_(chunk.from_start), out=y)
 
@@ -292,7 +289,6 @@ class Gradients(NamedTuple):
     """What backward of a chunk reads and writes."""
 
     dy: Tensor  # (b, k, h, P)
-    dy_by_head: Tensor  # (b h, k, P)
     dx: Tensor  # (b, k, h, P), written
     dB: Tensor  # (b, k, N), added to
     dC: Tensor  # (b, k, N), added to
@@ -301,8 +297,7 @@ class Gradients(NamedTuple):
     @staticmethod
     def of_chunks(block: Block, dy: Tensor, dx: Tensor, dB: Tensor, dC: Tensor, sums: Sums) -> list[Gradients]:
         """Slices of dy and dx (B, L, H, P), dB and dC (B, L, G, N), and the sums."""
-        dy, dx = block.frames(dy), block.frames(dx)
-        frames = dy, by_head(dy), dx, block.of_group(dB), block.of_group(dC)
+        frames = block.frames(dy), block.frames(dx), block.of_group(dB), block.of_group(dC)
         parts = zip(*(tensor.split(CHUNK, 1) for tensor in frames), sums.chunks(block), strict=True)
         return [Gradients(*part) for part in parts]
 
@@ -311,8 +306,9 @@ def backward_chunk(
     chunk: Chunk, D: Tensor | None, start: Tensor, dstate: Tensor, gradients: Gradients, buffers: BackwardBuffers
 ) -> None:
     """Fills `gradients` and turns dstate (b, h P, N) at the chunk's end into that at its start; start as in forward."""
-    _backward_pairs(chunk, D, gradients, buffers)
-    _backward_carried(chunk, start, gradients, buffers)
+    dy_by_head = _by_head(gradients.dy)
+    _backward_pairs(chunk, D, dy_by_head, gradients.sums, buffers)
+    _backward_carried(chunk, start, dy_by_head, gradients, buffers)
     _backward_added(chunk, dstate, gradients, buffers)
 
     torch.mul(dstate.view_as(buffers.state), start.view_as(buffers.state), out=buffers.state)
@@ -321,15 +317,16 @@ def backward_chunk(
     _advance(dstate, chunk, chunk.C, buffers)
 
 
-def _backward_pairs(chunk: Chunk, D: Tensor | None, gradients: Gradients, buffers: BackwardBuffers) -> None:
-    """What frames of the chunk give each other: dx so far stays in `inner`, the scores' gradient in `dscores`.
+def _backward_pairs(chunk: Chunk, D: Tensor | None, dy: Tensor, sums: Sums, buffers: BackwardBuffers) -> None:
+    """What frames of the chunk give each other: leaves dx in `inner` and the scores' gradient in `dscores`.
 
-    The log decay of frame t stands between all pairs s < t <= l. Its gradient is summed over just these, first over s,
-    then over l. Row sums minus column sums, accumulated, would be small differences of large numbers.
+    dy is (b h, k, P). The log decay of frame t stands between all pairs s < t <= l. Its gradient is summed over just
+    these, first over s, then over l. Row sums minus column sums, accumulated, would be small differences of large
+    numbers.
     """
-    sums, pairs, products = gradients.sums, buffers.pairs, buffers.products
+    pairs, products = buffers.pairs, buffers.products
     _load_scores_and_decay(chunk, buffers)
-    _matmul(gradients.dy_by_head, chunk.x_by_head.transpose(1, 2), buffers.pairs_by_head)
+    _matmul(dy, _by_head(chunk.x).transpose(1, 2), buffers.pairs_by_head)
     sums.skip.copy_(buffers.pairs_diagonal)
     pairs.mul_(buffers.mixing)
     torch.sum(torch.mul(pairs, buffers.scores_of_heads, out=products), -2, out=sums.direct)
@@ -337,13 +334,12 @@ def _backward_pairs(chunk: Chunk, D: Tensor | None, gradients: Gradients, buffer
     torch.mul(pairs, buffers.scores_of_heads, out=products)
     torch.cumsum(products, -1, out=buffers.cumulated)
     torch.sum(buffers.cumulated.tril_(-1), -2, out=sums.pairs)
-    _matmul(_finish_mixing(chunk, D, buffers).transpose(1, 2), gradients.dy_by_head, buffers.inner_by_head)
+    _matmul(_finish_mixing(chunk, D, buffers).transpose(1, 2), dy, buffers.inner_by_head)
 
 
-def _backward_carried(chunk: Chunk, start: Tensor, gradients: Gradients, buffers: BackwardBuffers) -> None:
-    """What the state at the chunk's start gives: the rest of dC."""
-    start_by_head = start.view_as(buffers.state).flatten(0, 1)
-    _matmul(gradients.dy_by_head, start_by_head, buffers.through_by_head)
+def _backward_carried(chunk: Chunk, start: Tensor, dy: Tensor, gradients: Gradients, buffers: BackwardBuffers) -> None:
+    """What the state at the chunk's start gives, and with it dC; dy (b h, k, P)."""
+    _matmul(dy, start.view_as(buffers.state).flatten(0, 1), buffers.through_by_head)
     torch.mul(buffers.through, chunk.C.unsqueeze(1), out=buffers.through_C)
     torch.sum(buffers.through_C, -1, out=gradients.sums.carried)
     torch.sum(buffers.through.mul_(chunk.from_start.transpose(1, 2)), 1, out=buffers.of_group)
@@ -351,7 +347,7 @@ def _backward_carried(chunk: Chunk, start: Tensor, gradients: Gradients, buffers
 
 
 def _backward_added(chunk: Chunk, dstate: Tensor, gradients: Gradients, buffers: BackwardBuffers) -> None:
-    """What the frames add to the state at the chunk's end: the rest of dx and dB."""
+    """What the frames add to the state at the chunk's end, and with it dx and dB."""
     dstate = dstate.to(chunk.x.dtype)
     _matmul(chunk.B, dstate.transpose(1, 2), buffers.outer_flat)
     torch.mul(chunk.x, buffers.outer, out=buffers.x_outer)
