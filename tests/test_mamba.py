@@ -200,14 +200,15 @@ def test_exports_with_a_dynamic_length(make, backend):
 
 @MIXERS
 def test_gradients_in_float64(make):
-    mixer = build(make).double()
+    torch.manual_seed(0)
+    mixer = (Mamba(4, d_state=2) if make is Mamba else Mamba2(4, d_state=2, headdim=4)).double()
     state = MixerState(*(noise(*part.shape, seed=9).double().requires_grad_() for part in mixer.initial_state(1)))
 
     def run(x: Tensor, conv: Tensor, ssm: Tensor) -> tuple[Tensor, ...]:
         y, last = mixer(x, state=MixerState(conv, ssm), return_state=True)
         return y, *last
 
-    assert torch.autograd.gradcheck(run, (noise(1, 5, 16).double().requires_grad_(), *state))
+    assert torch.autograd.gradcheck(run, (noise(1, 5, 4).double().requires_grad_(), *state))
 
 
 def test_a_stack_streams():

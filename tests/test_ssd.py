@@ -10,8 +10,8 @@ import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from inside import Inside
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from models.engine import reference, ssd_chunks
 from models.engine import ssd as engine
@@ -278,34 +278,11 @@ def test_autocast_changes_nothing(dtype):
     assert all(torch.equal(got[name], want[name]) for name in want)
 
 
-class _Inside(TorchDispatchMode):
-    """Sees every operation, also those inside our operators, and remembers what they put out."""
-
-    BODIES = {"tacomamba.ssd.default": engine._forward, "tacomamba.ssd_backward.default": engine._backward}
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.calls = self.elements = 0
-        self.dtypes: set[torch.dtype] = set()
-
-    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
-        if str(operator) in self.BODIES:
-            with self:
-                return self.BODIES[str(operator)](*args)
-        out = operator(*args, **(kwargs or {}))
-        self.calls += 1
-        for tensor in out if isinstance(out, (tuple, list)) else (out,):
-            if isinstance(tensor, Tensor):
-                self.dtypes.add(tensor.dtype)
-                self.elements += tensor.numel()
-        return out
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_no_float64_where_the_inputs_have_none(dtype):
     """Some devices (MPS) do not know it: not one tensor of it in forward or backward."""
     inputs = cast(ssd_inputs(2, 100, 2, 4, 6), dtype, ("x", "B", "C"))
-    with _Inside() as inside:
+    with Inside() as inside:
         results(ssd, inputs, dt_softplus=True)
     assert inside.calls > 100 and torch.float32 in inside.dtypes
     assert torch.float64 not in inside.dtypes
@@ -315,7 +292,7 @@ def test_work_grows_in_proportion_to_the_length():
     """Operations and their elements, forward and backward: four times the frames, at most 4.1 times the work."""
     seen = []
     for length in (8 * CHUNK, 32 * CHUNK):
-        with _Inside() as inside:
+        with Inside() as inside:
             results(ssd, ssd_inputs(2, length, 4, 4, 4), dt_softplus=True)
         seen.append(inside)
     assert 2.5 * seen[0].calls < seen[1].calls < 4.1 * seen[0].calls
@@ -337,7 +314,7 @@ def test_training_keeps_one_state_a_chunk(dtype):
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         ssd(**leaves, dt_softplus=True)
     assert sum(size for place, size in saved.items() if place not in own) == 3 * 2 * 4 * 8 * 16 * dtype.itemsize
-    with torch.no_grad(), _Inside() as inside:
+    with torch.no_grad(), Inside() as inside:
         y, state = ssd(**leaves, dt_softplus=True)
     assert y.grad_fn is None and state.grad_fn is None and inside.calls
 

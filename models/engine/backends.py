@@ -19,7 +19,7 @@ from models.engine.native import build
 
 logger = logging.getLogger("tacomamba")
 
-BACKENDS = ("auto", "torch", "native", "mamba_ssm", "decomposed")
+BACKENDS = ("auto", "torch", "native", "mamba_ssm", "decomposed")  # utils.cli lists them too
 FASTEST_FIRST = {"cpu": ("native",), "cuda": ("mamba_ssm",)}  # before torch, which comes last everywhere
 
 

@@ -32,8 +32,7 @@ def causal_conv(
     return _conv(x, weight.to(wide), bias, initial_state, seq_idx, silu)
 
 
-@torch.library.custom_op("tacomamba::causal_conv", mutates_args=())
-def _conv(
+def _forward(
     x: Tensor, weight: Tensor, bias: Tensor | None, initial_state: Tensor | None, seq_idx: Tensor | None, silu: bool
 ) -> Tensor:
     y = torch.empty_like(x, memory_format=torch.contiguous_format)
@@ -43,13 +42,11 @@ def _conv(
     return y
 
 
-@_conv.register_fake
-def _conv_shape(x, weight, bias, initial_state, seq_idx, silu):
+def _empty_result(x, weight, bias, initial_state, seq_idx, silu):
     return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
-@torch.library.custom_op("tacomamba::causal_conv_backward", mutates_args=())
-def _conv_backward(
+def _backward(
     dy: Tensor,
     x: Tensor,
     weight: Tensor,
@@ -59,7 +56,7 @@ def _conv_backward(
     silu: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of x, weight, bias and initial_state; empty for those that are None."""
-    dx, dweight, dbias, dinitial = _conv_backward_shapes(dy, x, weight, bias, initial_state, seq_idx, silu)
+    dx, dweight, dbias, dinitial = _empty_gradients(dy, x, weight, bias, initial_state, seq_idx, silu)
     dtaps = weight.new_zeros(weight.shape[1], weight.shape[0])
     dbias.zero_()
     before = weight.shape[1] - 1
@@ -80,8 +77,7 @@ def _conv_backward(
     return dx, dweight.copy_(dtaps.t()), dbias, dinitial
 
 
-@_conv_backward.register_fake
-def _conv_backward_shapes(dy, x, weight, bias, initial_state, seq_idx, silu):
+def _empty_gradients(dy, x, weight, bias, initial_state, seq_idx, silu):
     contiguous = torch.contiguous_format
     dbias, dinitial = (
         weight.new_empty(0) if v is None else torch.empty_like(v, memory_format=contiguous)
@@ -99,9 +95,6 @@ def _differentiate(ctx, dy):
     x, weight, bias, initial_state, seq_idx = ctx.saved_tensors
     dx, dweight, dbias, dinitial = _conv_backward(dy, x, weight, bias, initial_state, seq_idx, ctx.silu)
     return dx, dweight, None if bias is None else dbias, None if initial_state is None else dinitial, None, None
-
-
-_conv.register_autograd(_differentiate, setup_context=_setup_context)
 
 
 class _Block:
@@ -167,3 +160,10 @@ def _blocks(
         for start in reversed(starts) if backwards else starts:
             area = slice(row, min(row + height, rows)), slice(start, min(start + size, length))
             yield _Block(x, taps, initial_state, seq_idx, *area)
+
+
+_conv = torch.library.custom_op("tacomamba::causal_conv", _forward, mutates_args=())
+_conv_backward = torch.library.custom_op("tacomamba::causal_conv_backward", _backward, mutates_args=())
+_conv.register_fake(_empty_result)
+_conv_backward.register_fake(_empty_gradients)
+_conv.register_autograd(_differentiate, setup_context=_setup_context)

@@ -55,14 +55,14 @@ def selective_scan(
         u_, dt, A, B, C = (tensor.to(wide) for tensor in (u, dt, A, B, C))
         dt = step_size(dt, None if dt_bias is None else dt_bias.to(wide), dt_softplus)
         state = u_.new_zeros(u.shape[0], *A.shape) if initial_state is None else initial_state.to(wide)
-        starts = None if seq_idx is None else sequence_starts(seq_idx)
+        starts = [None] * u.shape[1] if seq_idx is None else sequence_starts(seq_idx).unbind(1)
         outputs = []
-        for t in range(u.shape[1]):
-            if starts is not None:
-                state = state.masked_fill(starts[:, t, None, None], 0.0)
-            change = torch.expm1(dt[:, t, :, None] * A)  # (B, D, N); state += change: exact where the decay is slow
-            state = torch.addcmul(state, change, state) + (dt[:, t] * u_[:, t])[..., None] * B[:, t, None]
-            outputs.append((state @ C[:, t, :, None]).squeeze(-1))
+        for u_t, dt_t, B_t, C_t, start in zip(*(v.unbind(1) for v in (u_, dt, B, C)), starts, strict=True):
+            if start is not None:
+                state = state.masked_fill(start[:, None, None], 0.0)
+            change = torch.expm1(dt_t.unsqueeze(-1) * A)  # (B, D, N); adding it is exact where the decay is slow
+            state = torch.addcmul(state, change, state) + (dt_t * u_t).unsqueeze(-1) * B_t.unsqueeze(1)
+            outputs.append((state @ C_t.unsqueeze(-1)).squeeze(-1))
         y = torch.stack(outputs, dim=1)
         if D is not None:
             y = y + u_ * D.to(wide)
@@ -93,15 +93,15 @@ def ssd(
         B, C = (tensor.repeat_interleave(heads // groups, dim=2) for tensor in (B, C))  # (B, L, H, N)
         shape = (x.shape[0], heads, x.shape[3], B.shape[3])
         state = x_.new_zeros(shape) if initial_state is None else initial_state.to(wide)
-        starts = None if seq_idx is None else sequence_starts(seq_idx)
+        starts = [None] * x.shape[1] if seq_idx is None else sequence_starts(seq_idx).unbind(1)
         outputs = []
-        for t in range(x.shape[1]):
-            if starts is not None:
-                state = state.masked_fill(starts[:, t, None, None, None], 0.0)
-            change = torch.expm1(dt[:, t] * A)[..., None, None]
-            driven = (dt[:, t, :, None] * x_[:, t])[..., None] * B[:, t, :, None]  # (B, H, P, N)
+        for x_t, dt_t, B_t, C_t, start in zip(*(v.unbind(1) for v in (x_, dt, B, C)), starts, strict=True):
+            if start is not None:
+                state = state.masked_fill(start[:, None, None, None], 0.0)
+            change = torch.expm1(dt_t * A)[..., None, None]
+            driven = (dt_t.unsqueeze(-1) * x_t).unsqueeze(-1) * B_t.unsqueeze(2)  # (B, H, P, N)
             state = torch.addcmul(state, change, state) + driven
-            outputs.append((state @ C[:, t, :, :, None]).squeeze(-1))
+            outputs.append((state @ C_t.unsqueeze(-1)).squeeze(-1))
         y = torch.stack(outputs, dim=1)
         if D is not None:
             y = y + x_ * D.to(wide).unsqueeze(-1)

@@ -69,8 +69,7 @@ class _Inputs(NamedTuple):
         return flat.view(-1, self.u.shape[0], self.A.shape[1], self.u.shape[2])
 
 
-@torch.library.custom_op("tacomamba::selective_scan", mutates_args=())
-def _scan(
+def _forward(
     u: Tensor,
     dt: Tensor,
     A: Tensor,
@@ -86,7 +85,7 @@ def _scan(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """y (B, L, D), the final state (B, D, N), and with `keep` that at each chunk's start, flat."""
     inputs = _Inputs(u, dt, A, B, C, D, z, dt_bias, initial_state, starts, dt_softplus)
-    y, final_state, saved = _scan_shapes(*inputs, keep)
+    y, final_state, saved = _empty_results(*inputs, keep)
     checkpoints = inputs.checkpoints(saved)
     with torch.autocast(u.device.type, enabled=False):
         for block in _blocks(inputs):
@@ -104,8 +103,7 @@ def _scan(
     return y, final_state, saved
 
 
-@_scan.register_fake
-def _scan_shapes(
+def _empty_results(
     u: Tensor,
     dt: Tensor,
     A: Tensor,
@@ -129,8 +127,7 @@ def _scan_shapes(
     )
 
 
-@torch.library.custom_op("tacomamba::selective_scan_backward", mutates_args=())
-def _scan_backward(
+def _backward(
     dy: Tensor,
     dstate: Tensor | None,
     u: Tensor,
@@ -166,8 +163,7 @@ def _scan_backward(
     return gradients.finish()
 
 
-@_scan_backward.register_fake
-def _scan_backward_shapes(dy, dstate, u, dt, A, B, C, D, z, dt_bias, initial_state, starts, dt_softplus, saved):
+def _empty_gradients(dy, dstate, u, dt, A, B, C, D, z, dt_bias, initial_state, starts, dt_softplus, saved):
     contiguous = torch.contiguous_format
     optional = (
         A.new_empty(0) if v is None else torch.empty_like(v, memory_format=contiguous)
@@ -190,9 +186,6 @@ def _differentiate(ctx, dy, dstate, _):
     gradients = _scan_backward(dy, dstate, *tensors, ctx.dt_softplus, saved)
     present = [None if v is None else g for v, g in zip(tensors[:9], gradients, strict=True)]
     return *present, None, None, None
-
-
-_scan.register_autograd(_differentiate, setup_context=_setup_context)
 
 
 class _Block:
@@ -335,3 +328,10 @@ def _blocks(inputs: _Inputs) -> Iterator[_Block]:
     for row in range(0, rows, height):
         for channel in range(0, channels, width):
             yield _Block(inputs, slice(row, min(row + height, rows)), slice(channel, min(channel + width, channels)))
+
+
+_scan = torch.library.custom_op("tacomamba::selective_scan", _forward, mutates_args=())
+_scan_backward = torch.library.custom_op("tacomamba::selective_scan_backward", _backward, mutates_args=())
+_scan.register_fake(_empty_results)
+_scan_backward.register_fake(_empty_gradients)
+_scan.register_autograd(_differentiate, setup_context=_setup_context)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from models.engine.reference import state_dtype, step_size
+from models.engine.reference import needs_gradient, state_dtype, step_size
 from models.engine.ssd_chunks import (
     CHUNK,
     BackwardBuffers,
@@ -54,8 +54,7 @@ def ssd(
     """
     inputs = (x, dt, A, B, C, D, dt_bias, initial_state)
     _check_shapes(*inputs, seq_idx)
-    keep_states = torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in inputs)
-    y, final_state, _ = _ssd(*inputs, seq_idx, dt_softplus, keep_states)
+    y, final_state, _ = _ssd(*inputs, seq_idx, dt_softplus, needs_gradient(*inputs))
     return y, final_state
 
 
@@ -93,9 +92,7 @@ def _forward(
     keep_states: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`ssd`, and if asked the state at the start of every chunk, (chunks, B, H, P, N) in x's dtype, flattened."""
-    y, final_state, saved = _empty_results(
-        x, dt, A, B, C, D, dt_bias, initial_state, seq_idx, dt_softplus, keep_states
-    )
+    y, final_state, saved = _empty_results(x, dt, A, B, C, D, dt_bias, initial_state, seq_idx, dt_softplus, keep_states)
     states = saved.view(-1, *final_state.shape)
     final_state.zero_() if initial_state is None else final_state.copy_(initial_state)
     with torch.autocast(x.device.type, enabled=False):

@@ -25,7 +25,7 @@ from pathlib import Path
 import filelock
 
 SOURCES = Path(__file__).resolve().parent
-FLAGS = ("-O3", "-std=c++17", "-ffp-contract=fast", "-shared", "-fPIC", "-pthread")
+FLAGS = ("-O2", "-std=c++17", "-ffp-contract=fast", "-shared", "-fPIC", "-pthread")
 CPU_FLAGS = (("-march=native",), ())  # in order of preference; some compilers do not know the first
 COMPILE_SECONDS, TRIAL_SECONDS = 300, 60
 TRIAL = "import ctypes, sys; sys.exit(ctypes.CDLL(sys.argv[1]).tacomamba_self_test())"
@@ -47,8 +47,13 @@ class Compiler:
     version: str
 
     def __str__(self) -> str:
+        name = Path(self.command[-1]).name  # which may be c++, whatever it is
+        if "clang" in self.version:
+            name = "clang++"
+        elif "Free Software Foundation" in self.version:
+            name = "g++"
         number = re.search(r"\d+(\.\d+)+", self.version.splitlines()[0])
-        return f"{Path(self.command[-1]).name} {number[0] if number else ''}".strip()
+        return f"{name} {number[0] if number else ''}".strip()
 
 
 @dataclass(frozen=True)

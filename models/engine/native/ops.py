@@ -14,9 +14,10 @@ from torch import Tensor
 
 from models.engine.errors import Unsupported
 from models.engine.native.build import load
+from models.engine.reference import needs_gradient
 
 CHUNK = 64  # frames between saved states: their copies for backward are then a quarter of u at N = 16
-SMALL = 1 << 19  # elements of state, or weighted inputs, that are worth a thread of their own: about 0.2 ms
+SMALL = 1 << 20  # elements of state, or weighted inputs, that are worth a thread of their own: about 0.2 ms
 
 
 class _Rows(ctypes.Structure):
@@ -113,8 +114,7 @@ def selective_scan(
         seq_idx=(seq_idx, (batch, length)),
     )
     _check_dtypes("native selective scan", u=u, dt=dt, z=z, B=B, C=C)
-    differentiable = (u, dt, A, B, C, D, z, dt_bias, initial_state)
-    keep = torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in differentiable)
+    keep = needs_gradient(u, dt, A, B, C, D, z, dt_bias, initial_state)
     A, D, dt_bias, initial_state = (_float32(tensor) for tensor in (A, D, dt_bias, initial_state))
     y, state, _ = _scan(u, dt, A, B, C, D, z, dt_bias, initial_state, seq_idx, dt_softplus, keep)
     return y, state

@@ -50,33 +50,42 @@ struct Share {
     }
 };
 
-// `count` elements from `offset` on (at most LANES), 0 in the lanes beyond.
-INLINE Float load_lanes(const Rows &rows, int64_t offset, int64_t count) {
+// The first `count` lanes, for the last channels of a row; the other lanes are 0.
+__attribute__((noinline, cold)) static Float load_part(const Rows &rows, int64_t offset, int64_t count) {
+    const uint16_t *halves = static_cast<const uint16_t *>(rows.data) + offset;
+    const float *floats = static_cast<const float *>(rows.data) + offset;
+    Float values{};
     if (rows.is_bfloat16) {
-        const uint16_t *from = static_cast<const uint16_t *>(rows.data) + offset;
-        if (count >= LANES) return from_bfloat16(load<Half>(from));
         Half bits{};
-        for (int64_t lane = 0; lane < count; lane++) bits[lane] = from[lane];
+        for (int64_t lane = 0; lane < count; lane++) bits[lane] = halves[lane];
         return from_bfloat16(bits);
     }
-    const float *from = static_cast<const float *>(rows.data) + offset;
-    if (count >= LANES) return load<Float>(from);
-    Float values{};
-    for (int64_t lane = 0; lane < count; lane++) values[lane] = from[lane];
+    for (int64_t lane = 0; lane < count; lane++) values[lane] = floats[lane];
     return values;
 }
 
-INLINE void store_lanes(const Rows &rows, int64_t offset, int64_t count, Float values) {
-    if (rows.is_bfloat16) {
-        uint16_t *to = static_cast<uint16_t *>(rows.data) + offset;
-        const Half bits = to_bfloat16(values);
-        if (count >= LANES) return store(to, bits);
-        for (int64_t lane = 0; lane < count; lane++) to[lane] = bits[lane];
-        return;
-    }
-    float *to = static_cast<float *>(rows.data) + offset;
-    if (count >= LANES) return store(to, values);
-    for (int64_t lane = 0; lane < count; lane++) to[lane] = values[lane];
+__attribute__((noinline, cold)) static void store_part(const Rows &rows, int64_t offset, int64_t count, Float values) {
+    uint16_t *halves = static_cast<uint16_t *>(rows.data) + offset;
+    float *floats = static_cast<float *>(rows.data) + offset;
+    const Half bits = to_bfloat16(values);
+    for (int64_t lane = 0; lane < count; lane++)
+        if (rows.is_bfloat16)
+            halves[lane] = bits[lane];
+        else
+            floats[lane] = values[lane];
+}
+
+// One vector from `offset` on, of which `left` elements are there.
+INLINE Float load_lanes(const Rows &rows, int64_t offset, int64_t left) {
+    if (left < LANES) return load_part(rows, offset, left);
+    if (rows.is_bfloat16) return from_bfloat16(load<Half>(static_cast<const uint16_t *>(rows.data) + offset));
+    return load<Float>(static_cast<const float *>(rows.data) + offset);
+}
+
+INLINE void store_lanes(const Rows &rows, int64_t offset, int64_t left, Float values) {
+    if (left < LANES) return store_part(rows, offset, left, values);
+    if (rows.is_bfloat16) return store(static_cast<uint16_t *>(rows.data) + offset, to_bfloat16(values));
+    store(static_cast<float *>(rows.data) + offset, values);
 }
 
 }  // namespace tacomamba

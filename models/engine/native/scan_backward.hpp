@@ -276,20 +276,21 @@ static void reduce_totals(const Scan &scan, Float *memory, int64_t strip, const 
 static void scan_backward(const Scan &scan, const ScanGradients &gradients) {
     const int64_t units = scan.batch * scan.groups(), size = Totals::vectors(scan);
     const int64_t partial_size = scan.groups() * scan.batch * scan.length * scan.padded_states();
-    Scratch memory(units * size);
+    Scratch memory(units * size + 2 * (partial_size / LANES + 1));
     Float *totals = memory.take(units * size);
     std::memset(totals, 0, units * size * sizeof(Float));
-    std::vector<float> partial_B(partial_size), partial_C(partial_size);
+    float *partial_B = reinterpret_cast<float *>(memory.take(partial_size / LANES + 1));
+    float *partial_C = reinterpret_cast<float *>(memory.take(partial_size / LANES + 1));
     parallel(units, scan.threads, [&](const auto &next) {
         Scratch scratch(BackwardUnit::vectors(scan));
         BackwardUnit work(scan, gradients, scratch);
         for (int64_t unit = next(); unit >= 0; unit = next())
-            work.run(Unit(scan, unit), Totals(scan, totals + unit * size), partial_B.data(), partial_C.data());
+            work.run(Unit(scan, unit), Totals(scan, totals + unit * size), partial_B, partial_C);
     });
     for (int64_t strip = 0; strip < scan.strips(); strip++) reduce_totals(scan, totals, strip, gradients);
     for (int64_t row = 0; row < scan.batch; row++) {
-        reduce_groups(scan, partial_B.data(), row, gradients.B);
-        reduce_groups(scan, partial_C.data(), row, gradients.C);
+        reduce_groups(scan, partial_B, row, gradients.B);
+        reduce_groups(scan, partial_C, row, gradients.C);
     }
 }
 
