@@ -73,7 +73,7 @@ def _profile(args: argparse.Namespace) -> int:
 
     from models import build_speaker_model
     from utils.profiling import profile_layers, profile_step
-    from utils.training.trainer import AMP_DTYPES, parameter_groups
+    from utils.training.update import AMP_DTYPES, parameter_groups
 
     torch.manual_seed(0)
     config = options.model_config(args, RECIPES[args.recipe].n_mels)

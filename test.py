@@ -59,7 +59,7 @@ def _add_command(commands: Any, name: str, body: Any, description: str, model: b
         parser.add_config()
         group = parser.add_argument_group("model")
         group.add_argument("--checkpoint", type=Path, required=True, help="checkpoint file, or run folder")
-        group.add_argument("--device", default="auto", help="auto, cpu, cuda or mps")
+        cli.add_device_arguments(group)
     parser.add_argument("--json", action=argparse.BooleanOptionalAction, default=False, help="print the result as JSON")
     return parser
 
@@ -172,7 +172,7 @@ def _problems(args: argparse.Namespace) -> list[str]:
 def _load(args: argparse.Namespace) -> SpeakerRecognizer:
     from utils.evaluation.recognizer import SpeakerRecognizer
 
-    return SpeakerRecognizer.load(args.checkpoint, args.device)
+    return SpeakerRecognizer.load(args.checkpoint, args.device, args.backend)
 
 
 def _evaluate(args: argparse.Namespace) -> None:

@@ -4,8 +4,9 @@ python train_tacomamba.py --task speaker --data data/processed/demo --config con
 python train_tacomamba.py --task speaker --data data/processed/demo --out runs/demo --resume auto
 torchrun --nproc-per-node 2 train_tacomamba.py --task speaker --data data/processed/demo --out runs/two --batch-size 32
 
-Writes OUT/best.pt (lowest validation error, to use), OUT/last.pt (to go on from), log.jsonl, config.yaml, run.json and
-TensorBoard scalars. Exit codes: 0 done, 2 bad input, 128 + n when signal n stopped the run after saving it.
+Writes OUT/best.pt (lowest validation error, to use), OUT/last.pt (to go on from) and OUT/last-1.pt (the one before),
+log.jsonl, config.yaml, run.json, and TensorBoard's scalars, pictures and sounds. Exit codes: 0 done, 2 bad input,
+128 + n when signal n stopped the run after saving it; a second signal ends it at once.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from utils import cli
+from utils.malloc import keep_freed_memory
 from utils.protocol import DEFAULT_PROTOCOL
 from utils.training import options
 
@@ -43,7 +45,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = build_parser()
     args = parser.parse_args(argv)
     parser.report(_problems(args))
-    return cli.run(_train, args)
+    return cli.run(_train, args, notes=True)
 
 
 def _problems(args: argparse.Namespace) -> list[str]:
@@ -60,11 +62,14 @@ def _train(args: argparse.Namespace) -> int:
 
     from utils.training import distributed
 
+    keep_freed_memory()
     if args.threads:
         torch.set_num_threads(args.threads)
     ranks = distributed.join(args.device)
     try:
-        return _fit(args, ranks)
+        code = _fit(args, ranks)
+        ranks.wait()  # one that leaves earlier closes connections that others still use
+        return code
     finally:
         distributed.leave()
 
@@ -77,9 +82,7 @@ def _fit(args: argparse.Namespace, ranks: Ranks) -> int:
     from utils.training.speaker import SpeakerTask
     from utils.training.trainer import Trainer
 
-    if args.batch_size < 2 * ranks.world:
-        raise cli.UserError(f"--batch-size {args.batch_size} gives {ranks.world} ranks fewer than two samples each")
-    resumed = _checkpoint_to_resume(args)
+    resumed = ranks.on_main(lambda: _checkpoint_to_resume(args))
     store = FeatureStore.open(args.data)
     protocol = read_protocol(args.data / "protocols" / args.protocol)
     torch.manual_seed(args.seed)
@@ -92,19 +95,22 @@ def _fit(args: argparse.Namespace, ranks: Ranks) -> int:
         print(f"{args.out} is trained to step {trainer.step} already")
         return cli.ExitCode.DONE
     if ranks.is_main:
+        if args.resume not in ("auto", "off"):
+            trainer.store.begin_from(Path(args.resume))
+        trainer.store.sweep()
         _write_records(args, config, task, trainer.step, ranks)
     return trainer.fit()
 
 
 def _checkpoint_to_resume(args: argparse.Namespace) -> dict[str, Any] | None:
-    from utils.checkpoint import LAST, load_checkpoint
+    from utils.checkpoint import load_checkpoint
+    from utils.training.checkpoints import CheckpointStore
 
     if args.resume == "off":
         return None
-    if args.resume != "auto":
-        return load_checkpoint(Path(args.resume))
-    last = args.out / LAST
-    return load_checkpoint(last) if last.exists() else None
+    if args.resume == "auto":
+        return CheckpointStore(args.out, args.keep_last).newest()
+    return load_checkpoint(Path(args.resume))
 
 
 def _write_records(args: argparse.Namespace, config: dict[str, Any], task: Any, step: int, ranks: Ranks) -> None:

@@ -23,9 +23,10 @@ class AAMSoftmax(nn.Module):
         self.scale = scale
 
     def cosines(self, embedding: Tensor) -> Tensor:
-        """Cosine between each embedding and each class: (B, E) -> (B, n_classes), float32."""
+        """Cosine between each embedding and each class: (B, E) -> (B, n_classes), float32 or wider."""
+        wide = torch.promote_types(embedding.dtype, torch.float32)
         with torch.autocast(embedding.device.type, enabled=False):
-            return F.linear(F.normalize(embedding.float(), dim=-1), F.normalize(self.weight.float(), dim=-1))
+            return F.linear(F.normalize(embedding.to(wide), dim=-1), F.normalize(self.weight.to(wide), dim=-1))
 
     def forward(self, embedding: Tensor, labels: Tensor, margin: float) -> tuple[Tensor, Tensor]:
         """Cross-entropy summed over the batch, and the cosines without margin; embedding (B, E), labels (B,)."""

@@ -2,10 +2,25 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.nn.functional import all_reduce
+
+
+class _SumOverRanks(torch.autograd.Function):
+    """The sum of a tensor over all ranks; what each rank's loss owes to it flows back to every rank."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        x = x.clone()
+        dist.all_reduce(x)
+        return x
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return _SumOverRanks.apply(gradient)
 
 
 class BatchNorm(nn.BatchNorm1d):
@@ -20,14 +35,14 @@ class BatchNorm(nn.BatchNorm1d):
         if not self.training or not dist.is_initialized() or dist.get_world_size() == 1:
             return super().forward(flat).view(x.shape)
         with torch.autocast(x.device.type, enabled=False):
-            return self._over_ranks(flat.float()).view(x.shape)
+            return self._over_ranks(flat.to(torch.promote_types(x.dtype, torch.float32))).view(x.shape)
 
     def _over_ranks(self, x: Tensor) -> Tensor:
-        """x (N, D) float32, this rank's share of the rows."""
+        """x (N, D) float32 or wider, this rank's share of the rows."""
         count = x.new_full((1,), len(x))
-        total = all_reduce(torch.cat([count, x.sum(0)]))
+        total = _SumOverRanks.apply(torch.cat([count, x.sum(0)]))
         count, mean = total[0].detach(), total[1:] / total[0].detach()
-        variance = all_reduce((x - mean).square().sum(0)) / count
+        variance = _SumOverRanks.apply((x - mean).square().sum(0)) / count
         with torch.no_grad():
             self.num_batches_tracked += 1
             self.running_mean.lerp_(mean, self.momentum)

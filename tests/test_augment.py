@@ -10,6 +10,7 @@ import pytest
 from utils.features.store import FeatureStore
 from utils.training.augment import add_noise, spec_augment
 from utils.training.options import add_speaker_arguments
+from utils.training.sampling import EpochOrder
 from utils.training.speaker import CropDataset, feature_statistics
 
 FILL = np.arange(80, dtype=np.float32) + 100
@@ -45,11 +46,12 @@ def crops(processed, *words: str) -> CropDataset:
     parser = argparse.ArgumentParser()
     add_speaker_arguments(parser)
     args = parser.parse_args(["--crop-seconds", "0.5", *words])
-    args.seed = 0
+    args.seed, args.batch_frames = 0, None
     store = FeatureStore.open(processed)
     items = list(range(0, len(store), 3))
     mean, _ = feature_statistics(store, items, 0)
-    return CropDataset(store, items, list(range(len(items))), mean, args)
+    order = EpochOrder(len(items), args.seed, batch_size=8)
+    return CropDataset(store, items, list(range(len(items))), mean, order, args)
 
 
 def test_a_sample_depends_on_its_place_alone(processed):

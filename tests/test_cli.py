@@ -215,3 +215,9 @@ def test_progress_is_silent_without_a_terminal(capsys):
 
 def _raise(error: BaseException) -> None:
     raise error
+
+
+def test_the_listed_backends_are_those_of_the_engine():
+    from models.engine.backends import BACKENDS
+
+    assert cli.BACKENDS == BACKENDS

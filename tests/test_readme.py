@@ -114,14 +114,21 @@ def test_make_help_names_every_target():
     assert set(line.split(maxsplit=1)[1].split(", ")) == set(targets)
 
 
-def test_python_block_runs_in_three_lines(house, monkeypatch):
-    (block,) = blocks("README.md", "python")
+def test_python_block_recognises_a_speaker_in_three_lines(house, monkeypatch):
+    (block,) = (block for block in blocks("README.md", "python") if "SpeakerRecognizer" in block)
     monkeypatch.chdir(house)
     assert len(lines_of(block)) == 3
     names: dict = {}
     exec(block, names)
     assert names["embedding"].shape == (192,)
     assert abs(float(names["embedding"] @ names["embedding"]) - 1) < 1e-5
+
+
+def test_python_block_of_the_engine_runs():
+    (block,) = (block for block in blocks("README.md", "python") if "Mamba2" in block)
+    names: dict = {}
+    exec(block, names)
+    assert (names["rest"] - names["mixer"](names["x"])[:, 70:]).abs().max() < 1e-5
 
 
 def layout() -> dict[str, str]:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import pickle
 from itertools import islice
 
+import numpy as np
 import pytest
 
-from utils.training.sampling import EpochOrder, PlaceBatches
+from utils.cli import UserError
+from utils.training.sampling import BucketOrder, EpochOrder, ShareBatches
 from utils.training.schedule import linear_warmup, warmup_cosine
 
 
@@ -17,30 +19,111 @@ def epochs(order: EpochOrder, count: int) -> list[list[int]]:
 
 
 def test_each_epoch_takes_every_item_once_in_a_new_order():
-    first, second, third = epochs(EpochOrder(50, seed=3), 3)
+    first, second, third = epochs(EpochOrder(50, seed=3, batch_size=7), 3)
     assert sorted(first) == sorted(second) == sorted(third) == list(range(50))
     assert first != second and second != third and first != list(range(50))
 
 
 def test_the_order_is_that_of_the_seed_wherever_one_looks_first():
-    forward = epochs(EpochOrder(20, seed=3), 4)
-    order = EpochOrder(20, seed=3)
+    forward = epochs(EpochOrder(20, seed=3, batch_size=7), 4)
+    order = EpochOrder(20, seed=3, batch_size=7)
     backward = [[order[epoch * 20 + position] for position in range(20)] for epoch in (3, 2, 1, 0)][::-1]
     assert forward == backward
-    assert forward != epochs(EpochOrder(20, seed=4), 4)
+    assert forward != epochs(EpochOrder(20, seed=4, batch_size=7), 4)
 
 
 def test_the_order_can_be_sent_to_a_spawned_worker():
-    order = EpochOrder(9, seed=1)
+    order = EpochOrder(9, seed=1, batch_size=7)
     assert [order[place] for place in range(30)] == [pickle.loads(pickle.dumps(order))[place] for place in range(30)]
 
 
-@pytest.mark.parametrize("world", [1, 2, 3])
-def test_ranks_share_out_the_global_batch(world):
-    shares = [list(PlaceBatches(2, 5, 7, rank, world)) for rank in range(world)]
-    for step, batches in enumerate(zip(*shares, strict=True), start=2):
-        assert sorted(place for batch in batches for place in batch) == list(range(step * 7, step * 7 + 7))
-    assert [len(PlaceBatches(2, 5, 7, rank, world)) for rank in range(world)] == [3] * world
+@pytest.mark.parametrize(("world", "accumulate"), [(1, 1), (2, 1), (3, 1), (1, 3), (2, 2)])
+def test_ranks_and_micro_batches_share_out_the_global_batch(world, accumulate):
+    order = EpochOrder(50, 0, batch_size=7)
+    shares = [list(ShareBatches(order, 14, 3, rank, world, accumulate)) for rank in range(world)]
+    assert [len(ShareBatches(order, 14, 3, rank, world, accumulate)) for rank in range(world)] == [
+        3 * accumulate
+    ] * world
+    for step in range(3):
+        micros = [share[step * accumulate : (step + 1) * accumulate] for share in shares]
+        places = [place for rank in micros for micro in rank for place in micro]
+        assert sorted(places) == list(range(14 + step * 7, 21 + step * 7))
+        assert min(len(micro) for rank in micros for micro in rank) >= 7 // (world * accumulate)
+
+
+def lengths_like_librispeech(size: int) -> np.ndarray:
+    """Frames of 10 ms; most utterances of LibriSpeech's training folders last 12 to 16 s."""
+    draw = np.random.default_rng(5)
+    long, short = draw.normal(1450, 120, size), draw.uniform(150, 1400, size)
+    return np.where(draw.random(size) < 0.6, long, short).clip(120, 2450).astype(int)
+
+
+def batches_of(order: BucketOrder, place: int, count: int) -> list[range]:
+    found = []
+    for _ in range(count):
+        found.append(order.batch(place))
+        place = found[-1].stop
+    return found
+
+
+def epoch_of_batches(order: BucketOrder, epoch: int) -> list[list[int]]:
+    size, found = len(order.lengths), []
+    place = epoch * size
+    while place < (epoch + 1) * size:
+        batch = order.batch(place)
+        found.append([order[place] for place in batch])
+        place = batch.stop
+    return found
+
+
+@pytest.mark.parametrize(("size", "budget"), [(437, 12_000), (437, 5_000), (5_000, 40_000), (3, 2_600)])
+def test_buckets_take_each_item_once_within_the_budget(size, budget):
+    order = BucketOrder(lengths_like_librispeech(size), 0, budget)
+    epochs = [epoch_of_batches(order, epoch) for epoch in (0, 1)]
+    for batches in epochs:
+        assert sorted(item for batch in batches for item in batch) == list(range(size))
+        for batch in batches:
+            assert len(batch) >= order.smallest_batch
+            assert len(batch) * order.lengths[batch].max() <= budget
+    if size > 3:
+        assert {frozenset(batch) for batch in epochs[0]} != {frozenset(batch) for batch in epochs[1]}
+
+
+@pytest.mark.parametrize(("size", "budget"), [(437, 12_000), (20_000, 40_000)])
+def test_buckets_pad_little_and_fill_the_budget(size, budget):
+    order = BucketOrder(lengths_like_librispeech(size), 0, budget)
+    batches = epoch_of_batches(order, 0)
+    padded = sum(len(batch) * order.lengths[batch].max() for batch in batches)
+    assert 1 - order.lengths.sum() / padded < 0.10
+    assert padded / (budget * len(batches)) > 0.85
+    at_random = [
+        order.lengths[batch] for batch in np.array_split(np.random.default_rng(0).permutation(size), size // 8)
+    ]
+    assert 1 - order.lengths.sum() / sum(len(batch) * batch.max() for batch in at_random) > 0.2
+
+
+def test_batches_of_an_epoch_are_not_in_order_of_length():
+    order = BucketOrder(lengths_like_librispeech(437), 0, 12_000)
+    longest = [order.lengths[batch].max() for batch in epoch_of_batches(order, 0)]
+    assert longest != sorted(longest) and longest != sorted(longest)[::-1]
+
+
+def test_buckets_depend_on_seed_and_place_alone():
+    lengths = lengths_like_librispeech(200)
+    forward = batches_of(BucketOrder(lengths, 3, 9_000), 0, 90)
+    order = BucketOrder(lengths, 3, 9_000)
+    for batch in reversed(forward):  # wherever a resumed run or a loader worker looks first
+        assert order.batch(batch.start) == batch
+    copy = pickle.loads(pickle.dumps(order))
+    assert [order[place] for place in range(450)] == [copy[place] for place in range(450)]
+    assert batches_of(BucketOrder(lengths, 4, 9_000), 0, 90) != forward
+    with pytest.raises(ValueError, match="no batch begins"):
+        order.batch(forward[0].stop - 1)
+
+
+def test_an_utterance_beyond_the_budget_is_refused():
+    with pytest.raises(UserError, match="cannot hold the longest utterance, 90 frames"):
+        BucketOrder([10, 90], 0, 80)
 
 
 def test_learning_rate_rises_then_falls_to_its_end():

@@ -1,16 +1,15 @@
 """Checkpoints: plain dictionaries saved by torch, loaded without pickle, with a sha256 beside them.
 
 Keys of every checkpoint: `format`, `task`, `step`, `config` (the run's flags), `model_config`, `recipe` (of the
-features), `speakers` (class names in the order of the classifier's rows), `model` (state dict) and `metrics`. `last.pt`
-also holds `training`: optimiser, scaler, random states and what else an exact resume needs.
+features) and `recipe_hash`, `speakers` (class names in the order of the classifier's rows), `model` (state dict of the
+weights to use) and `metrics`. `last.pt` also holds `training`, what an exact resume needs
+(`utils.training.trainer.Trainer`).
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import io
-import os
 from pathlib import Path
 from typing import Any
 
@@ -28,15 +27,19 @@ def save_checkpoint(path: Path, checkpoint: dict[str, Any]) -> None:
     """Writes `checkpoint`, plain values and tensors only, and then its hash.
 
     The old hash goes first: a crash in between leaves a checkpoint without a hash, never one with a wrong hash.
+    `UserError` if the system refuses (a full disk); the old checkpoint is whole then.
     """
-    buffer = io.BytesIO()
+    buffer = io.BytesIO()  # torch reports a full disk as a defect of its own, so it does not write the file itself
     torch.save({"format": FORMAT, **checkpoint}, buffer)
     content = buffer.getbuffer()
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(_hash_path(path))
-    with atomic_write(path) as file:
-        file.write(content)
-    write_text(_hash_path(path), f"{hashlib.sha256(content).hexdigest()}  {path.name}\n")
+    try:
+        with atomic_write(path) as file:
+            file.write(content)
+            file.flush()
+            hash_path(path).unlink(missing_ok=True)
+        write_text(hash_path(path), f"{hashlib.sha256(content).hexdigest()}  {path.name}\n")
+    except OSError as error:
+        raise UserError(f"{path} could not be written ({error.strerror}); what was there is untouched") from error
 
 
 def load_checkpoint(path: str | Path) -> dict[str, Any]:
@@ -46,9 +49,9 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
         path = path / BEST
     if not path.is_file():
         raise UserError(f"there is no checkpoint at {path}")
-    hash_path = _hash_path(path)
-    if hash_path.exists() and hash_path.read_text(encoding="utf-8").split()[:1] != [sha256_file(path)]:
-        raise UserError(f"the checkpoint {path} does not have the sha256 that {hash_path.name} gives; it is damaged")
+    beside = hash_path(path)
+    if beside.exists() and beside.read_text(encoding="utf-8").split()[:1] != [sha256_file(path)]:
+        raise UserError(f"the checkpoint {path} does not have the sha256 that {beside.name} gives; it is damaged")
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load has no error type of its own: EOFError, RuntimeError, UnpicklingError ...
@@ -68,5 +71,6 @@ def model_hash(state: dict[str, Tensor], model_config: dict[str, Any], recipe: d
     return digest.hexdigest()[:16]
 
 
-def _hash_path(path: Path) -> Path:
+def hash_path(path: Path) -> Path:
+    """Where the sha256 of a checkpoint stands, as sha256sum writes it."""
     return path.with_name(path.name + ".sha256")

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import enum
 import itertools
+import logging
 import os
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 T = TypeVar("T")
 N = TypeVar("N", int, float)
+
+
+BACKENDS = ("auto", "torch", "native", "mamba_ssm", "decomposed")  # of models.engine, listed here without its torch
 
 
 class ExitCode(enum.IntEnum):
@@ -242,10 +247,25 @@ def fraction(text: str) -> float:
     return value
 
 
-def run(body: Callable[[argparse.Namespace], int | None], args: argparse.Namespace) -> int:
-    """Calls a script's body; a `UserError`, or what the system refuses, becomes one sentence on stderr."""
+def add_device_arguments(group: argparse._ArgumentGroup) -> None:
+    """Adds the flags of what a model runs on."""
+    group.add_argument("--device", default="auto", help="auto, cpu, cuda or mps")
+    group.add_argument(
+        "--backend",
+        choices=BACKENDS,
+        default="auto",
+        help="what computes the Mamba mixers: auto takes the fastest that works on the device, and says which",
+    )
+
+
+def run(body: Callable[[argparse.Namespace], int | None], args: argparse.Namespace, notes: bool = False) -> int:
+    """Calls a script's body; a `UserError`, or what the system refuses, becomes one sentence on stderr.
+
+    Warnings of the project's logger are shown on stderr too, with `notes` also what it merely tells.
+    """
     try:
-        return int(body(args) or ExitCode.DONE)
+        with _logging(logging.INFO if notes else logging.WARNING):
+            return int(body(args) or ExitCode.DONE)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return int(error.exit_code)
@@ -255,6 +275,20 @@ def run(body: Callable[[argparse.Namespace], int | None], args: argparse.Namespa
     except KeyboardInterrupt:
         print("error: interrupted", file=sys.stderr)
         return int(ExitCode.INTERRUPTED)
+
+
+@contextlib.contextmanager
+def _logging(shown: int) -> Iterator[None]:
+    """Shows what the project's logger says from a level on; under torchrun on one rank."""
+    logger, handler = logging.getLogger("tacomamba"), logging.StreamHandler()
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(shown if os.environ.get("RANK", "0") == "0" else logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+        logger.removeHandler(handler)
 
 
 def _os_sentence(error: OSError) -> str:

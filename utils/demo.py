@@ -176,7 +176,7 @@ def speaker_stages(args: argparse.Namespace) -> Iterator[Stage]:
         ((*train, "--out", str(out), "--resume", "auto"),),
         inputs=(args.preset, data / "meta.json", protocol),
         outputs=(best,),
-        anew=(out / "last.pt",),
+        anew=tuple(sorted(out.glob("last*.pt"))),
     )
     report = out / "report"
     yield Stage(

@@ -1,9 +1,12 @@
-"""Which processor a command runs on."""
+"""Which processor, and which implementation of the Mamba mixers, a command runs on."""
 
 from __future__ import annotations
 
 import torch
+from torch import nn
 
+from models.engine.backends import resolve, set_backend
+from models.mamba import StateSpaceMixer
 from utils.cli import UserError
 
 
@@ -19,3 +22,13 @@ def pick_device(name: str) -> torch.device:
     except (RuntimeError, AssertionError, NotImplementedError) as error:  # one each for name, build and driver
         raise UserError(f"the device {name} cannot be used here: {str(error).splitlines()[0]}") from error
     return device
+
+
+def use_backend(model: nn.Module, backend: str, device: torch.device) -> None:
+    """Makes the state-space mixers of `model` run on a backend; `UserError` if it does not work on the device."""
+    set_backend(model, backend)
+    try:
+        for mixer in sorted({part.name for part in model.modules() if isinstance(part, StateSpaceMixer)}):
+            resolve(backend, mixer, device.type)
+    except ValueError as error:
+        raise UserError(f"--backend {backend}: {error}") from error

@@ -21,7 +21,7 @@ from models import build_speaker_model
 from models.speaker import SpeakerModel
 from utils.checkpoint import load_checkpoint, model_hash
 from utils.cli import UserError, progress
-from utils.device import pick_device
+from utils.device import pick_device, use_backend
 from utils.evaluation.embedding import Mel, embed_mels
 from utils.evaluation.enrolment import require_speech
 from utils.features.audio import load_audio
@@ -57,7 +57,7 @@ class SpeakerRecognizer:
         self._extractor = MelExtractor(self.recipe)
 
     @classmethod
-    def load(cls, checkpoint: str | Path, device: str = "auto") -> SpeakerRecognizer:
+    def load(cls, checkpoint: str | Path, device: str = "auto", backend: str = "auto") -> SpeakerRecognizer:
         """Reads a checkpoint file or a run folder (its best checkpoint); `UserError` for anything wrong with it."""
         content = load_checkpoint(checkpoint)
         if content["task"] != "speaker":
@@ -67,7 +67,9 @@ class SpeakerRecognizer:
             model.load_state_dict(content["model"])
         except RuntimeError as error:
             raise UserError(f"the weights in {checkpoint} do not fit its own model configuration") from error
-        return cls(model, content, pick_device(device))
+        processor = pick_device(device)
+        use_backend(model, backend, processor)
+        return cls(model, content, processor)
 
     @property
     def parameters(self) -> int:

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from utils.cli import UserError
 from utils.device import pick_device
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -22,7 +28,7 @@ class Ranks:
 
     @property
     def is_main(self) -> bool:
-        """Whether this rank validates, logs and saves."""
+        """Whether this rank logs and saves."""
         return self.rank == 0
 
     def sum(self, values: Tensor) -> Tensor:
@@ -32,15 +38,57 @@ class Ranks:
             dist.all_reduce(values)
         return values
 
-    def from_main(self, values: Tensor) -> Tensor:
-        """Rank 0's `values`, on every rank."""
+    def wait(self) -> None:
+        """Returns when every rank is here."""
         if self.world > 1:
-            dist.broadcast(values, src=0)
+            dist.barrier()
+
+    def share(self, count: int) -> range:
+        """The numbers below `count` that this rank works on; each is one rank's, and a rank may have none."""
+        return range(self.rank, count, self.world)
+
+    def join_rows(self, rows: np.ndarray, count: int) -> np.ndarray:
+        """Rows (len(share(count)), D) of each rank's share in their places: (count, D), the same on every rank."""
+        whole = torch.zeros(count, rows.shape[1], device=self.device)
+        whole[self.rank :: self.world] = torch.from_numpy(rows).to(whole)
+        return self.sum(whole).cpu().numpy().astype(rows.dtype)  # a row is one rank's plus zeros: no bit changes
+
+    def gather(self, value: T) -> list[T]:
+        """The plain value of every rank, in the order of ranks."""
+        values: list[Any] = [value] * self.world
+        if self.world > 1:
+            dist.all_gather_object(values, value)
         return values
+
+    def on_main(self, action: Callable[[], T]) -> T:
+        """Does `action` on rank 0 while the others wait, and hands its plain result to all.
+
+        What the user can mend is raised on every rank: none waits for one that has given up.
+        """
+        outcome: list[Any] = [None, None]
+        if self.is_main:
+            try:
+                outcome[0] = action()
+            except (UserError, OSError) as error:
+                self._send([None, str(error)])
+                raise
+        self._send(outcome)
+        if outcome[1] is not None:
+            raise UserError(outcome[1])
+        return outcome[0]
+
+    def _send(self, outcome: list[Any]) -> None:
+        if self.world > 1:
+            dist.broadcast_object_list(outcome, src=0)
 
 
 def join(device_name: str) -> Ranks:
-    """Joins the process group that torchrun's environment names: NCCL for CUDA, gloo otherwise."""
+    """Joins the process group that torchrun's environment names: NCCL for CUDA, gloo otherwise.
+
+    torchrun keeps one store for all restarts, and a restarted rank may find the address of one that has died there
+    (pytorch issue 135712). So each restart has keys of its own, where one torchrun counts them for all ranks; over
+    several machines TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 does the same.
+    """
     world, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
     device = pick_device(device_name)
     if world == 1:
@@ -48,7 +96,11 @@ def join(device_name: str) -> Ranks:
     if device.type == "cuda":
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    store, rank, world = next(iter(dist.rendezvous("env://")))
+    if os.environ.get("GROUP_WORLD_SIZE", "1") == "1":
+        store = dist.PrefixStore(f"restart-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, store=store, rank=rank, world_size=world)
     return Ranks(rank, world, device)
 
 

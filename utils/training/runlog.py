@@ -1,34 +1,41 @@
-"""A run's folder: its configuration, one line of JSON per logged step, TensorBoard scalars."""
+"""A run's folder: its configuration, one line of JSON per logged step, TensorBoard scalars, pictures and sounds."""
 
 from __future__ import annotations
 
 import json
 import math
+import os
 import platform
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from utils.files import write_json, write_text
+import numpy as np
+
+from utils.files import atomic_write, write_json, write_text
 
 LOG = "log.jsonl"
 
 
 class RunLog:
-    """Writes `log.jsonl`, a printed line per log step, and TensorBoard scalars; a rank that is not main writes nothing.
+    """Writes `log.jsonl` and TensorBoard events; a rank that is not main writes nothing.
 
-    first_step > 0 (a resumed run) cuts the log back, so that each step stands in it once.
+    `first_step` > 0 (a resumed run) cuts the log back, so that each step stands in it once, and adds a line with
+    `resumed_from` and no step of its own.
     """
 
     def __init__(self, directory: Path, is_main: bool, first_step: int, tensorboard: bool) -> None:
+        self._directory = directory
         self._file = self._board = None
         if not is_main:
             return
         directory.mkdir(parents=True, exist_ok=True)
         path = directory / LOG
-        kept = [line for line in read_log(directory) if line["step"] <= first_step] if first_step else []
-        write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
+        kept = [line for line in read_log(directory) if line.get("step", line.get("resumed_from")) <= first_step]
+        lines = [*kept, {"resumed_from": first_step}] if first_step else []
+        write_text(path, "".join(json.dumps(line) + "\n" for line in lines))
         self._file = path.open("a", encoding="utf-8")
         if tensorboard:
             from torch.utils.tensorboard import SummaryWriter
@@ -39,7 +46,7 @@ class RunLog:
         """Appends one line; numbers also go to TensorBoard, under train/, or valid/ where the name says so."""
         if self._file is None:
             return
-        # An overflow of fp16 makes a gradient norm infinite, which JSON has no number for.
+        # A skipped step has a loss or a gradient norm that is not finite, which JSON has no number for.
         plain = {name: None if isinstance(v, float) and not math.isfinite(v) else v for name, v in values.items()}
         self._file.write(json.dumps({"step": step, **plain}, allow_nan=False) + "\n")
         self._file.flush()
@@ -48,6 +55,30 @@ class RunLog:
                 if isinstance(value, (int, float)):
                     tag = name.replace("valid_", "valid/") if name.startswith("valid_") else f"train/{name}"
                     self._board.add_scalar(tag, value, step)
+
+    def picture(self, step: int, name: str, draw: Callable[[Path], None]) -> None:
+        """Keeps what `draw(path)` draws as `pictures/NAME-STEP.png`; nothing is drawn without TensorBoard."""
+        if self._board is not None:
+            from matplotlib.image import imread
+
+            path = self._directory / "pictures" / f"{name}-{step:08d}.png"
+            draw(path)
+            self._board.add_image(name, imread(path)[..., :3], step, dataformats="HWC")
+
+    def sound(self, step: int, name: str, samples: np.ndarray, sample_rate: int) -> None:
+        """Keeps samples (S,) within -1 and 1 as `sounds/NAME-STEP.wav`; nothing is kept without TensorBoard."""
+        if self._board is not None:
+            import soundfile
+
+            path = self._directory / "sounds" / f"{name}-{step:08d}.wav"
+            with atomic_write(path) as file:
+                soundfile.write(file, samples, sample_rate, format="WAV", subtype="PCM_16")
+            self._board.add_audio(name, samples[None], step, sample_rate)
+
+    def sync(self) -> None:
+        """What was written survives a power cut: called before a checkpoint that the log must reach up to."""
+        if self._file is not None:
+            os.fsync(self._file.fileno())
 
     def close(self) -> None:
         """Closes the files; what was written stays."""
@@ -68,7 +99,6 @@ def read_log(directory: Path) -> list[dict[str, Any]]:
 
 def write_run_record(directory: Path, config: dict[str, Any], facts: dict[str, Any]) -> None:
     """`run.json`: what ran, on what, with which versions."""
-    import numpy
     import torch
 
     write_json(
@@ -76,7 +106,7 @@ def write_run_record(directory: Path, config: dict[str, Any], facts: dict[str, A
         {
             "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
             "git_revision": _git_revision(),
-            "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": numpy.__version__},
+            "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
             "machine": {"platform": platform.platform(), "threads": torch.get_num_threads()},
             **facts,
             "config": config,

@@ -1,4 +1,4 @@
-"""The speaker task: crops of stored log-mels in, speaker classes out, validated by the equal error rate."""
+"""The speaker task: stored log-mels, crops or whole, in, speaker classes out, validated by the equal error rate."""
 
 from __future__ import annotations
 
@@ -17,8 +17,10 @@ from utils.evaluation.metrics import eer
 from utils.features.store import FeatureStore
 from utils.protocol import Protocol, training_list_hash
 from utils.training.augment import add_noise, spec_augment
+from utils.training.distributed import Ranks
 from utils.training.options import model_config
-from utils.training.sampling import EpochOrder
+from utils.training.runlog import RunLog
+from utils.training.sampling import BucketOrder, EpochOrder, Order
 from utils.training.schedule import linear_warmup
 
 STATISTICS_UTTERANCES = 2000
@@ -28,26 +30,32 @@ MIN_STD = 1e-3
 class CropDataset(Dataset):
     """Random crops, augmented; the sample at a place depends on the seed and the place only.
 
-    An utterance shorter than the crop is repeated from its start until the crop is full.
+    An utterance shorter than the crop is repeated from its start until the crop is full. With `--batch-frames` a sample
+    is a whole utterance.
     """
 
-    def __init__(self, store: FeatureStore, items: list[int], labels: list[int], fill: np.ndarray, args: Any) -> None:
-        self.store, self.items, self.labels, self.fill, self.args = store, items, labels, fill, args
-        self.crop = store.recipe.frames(round(args.crop_seconds * store.recipe.sample_rate))
-        if self.crop < 1:
+    def __init__(
+        self, store: FeatureStore, items: list[int], labels: list[int], fill: np.ndarray, order: Order, args: Any
+    ) -> None:
+        self.store, self.items, self.labels, self.fill = store, items, labels, fill
+        self.order, self.args = order, args
+        samples = round(args.crop_seconds * store.recipe.sample_rate)
+        self.crop = None if args.batch_frames else store.recipe.frames(samples)
+        if self.crop == 0:
             raise UserError(f"--crop-seconds {args.crop_seconds:g} is shorter than one frame of the features")
-        self.order = EpochOrder(len(items), args.seed)
 
     def __getitem__(self, place: int) -> tuple[np.ndarray, int]:
         position = self.order[place]
         generator = np.random.default_rng([self.args.seed, 2, place])
-        item = self.items[position]
+        return self._augment(self._cut(self.items[position], generator), generator), self.labels[position]
+
+    def _cut(self, item: int, generator: np.random.Generator) -> np.ndarray:
+        if self.crop is None:
+            return self.store.mel(item)
         frames = self.store.rows[item].frames
         start = int(generator.integers(max(1, frames - self.crop + 1)))
         mel = self.store.mel(item, start, min(self.crop, frames - start))
-        if len(mel) < self.crop:
-            mel = np.tile(mel, (-(-self.crop // len(mel)), 1))[: self.crop]
-        return self._augment(mel, generator), self.labels[position]
+        return np.tile(mel, (-(-self.crop // len(mel)), 1))[: self.crop]
 
     def _augment(self, mel: np.ndarray, generator: np.random.Generator) -> np.ndarray:
         args = self.args
@@ -74,8 +82,17 @@ class SpeakerTask:
         self.model = build_speaker_model(self.config, len(self.speakers))
         self.model.feature_norm.mean.copy_(torch.from_numpy(mean))
         self.model.feature_norm.std.copy_(torch.from_numpy(std))
-        self.dataset = CropDataset(store, items, [classes[store.rows[item].speaker] for item in items], mean, args)
+        self.order = self._order([store.rows[item].frames for item in items])
+        labels = [classes[store.rows[item].speaker] for item in items]
+        self.dataset = CropDataset(store, items, labels, mean, self.order, args)
         self.trials = self._validation_trials()
+        self._scored: tuple[np.ndarray, np.ndarray, float] | None = None
+
+    def _order(self, lengths: list[int]) -> Order:
+        args = self.args
+        if not args.batch_frames:
+            return EpochOrder(len(lengths), args.seed, args.batch_size)
+        return BucketOrder(lengths, args.seed, args.batch_frames)
 
     def _check(self, items: list[int]) -> None:
         leaked = set(self.protocol.heldout_speakers) & set(self.speakers)
@@ -101,50 +118,72 @@ class SpeakerTask:
         return []
 
     def collate(self, samples: list[tuple[np.ndarray, int]]) -> dict[str, Tensor]:
-        """Stacks crops: `mel` (B, T, n_mels), `lengths` (B,), `labels` (B,)."""
+        """Stacks samples, padded with zeros: `mel` (B, T, n_mels), `lengths` (B,), `labels` (B,)."""
         mels, labels = zip(*samples, strict=True)
-        mel = torch.from_numpy(np.stack(mels))
-        return {"mel": mel, "lengths": torch.full((len(mel),), mel.shape[1]), "labels": torch.tensor(labels)}
+        padded = torch.nn.utils.rnn.pad_sequence([torch.from_numpy(mel) for mel in mels], batch_first=True)
+        return {"mel": padded, "lengths": torch.tensor([len(mel) for mel in mels]), "labels": torch.tensor(labels)}
 
     def inputs(self, batch: dict[str, Tensor], step: int) -> dict[str, Any]:
         """The model's arguments: the batch and the margin of this step."""
         return {**batch, "margin": self.args.margin * linear_warmup(step, self.args.steps, self.args.margin_warmup)}
 
     def frames(self, batch: dict[str, Tensor]) -> int:
-        """Mel frames in a batch."""
-        return batch["mel"].shape[0] * batch["mel"].shape[1]
+        """Mel frames in a batch, without padding."""
+        return int(batch["lengths"].sum())
 
-    def validate(self, device: torch.device) -> dict[str, float]:
+    def utterance(self, place: int) -> str:
+        """The id of the utterance at a place of the run."""
+        return self.store.rows[self.dataset.items[self.order[place]]].utterance
+
+    def validate(self, ranks: Ranks) -> dict[str, float]:
         """Equal error rate of the validation trials, and the cosine at which it stands; nothing without trials."""
         if not self.trials:
             return {}
         items = sorted({item for _, a, b in self.trials for item in (a, b)})
         place = {item: number for number, item in enumerate(items)}
-        embeddings = embed_mels(self.model, [self.store.mel(item) for item in items], device)
+        mels = [self.store.mel(items[number]) for number in ranks.share(len(items))]
+        embeddings = ranks.join_rows(embed_mels(self.model, mels, ranks.device), len(items))
         left = embeddings[[place[a] for _, a, _ in self.trials]]
         right = embeddings[[place[b] for _, _, b in self.trials]]
+        scores = (left * right).sum(1)
         targets = np.array([target for target, _, _ in self.trials])
-        rate, threshold = eer((left * right).sum(1), targets)
+        rate, threshold = eer(scores, targets)
+        self._scored = scores, targets, float(threshold)
         return {"valid_eer": float(rate), "valid_threshold": float(threshold)}
+
+    def show(self, log: RunLog, step: int) -> None:
+        """The scores of the last validation as histograms."""
+        if self._scored is not None:
+            from utils.plots import draw_scores
+
+            scores, targets, threshold = self._scored
+            lines, title = {"EER threshold": threshold}, f"validation, step {step}"
+            log.picture(step, "scores", lambda path: draw_scores(path, scores, targets, lines, title))
 
     def description(self) -> dict[str, Any]:
         """What a checkpoint needs beside the weights."""
         return {
             "model_config": self.config,
             "recipe": self.store.recipe.to_dict(),
+            "recipe_hash": self.store.recipe.hash,
             "speakers": self.speakers,
             "training_list": training_list_hash(self.protocol),
         }
 
 
 def feature_statistics(store: FeatureStore, items: list[int], seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and deviation of each mel channel over (at most 2000 of) the training utterances, each (n_mels,) float32."""
+    """Mean and deviation of each mel channel over (at most 2000 of) the training utterances, each (n_mels,) float32.
+
+    An utterance with values that are not finite is left out here; steps that meet it are skipped and logged.
+    """
     if len(items) > STATISTICS_UTTERANCES:
         chosen = np.random.default_rng([seed, 4]).choice(len(items), STATISTICS_UTTERANCES, replace=False)
         items = [items[position] for position in sorted(chosen)]
     count, total, squares = 0, 0.0, 0.0
     for item in items:
         mel = store.mel(item).astype(np.float64)
+        if not np.isfinite(mel).all():
+            continue
         count, total, squares = count + len(mel), total + mel.sum(0), squares + np.square(mel).sum(0)
     mean = total / count
     std = np.sqrt(np.maximum(squares / count - mean**2, MIN_STD**2))

@@ -1,0 +1,233 @@
+"""Rows 18 to 22 of the fault matrix: death, a full disk and damage while checkpoints are saved and kept."""
+
+from __future__ import annotations
+
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from test_training import ROOT, flags, losses, train
+
+from utils.checkpoint import BEST, LAST, load_checkpoint, save_checkpoint
+from utils.cli import UserError
+from utils.training.checkpoints import CheckpointStore
+
+
+def content(step: int, numbers: int = 20_000) -> dict:
+    """A checkpoint of about 80 kB whose weights tell its step."""
+    return {"task": "toy", "step": step, "model": {"weight": torch.full((numbers,), float(step))}}
+
+
+def is_whole(checkpoint: dict, step: int) -> bool:
+    weight = checkpoint["model"]["weight"]
+    return checkpoint["step"] == step and bool((weight == step).all())
+
+
+def in_a_child(action) -> int:
+    """Runs `action` in a forked process and returns how that ended, as os.waitpid gives it."""
+    child = os.fork()
+    if not child:
+        try:
+            action()
+        finally:
+            os._exit(1)
+    return os.waitpid(child, 0)[1]
+
+
+def die_at_byte(store: CheckpointStore, step: int, offset: int) -> None:
+    """The kernel kills the process, with SIGXFSZ, as it writes byte `offset` of any file."""
+    signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (offset, offset))
+    store.save_last(content(step))
+
+
+def offsets(size: int) -> list[int]:
+    return [1, size - 1, *random.Random(18).sample(range(2, size - 1), 18)]
+
+
+@pytest.mark.parametrize("keep_last", [1, 2])
+def test_row_18_death_at_a_byte_of_a_save_leaves_the_checkpoint_before(tmp_path, keep_last):
+    """20 offsets, the first and the last byte among them; after each the run goes on and saves."""
+    store = CheckpointStore(tmp_path, keep_last)
+    store.save_last(content(0))
+    size = (tmp_path / LAST).stat().st_size
+    for step, offset in enumerate(offsets(size), start=1):
+        status = in_a_child(lambda step=step, offset=offset: die_at_byte(store, step, offset))
+        assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGXFSZ
+        assert is_whole(store.newest(), step - 1)
+        assert list(tmp_path.glob(".*.tmp"))  # what a dead process cannot remove
+        store.sweep()
+        store.save_last(content(step))
+        assert is_whole(store.newest(), step) and not list(tmp_path.glob(".*.tmp"))
+    assert len(list(tmp_path.glob("*.pt"))) == keep_last
+
+
+def test_row_18_kill_9_in_a_large_save_leaves_the_checkpoint_before(tmp_path):
+    """Three times, as soon as some of 64 MiB has been written."""
+    store = CheckpointStore(tmp_path, keep_last=2)
+    store.save_last(content(0))
+    for step in (1, 2, 3):
+        child = os.fork()
+        if not child:
+            store.save_last(content(step, numbers=2**24))
+            os._exit(1)
+        deadline = time.monotonic() + 60
+        while not any(path.stat().st_size > 2**20 for path in tmp_path.glob(f".{LAST}.*.tmp")):
+            assert time.monotonic() < deadline
+        os.kill(child, signal.SIGKILL)
+        assert os.WIFSIGNALED(os.waitpid(child, 0)[1])
+        assert is_whole(store.newest(), 0)
+        store.sweep()
+
+
+@pytest.mark.slow
+def test_row_18_at_every_256th_byte(tmp_path):
+    """Also between the files of a save: the number of bytes of the hash lets the old files' moves be cut as well."""
+    store = CheckpointStore(tmp_path, keep_last=3)
+    for step in range(3):
+        store.save_last(content(step, numbers=100))
+    step = 2
+    for offset in [*range(0, 90), *range(90, (tmp_path / LAST).stat().st_size, 256)]:
+        status = in_a_child(lambda offset=offset, step=step: die_at_byte(store, step + 1, offset))
+        assert os.WTERMSIG(status) == signal.SIGXFSZ
+        assert is_whole(store.newest(), step)
+        store.sweep()
+        step += 1
+        store.save_last(content(step, numbers=100))
+
+
+def limited(limit: int, words: list[str]) -> subprocess.CompletedProcess:
+    """train_tacomamba.py that cannot write beyond byte `limit` of a file: Python ignores SIGXFSZ and gets an error."""
+
+    def limit_files() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+
+    command = [sys.executable, "train_tacomamba.py", *words]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, preexec_fn=limit_files)
+
+
+def test_row_19_a_full_disk_stops_the_run_and_leaves_the_checkpoint_before(processed, tmp_path):
+    run = tmp_path / "run"
+    words = ["--save-every", "2", "--dropout", "0.1"]
+    assert train(processed, run, "--steps", "4", *words) == 0
+    before = {path.name: path.read_bytes() for path in run.glob("*.pt")}
+    result = limited(len(before[LAST]) // 2, flags(processed, run, "--steps", "8", "--resume", "auto", *words))
+    assert result.returncode == 2
+    error = result.stderr.strip().splitlines()[-1]
+    assert error.startswith("error: ") and "last.pt could not be written" in error and "too large" in error
+    assert "Traceback" not in result.stderr and not list(run.glob(".*.tmp"))
+    assert load_checkpoint(run / LAST)["step"] == 4 and (run / LAST).read_bytes() == before[LAST]
+    assert train(processed, run, "--steps", "8", "--resume", "auto", *words) == 0  # with room again
+    assert sorted(losses(run)) == list(range(1, 9))
+
+
+@pytest.fixture
+def damaged_run(processed, tmp_path) -> Path:
+    """A run of 6 steps with checkpoints of steps 6 and 4."""
+    run = tmp_path / "run"
+    assert train(processed, run, "--steps", "6", "--save-every", "2") == 0
+    assert [load_checkpoint(run / name)["step"] for name in (LAST, "last-1.pt")] == [6, 4]
+    return run
+
+
+@pytest.mark.parametrize("damage", ["truncated", "empty", "flipped"])
+def test_rows_20_and_21_a_damaged_newest_checkpoint_gives_way_to_the_one_before(
+    processed, damaged_run, tmp_path, capsys, damage
+):
+    """The finished run is the one that nothing happened to. A flipped bit is one that torch.load does not notice."""
+    path = damaged_run / LAST
+    data = bytearray(path.read_bytes())
+    whole = load_checkpoint(path)["model"]
+    if damage == "flipped":
+        place = data.find(whole["classifier.weight"].numpy().tobytes())
+        assert place > 0
+        data[place + 5] ^= 1
+        path.write_bytes(data)
+        assert torch.load(path, weights_only=True)["step"] == 6
+    else:
+        path.write_bytes(data[: len(data) // 2] if damage == "truncated" else b"")
+    assert train(processed, damaged_run, "--steps", "6", "--save-every", "2", "--resume", "auto") == 0
+    warning = capsys.readouterr().err
+    assert "warning: " in warning and "last.pt.damaged" in warning
+    last = load_checkpoint(path)
+    assert last["step"] == 6 and all(torch.equal(tensor, last["model"][name]) for name, tensor in whole.items())
+    assert sorted(losses(damaged_run)) == list(range(1, 7))
+    assert load_checkpoint(damaged_run / "last-1.pt")["step"] == 4
+
+
+def test_when_no_checkpoint_is_whole_the_run_does_not_begin_anew(processed, damaged_run, capsys):
+    for name in (LAST, "last-1.pt"):
+        (damaged_run / name).write_bytes(b"")
+    assert train(processed, damaged_run, "--steps", "6", "--resume", "auto") == 2
+    assert "no checkpoint in" in capsys.readouterr().err
+    assert sorted(losses(damaged_run)) == list(range(1, 7))
+
+
+class Malice:
+    """Unpickled, it creates a file."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return (open, (self.path, "w"))
+
+
+def test_row_22_a_malicious_checkpoint_runs_no_code(processed, damaged_run, tmp_path, capsys):
+    trap = tmp_path / "trap"
+    hidden = load_checkpoint(damaged_run / LAST) | {"training": Malice(str(trap))}
+    torch.save(hidden, damaged_run / LAST)
+    (damaged_run / f"{LAST}.sha256").unlink()
+    assert train(processed, damaged_run, "--steps", "6", "--resume", str(damaged_run / LAST)) == 2
+    assert "can be loaded" in capsys.readouterr().err and not trap.exists()
+    assert train(processed, damaged_run, "--steps", "6", "--save-every", "2", "--resume", "auto") == 0
+    assert "warning: " in capsys.readouterr().err and not trap.exists()
+    torch.load(damaged_run / "last.pt.damaged", weights_only=False)
+    assert trap.exists()  # the trap is a real one
+
+
+def test_older_checkpoints_move_on_and_the_oldest_goes(tmp_path):
+    store = CheckpointStore(tmp_path, keep_last=3)
+    for step in range(1, 6):
+        store.save_last(content(step))
+        store.save_best(content(step))
+        names = {path.name for path in tmp_path.iterdir()}
+        expected = [BEST, LAST, "last-1.pt", "last-2.pt"][: step + 1]
+        assert names == {*expected, *(f"{name}.sha256" for name in expected)}
+        for age, name in enumerate(expected[1:]):
+            assert is_whole(load_checkpoint(tmp_path / name), step - age)
+
+
+def test_going_back_gives_up_the_newer_checkpoints(tmp_path):
+    store = CheckpointStore(tmp_path, keep_last=3)
+    for step in (1, 2, 3):
+        store.save_last(content(step))
+    store.begin_from(tmp_path / "last-1.pt")
+    assert is_whole(store.newest(), 2) and (tmp_path / "last.pt.superseded").exists()
+    store.save_last(content(9))
+    assert [store.newest()["step"], load_checkpoint(tmp_path / "last-1.pt")["step"]] == [9, 2]
+
+
+def test_a_file_system_without_second_names(tmp_path, monkeypatch):
+    def refuse(*paths: object) -> None:
+        raise OSError("no hard links here")
+
+    monkeypatch.setattr(os, "link", refuse)
+    store = CheckpointStore(tmp_path, keep_last=2)
+    for step in (1, 2, 3):
+        store.save_last(content(step))
+    assert is_whole(load_checkpoint(tmp_path / LAST), 3) and is_whole(load_checkpoint(tmp_path / "last-1.pt"), 2)
+
+
+def test_a_save_that_fails_raises_a_sentence(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="could not be written"):
+        save_checkpoint(tmp_path / "file" / LAST, content(1))

@@ -1,0 +1,44 @@
+"""The random number generators of one process, as plain values."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import numpy as np
+import torch
+
+
+def random_state(device: torch.device) -> dict[str, Any]:
+    """The state of Python's, numpy's and torch's global generators, and of the device's own."""
+    numpy_state = np.random.get_state(legacy=False)
+    words = numpy_state["state"]
+    return {
+        "python": random.getstate(),
+        "numpy": {**numpy_state, "state": {"key": words["key"].tolist(), "pos": int(words["pos"])}},
+        "torch": torch.get_rng_state(),
+        "device": _device_module(device).get_rng_state() if device.type != "cpu" else None,
+    }
+
+
+def restore_random_state(state: dict[str, Any], device: torch.device) -> None:
+    """Puts back what `random_state` gave; a state of another kind of device leaves this device's alone."""
+    random.setstate(state["python"])
+    words = state["numpy"]["state"]
+    key = np.array(words["key"], dtype=np.uint32)
+    np.random.set_state({**state["numpy"], "state": {"key": key, "pos": words["pos"]}})
+    torch.set_rng_state(state["torch"])
+    if device.type != "cpu" and state["device"] is not None:
+        _device_module(device).set_rng_state(state["device"])
+
+
+def seed_everything(*words: int) -> None:
+    """Seeds the generators with one number made of `words`."""
+    seed = int(np.random.SeedSequence(words).generate_state(1)[0])
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+
+
+def _device_module(device: torch.device) -> Any:
+    return torch.cuda if device.type == "cuda" else torch.mps

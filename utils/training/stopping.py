@@ -1,0 +1,44 @@
+"""Signals that end a run after the step in flight."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from typing import Any
+
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+FORWARDING = 1.0  # seconds in which torchrun passes on a signal that the terminal or SLURM sent to its ranks as well
+
+
+class StopSignals:
+    """Within the block the first signal is noted in `number` (0 before); a second one ends the process at once."""
+
+    def __init__(self) -> None:
+        self.number = 0
+        self._first = 0.0
+        self._forwarded = "TORCHELASTIC_RUN_ID" in os.environ
+
+    def __enter__(self) -> StopSignals:
+        self._before = {number: signal.signal(number, self._note) for number in STOP_SIGNALS}
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: Any) -> None:
+        if not self.number:
+            self.number, self._first = number, time.monotonic()
+            if not self._forwarded:  # the system itself acts on the second, even where Python is deep in a kernel
+                for each in STOP_SIGNALS:
+                    signal.signal(each, signal.SIG_DFL)
+        elif time.monotonic() - self._first > FORWARDING:
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
+
+
+def ignore_stop_signals(worker: int) -> None:
+    """For loader workers: the loop stops them; a Ctrl-C reaches them too and would kill the batch in flight."""
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)

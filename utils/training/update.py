@@ -1,0 +1,177 @@
+"""One optimiser step over a global batch: micro-batches, ranks, mixed precision, and steps that must not count."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from utils.cli import UserError
+from utils.device import use_backend
+from utils.training.distributed import Ranks
+from utils.training.ema import Ema
+from utils.training.schedule import warmup_cosine
+from utils.training.task import Task
+
+AMP_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one step did, the same on every rank.
+
+    `values` holds the loss and what else the model counted, per `count`; `frames` are those of all ranks. `problem` is
+    "loss" or "gradient" if that was not finite and the step was skipped; then `suspects` are the places whose samples
+    are not finite, or all places if all samples are. `signal` is the number of a stop signal that any rank has noted.
+    """
+
+    values: dict[str, float]
+    frames: float
+    problem: str | None
+    suspects: list[int]
+    signal: int
+
+
+class Update:
+    """Model, optimiser, scaler and average, and the step that changes them.
+
+    What a step is depends on neither ranks nor micro-batches, beyond the order of sums: its loss is the sum over the
+    global batch divided by the global count. Batch norm is the exception: it sees one micro-batch of all ranks.
+    """
+
+    def __init__(self, task: Task, args: argparse.Namespace, ranks: Ranks) -> None:
+        self.task, self.args, self.ranks = task, args, ranks
+        self.model = task.model.to(ranks.device)
+        prepare_model(self.model, args, ranks.device)
+        self.wrapped = DistributedDataParallel(self.model) if ranks.world > 1 else self.model
+        self.optimizer = torch.optim.AdamW(parameter_groups(self.model, args.weight_decay), lr=args.lr)
+        self.scaler = torch.amp.GradScaler(ranks.device.type, enabled=args.amp == "fp16")
+        self.ema = Ema(self.model, args.ema) if args.ema else None
+        self._wide = torch.float32 if ranks.device.type == "mps" else torch.float64  # MPS has no float64
+
+    def __call__(self, batches: Iterable[dict[str, Tensor]], places: range, step: int, signal: int) -> StepResult:
+        """Step number `step` (from 0) on this rank's micro-batches of the batch at `places`."""
+        lr = self._set_learning_rate(step)
+        buffers = [buffer.clone() for buffer in self.model.buffers()]  # running statistics that a bad batch would spoil
+        self.wrapped.train()
+        self.optimizer.zero_grad(set_to_none=True)
+        seen: list[dict[str, Tensor]] = []
+        names, totals = self._accumulate(batches, seen, step, signal)
+        result = self._read(names, totals.tolist(), self._gradient_norm(names, totals).item())
+        result.values["lr"] = lr
+        if result.problem is None:
+            self.scaler.step(self.optimizer)
+            if self.ema:
+                self.ema.update()
+        else:
+            torch._foreach_copy_(list(self.model.buffers()), buffers)
+            result.suspects.extend(self._suspects(seen, places))
+        self.scaler.update()
+        return result
+
+    def _set_learning_rate(self, step: int) -> float:
+        args = self.args
+        lr = args.lr * warmup_cosine(step, args.steps, args.warmup, args.final_lr)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        return lr
+
+    def _accumulate(
+        self, batches: Iterable[dict[str, Tensor]], seen: list[dict[str, Tensor]], step: int, signal: int
+    ) -> tuple[list[str], Tensor]:
+        """Adds up gradients; returns names and, by micro-batch, global sums (A, names + world).
+
+        After the named sums comes, for each rank, which signal it has noted. `seen` gets the batches. Gradients are
+        those of the loss as if every micro-batch had the first one's count.
+        """
+        parts, world = self.args.accumulate, self.ranks.world
+        totals: list[Tensor] = []
+        for micro, batch in enumerate(batches):
+            seen.append(batch)
+            synchronised = world == 1 or micro == parts - 1
+            with contextlib.nullcontext() if synchronised else self.wrapped.no_sync():
+                outputs = self._forward(batch, step)
+                names = sorted(outputs)
+                totals.append(self._sum_over_ranks([outputs[name] for name in names], signal))
+                count = totals[0][names.index("count")] * parts
+                # DDP averages gradients over ranks, which the number of ranks makes a sum again.
+                loss = outputs["loss_sum"] * (world / count).to(outputs["loss_sum"].dtype)
+                self.scaler.scale(loss).backward()
+        return names, torch.stack(totals)
+
+    def _forward(self, batch: dict[str, Tensor], step: int) -> dict[str, Tensor]:
+        device = self.ranks.device
+        frames = torch.tensor(float(self.task.frames(batch)), device=device)
+        batch = {name: value.to(device, non_blocking=True) for name, value in batch.items()}
+        with torch.autocast(device.type, AMP_DTYPES.get(self.args.amp), enabled=self.args.amp != "off"):
+            outputs = self.wrapped(**self.task.inputs(batch, step))
+        return {**outputs, "frames": frames}
+
+    def _sum_over_ranks(self, values: list[Tensor], signal: int) -> Tensor:
+        signals = torch.zeros(self.ranks.world, dtype=self._wide, device=self.ranks.device)
+        signals[self.ranks.rank] = signal
+        return self.ranks.sum(torch.cat([torch.stack([value.detach().to(self._wide) for value in values]), signals]))
+
+    def _gradient_norm(self, names: list[str], totals: Tensor) -> Tensor:
+        """Brings the gradients to their true size, clips them, and returns their norm before that."""
+        self.scaler.unscale_(self.optimizer)
+        parameters = list(self.model.parameters())
+        counts = totals[:, names.index("count")]
+        if len(counts) > 1:
+            correction = counts[0] * len(counts) / counts.sum()
+            gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+            torch._foreach_mul_(gradients, correction.to(gradients[0].dtype))
+        return nn.utils.clip_grad_norm_(parameters, self.args.clip)
+
+    def _read(self, names: list[str], totals: list[list[float]], norm: float) -> StepResult:
+        sums = {name: sum(row[number] for row in totals) for number, name in enumerate(names)}
+        count, frames = sums.pop("count"), sums.pop("frames")
+        values = {name.removesuffix("_sum"): total / count if count else math.nan for name, total in sums.items()}
+        values["grad_norm"] = norm
+        problem = "loss" if not math.isfinite(values["loss"]) else None if math.isfinite(norm) else "gradient"
+        return StepResult(values, frames, problem, [], int(max(totals[-1][len(names) :])))
+
+    def _suspects(self, seen: list[dict[str, Tensor]], places: range) -> list[int]:
+        """The places of samples that are not finite, on any rank; all places if there are none."""
+        world, rank = self.ranks.world, self.ranks.rank
+        found = []
+        for micro, batch in enumerate(seen):
+            share = places[micro * world + rank :: world * len(seen)]
+            for tensor in batch.values():
+                rows = (~tensor.isfinite()).flatten(1).any(1) if tensor.ndim > 1 else ~tensor.isfinite()
+                found += [share[row] for row in rows.nonzero().flatten().tolist()]
+        return sorted(set(sum(self.ranks.gather(found), []))) or list(places)
+
+
+def prepare_model(model: nn.Module, args: argparse.Namespace, device: torch.device) -> None:
+    """Applies what changes how a model is trained and not what it is: backend, recomputed layers, compilation."""
+    use_backend(model, args.backend, device)
+    if args.checkpoint_layers:
+        stacks = [module for module in model.modules() if hasattr(module, "checkpoint_layers")]
+        if not stacks:
+            raise UserError("--checkpoint-layers: this model has no layers that can be computed again")
+        for stack in stacks:
+            stack.checkpoint_layers = True
+    if args.compile:
+        try:
+            torch.compile(lambda x: x + 1)(torch.zeros(1))
+        except Exception as error:  # whatever the compiler of the moment raises
+            reason = str(error).strip().split("\n")[0]
+            raise UserError(f"--compile does not work here: {reason}") from error
+        model.compile()  # in place: the names of the weights stay
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Weight decay for matrices and kernels, none for biases, gains and parameters marked `no_weight_decay`."""
+    decayed, exempt = [], []
+    for parameter in model.parameters():
+        free = parameter.ndim < 2 or getattr(parameter, "no_weight_decay", False)
+        (exempt if free else decayed).append(parameter)
+    return [{"params": decayed, "weight_decay": weight_decay}, {"params": exempt, "weight_decay": 0.0}]
