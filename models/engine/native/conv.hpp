@@ -50,6 +50,10 @@ struct ConvUnit {
 
     int64_t channel(int64_t strip) const { return (group * STRIPS + strip) * LANES; }
     int64_t left(int64_t strip) const { return conv.channels - channel(strip); }
+    // Frames `by` from the chunk at hand, for a strip.
+    Ahead ahead(const Rows &rows, int64_t by, int64_t strip) const {
+        return Ahead::of(rows, row, first + by, channel(strip));
+    }
     void start(int64_t unit);
     void load_chunk(int64_t chunk, int64_t from_frame);
 };
@@ -101,12 +105,10 @@ template <int TAPS> INLINE Float weigh(const ConvUnit &unit, const Float *weight
 template <int TAPS> static void convolve(const ConvUnit &unit, const Rows &y) {
     for (int64_t strip = 0; strip < unit.strips; strip++) {
         const Float *weight = unit.weight + strip * unit.conv.taps;
-        Fetch next_chunk;
-        for (const Rows *rows : {&unit.conv.x, &y})
-            next_chunk.add(*rows, unit.row, unit.first + CONV_CHUNK, unit.channel(strip));
-        const Share share(next_chunk, 0, 1);
+        const Ahead next_x = unit.ahead(unit.conv.x, CONV_CHUNK, strip), next_y = unit.ahead(y, CONV_CHUNK, strip);
         for (int64_t t = 0; t < unit.count; t++) {
-            share.fetch(t);
+            next_x.fetch(t);
+            next_y.fetch(t);
             Float sum = weigh<TAPS>(unit, weight, t, strip);
             if (unit.conv.silu) sum *= sigmoid(sum);
             store_lanes(y, y.offset(unit.row, unit.first + t, unit.channel(strip)), unit.left(strip), sum);
@@ -142,17 +144,19 @@ struct ConvTotals {
 
 // Gradients of the sums before SiLU, frames 0 to CONV_CHUNK + K - 1 of one chunk; and what they give to the weights.
 template <int TAPS>
-static void differentiate(const ConvUnit &unit, const ConvGradients &gradients, Float *slope, const ConvTotals &totals) {
+static void differentiate(const ConvUnit &unit, const ConvGradients &gradients, Float *slope,
+                          const ConvTotals &totals) {
     const int64_t taps = TAPS ? TAPS : unit.conv.taps;
     for (int64_t strip = 0; strip < unit.strips; strip++) {
         const Float *weight = unit.weight + strip * taps;
-        Fetch chunk_before;
-        for (const Rows *rows : {&unit.conv.x, &gradients.y, &gradients.x})
-            chunk_before.add(*rows, unit.row, unit.first - CONV_CHUNK, unit.channel(strip));
-        const Share share(chunk_before, 0, 1);
+        const Ahead next_x = unit.ahead(unit.conv.x, -CONV_CHUNK, strip);
+        const Ahead next_y = unit.ahead(gradients.y, -CONV_CHUNK, strip);
+        const Ahead next_dx = unit.ahead(gradients.x, -CONV_CHUNK, strip);
         Float sum_bias{};
         for (int64_t t = 0; t < unit.count; t++) {
-            share.fetch(t);
+            next_x.fetch(t);
+            next_y.fetch(t);
+            next_dx.fetch(t);
             const int64_t offset = gradients.y.offset(unit.row, unit.first + t, unit.channel(strip));
             Float gradient = load_lanes(gradients.y, offset, unit.left(strip));
             if (unit.conv.silu) {

@@ -20,33 +20,38 @@ struct Rows {
     }
 };
 
-// Memory that will be needed soon: a vector a frame, each `stride` bytes after the last.
+// Memory that will be needed soon: a vector a frame, each `stride` bytes after the last. It is fetched into the cache a
+// little in every frame, while something else is computed.
 struct Ahead {
     const char *first;
     int64_t stride;
+
+    static Ahead of(const Rows &rows, int64_t row, int64_t frame, int64_t channel) {
+        const int64_t bytes = rows.is_bfloat16 ? 2 : 4;
+        return {static_cast<const char *>(rows.data) + rows.offset(row, frame, channel) * bytes,
+                rows.row_stride * bytes};
+    }
+    void fetch(int64_t frame) const { __builtin_prefetch(first + frame * stride); }
 };
 
-// What to fetch into the cache, a little in every frame, while something else is computed.
 struct Fetch {
     Ahead list[8];
     int64_t size = 0;
 
     void add(const Ahead &ahead) { list[size++] = ahead; }
     void add(const Rows &rows, int64_t row, int64_t frame, int64_t channel) {
-        const int64_t bytes = rows.is_bfloat16 ? 2 : 4;
-        const char *data = static_cast<const char *>(rows.data);
-        if (data) add({data + rows.offset(row, frame, channel) * bytes, rows.row_stride * bytes});
+        if (rows.exists()) add(Ahead::of(rows, row, frame, channel));
     }
 };
 
-// The part of it that one pass over the frames fetches, of several that there are.
+// The part of a list that one pass over the frames fetches, of several passes that there are.
 struct Share {
     const Ahead *first, *last;
 
     Share(const Fetch &fetch, int64_t pass, int64_t passes)
         : first(fetch.list + pass * fetch.size / passes), last(fetch.list + (pass + 1) * fetch.size / passes) {}
     void fetch(int64_t frame) const {
-        for (const Ahead *ahead = first; ahead < last; ahead++) __builtin_prefetch(ahead->first + frame * ahead->stride);
+        for (const Ahead *ahead = first; ahead < last; ahead++) ahead->fetch(frame);
     }
 };
 

@@ -26,7 +26,9 @@ class SelfTest {
         for (size_t i = 0; i < a.size(); i++) sum += static_cast<double>(a[i]) * b[i];
         return sum;
     }
-    static bool close(double got, double expected) { return std::abs(got - expected) <= 1e-4 * (1 + std::abs(expected)); }
+    static bool close(double got, double expected) {
+        return std::abs(got - expected) <= 1e-4 * (1 + std::abs(expected));
+    }
 
     Values u = draw(BATCH * LENGTH * CHANNELS, 1, -1, 1), dt = draw(BATCH * LENGTH * CHANNELS, 2, -5, 1),
            B = draw(BATCH * LENGTH * STATES, 3, -1, 1), C = draw(BATCH * LENGTH * STATES, 4, -1, 1),
@@ -54,8 +56,11 @@ class SelfTest {
     bool test_scan() {
         Values y(u.size()), du(u.size()), ddt(u.size()), dB(B.size()), dC(C.size()), dA(A.size());
         Values state(BATCH * CHANNELS * STATES), checkpoints(BATCH * 3 * 64 * 8);
-        const Scan scan{BATCH, LENGTH, CHANNELS, STATES, 8, 2, 1, rows(u, CHANNELS), rows(dt, CHANNELS), {},
-                        rows(B, STATES), rows(C, STATES), A.data(), nullptr, nullptr, nullptr, nullptr, checkpoints.data()};
+        Scan scan{};
+        scan.batch = BATCH, scan.length = LENGTH, scan.channels = CHANNELS, scan.states = STATES;
+        scan.chunk = 8, scan.threads = 2, scan.softplus = 1;
+        scan.u = rows(u, CHANNELS), scan.dt = rows(dt, CHANNELS), scan.B = rows(B, STATES), scan.C = rows(C, STATES);
+        scan.A = A.data(), scan.checkpoints = checkpoints.data();
         scan_forward(scan, rows(y, CHANNELS), state.data());
         scan_backward(scan, {rows(dy, CHANNELS), nullptr, rows(du, CHANNELS), rows(ddt, CHANNELS), {}, rows(dB, STATES),
                              rows(dC, STATES), dA.data(), nullptr, nullptr, nullptr});

@@ -40,7 +40,8 @@ typedef double Double __attribute__((vector_size(8 * LANES)));
 INLINE Float splat(float value) { return value - Float{}; }
 
 // Lane i is lane pattern(i) of the two vectors one after the other.
-template <class Pattern, size_t... I> INLINE Float shuffle(Float a, Float b, Pattern pattern, std::index_sequence<I...>) {
+template <class Pattern, size_t... I>
+INLINE Float shuffle(Float a, Float b, Pattern pattern, std::index_sequence<I...>) {
 #if defined(__clang__)
     return __builtin_shufflevector(a, b, pattern(I)...);
 #else
@@ -95,8 +96,8 @@ INLINE Float at_least(float bound, Float x) {
 #endif
 }
 
-// x becomes 2^x - 1 for x <= 127: relative error 2e-7 near 0 too, exactly 0 at 0, exactly -1 below -126. Several vectors
-// at once and step by step, since the steps for one of them wait for each other.
+// x becomes 2^x - 1 for x <= 127: relative error 2e-7 near 0 too, exactly 0 at 0, exactly -1 below -126. Several
+// vectors at once and step by step, since the steps for one of them wait for each other.
 template <int COUNT> INLINE void powers_minus_one(Float (&x)[COUNT]) {
     Float scale[COUNT], p[COUNT];
     EACH(i, COUNT) x[i] = at_least(-126.0f, x[i]);
