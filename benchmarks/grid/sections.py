@@ -14,7 +14,7 @@ from benchmarks.grid.cases import scan_inputs
 from benchmarks.grid.measure import Meter, Pass
 from benchmarks.grid.plan import CASES, is_checked
 
-ONCE_S = 10.0  # a first pass of more CPU seconds is not repeated: it is an order slower than what it is compared with
+ONCE_S = 0.02  # CPU seconds a frame of the batch: a slower first pass is not repeated, being far from the fastest
 Cell = dict[str, Any]
 
 
@@ -34,23 +34,29 @@ def _mixer(cell: Cell, folder: Path | None, meter: Meter) -> dict[str, Any]:
     start = time.process_time()
     peak = meter.peak_memory(one)
     first = time.process_time() - start
-    times = measure.spread([first]) if first > ONCE_S else meter.times(one)
-    results = measure.sample(one, one()) if first <= ONCE_S else {}
+    slow = first > ONCE_S * cell["length"]
+    times = measure.spread([first]) if slow else meter.times(one)
+    results = {} if slow else measure.sample(one, one())
     one.clear()
     kept = measure.kept_for_backward(one)
     return {"cpu_s": times, "peak": peak, "kept": kept, "chunk": chunk, "sample": results, "errors": errors}
 
 
 def _best_chunk(cell: Cell, folder: Path | None, meter: Meter) -> int | None:
-    """The fastest chunk size of a peer that has a choice, of those that give numbers, tried on a batch of two."""
+    """The fastest chunk size of a peer that has a choice, of those that give numbers; tried on some 8192 frames."""
     chunks = systems.SYSTEMS[cell["system"]].chunks
+    batch = min(cell["batch"], max(1, 8192 // cell["length"]))
     best: dict[int, float] = {}
     for chunk in chunks:
-        one = Pass(systems.build(cell["system"], cell["d_model"], folder, chunk), 2, cell["length"], cell["d_model"])
+        one = Pass(
+            systems.build(cell["system"], cell["d_model"], folder, chunk), batch, cell["length"], cell["d_model"]
+        )
         with meter.limited():
             one()
         if all(gradient.isfinite().all() for gradient in one.gradients().values()):
-            best[chunk] = meter.times(one)["min"]
+            best[chunk] = meter.times(one)["median"]
+            if best[chunk] > 1.3 * min(best.values()):  # larger ones only get slower
+                break
     return min(best, key=best.__getitem__, default=chunks[0] if chunks else None)
 
 
