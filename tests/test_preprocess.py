@@ -63,12 +63,12 @@ def write_noise(path: Path, seconds: float, seed: int = 0) -> None:
 
 @pytest.fixture(scope="module")
 def long_corpus(tmp_path_factory) -> Path:
-    """300 short recordings of 3 speakers, which make 3 shards; the last shard also has five minutes of silence."""
+    """300 short recordings of 3 speakers, which make 3 shards; the last one also has 15 minutes of silence."""
     root = tmp_path_factory.mktemp("long")
     for number in range(300):
         speaker = number // 100 + 1
         write_noise(root / "noise" / f"{speaker}" / "1" / f"{speaker}-1-{number:04d}.flac", 0.1, number)
-    soundfile.write(root / "noise" / "3" / "1" / "3-1-9999.flac", np.zeros(300 * 16_000, dtype=np.int16), 16_000)
+    soundfile.write(root / "noise" / "3" / "1" / "3-1-9999.flac", np.zeros(900 * 16_000, dtype=np.int16), 16_000)
     return root
 
 
