@@ -14,9 +14,9 @@ import soundfile
 from download import DEMO_DEFAULTS
 from utils.cli import UserError
 from utils.corpus.demo import SAMPLE_RATE, Settings, _resample, build_demo, make_plan
-from utils.corpus.espeak import synthesise
 from utils.corpus.sentences import transcript
 from utils.corpus.voices import VOICES, Voice
+from utils.espeak import synthesise
 from utils.files import read_json
 
 SMALL = Settings(voices=3, utterances_per_voice=2, seed=5)

@@ -21,10 +21,10 @@ from pathlib import Path
 from typing import Any
 
 from utils.cli import UserError, progress
-from utils.corpus.espeak import require_espeak, synthesise
 from utils.corpus.records import RECORD, Say, disk_errors, only_one, read_record, remove_leftovers
 from utils.corpus.sentences import sentences, transcript
 from utils.corpus.voices import VOICES, Voice
+from utils.espeak import require_espeak, synthesise
 from utils.files import sha256_text, staging_directory, write_json, write_text
 
 SPLIT = "demo"

@@ -1,7 +1,7 @@
 """Speech by espeak-ng, in a process of its own.
 
     echo '{"voice": "en-us+f3", "sentences": [{"text": "Good morning.", "rate": 165, "pitch": 50}]}' \\
-        | python -m utils.corpus.espeak > speech.bin
+        | python -m utils.espeak > speech.bin
 
 Standard input takes one JSON job; standard output gives one JSON line, `{"sample_rate": 22050, "samples": [n, ...]}`,
 and then the sentences' 16-bit samples, one sentence after the other. What espeak-ng says depends on what its process
@@ -34,7 +34,7 @@ ESPEAK_CHARS_UTF8 = 1
 
 VOLUME = 25  # of 200; at the default of 100 about a third of the voices clip
 RANDOM_SEED = 1  # espeak-ng itself seeds the breath of its voices with the time of day
-REPOSITORY = Path(__file__).resolve().parents[2]
+REPOSITORY = Path(__file__).resolve().parents[1]
 
 
 def require_espeak() -> Any:
@@ -64,7 +64,7 @@ def synthesise(job: Mapping[str, Any]) -> tuple[int, list[np.ndarray]]:
     import numpy as np  # the worker process, which imports this module too, starts three times faster without it
 
     worker = subprocess.run(
-        [sys.executable, "-m", "utils.corpus.espeak"],
+        [sys.executable, "-m", "utils.espeak"],
         input=json.dumps(job).encode(),
         capture_output=True,
         cwd=REPOSITORY,
