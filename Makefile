@@ -53,8 +53,8 @@ clean:
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Installations. Each stamp is as old as its requirement file's last installation.
-$(VENV)/.dev: requirements-dev.txt $(VENV)/.demo
-	$(PIP) -r requirements-dev.txt
+$(VENV)/.dev: requirements-dev.txt requirements-eval.txt $(VENV)/.demo
+	$(PIP) -r requirements-dev.txt -r requirements-eval.txt
 	@touch $@
 
 $(VENV)/.demo: requirements-demo.txt $(VENV)/.base

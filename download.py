@@ -1,6 +1,7 @@
-"""Brings a speech corpus: downloads and verifies a public one, or makes the synthetic demo corpus on the spot.
+"""Brings a speech corpus: downloads and verifies a public one, or makes a synthetic demo corpus on the spot.
 
 python download.py --dataset demo                                  # 64 synthetic voices, no internet needed
+python download.py --dataset demo-voice                            # one synthetic voice, for text to mel
 python download.py --dataset mini-librispeech                      # 0.46 GB of real speech
 python download.py --dataset librispeech --split dev-clean test-clean
 python download.py --dataset ljspeech
@@ -19,11 +20,12 @@ from pathlib import Path
 from typing import Any
 
 from utils.cli import Parser, cores, non_negative_int, positive_float, positive_int, run, save_config
-from utils.corpus.catalog import ARCHIVES, DATASETS, DEFAULT_SPLITS, splits
+from utils.corpus.catalog import ARCHIVES, DATASETS, DEFAULT_SPLITS, SYNTHETIC_SPLITS, splits
 from utils.corpus.voices import VOICES
 
 NUM_PROC = min(cores(), 8)
 DEMO_DEFAULTS = {"voices": 64, "utterances_per_voice": 20, "seed": 0, "num_proc": NUM_PROC, "overwrite": False}
+DEMO_VOICE_DEFAULTS = {"utterances_per_voice": 240, "seed": 0, "num_proc": NUM_PROC, "overwrite": False}
 TRANSFER_DEFAULTS = {"base_url": None, "keep_archive": False, "attempts": 8, "retry_wait": 1.0, "timeout": 60.0}
 
 
@@ -44,10 +46,11 @@ def build_parser() -> Parser:
         "--root", type=Path, default=Path("data/raw"), help="folder of all corpora; this one goes into ROOT/DATASET"
     )
 
-    demo = parser.add_argument_group("the demo corpus")
+    demo = parser.add_argument_group("the demo corpora")
     add = functools.partial(_add, demo, DEMO_DEFAULTS)
-    add("--voices", f"speakers, at most {len(VOICES)}", type=positive_int, metavar="N")
-    add("--utterances-per-voice", "in two chapters, at least 2", type=positive_int, metavar="N")
+    add("--voices", f"of demo: speakers, at most {len(VOICES)}", type=positive_int, metavar="N")
+    number = DEMO_VOICE_DEFAULTS["utterances_per_voice"]
+    add("--utterances-per-voice", f"of demo in two chapters; demo-voice: {number}", type=positive_int, metavar="N")
     add("--seed", "of the sentences and the recording conditions", type=non_negative_int, metavar="N")
     add("--num-proc", "processes; the bytes do not depend on it", type=positive_int, metavar="N")
     add("--overwrite", "replace a demo corpus of other settings", action=argparse.BooleanOptionalAction)
@@ -80,18 +83,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     parser.report(find_problems(args))
     args.split = list(dict.fromkeys(args.split or DEFAULT_SPLITS[args.dataset]))
-    own, foreign = _defaults_of(args.dataset)
-    for name, default in own.items():
+    for name, default in _defaults_of(args.dataset).items():
         if getattr(args, name) is None:
             setattr(args, name, default)
-    for name in foreign:
+    for name in _foreign(args.dataset):
         delattr(args, name)  # what has no meaning here has no place in the saved configuration
-    return run(make_demo if args.dataset == "demo" else download, args)
+    return run({"demo": make_demo, "demo-voice": make_demo_voice}.get(args.dataset, download), args)
 
 
-def _defaults_of(dataset: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The flags that belong to a dataset's kind, and those that do not."""
-    return (DEMO_DEFAULTS, TRANSFER_DEFAULTS) if dataset == "demo" else (TRANSFER_DEFAULTS, DEMO_DEFAULTS)
+def _defaults_of(dataset: str) -> dict[str, Any]:
+    """The flags that belong to a dataset's kind."""
+    return {"demo": DEMO_DEFAULTS, "demo-voice": DEMO_VOICE_DEFAULTS}.get(dataset, TRANSFER_DEFAULTS)
+
+
+def _foreign(dataset: str) -> list[str]:
+    """The flags that do not."""
+    return [name for name in (*DEMO_DEFAULTS, *TRANSFER_DEFAULTS) if name not in _defaults_of(dataset)]
 
 
 def find_problems(args: argparse.Namespace) -> list[str]:
@@ -101,10 +108,11 @@ def find_problems(args: argparse.Namespace) -> list[str]:
         for split in args.split or ()
         if split not in splits(args.dataset)
     ]
-    _, foreign = _defaults_of(args.dataset)
-    reason = "it is not downloaded" if args.dataset == "demo" else "that flag is for the demo corpus"
-    given = [name for name in foreign if getattr(args, name) is not None]
-    problems += [f"--{name.replace('_', '-')} contradicts --dataset {args.dataset}: {reason}" for name in given]
+    given = [name for name in _foreign(args.dataset) if getattr(args, name) is not None]
+    problems += [
+        f"--{name.replace('_', '-')} contradicts --dataset {args.dataset}: {_reason(args.dataset, name)}"
+        for name in given
+    ]
     if args.dataset == "demo":
         if (args.voices or 0) > len(VOICES):
             problems.append(f"--voices {args.voices}: there are {len(VOICES)} distinct voices")
@@ -115,11 +123,26 @@ def find_problems(args: argparse.Namespace) -> list[str]:
     return problems
 
 
+def _reason(dataset: str, flag: str) -> str:
+    """Why a dataset has no use for a flag of another kind."""
+    if dataset not in SYNTHETIC_SPLITS:
+        return "that flag is for the demo corpora"
+    return "it is not downloaded" if flag in TRANSFER_DEFAULTS else "it has one voice"
+
+
 def make_demo(args: argparse.Namespace) -> None:
     """The demo corpus, and the flags that made it beside it."""
     from utils.corpus.demo import Settings, build_demo
 
     build_demo(args.root, Settings(args.voices, args.utterances_per_voice, args.seed), args.num_proc, args.overwrite)
+    save_config(args.root / args.dataset / "download.yaml", args)
+
+
+def make_demo_voice(args: argparse.Namespace) -> None:
+    """The one-voice demo corpus, and the flags that made it beside it."""
+    from utils.corpus.demo_voice import Settings, build_demo_voice
+
+    build_demo_voice(args.root, Settings(args.utterances_per_voice, args.seed), args.num_proc, args.overwrite)
     save_config(args.root / args.dataset / "download.yaml", args)
 
 

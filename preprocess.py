@@ -6,6 +6,7 @@
     python preprocess.py --dataset librispeech --raw CORPUS --out data/processed/mine --protocol fold1 \\
         --heldout-speakers fold1_speakers.txt
     python preprocess.py --dataset ljspeech --raw LJSpeech-1.1
+    python preprocess.py --dataset ljspeech --raw LJSpeech-1.1 --out data/processed/lj_phone --units phoneme
 
 --dataset names the layout: any folder in LibriSpeech layout (SPEAKER/CHAPTER/*.flac) or LJSpeech layout (metadata.csv,
 wavs/) can be given as --raw. Running it again does only what is missing: an interrupted run is continued, another
@@ -50,6 +51,11 @@ def build_parser() -> Parser:
         help="what the features are for; tts needs transcripts (default: tts for ljspeech, else speaker)",
     )
     group.add_argument("--recipe", choices=sorted(RECIPES), help="the mel recipe (default: the task's)")
+    group.add_argument(
+        "--units",
+        choices=("char", "phoneme"),
+        help="what the tokens of --task tts stand for; phonemes need espeak-ng, requirements-demo.txt (default: char)",
+    )
     group.add_argument("--max-bad", type=fraction, default=0.01, help="share of unusable recordings to put up with")
     group.add_argument("--num-proc", type=positive_int, default=cores(), help="processes; the result is the same")
     group = parser.add_argument_group("splits and trials")
@@ -86,6 +92,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.task == "tts":
         given = {"--heldout-speakers": args.heldout_speakers, "--valid-speakers": args.valid_speakers}
         parser.report([f"{flag} needs --task speaker" for flag, value in given.items() if value is not None])
+        args.units = args.units or "char"
+    elif args.units is not None:
+        parser.report(["--units needs --task tts"])
     return run(preprocess, args)
 
 
@@ -95,6 +104,10 @@ def preprocess(args: argparse.Namespace) -> None:
     if args.task == "tts":
         _require_texts(utterances)
     _require_own_folder(args.out)
+    if args.units == "phoneme":
+        from utils.text.phonemes import require_phonemes
+
+        require_phonemes()
     request = _request(args, utterances)
     made_before = _is_made(args.out / "protocols" / args.protocol, request)
     if _protocol_is_asked_for(args) and not (args.out / "meta.json").exists():
@@ -102,7 +115,8 @@ def preprocess(args: argparse.Namespace) -> None:
 
     from utils.features.build import build
 
-    store, is_new = build(utterances, args.raw, args.out, RECIPES[args.recipe], args.num_proc, args.max_bad)
+    recipe, units = RECIPES[args.recipe], args.units or "char"
+    store, is_new = build(utterances, args.raw, args.out, recipe, args.num_proc, args.max_bad, units)
     if is_new:
         save_config(args.out / "config.yaml", args)
     reason = None if made_before else _make_protocol(args, store, request)

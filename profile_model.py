@@ -18,7 +18,12 @@ from typing import TYPE_CHECKING, Any
 import train_tacomamba
 from utils import cli
 from utils.features.recipe import DEFAULT_RECIPE, RECIPES
-from utils.training import options
+from utils.training.model_options import add_model_arguments
+from utils.training.speaker_options import (
+    add_speaker_model_arguments,
+    speaker_model_config,
+    speaker_model_problems,
+)
 
 if TYPE_CHECKING:
     from utils.profiling import Layer, StepMemory
@@ -39,7 +44,8 @@ def build_parser() -> cli.Parser:
     step.add_argument(
         "--amp", choices=("off", "bf16", "fp16"), default="off", help="mixed precision of the forward pass"
     )
-    options.add_model_arguments(parser)
+    add_model_arguments(parser)
+    add_speaker_model_arguments(parser)
     output = parser.add_argument_group("output")
     output.add_argument("--depth", type=cli.non_negative_int, help="levels of modules in the table (default: all)")
     output.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
@@ -55,7 +61,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _problems(args: argparse.Namespace) -> list[str]:
-    problems = options.model_problems(args)
+    problems = speaker_model_problems(args)
     if args.json and args.depth is not None:
         problems.append("--depth shortens the table; --json always holds every row")
     if _frames(args) < 1:
@@ -76,7 +82,7 @@ def _profile(args: argparse.Namespace) -> int:
     from utils.training.update import AMP_DTYPES, parameter_groups
 
     torch.manual_seed(0)
-    config = options.model_config(args, RECIPES[args.recipe].n_mels)
+    config = speaker_model_config(args, RECIPES[args.recipe].n_mels)
     model = build_speaker_model(config, args.speakers).train()
     frames = _frames(args)
     batch = {

@@ -1,7 +1,8 @@
-"""Train a model; today the speaker recogniser, on one process or many.
+"""Train a speaker recogniser or text to mel, on one process or many.
 
 python train_tacomamba.py --task speaker --data data/processed/demo --config configs/speaker-tiny.yaml --out runs/demo
 python train_tacomamba.py --task speaker --data data/processed/demo --out runs/demo --resume auto
+python train_tacomamba.py --task tts --data data/processed/ljspeech --config configs/tts-small.yaml --out runs/voice
 torchrun --nproc-per-node 2 train_tacomamba.py --task speaker --data data/processed/demo --out runs/two --batch-size 32
 
 Writes OUT/best.pt (lowest validation error, to use), OUT/last.pt (to go on from) and OUT/last-1.pt (the one before),
@@ -19,10 +20,13 @@ from typing import TYPE_CHECKING, Any
 from utils import cli
 from utils.malloc import keep_freed_memory
 from utils.protocol import DEFAULT_PROTOCOL
-from utils.training import options
+from utils.training import options, speaker_options, tts_options
+from utils.training.model_options import add_model_arguments
 
 if TYPE_CHECKING:
+    from utils.features.store import FeatureStore
     from utils.training.distributed import Ranks
+    from utils.training.task import Task
 
 
 def build_parser() -> cli.Parser:
@@ -30,13 +34,15 @@ def build_parser() -> cli.Parser:
     parser = cli.Parser(description=__doc__)
     parser.add_config()
     data = parser.add_argument_group("data")
-    data.add_argument("--task", choices=("speaker",), default="speaker", help="what to train")
+    data.add_argument("--task", choices=("speaker", "tts"), default="speaker", help="what to train")
     data.add_argument("--data", type=Path, required=True, help="folder that preprocess.py wrote")
     data.add_argument("--protocol", default=DEFAULT_PROTOCOL, help="which of the data's protocols gives the splits")
     data.add_argument("--out", type=Path, required=True, help="run folder; not empty only with --resume")
     options.add_training_arguments(parser)
-    options.add_speaker_arguments(parser)
-    options.add_model_arguments(parser)
+    add_model_arguments(parser)
+    speaker_options.add_speaker_arguments(parser)
+    speaker_options.add_speaker_model_arguments(parser)
+    tts_options.add_tts_model_arguments(parser)
     return parser
 
 
@@ -49,11 +55,32 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _problems(args: argparse.Namespace) -> list[str]:
-    problems = [*options.model_problems(args), *options.speaker_problems(args)]
+    if args.task == "speaker":
+        problems = [*speaker_options.speaker_model_problems(args), *speaker_options.speaker_problems(args)]
+    else:
+        problems = tts_options.tts_problems(args)
+    problems += _flags_of_other_tasks(args)
     if args.resume == "off" and args.out.is_dir() and any(args.out.iterdir()):
         problems.append(f"{args.out} is not empty: --resume auto goes on with the run there, another --out starts anew")
     if args.out.exists() and not args.out.is_dir():
         problems.append(f"--out {args.out} is a file, not a folder")
+    return problems
+
+
+def _flags_of_other_tasks(args: argparse.Namespace) -> list[str]:
+    """A sentence for each flag that was set and that the task knows nothing of."""
+    adders = {
+        "speaker": (speaker_options.add_speaker_arguments, speaker_options.add_speaker_model_arguments),
+        "tts": (tts_options.add_tts_model_arguments,),
+    }
+    problems = []
+    for task, adds in adders.items():
+        others = cli.Parser(add_help=False)
+        for add in adds:
+            add(others)
+        names = vars(others.parse_args([])) if task != args.task else {}
+        changed = [name for name, default in names.items() if getattr(args, name) != default]
+        problems += [f"--{name.replace('_', '-')} is for --task {task}, not for --task {args.task}" for name in changed]
     return problems
 
 
@@ -78,15 +105,12 @@ def _fit(args: argparse.Namespace, ranks: Ranks) -> int:
     import torch
 
     from utils.features.store import FeatureStore
-    from utils.protocol import read_protocol
-    from utils.training.speaker import SpeakerTask
     from utils.training.trainer import Trainer
 
     resumed = ranks.on_main(lambda: _checkpoint_to_resume(args))
     store = FeatureStore.open(args.data)
-    protocol = read_protocol(args.data / "protocols" / args.protocol)
     torch.manual_seed(args.seed)
-    task = SpeakerTask(store, protocol, args)
+    task = _task(args, store)
     config = cli.plain_arguments(args)
     trainer = Trainer(task, args, config, args.out, ranks)
     if resumed is not None:
@@ -100,6 +124,20 @@ def _fit(args: argparse.Namespace, ranks: Ranks) -> int:
         trainer.store.sweep()
         _write_records(args, config, task, trainer.step, ranks)
     return trainer.fit()
+
+
+def _task(args: argparse.Namespace, store: FeatureStore) -> Task:
+    """What is to be trained, freshly initialised."""
+    folder = args.data / "protocols" / args.protocol
+    if args.task == "speaker":
+        from utils.protocol import read_protocol
+        from utils.training.speaker import SpeakerTask
+
+        return SpeakerTask(store, read_protocol(folder), args)
+    from utils.protocol import read_text_lists
+    from utils.training.tts import TextToMelTask
+
+    return TextToMelTask(store, read_text_lists(folder), args)
 
 
 def _checkpoint_to_resume(args: argparse.Namespace) -> dict[str, Any] | None:

@@ -101,7 +101,7 @@ class SpeakerModel(nn.Module):
 
 
 def build_speaker_model(config: dict, n_speakers: int) -> SpeakerModel:
-    """The model of a configuration (`utils.training.options.model_config`), freshly initialised.
+    """The model of a configuration (`utils.training.speaker_options.speaker_model_config`), freshly initialised.
 
     Raises ValueError for a contradiction, such as a causal encoder with per-utterance statistics.
     """

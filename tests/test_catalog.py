@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from utils.corpus.catalog import ARCHIVES, DATASETS, DEFAULT_SPLITS, LAYOUT, splits
+from utils.corpus.catalog import ARCHIVES, DATASETS, DEFAULT_SPLITS, LAYOUT, SYNTHETIC_SPLITS, splits
 
 LIBRISPEECH = [archive for archive in ARCHIVES.values() if archive.dataset == "librispeech"]
 
@@ -45,3 +45,9 @@ def test_every_dataset_has_splits_defaults_and_a_layout(dataset):
     assert splits(dataset)
     assert set(DEFAULT_SPLITS[dataset]) <= set(splits(dataset))
     assert LAYOUT[dataset] in ("librispeech", "ljspeech")
+
+
+def test_every_dataset_is_either_made_or_downloaded():
+    assert set(SYNTHETIC_SPLITS) == {"demo", "demo-voice"}
+    assert set(SYNTHETIC_SPLITS).isdisjoint(dataset for dataset, _ in ARCHIVES)
+    assert set(SYNTHETIC_SPLITS) | {dataset for dataset, _ in ARCHIVES} == set(DATASETS)

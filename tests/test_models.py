@@ -17,14 +17,20 @@ from models.pooling import AttentiveStatisticsPooling, StatisticsPooling
 from models.speaker import Subsampling
 from models.stack import MixerStack
 from utils import cli
-from utils.training import options
+from utils.training.model_options import MIXERS, add_model_arguments
+from utils.training.speaker_options import (
+    add_speaker_model_arguments,
+    speaker_model_config,
+    speaker_model_problems,
+)
 
 LENGTHS = torch.tensor([23, 9, 1])
 
 
 def model_config(*words: str) -> dict:
     parser = cli.Parser()
-    options.add_model_arguments(parser)
+    add_model_arguments(parser)
+    add_speaker_model_arguments(parser)
     small = [
         "--d-model",
         "32",
@@ -37,12 +43,12 @@ def model_config(*words: str) -> dict:
         "--embedding-dim",
         "12",
     ]
-    return options.model_config(parser.parse_args([*small, "--channels", "16", *words]), n_mels=10)
+    return speaker_model_config(parser.parse_args([*small, "--channels", "16", *words]), n_mels=10)
 
 
 MODELS = {
-    **{mixer: ("--mixer", mixer) for mixer in options.MIXERS},
-    **{f"causal-{mixer}": ("--mixer", mixer, "--causal") for mixer in options.MIXERS},
+    **{mixer: ("--mixer", mixer) for mixer in MIXERS},
+    **{f"causal-{mixer}": ("--mixer", mixer, "--causal") for mixer in MIXERS},
     "mlp": ("--mixer", "attention", "--mlp-ratio", "2"),
     "xvector": ("--model", "xvector"),
     "ecapa": ("--model", "ecapa"),
@@ -140,7 +146,7 @@ def test_reverse_by_length_moves_no_padding():
 
 
 @pytest.mark.parametrize("causal", [True, False])
-@pytest.mark.parametrize("mixer", options.MIXERS)
+@pytest.mark.parametrize("mixer", MIXERS)
 def test_padding_changes_nothing(mixer, causal):
     """Each sequence alone against the padded batch, with garbage in the padding: 2e-6 absolute on unit-scale output."""
     stack, x = make_stack(mixer, causal), padded_batch()
@@ -153,7 +159,7 @@ def test_padding_changes_nothing(mixer, causal):
         assert not together[row, length:].any()
 
 
-@pytest.mark.parametrize("mixer", options.MIXERS)
+@pytest.mark.parametrize("mixer", MIXERS)
 def test_causal_mixers_see_no_future_and_others_do(mixer):
     x, lengths = padded_batch(), torch.full((3,), 23)
     changed = x.clone()
@@ -279,5 +285,5 @@ def test_a_causal_encoder_refuses_utterance_statistics():
 
 def test_contradicting_model_flags_are_all_reported():
     args = Namespace(model="xvector", mixer="mamba2", causal=True, normalise="utterance")
-    problems = options.model_problems(args)
+    problems = speaker_model_problems(args)
     assert len(problems) == 2

@@ -18,6 +18,7 @@ import preprocess
 from utils.cli import UserError
 from utils.features.store import FeatureStore
 from utils.protocol import read_protocol
+from utils.text.frontend import FrontEnd
 
 REPOSITORY = Path(preprocess.__file__).parent
 
@@ -311,8 +312,46 @@ def test_unknown_symbols_are_reported(ljspeech_root, tmp_path, capsys):
     metadata = (root / "metadata.csv").read_text().replace("number three", "n° 3")
     (root / "metadata.csv").write_text(metadata, encoding="utf-8")
     assert run("--dataset", "ljspeech", "--raw", root, "--out", tmp_path / "out") == 0
-    assert "symbols that the vocabulary lacks: '3' x 24, '°' x 24" in capsys.readouterr().out
-    assert FeatureStore.open(tmp_path / "out").tokens(0).tolist().count(1) == 2
+    assert "symbols that the vocabulary lacks: '°' x 24\n" in capsys.readouterr().out
+    store = FeatureStore.open(tmp_path / "out")
+    assert store.vocabulary.decode(store.tokens(0)).endswith(", n<unk> three.")
+
+
+def test_phoneme_tokens_are_those_of_the_front_end(ljspeech_root, tmp_path, capsys):
+    common = ("--dataset", "ljspeech", "--raw", ljspeech_root, "--out", tmp_path / "out")
+    assert run(*common, "--units", "phoneme") == 0
+    before = tree(tmp_path / "out")
+    store = FeatureStore.open(tmp_path / "out")
+    front_end = FrontEnd.for_units("phoneme")
+    assert store.vocabulary == front_end.vocabulary
+    for i, text in enumerate(front_end.encode([row.text for row in store.rows])):
+        np.testing.assert_array_equal(store.tokens(i), text.tokens)
+    assert store.vocabulary.decode(store.tokens(0)).endswith(", nˈʌmbɚ θɹˈiː.")
+    capsys.readouterr()
+    assert run(*common) == 2  # characters, by default
+    assert "are of units phoneme, and char is asked for: choose another --out" in capsys.readouterr().err
+    assert run(*common, "--units", "phoneme") == 0
+    assert "nothing to do" in capsys.readouterr().out and tree(tmp_path / "out") == before
+
+
+def test_tokens_of_another_front_end_are_refused(ljspeech_root, tmp_path, capsys):
+    common = ("--dataset", "ljspeech", "--raw", ljspeech_root, "--out", tmp_path / "out")
+    assert run(*common) == 0
+    meta = tmp_path / "out" / "meta.json"
+    meta.write_text(meta.read_text().replace('"version": 1', '"version": 0'))
+    capsys.readouterr()
+    assert run(*common) == 2
+    assert "were made by version 0 of the text front end, and this is version 1" in capsys.readouterr().err
+
+
+def test_phonemes_without_espeak_are_refused_before_the_work(ljspeech_root, tmp_path):
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "espeakng_loader.py").write_text("raise ImportError('not here')")
+    common = ("--dataset", "ljspeech", "--raw", ljspeech_root, "--out", tmp_path / "out", "--units", "phoneme")
+    process = start(*common, PYTHONPATH=str(tmp_path / "site"))
+    output, errors = process.communicate(timeout=60)
+    assert (process.returncode, output) == (2, "") and not (tmp_path / "out").exists()
+    assert errors == "error: phonemes need espeak-ng, which is not installed: pip install -r requirements-demo.txt\n"
 
 
 def test_one_speaker_gives_features_and_a_word_on_what_is_missing(small, tmp_path, capsys):
@@ -371,6 +410,10 @@ def test_all_bad_flags_are_shown_at_once(capsys):
         preprocess.main(["--dataset", "ljspeech", "--heldout-speakers", "3", "--valid-speakers", "1"])
     assert caught.value.code == 2
     assert "--heldout-speakers needs --task speaker" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as caught:
+        preprocess.main(["--dataset", "librispeech", "--units", "phoneme"])
+    assert caught.value.code == 2
+    assert "--units needs --task tts" in capsys.readouterr().err
 
 
 @pytest.mark.real

@@ -58,6 +58,7 @@ def test_tokens_spell_the_transcript(store):
     for i in (0, 50):
         assert store.tokens(i).dtype == np.int32
         assert store.vocabulary.decode(store.tokens(i)) == store.rows[i].text.lower()
+        assert (store.tokens(i)[0], store.tokens(i)[-1]) == (2, 3)
 
 
 def test_a_store_travels_to_another_process(store):
@@ -108,5 +109,5 @@ def test_a_missing_shard_is_refused(copy):
 
 def test_a_file_of_another_format_is_refused(copy):
     (copy / "meta.json").write_text('{"format": 99}')
-    with pytest.raises(UserError, match="not a feature store of format 1"):
+    with pytest.raises(UserError, match="not a feature store of format 2"):
         FeatureStore.open(copy)

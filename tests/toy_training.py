@@ -141,6 +141,9 @@ class ToyTask:
     def description(self) -> dict[str, Any]:
         return {"recipe": RECIPES[DEFAULT_RECIPE["speaker"]].to_dict()}
 
+    def attachments(self) -> dict[str, Any]:
+        return {}
+
 
 def train(scenario: dict[str, Any], ranks: distributed.Ranks) -> dict[str, Any]:
     """Runs one scenario on this rank, as train_tacomamba.py does."""

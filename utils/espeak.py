@@ -4,8 +4,10 @@
         | python -m utils.espeak > speech.bin
 
 Standard input takes one JSON job; standard output gives one JSON line, `{"sample_rate": 22050, "samples": [n, ...]}`,
-and then the sentences' 16-bit samples, one sentence after the other. What espeak-ng says depends on what its process
-said before, so a process serves one voice and ends: the bytes then depend on the job alone.
+and then the sentences' 16-bit samples, one sentence after the other. A job with `"phones": true` gets in its JSON line
+also `"phones": [[[symbol, sample], ...], ...]`, what each sentence's phones are and where they start. What espeak-ng
+says depends on what its process said before, so a process serves one voice and ends: the bytes then depend on the job
+alone.
 
 espeak-ng is GPL-3.0-or-later. It is an optional dependency (requirements-demo.txt), and only this worker loads it.
 """
@@ -13,13 +15,14 @@ espeak-ng is GPL-3.0-or-later. It is an optional dependency (requirements-demo.t
 from __future__ import annotations
 
 import ctypes
+import itertools
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from utils.cli import UserError
 
@@ -31,10 +34,39 @@ AUDIO_OUTPUT_SYNCHRONOUS = 2
 ESPEAK_RATE, ESPEAK_VOLUME, ESPEAK_PITCH = 1, 2, 3
 POS_CHARACTER = 1
 ESPEAK_CHARS_UTF8 = 1
+INITIALIZE_PHONEME_EVENTS, INITIALIZE_PHONEME_IPA = 1, 2
+EVENT_LIST_TERMINATED, EVENT_PHONEME = 0, 7
 
 VOLUME = 25  # of 200; at the default of 100 about a third of the voices clip
 RANDOM_SEED = 1  # espeak-ng itself seeds the breath of its voices with the time of day
 REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+class _Event(ctypes.Structure):
+    """espeak_EVENT; `phone` is the union's string: 8 bytes of UTF-8, ending with a zero if it is shorter."""
+
+    _fields_ = (
+        ("type", ctypes.c_int),
+        ("unique_identifier", ctypes.c_uint),
+        ("text_position", ctypes.c_int),
+        ("length", ctypes.c_int),
+        ("audio_position", ctypes.c_int),
+        ("sample", ctypes.c_int),
+        ("user_data", ctypes.c_void_p),
+        ("phone", ctypes.c_uint8 * 8),
+    )
+
+
+class Phone(NamedTuple):
+    """A phone of a sentence.
+
+    `symbol` is IPA with the stress mark before a vowel, empty for a pause. `start` is the sample at which espeak-ng
+    begins to make it: of a plosive the release (the silence before it still counts to the phone before), of a vowel
+    after a nasal or liquid the end of the glide into it.
+    """
+
+    symbol: str
+    start: int
 
 
 def require_espeak() -> Any:
@@ -61,6 +93,18 @@ def synthesise(job: Mapping[str, Any]) -> tuple[int, list[np.ndarray]]:
     Raises:
         UserError: espeak-ng is missing, or refused the job.
     """
+    answer, sentences = _serve(job)
+    return answer["sample_rate"], sentences
+
+
+def synthesise_with_phones(job: Mapping[str, Any]) -> tuple[int, list[np.ndarray], list[list[Phone]]]:
+    """As `synthesise`, and each sentence's phones in order of their starts."""
+    answer, sentences = _serve({**job, "phones": True})
+    return answer["sample_rate"], sentences, [[Phone(*phone) for phone in phones] for phones in answer["phones"]]
+
+
+def _serve(job: Mapping[str, Any]) -> tuple[dict[str, Any], list[np.ndarray]]:
+    """A fresh worker's JSON line, and each sentence's samples."""
     import numpy as np  # the worker process, which imports this module too, starts three times faster without it
 
     worker = subprocess.run(
@@ -78,24 +122,29 @@ def synthesise(job: Mapping[str, Any]) -> tuple[int, list[np.ndarray]]:
     sentences = np.split(np.frombuffer(body, dtype="<i2"), np.cumsum(answer["samples"]))
     if [len(samples) for samples in sentences] != [*answer["samples"], 0]:
         raise UserError(f"espeak-ng's answer for {job['voice']} is cut short")
-    return answer["sample_rate"], sentences[:-1]
+    return answer, sentences[:-1]
 
 
 class Espeak:
-    """The library, speaking into memory. One per process: it keeps its state in globals."""
+    """The library, speaking into memory. One per process: it keeps its state in globals.
 
-    def __init__(self) -> None:
+    With `phones` it also notes what each sentence's phones are and where they start.
+    """
+
+    def __init__(self, phones: bool = False) -> None:
         loader = require_espeak()
         self.library = ctypes.CDLL(loader.get_library_path())
         self.variants = Path(loader.get_data_path(), "voices", "!v")
         self._declare()
         # espeak-ng keeps its data's path in 160 bytes and cuts longer ones off: go there, and give it a short one.
         os.chdir(Path(loader.get_data_path()).parent)
-        self.sample_rate = self.library.espeak_Initialize(AUDIO_OUTPUT_SYNCHRONOUS, 0, b".", 0)
+        options = INITIALIZE_PHONEME_EVENTS | INITIALIZE_PHONEME_IPA if phones else 0
+        self.sample_rate = self.library.espeak_Initialize(AUDIO_OUTPUT_SYNCHRONOUS, 0, b".", options)
         if self.sample_rate <= 0:
             raise UserError("espeak-ng did not start: its data is missing or damaged, reinstall espeakng-loader")
         self.library.espeak_ng_SetRandSeed(RANDOM_SEED)
         self._blocks: list[bytes] = []
+        self._phones: list[Phone] = []
         self._callback = self._callback_type(self._collect)  # kept: ctypes frees what nobody holds
         self.library.espeak_SetSynthCallback(self._callback)
         self._check(self.library.espeak_SetParameter(ESPEAK_VOLUME, VOLUME, 0), "the volume")
@@ -103,7 +152,7 @@ class Espeak:
     def _declare(self) -> None:
         self.library.espeak_ng_SetRandSeed.argtypes = [ctypes.c_long]
         self._callback_type = ctypes.CFUNCTYPE(
-            ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p
+            ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.POINTER(_Event)
         )
         self.library.espeak_SetVoiceByName.argtypes = [ctypes.c_char_p]
         self.library.espeak_Synth.argtypes = [
@@ -120,6 +169,10 @@ class Espeak:
     def _collect(self, samples: Any, count: int, events: Any) -> int:
         if samples and count > 0:
             self._blocks.append(ctypes.string_at(samples, 2 * count))
+        for event in _until_the_end(events):
+            if event.type == EVENT_PHONEME:
+                symbol = bytes(event.phone).partition(b"\0")[0].decode()
+                self._phones.append(Phone(symbol, event.sample))
         return 0
 
     def _check(self, status: int, what: str) -> None:
@@ -133,16 +186,27 @@ class Espeak:
             raise UserError(f"espeak-ng has no variant {variant!r}")
         self._check(self.library.espeak_SetVoiceByName(name.encode()), f"the voice {name!r}")
 
-    def speak(self, text: str, rate: int, pitch: int) -> bytes:
-        """One sentence as 16-bit samples in the machine's byte order."""
+    def speak(self, text: str, rate: int, pitch: int) -> tuple[bytes, list[Phone]]:
+        """One sentence as 16-bit samples in the machine's byte order, and its phones if they are noted."""
         self._check(self.library.espeak_SetParameter(ESPEAK_RATE, rate, 0), f"the rate {rate}")
         self._check(self.library.espeak_SetParameter(ESPEAK_PITCH, pitch, 0), f"the pitch {pitch}")
         self._blocks.clear()
+        self._phones.clear()
         encoded = text.encode() + b"\0"
         status = self.library.espeak_Synth(encoded, len(encoded), 0, POS_CHARACTER, 0, ESPEAK_CHARS_UTF8, None, None)
         self._check(status, f"the sentence {text!r}")
         self._check(self.library.espeak_Synchronize(), f"the sentence {text!r}")
-        return b"".join(self._blocks)
+        return b"".join(self._blocks), list(self._phones)
+
+
+def _until_the_end(events: Any) -> Iterator[_Event]:
+    """The events of a callback; espeak-ng ends them with one of type 0, and may give none."""
+    if not events:
+        return
+    for place in itertools.count():
+        if events[place].type == EVENT_LIST_TERMINATED:
+            return
+        yield events[place]
 
 
 def main() -> int:
@@ -151,15 +215,18 @@ def main() -> int:
     answer = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # whatever the library prints must not land among the samples
     try:
-        espeak = Espeak()
+        phones = job.get("phones", False)
+        espeak = Espeak(phones)
         espeak.set_voice(job["voice"])
         spoken = [espeak.speak(item["text"], item["rate"], item["pitch"]) for item in job["sentences"]]
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return int(error.exit_code)
-    header = {"sample_rate": espeak.sample_rate, "samples": [len(samples) // 2 for samples in spoken]}
+    header = {"sample_rate": espeak.sample_rate, "samples": [len(samples) // 2 for samples, _ in spoken]}
+    if phones:
+        header["phones"] = [found for _, found in spoken]
     with answer:
-        answer.write(json.dumps(header).encode() + b"\n" + b"".join(spoken))
+        answer.write(json.dumps(header).encode() + b"\n" + b"".join(samples for samples, _ in spoken))
     return 0
 
 

@@ -300,6 +300,24 @@ def write_text_lists(directory: str | Path, rows: Iterable[Row], seed: int, requ
         write_json(folder / "protocol.json", {**content, "request": dict(request)})
 
 
+@dataclass(frozen=True)
+class TextLists:
+    """Utterances of text to mel to train on, to validate on, and to report on."""
+
+    train: list[str]
+    valid: list[str]
+    test: list[str]
+
+
+def read_text_lists(directory: str | Path) -> TextLists:
+    """Reads what `write_text_lists` wrote; `UserError` if it is missing or splits speakers instead."""
+    directory = Path(directory)
+    _read_content(directory)
+    if (directory / "heldout_speakers.txt").is_file():
+        raise UserError(f"{directory} splits speakers, not texts: preprocess.py --task tts makes lists of texts")
+    return TextLists(*(_read_lines(directory / f"{name}.txt") for name in ("train", "valid", "test")))
+
+
 def _write_named_trials(folder: Path, name: str, trials: Sequence[Trial]) -> str:
     text = _trial_lines(trials)
     file = f"{name}-{sha256_text(text)[:8]}.txt"
@@ -310,12 +328,7 @@ def _write_named_trials(folder: Path, name: str, trials: Sequence[Trial]) -> str
 def read_protocol(directory: str | Path) -> Protocol:
     """Reads what `write_protocol` wrote; `UserError` if it is missing or broken, or a trial list was changed."""
     directory = Path(directory)
-    if not (directory / "protocol.json").is_file():
-        others = sorted(path.parent.name for path in directory.parent.glob("*/protocol.json"))
-        raise UserError(f"there is no protocol {directory}" + (f"; there is {', '.join(others)}" if others else ""))
-    content = read_json(directory / "protocol.json")
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise UserError(f"{directory}/protocol.json is not of format {FORMAT}")
+    content = _read_content(directory)
     if not (directory / "heldout_speakers.txt").is_file():
         raise UserError(
             f"{directory} splits texts, not speakers: preprocess.py --task speaker makes a speaker protocol"
@@ -327,6 +340,17 @@ def read_protocol(directory: str | Path) -> Protocol:
             raise UserError(f"{directory / file} was changed: the hash in its name is not that of its trials")
     lists = {name: _read_lines(directory / f"{name}.txt") for name in ("heldout_speakers", "valid_speakers", *_LISTS)}
     return Protocol(name=content["name"], seed=content["seed"], **lists, **trials)
+
+
+def _read_content(directory: Path) -> dict[str, Any]:
+    """protocol.json of a folder of splits; `UserError` if there is none."""
+    if not (directory / "protocol.json").is_file():
+        others = sorted(path.parent.name for path in directory.parent.glob("*/protocol.json"))
+        raise UserError(f"there is no protocol {directory}" + (f"; there is {', '.join(others)}" if others else ""))
+    content = read_json(directory / "protocol.json")
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise UserError(f"{directory}/protocol.json is not of format {FORMAT}")
+    return content
 
 
 def describe(protocol: Protocol) -> dict[str, int]:
@@ -347,9 +371,9 @@ def write_trials(path: str | Path, trials: Sequence[Trial]) -> None:
     write_text(path, _trial_lines(trials))
 
 
-def training_list_hash(protocol: Protocol) -> str:
+def training_list_hash(train: Iterable[str]) -> str:
     """Names the utterances that are trained on, so that a checkpoint can be held against a protocol: 16 hex digits."""
-    return sha256_text("\n".join(sorted(protocol.train)))[:16]
+    return sha256_text("\n".join(sorted(train)))[:16]
 
 
 def read_trials(path: str | Path, allow_empty: bool = False) -> list[Trial]:

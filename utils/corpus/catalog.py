@@ -9,16 +9,22 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
-DATASETS = ("demo", "librispeech", "mini-librispeech", "ljspeech")
+DATASETS = ("demo", "demo-voice", "librispeech", "mini-librispeech", "ljspeech")
 LAYOUT = MappingProxyType(
-    {"demo": "librispeech", "librispeech": "librispeech", "mini-librispeech": "librispeech", "ljspeech": "ljspeech"}
+    {
+        "demo": "librispeech",
+        "demo-voice": "ljspeech",
+        "librispeech": "librispeech",
+        "mini-librispeech": "librispeech",
+        "ljspeech": "ljspeech",
+    }
 )
 AUDIO_SUFFIX = MappingProxyType({"librispeech": ".flac", "ljspeech": ".wav"})
 
-DEMO_SPLIT = "demo"
+SYNTHETIC_SPLITS = MappingProxyType({"demo": ("demo",), "demo-voice": ("DemoVoice-1.0",)})  # made, not downloaded
 DEFAULT_SPLITS = MappingProxyType(
     {
-        "demo": (DEMO_SPLIT,),
+        **SYNTHETIC_SPLITS,
         "librispeech": ("train-clean-100", "dev-clean", "test-clean"),
         "mini-librispeech": ("train-clean-5", "dev-clean-2"),
         "ljspeech": ("LJSpeech-1.1",),
@@ -184,6 +190,6 @@ ARCHIVES: Mapping[tuple[str, str], Archive] = _archives()
 
 def splits(dataset: str) -> tuple[str, ...]:
     """The splits that a dataset offers."""
-    if dataset == "demo":
-        return (DEMO_SPLIT,)
+    if dataset in SYNTHETIC_SPLITS:
+        return SYNTHETIC_SPLITS[dataset]
     return tuple(split for name, split in ARCHIVES if name == dataset)

@@ -12,20 +12,26 @@ import importlib.metadata
 import itertools
 import json
 import math
-import os
 import random
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from utils.cli import UserError, progress
-from utils.corpus.records import RECORD, Say, disk_errors, only_one, read_record, remove_leftovers
+from utils.cli import progress
+from utils.corpus.records import (
+    RECORD,
+    Say,
+    disk_errors,
+    finished_record,
+    only_one,
+    remove_leftovers,
+    replacing_directory,
+)
 from utils.corpus.sentences import sentences, transcript
 from utils.corpus.voices import VOICES, Voice
 from utils.espeak import require_espeak, synthesise
-from utils.files import sha256_text, staging_directory, write_json, write_text
+from utils.files import sha256_text, write_json, write_text
 
 SPLIT = "demo"
 SAMPLE_RATE = 16_000
@@ -124,34 +130,20 @@ def build_demo(
     corpus = home / "LibriSpeech"
     plan = make_plan(settings)
     wanted = {**dataclasses.asdict(settings), "plan": sha256_text(json.dumps([dataclasses.asdict(s) for s in plan]))}
-    if (record := _finished(corpus, wanted, overwrite)) is None:
+    request = (corpus, corpus / SPLIT, ".flac", wanted, overwrite)
+    if (record := finished_record(*request)) is None:
         require_espeak()
         with disk_errors(home), only_one(home, say):
             remove_leftovers(home, f".{corpus.name}.*.tmp")
-            if (record := _finished(corpus, wanted, overwrite)) is None:
+            if (record := finished_record(*request)) is None:
                 return _build(corpus, plan, wanted, num_proc, say)
     say(f"demo: already complete, {_summary(record)} in {corpus}")
     return record
 
 
-def _finished(corpus: Path, wanted: dict[str, Any], overwrite: bool) -> dict[str, Any] | None:
-    """The record of a corpus that is what was asked for; None if one has to be made."""
-    record = read_record(corpus / SPLIT, ".flac")
-    if record is None and corpus.exists():
-        raise UserError(f"{corpus} exists, but not as download.py leaves it: move it away, or give another --root")
-    if record is None or record["settings"] == wanted:
-        return record
-    if overwrite:
-        return None
-    had = record["settings"]
-    changes = [f"{key} {had[key]} -> {wanted[key]}" for key in wanted if key != "plan" and had[key] != wanted[key]]
-    told = ", ".join(changes) or "another version of the demo's voices and sentences"
-    raise UserError(f"{corpus} was made with other settings ({told}): --overwrite replaces it")
-
-
 def _build(corpus: Path, plan: Sequence[Speaker], wanted: dict[str, Any], num_proc: int, say: Say) -> dict[str, Any]:
     say(f"demo: making {len(plan)} synthetic voices with espeak-ng")
-    with staging_directory(corpus) as staging:
+    with replacing_directory(corpus) as staging:
         split = staging / SPLIT
         jobs = [(speaker, split, wanted["seed"]) for speaker in plan]
         # Threads: espeak-ng runs in processes of its own, and numpy and the FLAC encoder run beside one another.
@@ -172,10 +164,6 @@ def _build(corpus: Path, plan: Sequence[Speaker], wanted: dict[str, Any], num_pr
         }
         _describe(staging, plan, seconds, record)
         write_json(split / RECORD, record)
-        replaced = corpus.with_name(f".{corpus.name}.replaced.tmp")
-        if corpus.exists():
-            os.rename(corpus, replaced)
-    shutil.rmtree(replaced, ignore_errors=True)
     say(f"demo: {_summary(record)} in {corpus}")
     return record
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from utils.cli import UserError
-from utils.files import read_json
+from utils.files import read_json, staging_directory
 
 RECORD = ".complete"  # lies inside the folder it speaks of, so that both come and go together
 
@@ -39,6 +39,45 @@ def read_record(target: Path, suffix: str) -> dict[str, Any] | None:
             f"{target} holds {found} of its {record.get('utterances')} recordings: move it away and run again"
         )
     return record
+
+
+def finished_record(
+    corpus: Path, split: Path, suffix: str, wanted: dict[str, Any], overwrite: bool
+) -> dict[str, Any] | None:
+    """The record of a made corpus that is what was asked for; None if one has to be made.
+
+    Args:
+        corpus: its folder.
+        split: the folder in it, or itself, that has the record.
+        suffix: how the names of its recordings end.
+        wanted: the settings that it should have been made with, and the hash of its `plan`.
+        overwrite: whether one of other settings is to be replaced.
+
+    Raises:
+        UserError: a corpus of other settings is in the way and `overwrite` is False, or some other folder is.
+    """
+    record = read_record(split, suffix)
+    if record is None and corpus.exists():
+        raise UserError(f"{corpus} exists, but not as download.py leaves it: move it away, or give another --root")
+    if record is None or record["settings"] == wanted:
+        return record
+    if overwrite:
+        return None
+    had = record["settings"]
+    changes = [f"{key} {had[key]} -> {wanted[key]}" for key in wanted if key != "plan" and had[key] != wanted[key]]
+    told = ", ".join(changes) or "another version of the demo's voices and sentences"
+    raise UserError(f"{corpus} was made with other settings ({told}): --overwrite replaces it")
+
+
+@contextlib.contextmanager
+def replacing_directory(path: Path) -> Iterator[Path]:
+    """As `staging_directory`, but what is at `path` by then gives way."""
+    replaced = path.with_name(f".{path.name}.replaced.tmp")
+    with staging_directory(path) as staging:
+        yield staging
+        if path.exists():
+            os.rename(path, replaced)
+    shutil.rmtree(replaced, ignore_errors=True)
 
 
 def count_recordings(folder: Path, suffix: str) -> int:

@@ -1,4 +1,4 @@
-"""Plain English sentences for the demo corpus: a small grammar over word lists, seeded, none given twice.
+"""Plain English sentences for the demo corpora: small grammars over word lists, seeded, none given twice.
 
 Words are spelt out (no digits, no abbreviations), so that a transcript is the sentence in capitals without its marks.
 """
@@ -9,7 +9,10 @@ import random
 import re
 from collections.abc import Iterator
 
+from utils.corpus.words import VARIED_WORDS
+
 LETTERS = (42, 80)  # 2.5 to 5 s at the demo's rates
+VARIED_LETTERS = (50, 90)  # 2 to 5 s at the one voice's rate
 
 
 _LISTS = {
@@ -122,6 +125,23 @@ PATTERNS = (
     "{person} {said} {clause} {time}.",
 )
 
+VARIED_PATTERNS = (
+    "{name} {past} the {adjective} {noun} {prep} the {spot}.",
+    "the {person} {adverb} {past} my {adjective} {noun}, but the {noun} was {prep} the {spot}.",
+    "{number} {plural} {motion} {adverb} {prep} the {adjective} {spot}.",
+    "would the {person} {base} another {noun} for {name}?",
+    "{name} and the {person} {past} every {noun} {time}.",
+    "please {base} this {adjective} {noun} before {name} reaches the {spot}.",
+    "{time}, {name}'s {noun} was {prep} the {adjective} {spot}.",
+    "neither the {adjective} {noun} nor the {noun} pleased our {person}.",
+    "how {adverb} the {plural} {motion} when {name} {past} the {noun}!",
+    "{name} thinks that the {adjective} {person} {past} their {noun}.",
+    "if the {plural} ever {base} that {noun}, they should leave the {spot}.",
+    "the {noun} and the {noun} were {adjective}, so {number} {plural} {motion} {time}.",
+    "where did {name} {base} the {noun}, and who {past} the {noun}?",
+    "{prep} the {spot}, {adjective} {plural} {past} {name} and the {person}.",
+)
+
 
 def sentences(seed: str, taken: set[str]) -> Iterator[str]:
     """Endless sentences of one speaker, fixed by `seed`; each is added to `taken` and none of `taken` is given."""
@@ -137,6 +157,30 @@ def _sentence(draw: random.Random) -> str:
     pattern = draw.choice(PATTERNS)
     text = re.sub(r"{(\w+)}", lambda slot: draw.choice(WORDS[slot[1]]), pattern)
     return text[0].upper() + text[1:]
+
+
+def varied_sentences(seed: str) -> Iterator[str]:
+    """Sentences of one reader over many words, fixed by `seed`, none given twice.
+
+    Each list of words is dealt like a pack of cards, to its end before any word comes again: a text of a few hundred
+    sentences holds about as many words as it can.
+    """
+    draw = random.Random(seed)
+    cards: dict[str, list[str]] = {name: [] for name in (*VARIED_WORDS, "pattern")}
+
+    def deal(name: str) -> str:
+        if not cards[name]:
+            pack = VARIED_PATTERNS if name == "pattern" else VARIED_WORDS[name]
+            cards[name] = draw.sample(pack, len(pack))
+        return cards[name].pop()
+
+    taken: set[str] = set()
+    while True:
+        text = re.sub(r"{(\w+)}", lambda slot: deal(slot[1]), deal("pattern"))
+        text = text[0].upper() + text[1:]
+        if VARIED_LETTERS[0] <= len(text) <= VARIED_LETTERS[1] and text not in taken:
+            taken.add(text)
+            yield text
 
 
 def transcript(text: str) -> str:

@@ -89,7 +89,7 @@ def _identify_by_classifier(
 
     After another training list the test may have been trained on.
     """
-    if training_list_hash(protocol) != recognizer.training_list:
+    if training_list_hash(protocol.train) != recognizer.training_list:
         evaluation.reasons["identification"] = (
             f"the checkpoint was not trained on the training list of protocol {protocol.name}, so that its test "
             "recordings may have been trained on"

@@ -62,6 +62,13 @@ class SpeakerRecognizer:
         content = load_checkpoint(checkpoint)
         if content["task"] != "speaker":
             raise UserError(f"{checkpoint} holds a model for {content['task']}; a speaker model is needed")
+        return cls.restore(content, checkpoint, device, backend)
+
+    @classmethod
+    def restore(
+        cls, content: dict[str, Any], checkpoint: str | Path, device: str = "auto", backend: str = "auto"
+    ) -> SpeakerRecognizer:
+        """The recogniser that a checkpoint's content describes; `checkpoint` names it in errors."""
         model = build_speaker_model(content["model_config"], len(content["speakers"]))
         try:
             model.load_state_dict(content["model"])

@@ -176,7 +176,7 @@ def require_out(out: Path) -> None:
     """`UserError` if reports cannot be written to `out`; called before the work, not after it."""
     if out.exists() and not out.is_dir():
         raise UserError(f"--out {out} is a file; a folder is needed")
-    ours = (REPORT, RECORDINGS, ANSWERS)
+    ours = (REPORT, RECORDINGS, ANSWERS, "utterances.jsonl")
     if out.is_dir() and any(out.iterdir()) and not any((out / name).exists() for name in ours):
         raise UserError(f"{out} holds other files and no {REPORT}: choose a new or empty folder for --out")
     try:

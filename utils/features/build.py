@@ -30,8 +30,9 @@ from utils.corpus.layouts import Utterance
 from utils.features.extract import Shard, make_shard
 from utils.features.recipe import MelRecipe, require_same
 from utils.features.store import FORMAT, FeatureStore, read_meta
-from utils.features.text import CHARACTERS
 from utils.files import read_json, write_json, write_text
+from utils.text.frontend import VERSION
+from utils.text.vocabulary import VOCABULARIES
 
 UTTERANCES_PER_SHARD = 128
 MAX_SHARDS = 64  # per split: a store of all of LibriSpeech opens fewer files than a process usually may
@@ -44,6 +45,7 @@ def build(
     recipe: MelRecipe,
     num_proc: int = 1,
     max_bad: float = 0.01,
+    units: str = "char",
 ) -> tuple[FeatureStore, bool]:
     """Makes the features of `utterances` in `out`, or the part of them that is not there yet.
 
@@ -51,17 +53,21 @@ def build(
         utterances: whole splits, as `read_corpus` gives them, with paths relative to `raw`.
         num_proc: worker processes; the result does not depend on it.
         max_bad: share of unusable recordings above which nothing is marked complete.
+        units: what the tokens of the transcripts stand for, "char" or "phoneme".
 
     Returns:
         The store, and whether there was anything to do.
 
     Raises:
-        UserError: `out` holds features of another recipe or of other files, or no recording is usable.
+        UserError: `out` holds features of another recipe, of other units or of other files, no recording is usable, or
+            espeak-ng is missing where phonemes are asked for.
         TooMuchBadData: more than `max_bad` of the recordings are unusable.
     """
     raw, out = Path(raw), Path(out)
     with _locked(out):
-        meta = read_meta(out) or {"format": FORMAT, "raw": str(raw), "recipe": recipe.hash, "splits": {}}
+        text = {"units": units, "version": VERSION}
+        meta = read_meta(out) or {"format": FORMAT, "raw": str(raw), "recipe": recipe.hash, "text": text, "splits": {}}
+        _refuse_other_text(meta["text"], text, out)
         shards = _plan(utterances, raw, out, recipe, meta)
         if shards:
             records = _make_shards(shards, num_proc)
@@ -85,6 +91,20 @@ def _locked(out: Path) -> Iterator[None]:
         raise UserError(f"making features in {out} failed: {error}") from error
 
 
+def _refuse_other_text(there: dict[str, Any], asked: dict[str, Any], out: Path) -> None:
+    """A store's tokens are all of one kind."""
+    if there["units"] != asked["units"]:
+        raise UserError(
+            f"the tokens in {out} are of units {there['units']}, and {asked['units']} is asked for: "
+            "choose another --out"
+        )
+    if there != asked:
+        raise UserError(
+            f"the tokens in {out} were made by version {there['version']} of the text front end, and this is version "
+            f"{asked['version']}: choose another --out, or delete {out}"
+        )
+
+
 def _plan(utterances: Sequence[Utterance], raw: Path, out: Path, recipe: MelRecipe, meta: dict) -> list[Shard]:
     """The shards of all splits that are not complete; refuses what does not fit the features that are there."""
     if meta["splits"]:
@@ -95,8 +115,8 @@ def _plan(utterances: Sequence[Utterance], raw: Path, out: Path, recipe: MelReci
         members = tuple(group)
         done = meta["splits"].get(split)
         if done is None:
-            shards.extend(_shards_of(split, members, raw, out, recipe))
-        elif done["source"] != _key(members, raw, recipe):
+            shards.extend(_shards_of(split, members, raw, out, recipe, meta["text"]))
+        elif done["source"] != _key(members, raw, recipe, meta["text"]):
             raise UserError(
                 f"split {split} in {out} was made from other recordings or transcripts than {raw} holds now: "
                 f"choose another --out, or delete {out}"
@@ -106,17 +126,20 @@ def _plan(utterances: Sequence[Utterance], raw: Path, out: Path, recipe: MelReci
     return shards
 
 
-def _shards_of(split: str, members: tuple[Utterance, ...], raw: Path, out: Path, recipe: MelRecipe) -> Iterator[Shard]:
+def _shards_of(
+    split: str, members: tuple[Utterance, ...], raw: Path, out: Path, recipe: MelRecipe, text: dict[str, Any]
+) -> Iterator[Shard]:
     count = min(-(-len(members) // UTTERANCES_PER_SHARD), MAX_SHARDS)
     for number in range(count):
         part = members[number * len(members) // count : (number + 1) * len(members) // count]
         name = f"{split}-{number:05d}-of-{count:05d}.arrow"
-        yield Shard(name, split, part, _key(part, raw, recipe), raw, out, recipe)
+        yield Shard(name, split, part, _key(part, raw, recipe, text), raw, out, recipe, text["units"])
 
 
-def _key(utterances: Iterable[Utterance], raw: Path, recipe: MelRecipe) -> str:
+def _key(utterances: Iterable[Utterance], raw: Path, recipe: MelRecipe, text: dict[str, Any]) -> str:
     """A hash of everything that a shard's bytes follow from, with file sizes for the recordings' contents."""
-    digest = hashlib.sha256(json.dumps([FORMAT, recipe.to_dict(), CHARACTERS.to_dict()]).encode())
+    table = VOCABULARIES[text["units"]].to_dict()
+    digest = hashlib.sha256(json.dumps([FORMAT, recipe.to_dict(), text, table]).encode())
     for utterance in utterances:
         try:
             size = os.stat(raw / utterance.path).st_size
@@ -235,7 +258,7 @@ def _complete(shards: Sequence[Shard], records: Sequence[dict], out: Path, recip
         made = list(group)
         members = [utterance for shard, _ in made for utterance in shard.utterances]
         meta["splits"][split] = {
-            "source": _key(members, shards[0].raw, recipe),
+            "source": _key(members, shards[0].raw, recipe, meta["text"]),
             **{key: sum(record[key] for _, record in made) for key in ("utterances", "frames", "seconds")},
             "shards": [shard.name for shard, _ in made],
             "bad": [pair for _, record in made for pair in record["bad"]],
@@ -244,7 +267,7 @@ def _complete(shards: Sequence[Shard], records: Sequence[dict], out: Path, recip
     meta["splits"] = dict(sorted(meta["splits"].items()))
     write_json(out / "recipe.json", recipe.to_dict())
     if any(utterance.text for shard in shards for utterance in shard.utterances):
-        write_json(out / "vocabulary.json", CHARACTERS.to_dict())
+        write_json(out / "vocabulary.json", VOCABULARIES[meta["text"]["units"]].to_dict())
     write_json(out / "meta.json", meta)
     for shard in shards:
         shard.record_path.unlink(missing_ok=True)

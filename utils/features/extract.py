@@ -18,8 +18,8 @@ from utils.cli import UserError
 from utils.corpus.layouts import Utterance
 from utils.features.audio import load_audio
 from utils.features.recipe import MelRecipe
-from utils.features.text import CHARACTERS
 from utils.files import write_json
+from utils.text.frontend import EncodedText, FrontEnd
 
 BATCH = 32  # recordings held in memory at once, and rows of a record batch
 
@@ -52,6 +52,7 @@ class Shard:
     raw: Path
     out: Path
     recipe: MelRecipe
+    units: str
 
     @property
     def path(self) -> Path:
@@ -141,6 +142,7 @@ class _Extraction:
         self._raw = shard.raw
         self._recipe = shard.recipe
         self._extractor = MelExtractor(shard.recipe)
+        self._texts = _encode_texts(shard)
         self._stopped = stopped
         self._bad: list[tuple[str, str]] = []
         self._unknown: Counter[str] = Counter()
@@ -164,9 +166,9 @@ class _Extraction:
             # Without the raw root, which the list need not repeat and which differs between machines.
             self._bad.append((known["path"], str(error).removeprefix(f"{path} ")))
             return None
-        tokens, unknown = CHARACTERS.encode(known["text"] or "")
+        text = self._texts.get(known["utterance"])
         seconds = len(samples) / self._recipe.sample_rate
-        self._unknown += unknown
+        self._unknown += text.unknown if text else Counter()
         self._totals["utterances"] += 1
         self._totals["frames"] += len(mel)
         self._totals["seconds"] += seconds
@@ -175,11 +177,18 @@ class _Extraction:
             "seconds": seconds,
             "frames": len(mel),
             "mel": mel.astype(np.float16).ravel(),
-            "tokens": tokens,
+            "tokens": text.tokens if text else np.empty(0, np.int32),
         }
 
     def record(self) -> dict[str, Any]:
         return {**self._totals, "bad": self._bad, "unknown": dict(sorted(self._unknown.items()))}
+
+
+def _encode_texts(shard: Shard) -> dict[str, EncodedText]:
+    """All transcripts of the shard by utterance: phonemes cost a process, so they are asked for once."""
+    spoken = [utterance for utterance in shard.utterances if utterance.text]
+    encoded = FrontEnd.for_units(shard.units).encode([utterance.text or "" for utterance in spoken])
+    return {utterance.utterance: text for utterance, text in zip(spoken, encoded, strict=True)}
 
 
 def _column(values: list[Any], kind: pa.DataType) -> pa.Array:

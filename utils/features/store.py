@@ -2,8 +2,8 @@
 
 A store is a folder:
 
-    meta.json             format, raw root, and per split its shards, counts, bad files; written last, so a folder
-                          without it is not finished
+    meta.json             format, raw root, recipe, text front end, and per split its shards, counts, bad files; written
+                          last, so a folder without it is not finished
     recipe.json           the `MelRecipe`
     vocabulary.json       the symbol table, if there are transcripts
     features/*.arrow      Arrow streams as Hugging Face `datasets` writes them (`Dataset.from_file` reads them), one row
@@ -26,10 +26,10 @@ import pyarrow as pa
 from utils.cli import UserError
 from utils.corpus.layouts import Utterance
 from utils.features.recipe import MelRecipe
-from utils.features.text import Vocabulary
 from utils.files import read_json
+from utils.text.vocabulary import Vocabulary
 
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +106,7 @@ class FeatureStore:
         return flat[start * self.recipe.n_mels : stop].astype(np.float32).reshape(-1, self.recipe.n_mels)
 
     def tokens(self, i: int) -> np.ndarray:
-        """Tokens (N,) int32 of the transcript of row `i`; empty if it has none."""
+        """Tokens (N,) int32 of the transcript of row `i` between BOS and EOS; empty if it has none."""
         block, row = self._places[i]
         return self._blocks[block].tokens(row).copy()
 
@@ -133,7 +133,10 @@ def read_meta(directory: Path) -> dict[str, Any] | None:
         return None
     meta = read_json(path)
     if not isinstance(meta, dict) or meta.get("format") != FORMAT:
-        raise UserError(f"{path} is not a feature store of format {FORMAT}: make it anew with preprocess.py")
+        raise UserError(
+            f"{path} is not a feature store of format {FORMAT}, so another version made it: delete {directory} and "
+            "make it anew with preprocess.py"
+        )
     return meta
 
 

@@ -18,10 +18,10 @@ from utils.features.store import FeatureStore
 from utils.protocol import Protocol, training_list_hash
 from utils.training.augment import add_noise, spec_augment
 from utils.training.distributed import Ranks
-from utils.training.options import model_config
 from utils.training.runlog import RunLog
 from utils.training.sampling import BucketOrder, EpochOrder, Order
 from utils.training.schedule import linear_warmup
+from utils.training.speaker_options import speaker_model_config
 
 STATISTICS_UTTERANCES = 2000
 MIN_STD = 1e-3
@@ -78,7 +78,7 @@ class SpeakerTask:
         self._check(items)
         classes = {speaker: number for number, speaker in enumerate(self.speakers)}
         mean, std = feature_statistics(store, items, args.seed)
-        self.config = model_config(args, store.recipe.n_mels)
+        self.config = speaker_model_config(args, store.recipe.n_mels)
         self.model = build_speaker_model(self.config, len(self.speakers))
         self.model.feature_norm.mean.copy_(torch.from_numpy(mean))
         self.model.feature_norm.std.copy_(torch.from_numpy(std))
@@ -167,8 +167,12 @@ class SpeakerTask:
             "recipe": self.store.recipe.to_dict(),
             "recipe_hash": self.store.recipe.hash,
             "speakers": self.speakers,
-            "training_list": training_list_hash(self.protocol),
+            "training_list": training_list_hash(self.protocol.train),
         }
+
+    def attachments(self) -> dict[str, Any]:
+        """Nothing more."""
+        return {}
 
 
 def feature_statistics(store: FeatureStore, items: list[int], seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -48,4 +48,7 @@ class Task(Protocol):
         """Puts pictures and sounds of the model as last validated into the log; called on the main rank only."""
 
     def description(self) -> dict[str, Any]:
-        """What a checkpoint must hold so that the model can be used: plain values."""
+        """What a checkpoint must hold so that the model can be used: plain values, which a resumed run must share."""
+
+    def attachments(self) -> dict[str, Any]:
+        """What else a checkpoint holds to be used, tensors among it."""

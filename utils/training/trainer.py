@@ -152,6 +152,7 @@ class Trainer:
             "metrics": self.metrics,
             "model": average or self.model.state_dict(),
             **self.task.description(),
+            **self.task.attachments(),
         }
 
     def _state(self, states: list[dict[str, Any]]) -> dict[str, Any]:
@@ -224,7 +225,7 @@ class Trainer:
 # A resumed run with another value of one of these would not be the same run; more --steps may be asked for.
 RESUME_MUST_EQUAL = frozenset(
     "task batch_size batch_frames accumulate lr weight_decay warmup final_lr clip ema amp seed crop_seconds margin "
-    "margin_warmup noise_share noise_snr frequency_masks frequency_width time_masks time_width".split()
+    "margin_warmup noise_share noise_snr frequency_masks frequency_width time_masks time_width voice".split()
 )
 
 

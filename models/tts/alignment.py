@@ -1,0 +1,64 @@
+"""Which token each mel frame belongs to: the most likely monotonic path, found by dynamic programming.
+
+Kim et al. 2020, "Glow-TTS", section 3.2 (monotonic alignment search), here with the likelihood of the mel itself under
+one Gaussian a token, and vectorised over batch and text.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def gaussian_score(x: Tensor, mean: Tensor) -> Tensor:
+    """Log-likelihood, up to a constant, of each frame under each token's Gaussian of unit variance.
+
+    x (B, T, M), mean (B, N, M) -> (B, N, T). Never in half precision: paths hang on small differences.
+    """
+    with torch.autocast(x.device.type, enabled=False):
+        wide = torch.promote_types(x.dtype, torch.float32)
+        x, mean = x.to(wide), mean.to(wide)
+        product = torch.einsum("bnm,btm->bnt", mean, x)
+        return product - 0.5 * mean.square().sum(-1).unsqueeze(2) - 0.5 * x.square().sum(-1).unsqueeze(1)
+
+
+@torch.no_grad()
+def monotonic_path(score: Tensor, token_lengths: Tensor, mel_lengths: Tensor) -> Tensor:
+    """The durations that maximise the summed score of a monotonic path that uses all tokens and all frames.
+
+    Args:
+        score: (B, N, T), of token n at frame t.
+        token_lengths: (B,), tokens of each utterance; later ones are padding.
+        mel_lengths: (B,), frames of each utterance, at least as many as tokens.
+
+    Returns:
+        (B, N) int64: frames of each token, at least 1, and 0 on padding.
+    """
+    tokens, frames = token_lengths.cpu().numpy(), mel_lengths.cpu().numpy()
+    if (frames < tokens).any():
+        raise ValueError("an utterance with fewer frames than tokens has no alignment")
+    by_frame = score.detach().float().permute(2, 0, 1).cpu().numpy()  # (T, B, N)
+    moved = _best_moves(by_frame)
+    rows = np.arange(len(tokens))
+    token = tokens - 1
+    durations = np.zeros(by_frame.shape[1:], dtype=np.int64)
+    for frame in range(len(by_frame) - 1, -1, -1):
+        inside = frame < frames
+        durations[rows, token] += inside
+        token = token - (moved[frame, rows, token] & inside)
+    return torch.from_numpy(durations).to(score.device)
+
+
+def _best_moves(score: np.ndarray) -> np.ndarray:
+    """Whether the best path to token n at frame t comes from token n - 1: score (T, B, N) -> bool, same shape."""
+    moved = np.zeros(score.shape, dtype=bool)
+    best = np.full(score.shape[1:], -np.inf)
+    best[:, 0] = score[0, :, 0]
+    before = np.full_like(best, -np.inf)
+    for frame in range(1, len(score)):
+        before[:, 1:] = best[:, :-1]
+        np.greater(before, best, out=moved[frame])
+        np.maximum(before, best, out=best)
+        best += score[frame]
+    return moved

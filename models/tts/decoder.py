@@ -1,0 +1,186 @@
+"""From upsampled tokens to mel frames: causal, bidirectional or autoregressive, around interchangeable mixers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.stack import MixerStack
+from models.tts.condition import build_condition
+from models.tts.convolution import Postnet
+from models.tts.durations import positions
+
+KINDS = ("causal", "bidirectional", "ar")
+STREAMING_MIXERS = ("mamba", "mamba2")
+WAVES = 4  # sines and cosines of the position inside a token
+POSTNET_LAYERS = 3
+
+
+class Upsampling(nn.Module):
+    """Hidden vectors of tokens (B, N, D) repeated over their frames, with the position inside the token added."""
+
+    def __init__(self, d_model: int) -> None:
+        super().__init__()
+        self.position = nn.Linear(2 * WAVES + 4, d_model)
+
+    def forward(self, hidden: Tensor, durations: Tensor, start: int, frames: int) -> Tensor:
+        """The frames from `start` on: (B, frames, D)."""
+        token, place, length = positions(durations, start, frames)
+        repeated = hidden.gather(1, token.unsqueeze(-1).expand(-1, -1, hidden.shape[2]))
+        return repeated + self.position(self._features(place.to(hidden.dtype), length.to(hidden.dtype)))
+
+    def _features(self, place: Tensor, length: Tensor) -> Tensor:
+        """(B, T, 2 WAVES + 4): where in the token a frame lies, how far from both ends, how long the token is."""
+        share = (place + 0.5) / length
+        angles = share.unsqueeze(-1) * torch.pi * torch.arange(1, WAVES + 1, device=place.device)
+        plain = torch.stack([share, place.log1p(), (length - place).clamp(min=0).log1p(), length.log()], dim=-1)
+        return torch.cat([plain, angles.sin(), angles.cos()], dim=-1)
+
+
+class Prenet(nn.Module):
+    """Two layers with dropout that keep the decoder from leaning on the last frame: (B, T, n_mels) -> (B, T, D).
+
+    Wang et al. 2017, "Tacotron", section 3.2. Here the dropout rests outside of training: the lengths are given, so
+    that synthesis cannot get stuck.
+    """
+
+    def __init__(self, n_mels: int, d_model: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Linear(n_mels, d_model), nn.Linear(d_model, d_model)])
+
+    def forward(self, mel: Tensor) -> Tensor:
+        for layer in self.layers:
+            mel = F.dropout(F.relu(layer(mel)), 0.5, self.training)
+        return mel
+
+
+@dataclass
+class DecoderState:
+    """All that a stream remembers between chunks; its size does not depend on how much was said."""
+
+    frame: int  # the next one
+    mixers: list[Any]
+    postnet: list[Tensor]
+    last: Tensor  # (B, 1, n_mels): the last frame before the postnet, for an autoregressive decoder
+
+
+class Decoder(nn.Module):
+    """Tokens and their durations to standardised mels, before and after the postnet.
+
+    One step of the stack makes `reduction` frames (the reduction factor of Tacotron). `base` is a first guess of the
+    frames that the decoder adds to: the means that the alignment uses.
+    """
+
+    def __init__(self, config: dict) -> None:
+        super().__init__()
+        kind, d_model, n_mels = config["decoder"], config["d_model"], config["n_mels"]
+        if kind not in KINDS:
+            raise ValueError(f"unknown decoder {kind!r}")
+        self.reduction, self.n_mels = config["reduction"], n_mels
+        self.is_causal = kind != "bidirectional"
+        self.can_stream = self.is_causal and config["mixer"] in STREAMING_MIXERS
+        self.condition = build_condition(config, d_model)
+        self.upsampling = Upsampling(d_model)
+        self.join = nn.Linear(self.reduction * d_model, d_model)
+        self.prenet = Prenet(n_mels, d_model) if kind == "ar" else None
+        names = ("d_state", "expand", "headdim", "mlp_ratio", "dropout")
+        options = {name: config[name] for name in names}
+        self.stack = MixerStack(config["mixer"], d_model, config["n_layers"], self.is_causal, **options)
+        self.output = nn.Linear(d_model, self.reduction * n_mels)
+        self.postnet = Postnet(n_mels, config["postnet_channels"], POSTNET_LAYERS, self.is_causal, config["dropout"])
+
+    def forward(
+        self,
+        hidden: Tensor,
+        base: Tensor,
+        durations: Tensor,
+        lengths: Tensor,
+        speaker: Tensor | None,
+        mel: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """All frames at once.
+
+        Args:
+            hidden, base: (B, N, D) and (B, N, n_mels), of the tokens.
+            durations: (B, N) int64, frames of each token.
+            lengths: (B,), their sums.
+            mel: (B, T, n_mels), standardised, the true frames that an autoregressive decoder goes on from.
+
+        Returns:
+            Two standardised mels (B, T, n_mels), before and after the postnet.
+        """
+        steps = -(-int(lengths.max()) // self.reduction)
+        x = self._inputs(hidden, durations, 0, steps, speaker)
+        if self.prenet is not None:
+            x = x + self.prenet(self._frames_before(mel, steps))
+        x = self.stack(x, -(-lengths // self.reduction))
+        return self._frames(x, base, durations, 0, int(lengths.max()), lengths)
+
+    def initial_state(self, batch: int) -> DecoderState:
+        """The state before the first frame."""
+        last = self.output.weight.new_zeros(batch, 1, self.n_mels)
+        return DecoderState(0, self.stack.initial_state(batch), self.postnet.initial_state(batch), last)
+
+    def step(
+        self,
+        hidden: Tensor,
+        base: Tensor,
+        durations: Tensor,
+        steps: int,
+        speaker: Tensor | None,
+        state: DecoderState,
+    ) -> Tensor:
+        """The next steps * reduction standardised mel frames (B, t, n_mels); changes `state`."""
+        if self.prenet is None:
+            before = self._advance(hidden, base, durations, steps, speaker, state)
+        else:
+            parts = [self._advance(hidden, base, durations, 1, speaker, state) for _ in range(steps)]
+            before = torch.cat(parts, dim=1)
+        correction, state.postnet = self.postnet.step(before, state.postnet)
+        return before + correction
+
+    def _advance(
+        self,
+        hidden: Tensor,
+        base: Tensor,
+        durations: Tensor,
+        steps: int,
+        speaker: Tensor | None,
+        state: DecoderState,
+    ) -> Tensor:
+        """Frames before the postnet, made in one go; one step at a time for an autoregressive decoder."""
+        x = self._inputs(hidden, durations, state.frame, steps, speaker)
+        if self.prenet is not None:
+            x = x + self.prenet(state.last)
+        x, state.mixers = self.stack.step(x, state.mixers)
+        frames = steps * self.reduction
+        before = self._before(x, base, durations, state.frame, frames)
+        state.frame, state.last = state.frame + frames, before[:, -1:]
+        return before
+
+    def _inputs(self, hidden: Tensor, durations: Tensor, start: int, steps: int, speaker: Tensor | None) -> Tensor:
+        """(B, steps, D): the upsampled tokens, `reduction` frames joined."""
+        x = self.upsampling(hidden, durations, start, steps * self.reduction)
+        x = self.join(x.unflatten(1, (steps, self.reduction)).flatten(2))
+        return x if self.condition is None else x + self.condition(speaker).unsqueeze(1)
+
+    def _frames_before(self, mel: Tensor, steps: int) -> Tensor:
+        """The last true frame before each step, zeros before the first: (B, steps, n_mels)."""
+        last = mel[:, self.reduction - 1 :: self.reduction]
+        return F.pad(last, (0, 0, 1, 0))[:, :steps]
+
+    def _frames(
+        self, x: Tensor, base: Tensor, durations: Tensor, start: int, frames: int, lengths: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        before = self._before(x, base, durations, start, frames)
+        return before, before + self.postnet(before, lengths)
+
+    def _before(self, x: Tensor, base: Tensor, durations: Tensor, start: int, frames: int) -> Tensor:
+        """The stack's output (B, steps, D) as frames, on top of the tokens' means."""
+        mel = self.output(x).unflatten(2, (self.reduction, self.n_mels)).flatten(1, 2)[:, :frames]
+        token = positions(durations, start, frames)[0]
+        return mel.to(base.dtype) + base.gather(1, token.unsqueeze(-1).expand(-1, -1, self.n_mels))

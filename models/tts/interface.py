@@ -1,0 +1,25 @@
+"""What every text-to-mel model returns: T frames, N tokens, mels as natural logarithms."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A model's mel of texts whose true mels set its lengths, and the alignment that it found between the two."""
+
+    mel: Tensor  # (B, T, n_mels), of no meaning beyond an utterance's length
+    durations: Tensor  # (B, N) int64, frames of each token; an utterance's durations add up to its length
+
+
+@dataclass(frozen=True)
+class Synthesis:
+    """Speech for one text."""
+
+    mel: Tensor  # (T, n_mels)
+    durations: Tensor  # (N,) int64, frames of each token, adding up to T
+    alignment: Tensor  # (T, N), the share that each token has in each frame
+    truncated: bool  # stopped at the limit on its length, not at its own end

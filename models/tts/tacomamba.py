@@ -1,0 +1,155 @@
+"""TacoMamba: text to mel without attention, by a bidirectional encoder, durations and a decoder of Mamba-2 blocks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from models.mamba import length_mask
+from models.tts.alignment import gaussian_score, monotonic_path
+from models.tts.decoder import Decoder
+from models.tts.durations import DurationPredictor, duration_loss, positions, round_durations
+from models.tts.encoder import TextEncoder
+from models.tts.interface import Comparison, Synthesis
+
+DURATION_WEIGHT = 0.1
+
+
+class TacoMamba(nn.Module):
+    """Non-attentive text to mel (Shen et al. 2020, "Non-Attentive Tacotron") with learned alignments.
+
+    Each token owns a Gaussian over mel frames, whose mean is a projection of the encoder; the most likely monotonic
+    path gives durations to train with (Kim et al. 2020, "Glow-TTS"), and the likelihood along it trains the projection
+    and the encoder. `config` is `utils.training.tts_options.tts_model_config`.
+    """
+
+    has_durations = True  # which a pace can stretch
+
+    def __init__(self, config: dict, n_symbols: int) -> None:
+        super().__init__()
+        n_mels = config["n_mels"]
+        self.register_buffer("mel_mean", torch.zeros(n_mels))
+        self.register_buffer("mel_std", torch.ones(n_mels))
+        self.encoder = TextEncoder(config, n_symbols)
+        self.token_mean = nn.Linear(config["d_model"], n_mels)
+        self.durations = DurationPredictor(config)
+        self.decoder = Decoder(config)
+
+    @property
+    def can_stream(self) -> bool:
+        """Whether `stream` gives what `synthesise` gives, piece by piece."""
+        return self.decoder.can_stream
+
+    def set_statistics(self, mean: Tensor, std: Tensor, frames_per_token: float) -> None:
+        """Sets the training set's mean and deviation (n_mels,) of log-mels, and where durations start from."""
+        self.mel_mean.copy_(mean)
+        self.mel_std.copy_(std)
+        nn.init.constant_(self.durations.output.bias, math.log(frames_per_token))
+
+    def forward(
+        self, tokens: Tensor, token_lengths: Tensor, mel: Tensor, mel_lengths: Tensor, speaker: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """Losses of a batch as sums over its frames: tokens (B, N), mel (B, T, n_mels) natural log, lengths (B,).
+
+        `loss_sum` is to be minimised per `count` of frames. `mel_sum` is the absolute error in natural-log units,
+        averaged over channels; `prior_sum` half the squared error of the tokens' means in deviations, averaged over
+        channels; `duration_sum` half the Poisson deviance of the durations.
+        """
+        x = self._standardise(mel)
+        hidden, base, durations = self._align(tokens, token_lengths, x, mel_lengths, speaker)
+        before, after = self.decoder(hidden, base, durations, mel_lengths, speaker, x)
+        valid = length_mask(mel_lengths, mel.shape[1]).unsqueeze(-1)
+        sums = {
+            "before": self._error(before, x, valid),
+            "after": self._error(after, x, valid),
+            "prior": self._prior(base, durations, x, valid),
+            "duration": duration_loss(self.durations(hidden, token_lengths, speaker), durations, token_lengths),
+        }
+        loss = sums["before"] + sums["after"] + sums["prior"] + DURATION_WEIGHT * sums["duration"]
+        natural = self._error(after.detach() * self.mel_std, x * self.mel_std, valid)
+        parts = {"mel_sum": natural, "prior_sum": sums["prior"].detach(), "duration_sum": sums["duration"].detach()}
+        return {"loss_sum": loss, "count": mel_lengths.sum(), **parts}
+
+    def _standardise(self, mel: Tensor) -> Tensor:
+        return (mel - self.mel_mean) / self.mel_std
+
+    def _align(
+        self, tokens: Tensor, token_lengths: Tensor, x: Tensor, mel_lengths: Tensor, speaker: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Encoder output (B, N, D), the tokens' means (B, N, n_mels), durations (B, N)."""
+        hidden = self.encoder(tokens, token_lengths, speaker)
+        base = self._means(hidden)
+        return hidden, base, monotonic_path(gaussian_score(x, base), token_lengths, mel_lengths)
+
+    def _means(self, hidden: Tensor) -> Tensor:
+        with torch.autocast(hidden.device.type, enabled=False):
+            return self.token_mean(hidden)
+
+    def _error(self, prediction: Tensor, x: Tensor, valid: Tensor) -> Tensor:
+        return ((prediction - x).abs() * valid).sum() / x.shape[2]
+
+    def _prior(self, base: Tensor, durations: Tensor, x: Tensor, valid: Tensor) -> Tensor:
+        token = positions(durations, 0, x.shape[1])[0]
+        mean = base.gather(1, token.unsqueeze(-1).expand_as(x))
+        return ((mean - x).square() * valid).sum() / (2 * x.shape[2])
+
+    @torch.no_grad()
+    def compare(
+        self, tokens: Tensor, token_lengths: Tensor, mel: Tensor, mel_lengths: Tensor, speaker: Tensor | None = None
+    ) -> Comparison:
+        """The mel of texts as long as the true ones, made as in training; an autoregressive decoder sees the truth."""
+        x = self._standardise(mel)
+        hidden, base, durations = self._align(tokens, token_lengths, x, mel_lengths, speaker)
+        after = self.decoder(hidden, base, durations, mel_lengths, speaker, x)[1]
+        return Comparison(after * self.mel_std + self.mel_mean, durations)
+
+    @torch.no_grad()
+    def predicted_lengths(self, tokens: Tensor, token_lengths: Tensor, speaker: Tensor | None = None) -> Tensor:
+        """Frames of each utterance as predicted, before rounding: (B,) float."""
+        hidden = self.encoder(tokens, token_lengths, speaker)
+        valid = length_mask(token_lengths, tokens.shape[1])
+        return self.durations(hidden, token_lengths, speaker).exp().masked_fill(~valid, 0.0).sum(1)
+
+    @torch.no_grad()
+    def synthesise(self, tokens: Tensor, speaker: Tensor | None = None, pace: float = 1.0) -> Synthesis:
+        """The mel of one text, tokens (1, N); `pace` 1.2 speaks 20 % faster."""
+        hidden, base, durations = self._plan(tokens, speaker, pace)
+        lengths = durations.sum(1)
+        if self.decoder.prenet is None:
+            after = self.decoder(hidden, base, durations, lengths, speaker)[1]
+        else:
+            after = torch.cat(list(self._chunks(hidden, base, durations, speaker, int(lengths))), dim=1)
+        mel = (after * self.mel_std + self.mel_mean)[0, : int(lengths)]
+        alignment = torch.eye(tokens.shape[1], device=mel.device)[positions(durations, 0, int(lengths))[0][0]]
+        return Synthesis(mel, durations[0], alignment, truncated=False)
+
+    @torch.no_grad()
+    def stream(
+        self, tokens: Tensor, speaker: Tensor | None = None, pace: float = 1.0, chunk: int = 32
+    ) -> Iterator[Tensor]:
+        """The mel of `synthesise` in pieces (t, n_mels) of `chunk` frames, rounded up to whole decoder steps."""
+        if not self.can_stream:
+            raise ValueError("this model cannot stream: its decoder needs the whole sentence or has no state to carry")
+        hidden, base, durations = self._plan(tokens, speaker, pace)
+        for after in self._chunks(hidden, base, durations, speaker, chunk):
+            yield (after * self.mel_std + self.mel_mean)[0]
+
+    def _plan(self, tokens: Tensor, speaker: Tensor | None, pace: float) -> tuple[Tensor, Tensor, Tensor]:
+        lengths = torch.tensor([tokens.shape[1]], device=tokens.device)
+        hidden = self.encoder(tokens, lengths, speaker)
+        mean = self.durations(hidden, lengths, speaker).exp() / pace
+        return hidden, self._means(hidden), round_durations(mean, lengths)
+
+    def _chunks(
+        self, hidden: Tensor, base: Tensor, durations: Tensor, speaker: Tensor | None, chunk: int
+    ) -> Iterator[Tensor]:
+        """Standardised frames (1, t, n_mels), t a multiple of the reduction but at the end."""
+        state, total = self.decoder.initial_state(1), int(durations.sum())
+        steps = max(1, -(-chunk // self.decoder.reduction))
+        while state.frame < total:
+            left = total - state.frame
+            need = min(steps, -(-left // self.decoder.reduction))
+            yield self.decoder.step(hidden, base, durations, need, speaker, state)[:, :left]

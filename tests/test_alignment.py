@@ -1,0 +1,71 @@
+"""The alignment of tokens to mel frames: the best path, what it must use, and that it can be learned."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+
+from models.tts.alignment import gaussian_score, monotonic_path
+
+
+def brute_force(score: np.ndarray) -> tuple[float, list[int]]:
+    """Best sum and durations over all ways to cut T frames into N runs of at least one; score (N, T)."""
+    tokens, frames = score.shape
+    best = (-np.inf, [])
+    for cuts in itertools.combinations(range(1, frames), tokens - 1):
+        edges = [0, *cuts, frames]
+        total = sum(score[n, edges[n] : edges[n + 1]].sum() for n in range(tokens))
+        best = max(best, (total, list(np.diff(edges))))
+    return best
+
+
+@pytest.mark.parametrize("tokens, frames", [(1, 1), (1, 6), (2, 2), (3, 7), (5, 9), (7, 7)])
+def test_the_path_is_the_best_of_all(tokens, frames):
+    draw = np.random.default_rng(tokens * 100 + frames)
+    for _ in range(20):
+        score = draw.standard_normal((tokens, frames))
+        total, durations = brute_force(score)
+        lengths = torch.tensor([tokens]), torch.tensor([frames])
+        found = monotonic_path(torch.from_numpy(score)[None], *lengths)[0]
+        edges = np.concatenate([[0], found.cumsum(0).numpy()])
+        reached = sum(score[n, edges[n] : edges[n + 1]].sum() for n in range(tokens))
+        assert found.tolist() == durations
+        assert reached == pytest.approx(total, abs=1e-6)
+
+
+def test_padding_of_text_and_mel_changes_no_path():
+    torch.manual_seed(0)
+    score = torch.randn(3, 6, 20)
+    tokens, frames = torch.tensor([6, 3, 1]), torch.tensor([20, 11, 4])
+    together = monotonic_path(score, tokens, frames)
+    assert together.sum(1).tolist() == frames.tolist()
+    for row in range(3):
+        alone = monotonic_path(
+            score[row : row + 1, : tokens[row], : frames[row]], tokens[row : row + 1], frames[row, None]
+        )
+        assert together[row, : tokens[row]].tolist() == alone[0].tolist()
+        assert (together[row, : tokens[row]] >= 1).all() and (together[row, tokens[row] :] == 0).all()
+
+
+def test_long_sums_do_not_decide_for_small_differences():
+    """A shift of every score of a frame changes no path, and 2,000 frames of -1e4 must not drown differences of 1."""
+    torch.manual_seed(0)
+    score = torch.randn(1, 40, 2000)
+    lengths = torch.tensor([40]), torch.tensor([2000])
+    assert torch.equal(monotonic_path(score, *lengths), monotonic_path(score - 8192.0, *lengths))
+
+
+def test_fewer_frames_than_tokens_is_an_error():
+    with pytest.raises(ValueError, match="fewer frames than tokens"):
+        monotonic_path(torch.zeros(1, 3, 2), torch.tensor([3]), torch.tensor([2]))
+
+
+def test_the_score_is_the_gaussian_log_likelihood():
+    torch.manual_seed(0)
+    x, mean = torch.randn(2, 5, 4), torch.randn(2, 3, 4)
+    normal = torch.distributions.Normal(mean.unsqueeze(2), 1.0)
+    expected = normal.log_prob(x.unsqueeze(1)).sum(-1) + 2 * np.log(2 * np.pi)  # 4 channels of log(2 pi) / 2
+    torch.testing.assert_close(gaussian_score(x, mean), expected, atol=1e-5, rtol=0)

@@ -1,0 +1,135 @@
+"""Phonemes by espeak-ng: exact ones, and that they depend on the text alone."""
+
+import os
+import random
+import re
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from utils.corpus.sentences import sentences
+from utils.text.frontend import FrontEnd
+from utils.text.phonemes import phonemise, phonemise_text
+from utils.text.vocabulary import VOCABULARIES
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+PHONEMES = {
+    "": "",
+    "...": "...",
+    "?! -": "?! -",
+    "hello, world!": "həlˈoʊ, wˈɜːld!",
+    "the end - or not (maybe).": "ðɪ ˈɛnd - ɔːɹ nˈɑːt (mˈeɪbiː).",
+    "the dog; the apple: the end?": "ðə dˈɑːɡ; ðɪ ˈæpəl: ðɪ ˈɛnd?",
+    'he called the "apple" a "thing".': 'hiː kˈɔːld ðɪ "ˈæpəl" ɐ "θˈɪŋ".',  # the same words as without quotes
+    'of "the" cat': 'ʌv "ðə" kˈæt',  # "of the" is one word to espeak-ng, but not over a quote
+    "'tis two o'clock, don't": "tˈɪz tˈuː əklˈɑːk, dˈoʊnt",
+    "a quick-witted fox": "ɐ kwˈɪkwˈɪɾᵻd fˈɑːks",
+    "中文 and 👍 so": "中文 ænd 👍 sˈoʊ",
+    "button": "bˈʌʔn\u0329",
+    "x x x x x x": "ˈɛks ˈɛks ˈɛks ˈɛks ˈɛks ˈɛks",  # espeak-ng itself says three
+}
+
+
+@pytest.fixture(scope="module")
+def texts() -> list[str]:
+    """Sentences as they are met, words of any letters, and odd marks."""
+    draw = random.Random(0)
+    spoken = sentences("phonemes", set())
+    plain = [next(spoken).lower() for _ in range(200)]
+    letters = "abcdefghijklmnopqrstuvwxyz" * 3 + "'-   \".,;:()!?"
+    return [*plain, *("".join(draw.choices(letters, k=draw.randint(0, 30))) for _ in range(500))]
+
+
+@pytest.fixture(scope="module")
+def together(texts) -> list[str]:
+    return phonemise(texts)
+
+
+def test_exact_phonemes():
+    assert dict(zip(PHONEMES, phonemise(list(PHONEMES)), strict=True)) == PHONEMES
+    assert phonemise([]) == []
+
+
+def test_a_text_has_its_phonemes_in_any_batch(texts, together):
+    order = random.Random(1).sample(range(len(texts)), len(texts))
+    assert phonemise([texts[i] for i in order]) == [together[i] for i in order]
+    assert [phonemise([texts[i]])[0] for i in (0, 250)] == [together[0], together[250]]
+
+
+def test_the_table_has_every_phoneme_and_every_mark_is_kept(texts, together):
+    table = VOCABULARIES["phoneme"]
+    assert not {symbol for text in together for symbol in text} - set(table.symbols)
+    for text, spoken in zip(texts, together, strict=True):
+        assert re.sub(r"[^.,;:()!?\"]", "", spoken) == re.sub(r"[^.,;:()!?\"]", "", text)
+        assert bool(re.search("[a-z]", text)) == any(char.isalpha() for char in spoken)
+
+
+@pytest.mark.parametrize(
+    ("text", "word", "count"),
+    [
+        ("word " * 1000, "wˈɜːd", 1000),
+        ("a" * 10_000, None, 100),
+        ("x " * 1000, "ˈɛks", 1000),
+        ("so, " * 1000, "sˈoʊ,", 1000),
+    ],
+)
+def test_long_texts_are_said_to_the_end(text, word, count):
+    words = phonemise([text])[0].split()
+    assert len(words) == count and (word is None or set(words) == {word})
+
+
+def test_marks_of_other_languages_cannot_be_taken_for_brackets(together):
+    assert not any(re.search(r"\([a-z-]+\)", text) for text in together)
+    assert phonemise_text("(so)", lambda words: words.upper()) == "(SO)"
+
+
+def test_the_front_end_counts_what_has_no_phonemes():
+    front_end = FrontEnd.for_units("phoneme")
+    hello, chinese, marks = front_end.encode(["Hello, Mr. 2!", "中 a", "..."])
+    assert hello.spoken == "hello, mister two!"
+    assert hello.symbols == ("<s>", *"həlˈoʊ, mˈɪstɚ tˈuː!", "</s>")
+    assert front_end.vocabulary.decode(hello.tokens) == "həlˈoʊ, mˈɪstɚ tˈuː!" and not hello.unknown
+    assert chinese.unknown == Counter("中") and chinese.tokens.tolist()[:3] == [2, 1, 4]
+    assert not chinese.says_nothing and marks.says_nothing
+
+
+@pytest.mark.real
+def test_real_transcripts_are_known_to_both_tables(real_data):
+    lines = (real_data / "tts_dev" / "LJSpeech-1.1" / "metadata.csv").read_text(encoding="utf-8").splitlines()
+    chapters = (real_data / "speakers_dev").rglob("*.trans.txt")
+    texts = [text for line in lines for text in line.split("|")[1:]]
+    texts += [line.partition(" ")[2] for path in chapters for line in path.read_text(encoding="utf-8").splitlines()]
+    assert len(texts) > 600
+    for units in VOCABULARIES:
+        assert not any(text.unknown or text.says_nothing for text in FrontEnd.for_units(units).encode(texts))
+
+
+def test_without_espeak_a_sentence_says_what_to_install(tmp_path):
+    (tmp_path / "espeakng_loader.py").write_text("raise ImportError('not here')")
+    script = (
+        "from utils.cli import run; from utils.text.phonemes import phonemise; raise SystemExit(run(phonemise, ['a']))"
+    )
+    answer = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=REPOSITORY,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert answer.returncode == 2
+    assert answer.stderr == (
+        "error: phonemes need espeak-ng, which is not installed: pip install -r requirements-demo.txt\n"
+    )
+
+
+def test_only_the_worker_loads_the_library():
+    script = (
+        "from utils.text.phonemes import phonemise; phonemise(['hello']); "
+        "assert 'libespeak-ng' not in open('/proc/self/maps').read()"
+    )
+    if not Path("/proc/self/maps").exists():
+        pytest.skip("this system does not list what a process has loaded")
+    subprocess.run([sys.executable, "-c", script], cwd=REPOSITORY, check=True)

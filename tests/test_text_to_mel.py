@@ -1,0 +1,213 @@
+"""Text to mel by the real scripts: train, resume, many voices, synthesize, stream, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+import preprocess
+import test as test_script
+import train_tacomamba
+from utils.checkpoint import load_checkpoint
+from utils.training.runlog import read_log
+
+ROOT = Path(__file__).resolve().parent.parent
+SMALL = "--d-model 32 --n-layers 1 --encoder-layers 1 --headdim 16 --d-state 8 --postnet-channels 16".split()
+STEPS = "--batch-frames 900 --lr 0.003 --save-every 4 --log-every 1 --threads 1 --task tts".split()
+
+
+def train(data: Path, out: Path, *words: str) -> int:
+    return train_tacomamba.main(["--data", str(data), "--out", str(out), *SMALL, *STEPS, *words])
+
+
+@pytest.fixture(scope="module")
+def data(ljspeech_root, tmp_path_factory) -> Path:
+    """Features of one voice, in characters."""
+    out = tmp_path_factory.mktemp("processed") / "voice"
+    words = ["--dataset", "ljspeech", "--raw", str(ljspeech_root), "--out", str(out), "--num-proc", "1"]
+    assert preprocess.main(words) == 0
+    return out
+
+
+@pytest.fixture(scope="module")
+def run(data, tmp_path_factory) -> Path:
+    """A run of 8 steps with pictures and sounds."""
+    out = tmp_path_factory.mktemp("runs") / "voice"
+    assert train(data, out, "--steps", "8") == 0
+    return out
+
+
+@pytest.fixture(scope="module")
+def voices(librispeech_root, tmp_path_factory) -> Path:
+    """Features of eight voices, in characters, for text to mel."""
+    out = tmp_path_factory.mktemp("processed") / "voices"
+    words = ["--dataset", "librispeech", "--task", "tts", "--raw", str(librispeech_root), "--out", str(out)]
+    assert preprocess.main([*words, "--num-proc", "1"]) == 0
+    return out
+
+
+def synthesize(run: Path, out: Path, *words: str) -> int:
+    return test_script.main(["synthesize", "--checkpoint", str(run), "--out", str(out), *words])
+
+
+def test_a_run_leaves_checkpoints_figures_pictures_and_sounds(run):
+    checkpoint = load_checkpoint(run)
+    assert checkpoint["task"] == "tts" and checkpoint["vocabulary"]["units"] == "char"
+    lines = [line for line in read_log(run) if "step" in line]
+    assert [line["step"] for line in lines] == list(range(1, 9))
+    assert {"loss", "mel", "prior", "duration"} <= set(lines[0])
+    assert lines[-1]["loss"] < lines[0]["loss"] and lines[-1]["valid_mel"] < 3
+    assert "valid_length_bias" in lines[-1]
+    for step in (4, 8):
+        assert (run / "pictures" / f"speech-{step:08d}.png").stat().st_size > 10_000
+        samples, rate = soundfile.read(run / "sounds" / f"speech-{step:08d}.wav")
+        assert rate == 22_050 and len(samples) > 1000 and np.abs(samples).max() <= 1
+
+
+@pytest.mark.parametrize("words", [[], ["--decoder", "ar", "--amp", "bf16"], ["--model", "tacotron2"]], ids=" ".join)
+def test_a_resumed_run_is_the_same_run(data, tmp_path, words):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert train(data, whole, "--steps", "6", "--no-tensorboard", *words) == 0
+    flags = ["--data", str(data), "--out", str(parts), *SMALL, *STEPS, "--steps", "6", "--no-tensorboard", *words]
+    command = [sys.executable, "tests/signal_at_step.py", "3", "SIGTERM", "0", "1", *flags]
+    process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert process.returncode == 143, process.stderr
+    assert train(data, parts, "--steps", "6", "--no-tensorboard", "--resume", "auto", *words) == 0
+    losses = [[line["loss_hex"] for line in read_log(out) if "step" in line] for out in (whole, parts)]
+    assert losses[0] == losses[1]
+    first, second = (load_checkpoint(out / "last.pt")["model"] for out in (whole, parts))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_a_text_becomes_a_wav_a_picture_and_an_account(run, tmp_path, capsys):
+    picture = tmp_path / "speech.png"
+    words = ["--text", "Rivers carried 3 boats. Quiet houses!", "--picture", str(picture), "--json"]
+    assert synthesize(run, tmp_path / "speech.wav", *words) == 0
+    (told,) = json.loads(capsys.readouterr().out)["spoken"]
+    samples, rate = soundfile.read(tmp_path / "speech.wav")
+    assert told["read_as"] == "rivers carried three boats. quiet houses!" and not told["truncated"]
+    assert len(samples) / rate == pytest.approx(told["seconds"])
+    assert picture.stat().st_size > 10_000
+    before = (tmp_path / "speech.wav").read_bytes()
+    assert synthesize(run, tmp_path / "speech.wav", *words) == 0
+    assert (tmp_path / "speech.wav").read_bytes() == before
+
+
+def test_each_line_of_a_file_gets_a_wav(run, tmp_path):
+    (tmp_path / "lines.txt").write_text("One window.\n\nThe river.\n", encoding="utf-8")
+    assert synthesize(run, tmp_path / "out", "--text-file", str(tmp_path / "lines.txt"), "--each-line") == 0
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["0001.wav", "0002.wav"]
+    assert synthesize(run, tmp_path / "all.wav", "--text-file", str(tmp_path / "lines.txt"), "--pace", "2") == 0
+    parts = sum(len(soundfile.read(path)[0]) for path in (tmp_path / "out").iterdir())
+    assert len(soundfile.read(tmp_path / "all.wav")[0]) == pytest.approx(parts / 2, rel=0.2)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["a", "Aaaaaaaaaaaaaaaaaaaaaa", "the the the the the the the", "?! ... hm", "x" * 900, "word " * 1000,
+     "\u6f22\u5b57 and letters", "tabs\tand\nlines", "\U0001f600 smile"],
+    ids=["one symbol", "long vowel", "repeats", "marks", "no blanks", "1,000 words", "unknown", "blanks", "emoji"],
+)  # fmt: skip
+def test_odd_texts_are_spoken_in_a_sane_time(run, text, capsys):
+    from utils.synthesis.synthesizer import Synthesizer
+
+    spoken = Synthesizer.load(run, "cpu").speak(text)
+    assert np.isfinite(spoken.mel).all() and not spoken.truncated
+    assert len(spoken.symbols) <= len(spoken.mel) <= 256 * len(spoken.symbols)
+    assert sum(spoken.unknown.values()) == sum(symbol in spoken.unknown for symbol in spoken.symbols)
+
+
+@pytest.mark.parametrize("text", ["", "   ", "?!", "\u6f22\u5b57"])
+def test_a_text_with_nothing_to_say_is_refused_in_a_sentence(run, tmp_path, text, capsys):
+    assert synthesize(run, tmp_path / "x.wav", "--text", text) == 2
+    assert "nothing in it that could be spoken" in capsys.readouterr().err
+    assert not (tmp_path / "x.wav").exists()
+
+
+def test_streaming_needs_a_vocoder_and_a_decoder_that_can(run, data, tmp_path, capsys):
+    assert synthesize(run, tmp_path / "x.wav", "--text", "river", "--stream") == 2
+    assert "Griffin-Lim cannot stream" in capsys.readouterr().err
+    assert train(data, tmp_path / "both", "--steps", "1", "--decoder", "bidirectional", "--no-tensorboard") == 0
+    capsys.readouterr()
+    assert synthesize(tmp_path / "both", tmp_path / "x.wav", "--text", "river", "--stream") == 2
+    assert "tacomamba-bidirectional cannot stream" in capsys.readouterr().err
+    assert not (tmp_path / "x.wav").exists()
+
+
+def test_contradictions_are_shown_together(run, tmp_path, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        synthesize(run, tmp_path / "x.wav", "--stream", "--picture", "x.png", "--each-line")
+    assert stopped.value.code == 2
+    message = capsys.readouterr().err
+    assert (
+        "--each-line needs --text-file" in message
+        and "either --text or --text-file" in message
+        and "--picture" in message
+    )
+
+
+def test_flags_of_the_other_task_are_refused(data, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        train(data, tmp_path / "x", "--margin", "0.5", "--model", "xvector", "--voice", "embedding")
+    message = capsys.readouterr().err
+    assert "--margin is for --task speaker" in message and "--model xvector is not for --task tts" in message
+    assert "--speaker-encoder" in message
+
+
+def test_checkpoints_of_the_wrong_task_are_refused(run, trained_run, data, tmp_path, capsys):
+    assert synthesize(trained_run, tmp_path / "x.wav", "--text", "river") == 2
+    assert "holds a model for speaker" in capsys.readouterr().err
+    evaluate = ["evaluate", "--checkpoint", str(run), "--out", str(tmp_path / "report")]
+    assert test_script.main([*evaluate, "--audio-root", str(tmp_path), "--trials", "x"]) == 2
+    assert "knows nothing of --audio-root and --trials" in capsys.readouterr().err
+    assert test_script.main(["embed", "--checkpoint", str(run), "x.wav"]) == 2
+    assert "holds a model for tts" in capsys.readouterr().err
+
+
+def test_a_table_of_voices_speaks_as_each(voices, tmp_path, capsys):
+    assert train(voices, tmp_path / "none", "--steps", "1") == 2
+    assert "--voice table or embedding" in capsys.readouterr().err
+    run = tmp_path / "table"
+    assert train(voices, run, "--steps", "2", "--voice", "table", "--no-tensorboard") == 0
+    assert load_checkpoint(run)["speakers"] == [str(number) for number in range(101, 109)]
+    assert synthesize(run, tmp_path / "a.wav", "--text", "river", "--speaker", "107") == 0
+    capsys.readouterr()
+    assert synthesize(run, tmp_path / "a.wav", "--text", "river", "--speaker", "999") == 2
+    assert "speaks as 101, 102" in capsys.readouterr().err
+
+
+def test_a_recording_gives_the_voice(voices, trained_run, librispeech_root, tmp_path, capsys):
+    run = tmp_path / "embedding"
+    words = ["--voice", "embedding", "--speaker-encoder", str(trained_run), "--no-tensorboard"]
+    assert train(voices, run, "--steps", "2", *words) == 0
+    checkpoint = load_checkpoint(run)
+    assert checkpoint["speaker_embeddings"].shape == (8, 192)
+    torch.testing.assert_close(checkpoint["speaker_embeddings"].norm(dim=1), torch.ones(8))
+    recording = next((librispeech_root / "LibriSpeech" / "train-tiny" / "105").rglob("*.flac"))
+    for number, speaker in enumerate(("105", str(recording))):
+        assert synthesize(run, tmp_path / f"{number}.wav", "--text", "river", "--speaker", speaker) == 0
+    capsys.readouterr()
+    assert synthesize(run, tmp_path / "x.wav", "--text", "river", "--speaker", "nobody.flac") == 2
+    assert "neither a recording nor one of this model's speakers" in capsys.readouterr().err
+
+
+def test_two_ranks_train_as_one_process_does(data, tmp_path):
+    """First loss to 1e-6; three float32 AdamW steps to 1e-3, since sums come in another order."""
+    words = ["--steps", "3", "--no-tensorboard", "--dropout", "0"]
+    assert train(data, tmp_path / "one", *words) == 0
+    flags = ["--data", str(data), "--out", str(tmp_path / "two"), *SMALL, *STEPS, *words]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [*launch, "train_tacomamba.py", *flags]
+    process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr
+    one, two = ([line for line in read_log(tmp_path / name) if "step" in line] for name in ("one", "two"))
+    assert two[0]["loss"] == pytest.approx(one[0]["loss"], rel=1e-6)
+    assert two[-1]["loss"] == pytest.approx(one[-1]["loss"], rel=1e-3)
+    assert two[-1]["valid_mel"] == pytest.approx(one[-1]["valid_mel"], rel=1e-3)

@@ -1,0 +1,1 @@
+"""From text to log-mels, and from log-mels to sound."""

@@ -1,0 +1,105 @@
+"""Raw text to the tokens of a model, and long text to sentences that a model can take."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from utils.cli import UserError
+from utils.text.normalise import normalise
+from utils.text.phonemes import phonemise
+from utils.text.vocabulary import BOS, EOS, UNITS, VOCABULARIES, Vocabulary
+
+VERSION = 1  # of what raw text becomes; stores of another version are refused
+LONGEST_SENTENCE = 400  # characters
+
+
+@dataclass(frozen=True)
+class EncodedText:
+    """One text for a model: `tokens` (N,) int32 between BOS and EOS, and the symbol of each.
+
+    `spoken` is the normalised text; `unknown` counts the symbols that the vocabulary lacks, which stay in `symbols` as
+    they were written.
+    """
+
+    tokens: np.ndarray
+    symbols: tuple[str, ...]
+    spoken: str
+    unknown: Counter[str]
+
+    @property
+    def says_nothing(self) -> bool:
+        """Whether there is no letter, digit or phoneme in it that the vocabulary knows."""
+        return not any(len(symbol) == 1 and symbol.isalnum() and symbol not in self.unknown for symbol in self.symbols)
+
+
+class FrontEnd:
+    """Text to tokens of a vocabulary, whose units say whether they are characters or phonemes."""
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        self.vocabulary = vocabulary
+
+    @classmethod
+    def for_units(cls, units: str) -> FrontEnd:
+        """The front end of "char" or "phoneme" with the project's table of symbols."""
+        if units not in VOCABULARIES:
+            raise UserError(f"units are {' or '.join(UNITS)}, not {units!r}")
+        return cls(VOCABULARIES[units])
+
+    @property
+    def units(self) -> str:
+        return self.vocabulary.units
+
+    def encode(self, texts: Sequence[str]) -> list[EncodedText]:
+        """Each text as tokens, independent of the others; phonemes take one process for all of `texts`.
+
+        Raises:
+            UserError: phonemes are asked for, and espeak-ng is not installed.
+        """
+        spoken = [normalise(text) for text in texts]
+        written = phonemise(spoken) if self.units == "phoneme" else spoken
+        return [self._encode(text, said) for text, said in zip(written, spoken, strict=True)]
+
+    def _encode(self, text: str, spoken: str) -> EncodedText:
+        symbols = (BOS, *text, EOS)
+        tokens, unknown = self.vocabulary.encode(symbols)
+        return EncodedText(tokens, symbols, spoken, unknown)
+
+
+def split_sentences(text: str) -> list[str]:
+    """Normalised sentences of `text`, none empty and none longer than `LONGEST_SENTENCE` characters.
+
+    Cuts after . ! ? before a blank, and sentences that are too long after ; or :, else a comma, else at a blank, else
+    anywhere. Marks that stand alone join the sentence before them.
+    """
+    sentences: list[str] = []
+    for sentence in re.sub(r"([.!?][\"')]*) ", r"\1\n", normalise(text)).split("\n"):
+        for piece in _bounded(sentence):
+            is_mark = not any(char.isalnum() for char in piece)
+            if is_mark and sentences and len(sentences[-1]) + len(piece) < LONGEST_SENTENCE:
+                sentences[-1] += f" {piece}"
+            else:
+                sentences.append(piece)
+    return sentences
+
+
+def _bounded(sentence: str) -> Iterator[str]:
+    start = 0
+    while len(sentence) - start > LONGEST_SENTENCE:
+        end = start + _place_to_cut(sentence[start : start + LONGEST_SENTENCE])
+        yield sentence[start:end].strip()
+        start = end + sentence.startswith(" ", end)
+    if sentence[start:].strip():
+        yield sentence[start:].strip()
+
+
+def _place_to_cut(window: str) -> int:
+    """Behind the last mark of the best kind in `window`, but not at its beginning."""
+    for marks in ("[;:] ", ", ", " "):
+        if places := [match.end() - 1 for match in re.finditer(marks, window) if match.end() > 1]:
+            return places[-1]
+    return len(window)

@@ -1,0 +1,154 @@
+"""English text to IPA by espeak-ng, in a process of its own.
+
+    echo '["hello, world!"]' | python -m utils.text.phonemes
+    # ["həlˈoʊ, wˈɜːld!"]
+
+Standard input takes a JSON list of texts, standard output gives the list of their phonemes. espeak-ng is
+GPL-3.0-or-later: it is an optional dependency (requirements-demo.txt), and only this worker loads it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
+
+from utils.cli import UserError
+from utils.espeak import ESPEAK_CHARS_UTF8, REPOSITORY, Espeak, require_espeak
+
+VOICE = "en-us"
+PHONEMES_IPA = 2  # bit 1 of phoneme_mode in speak_lib.h: IPA in UTF-8
+LONGEST_CALL = 300  # characters; espeak-ng cuts clauses of about 800 anywhere
+LONGEST_WORD = 100  # characters; espeak-ng drops what is beyond 160
+REPEATS = 3  # of a letter that stands alone; espeak-ng drops the fourth and later ones
+
+_WORD = "'?[A-Za-z]+(?:['-]+[A-Za-z]+)*'?"
+_CLAUSE = re.compile(rf"{_WORD}(?:\"? \"?{_WORD})*")
+
+
+def require_phonemes() -> None:
+    """`UserError` tells how to install espeak-ng if it is missing."""
+    try:
+        require_espeak()
+    except UserError as error:
+        raise UserError(
+            "phonemes need espeak-ng, which is not installed: pip install -r requirements-demo.txt"
+        ) from error
+
+
+def phonemise(texts: Sequence[str]) -> list[str]:
+    """The phonemes of texts in IPA, each text's independent of the others.
+
+    Args:
+        texts: English as `normalise` gives it.
+
+    Returns:
+        For each text its words in IPA with stress marks before the vowels and blanks between the words. Punctuation
+        stays in its place, and so does everything else that is not a word of English letters. Apostrophes and hyphens
+        in words belong to the words.
+
+    Raises:
+        UserError: espeak-ng is missing, or failed.
+    """
+    if not texts:
+        return []
+    require_phonemes()
+    worker = subprocess.run(
+        [sys.executable, "-m", "utils.text.phonemes"],
+        input=json.dumps(list(texts)).encode(),
+        capture_output=True,
+        cwd=REPOSITORY,
+    )
+    if worker.returncode:
+        lines = worker.stderr.decode(errors="replace").strip().splitlines()
+        told = lines[-1].removeprefix("error: ") if lines else f"exit code {worker.returncode}"
+        raise UserError(f"espeak-ng could not give the phonemes: {told}")
+    return json.loads(worker.stdout)
+
+
+class Phonemiser(Espeak):
+    """The library, asked for phonemes instead of speech."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.set_voice(VOICE)
+        self.library.espeak_TextToPhonemes.restype = ctypes.c_char_p
+        self.library.espeak_TextToPhonemes.argtypes = [ctypes.POINTER(ctypes.c_void_p), ctypes.c_int, ctypes.c_int]
+
+    def __call__(self, words: str) -> str:
+        """The phonemes of words without punctuation, with single blanks."""
+        spoken = " ".join(self._call(part) for part in _parts(words))
+        return " ".join(re.sub(r"\([a-z-]+\)", "", spoken).split())  # without marks of another language, "(fr)"
+
+    def _call(self, words: str) -> str:
+        buffer = ctypes.create_string_buffer(words.encode())
+        rest = ctypes.c_void_p(ctypes.addressof(buffer))  # espeak-ng moves it past each clause, and nulls it at the end
+        clauses = []
+        while rest.value:
+            clauses.append(self.library.espeak_TextToPhonemes(ctypes.byref(rest), ESPEAK_CHARS_UTF8, PHONEMES_IPA))
+        return " ".join(clause.decode() for clause in clauses if clause)
+
+
+def _parts(words: str) -> Iterator[str]:
+    """`words` in parts that espeak-ng says to the end."""
+    part: list[str] = []
+    length = 0
+    for word in words.split():
+        for start in range(0, len(word), LONGEST_WORD):
+            piece = word[start : start + LONGEST_WORD]
+            last = [word.strip("'") for word in part[-REPEATS:]]
+            if last == [piece.strip("'")[:1]] * REPEATS or length + len(piece) > LONGEST_CALL:
+                yield " ".join(part)
+                part, length = [], 0
+            part.append(piece)
+            length += len(piece) + 1
+    yield " ".join(part)
+
+
+def phonemise_text(text: str, speak: Callable[[str], str]) -> str:
+    """`text` with its words replaced by what `speak` makes of them, clause by clause."""
+    return _CLAUSE.sub(lambda match: _clause(match[0], speak), text)
+
+
+def _clause(clause: str, speak: Callable[[str], str]) -> str:
+    """Words between marks as a whole, for their sounds depend on their neighbours; quotes come back between them.
+
+    Where espeak-ng joins two words over a quote ("of the" is one word to it), its words cannot be told apart: then the
+    quoted words are said alone.
+    """
+    pieces = clause.split('"')
+    said = [speak(piece).split() for piece in pieces]
+    if len(pieces) > 1:
+        whole = speak(" ".join(clause.replace('"', "").split())).split()
+        if len(whole) == sum(map(len, said)):
+            rest = iter(whole)
+            said = [list(islice(rest, len(words))) for words in said]
+    return '"'.join(
+        piece.replace(piece.strip(), " ".join(words)) if words else piece
+        for piece, words in zip(pieces, said, strict=True)
+    )
+
+
+def main() -> int:
+    """Serves one list of texts from standard input; returns the exit code."""
+    texts = json.load(sys.stdin)
+    answer = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)  # whatever the library prints must not land in the answer
+    try:
+        speak = Phonemiser()
+        spoken = [phonemise_text(text, speak) for text in texts]
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return int(error.exit_code)
+    with answer:
+        json.dump(spoken, answer)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

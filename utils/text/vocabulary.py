@@ -1,0 +1,78 @@
+"""Symbols to integer tokens by a table that is stored with the data and with the model."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+
+from utils.cli import UserError
+
+PAD, UNKNOWN, BOS, EOS = SPECIAL = ("<pad>", "<unk>", "<s>", "</s>")
+PUNCTUATION = ".,;:?!-'\"()"
+UNITS = ("char", "phoneme")
+
+
+class Vocabulary:
+    """A table of symbols; a token is a symbol's place in it.
+
+    Token 0 pads batches, token 1 stands for every symbol that the table lacks, 2 begins and 3 ends a text.
+    """
+
+    def __init__(self, units: str, symbols: Sequence[str]) -> None:
+        self.units = units
+        self.symbols = tuple(symbols)
+        self._tokens = {symbol: token for token, symbol in enumerate(self.symbols)}
+        if units not in UNITS:
+            raise UserError(f"a vocabulary's units are {' or '.join(UNITS)}, not {units!r}")
+        if self.symbols[:4] != SPECIAL or len(self._tokens) != len(self.symbols):
+            raise UserError(f"a vocabulary begins with {' '.join(SPECIAL)} and holds each symbol once")
+
+    def __len__(self) -> int:
+        return len(self.symbols)
+
+    def __contains__(self, symbol: object) -> bool:
+        return symbol in self._tokens
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Vocabulary) and self.to_dict() == other.to_dict()
+
+    def __hash__(self) -> int:
+        return hash((self.units, self.symbols))
+
+    def encode(self, symbols: Sequence[str]) -> tuple[np.ndarray, Counter[str]]:
+        """Tokens (N,) int32 of `symbols` (a string is its characters), and how often each unknown symbol occurs."""
+        tokens = [self._tokens.get(symbol, 1) for symbol in symbols]
+        return np.array(tokens, dtype=np.int32), Counter(symbol for symbol in symbols if symbol not in self._tokens)
+
+    def decode(self, tokens: Sequence[int] | np.ndarray) -> str:
+        """The text of tokens, without padding, beginning and end."""
+        return "".join(self.symbols[int(token)] for token in tokens if int(token) not in (0, 2, 3))
+
+    def to_dict(self) -> dict[str, Any]:
+        """The table as plain JSON values."""
+        return {"units": self.units, "symbols": list(self.symbols)}
+
+    @classmethod
+    def from_dict(cls, fields: Any) -> Vocabulary:
+        """The inverse of `to_dict`; `UserError` if `fields` is not a vocabulary."""
+        if not isinstance(fields, dict) or set(fields) != {"units", "symbols"}:
+            raise UserError("a vocabulary has exactly the fields units and symbols")
+        if not isinstance(fields["symbols"], list) or not all(isinstance(symbol, str) for symbol in fields["symbols"]):
+            raise UserError("a vocabulary's symbols are a list of strings")
+        return cls(fields["units"], fields["symbols"])
+
+
+# All that espeak-ng 1.52's en-us gave for 135,000 dictionary words, all words of three letters, and 100,000 of random
+# letters: one character is one token, so a syllabic or nasal mark is a token of its own after its letter.
+_IPA = "ˈˌː" + "aæɐɑeəɚɛɜiɪᵻoɔuʊʌ" + "bdðfɡhjklɬmnŋprɹɾsʃtθvwxzʒʔ" + "\u0329\u0303ʲ"
+
+VOCABULARIES = MappingProxyType(
+    {
+        "char": Vocabulary("char", (*SPECIAL, " ", *PUNCTUATION, *"abcdefghijklmnopqrstuvwxyz")),
+        "phoneme": Vocabulary("phoneme", (*SPECIAL, " ", *PUNCTUATION, *_IPA)),
+    }
+)

@@ -1,0 +1,227 @@
+"""Text to mel as a task: tokens and stored log-mels in, a mel model out, validated by its error on held-back texts."""
+
+from __future__ import annotations
+
+import argparse
+from collections import defaultdict
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from torch.utils.data import Dataset
+
+from models.tts import build_text_to_mel
+from utils.checkpoint import load_checkpoint
+from utils.cli import UserError
+from utils.evaluation.recognizer import SpeakerRecognizer
+from utils.features.store import FeatureStore
+from utils.protocol import TextLists, training_list_hash
+from utils.training.distributed import Ranks
+from utils.training.runlog import RunLog
+from utils.training.sampling import BucketOrder, EpochOrder, Order
+from utils.training.speaker import feature_statistics
+from utils.training.tts_options import tts_model_config
+from utils.training.voices import kept_recognizer, store_embeddings
+
+VALID_BATCH = 8
+
+
+class Voices:
+    """What a model is told of the speaker of an utterance, by `--voice`.
+
+    `embeddings` (len(store), E) are those of single recordings; training takes another recording of the same speaker
+    than the one to be spoken, as synthesis from a reference recording does.
+    """
+
+    def __init__(self, store: FeatureStore, items: list[int], args: argparse.Namespace) -> None:
+        self.kind = args.voice
+        self.seed = args.seed
+        self.of_item = [row.speaker for row in store.rows]
+        self.speakers = sorted({self.of_item[item] for item in items})
+        if self.kind == "none" and len(self.speakers) > 1:
+            raise UserError(f"the training list has {len(self.speakers)} speakers: give --voice table or embedding")
+        self.numbers = {speaker: number for number, speaker in enumerate(self.speakers)}
+        self.recognizer = self.embeddings = None
+        self.recordings: dict[str, list[int]] = defaultdict(list)
+        if self.kind == "embedding":
+            checkpoint = load_checkpoint(args.speaker_encoder)
+            recognizer = SpeakerRecognizer.load(args.speaker_encoder, "cpu", args.backend)
+            self.recognizer, self.hash = kept_recognizer(checkpoint), recognizer.model_hash
+            self.embeddings = store_embeddings(store, recognizer)
+            for item in items:
+                self.recordings[self.of_item[item]].append(item)
+
+    @property
+    def dim(self) -> int:
+        """Numbers of an embedding; 0 without."""
+        return 0 if self.embeddings is None else self.embeddings.shape[1]
+
+    def means(self) -> Tensor | None:
+        """The training speakers' enrolments: unit-normalised means (n_speakers, E)."""
+        if self.embeddings is None:
+            return None
+        means = torch.stack([torch.from_numpy(self._mean(speaker)) for speaker in self.speakers])
+        return torch.nn.functional.normalize(means, dim=-1)
+
+    def _mean(self, speaker: str) -> np.ndarray:
+        return self.embeddings[self.recordings[speaker]].mean(0)
+
+    def at(self, item: int, place: int | None) -> Any:
+        """The model's input for an utterance: None, an id, or an embedding (E,); the speaker's mean without a place."""
+        speaker = self.of_item[item]
+        if self.kind == "none":
+            return None
+        if self.kind == "table":
+            return self.numbers[speaker]
+        if place is None:
+            return self._mean(speaker)
+        others = [other for other in self.recordings[speaker] if other != item] or [item]
+        return self.embeddings[others[np.random.default_rng([self.seed, 5, place]).integers(len(others))]]
+
+
+class TextDataset(Dataset):
+    """Whole utterances: tokens (N,), log-mel (T, n_mels), and what tells the voice."""
+
+    def __init__(self, store: FeatureStore, items: list[int], voices: Voices, order: Order) -> None:
+        self.store, self.items, self.voices, self.order = store, items, voices, order
+
+    def __getitem__(self, place: int) -> tuple[np.ndarray, np.ndarray, Any]:
+        item = self.items[self.order[place]]
+        return self.store.tokens(item), self.store.mel(item), self.voices.at(item, place)
+
+
+class TextToMelTask:
+    """Training text to mel on the text lists of a feature store: a `utils.training.task.Task`."""
+
+    name = "tts"
+    score_name = "valid_mel"
+
+    def __init__(self, store: FeatureStore, lists: TextLists, args: argparse.Namespace) -> None:
+        self.store, self.lists, self.args = store, lists, args
+        if store.vocabulary is None:
+            raise UserError(f"{store.directory} has no transcripts: preprocess.py --task tts makes features with them")
+        items = self._usable(lists.train, "training")
+        self.voices = Voices(store, items, args)
+        self.speakers = self.voices.speakers
+        known = set(self.speakers)
+        valid = [item for item in self._usable(lists.valid, "validation") if self.voices.of_item[item] in known]
+        self.valid_items = valid[: args.valid_utterances]
+        self.config = tts_model_config(args, store.recipe.n_mels, len(self.speakers), self.voices.dim)
+        self.model = build_text_to_mel(self.config, len(store.vocabulary))
+        self._set_statistics(items)
+        frames = [store.rows[item].frames for item in items]
+        self.order: Order = (
+            BucketOrder(frames, args.seed, args.batch_frames)
+            if args.batch_frames
+            else EpochOrder(len(frames), args.seed, args.batch_size)
+        )
+        self.dataset = TextDataset(store, items, self.voices, self.order)
+
+    def _usable(self, utterances: list[str], what: str) -> list[int]:
+        """Store items of utterances that can be aligned: each token needs a frame."""
+        items = [self.store.index[utterance] for utterance in utterances]
+        usable = [item for item in items if len(self.store.tokens(item)) <= self.store.rows[item].frames]
+        if len(usable) < len(items):
+            print(f"{len(items) - len(usable)} {what} utterances left out: they have fewer mel frames than symbols")
+        if not usable:
+            raise UserError(f"no {what} utterance has as many mel frames as symbols")
+        return usable
+
+    def _set_statistics(self, items: list[int]) -> None:
+        mean, std = feature_statistics(self.store, items, self.args.seed)
+        frames = sum(self.store.rows[item].frames for item in items)
+        tokens = sum(len(self.store.tokens(item)) for item in items)
+        self.model.set_statistics(torch.from_numpy(mean), torch.from_numpy(std), frames / tokens)
+
+    def collate(self, samples: list[tuple[np.ndarray, np.ndarray, Any]]) -> dict[str, Tensor]:
+        """Right-padded `tokens` (B, N) and `mel` (B, T, n_mels), their lengths (B,), `speaker` (B,) or (B, E)."""
+        tokens, mels, speakers = zip(*samples, strict=True)
+        batch = {
+            "tokens": pad_sequence([torch.from_numpy(part).long() for part in tokens], batch_first=True),
+            "token_lengths": torch.tensor([len(part) for part in tokens]),
+            "mel": pad_sequence([torch.from_numpy(part) for part in mels], batch_first=True),
+            "mel_lengths": torch.tensor([len(part) for part in mels]),
+        }
+        if speakers[0] is not None:
+            batch["speaker"] = torch.from_numpy(np.stack([np.asarray(speaker) for speaker in speakers]))
+        return batch
+
+    def inputs(self, batch: dict[str, Tensor], step: int) -> dict[str, Any]:
+        """The model's arguments: the batch."""
+        return batch
+
+    def frames(self, batch: dict[str, Tensor]) -> int:
+        """Mel frames in a batch, without padding."""
+        return int(batch["mel_lengths"].sum())
+
+    def utterance(self, place: int) -> str:
+        """The id of the utterance at a place of the run."""
+        return self.store.rows[self.dataset.items[self.order[place]]].utterance
+
+    def validate(self, ranks: Ranks) -> dict[str, float]:
+        """Figures of the validation list.
+
+        `valid_mel`: mean absolute error of the mel with the truth's lengths, in natural-log units. `valid_length_bias`:
+        predicted over true frames of all utterances together, less 1, for models that predict durations.
+        """
+        items = self.valid_items
+        share = ranks.share(len(items))
+        rows = [self._judge([items[number] for number in share[start : start + VALID_BATCH]], ranks.device)
+                for start in range(0, len(share), VALID_BATCH)]  # fmt: skip
+        joined = ranks.join_rows(np.concatenate([np.empty((0, 3)), *rows]), len(items))
+        error, frames, predicted = joined.sum(0)
+        figures = {"valid_mel": float(error / frames)}
+        if np.isfinite(predicted):
+            figures["valid_length_bias"] = float(predicted / frames - 1)
+        return figures
+
+    def _judge(self, items: list[int], device: torch.device) -> np.ndarray:
+        """For each item the summed error of its mel, its frames and its predicted frames (nan without): (n, 3)."""
+        batch = self._batch(items, device)
+        mel, lengths = batch["mel"], batch["mel_lengths"]
+        compared = self.model.compare(**batch).mel
+        inputs = {name: batch[name] for name in ("tokens", "token_lengths", "speaker") if name in batch}
+        predicted = self.model.predicted_lengths(**inputs)
+        predicted = torch.full_like(lengths, torch.nan, dtype=torch.float) if predicted is None else predicted
+        inside = torch.arange(mel.shape[1], device=device) < lengths.unsqueeze(1)
+        error = ((compared - mel).abs().mean(2) * inside).sum(1)
+        return torch.stack([error.double(), lengths.double(), predicted.double()], dim=1).cpu().numpy()
+
+    def _batch(self, items: list[int], device: torch.device) -> dict[str, Tensor]:
+        samples = [(self.store.tokens(item), self.store.mel(item), self.voices.at(item, None)) for item in items]
+        return {name: tensor.to(device) for name, tensor in self.collate(samples).items()}
+
+    def show(self, log: RunLog, step: int) -> None:
+        """The first validation utterance as it is spoken now: its mel under the true one, its alignment, its sound."""
+        from utils.plots import draw_speech
+        from utils.synthesis.vocoder import GRIFFIN_LIM, load_vocoder
+
+        item = self.valid_items[0]
+        device = next(self.model.parameters()).device
+        batch = self._batch([item], device)
+        made = self.model.synthesise(batch["tokens"], batch.get("speaker"))
+        mel, alignment = made.mel.cpu().numpy(), made.alignment.cpu().numpy()
+        symbols = [self.store.vocabulary.symbols[token] for token in self.store.tokens(item)]
+        title = f"{self.store.rows[item].utterance}, step {step}"
+        shown = mel, alignment, symbols, self.store.recipe, title, self.store.mel(item)
+        log.picture(step, "speech", lambda path: draw_speech(path, *shown))
+        vocoder = load_vocoder(GRIFFIN_LIM, self.store.recipe)
+        log.sound(step, "speech", vocoder(mel), self.store.recipe.sample_rate)
+
+    def description(self) -> dict[str, Any]:
+        """What a checkpoint needs beside the weights."""
+        return {
+            "model_config": self.config,
+            "recipe": self.store.recipe.to_dict(),
+            "recipe_hash": self.store.recipe.hash,
+            "vocabulary": self.store.vocabulary.to_dict(),
+            "speakers": self.speakers,
+            "training_list": training_list_hash(self.lists.train),
+            "recognizer_hash": None if self.voices.recognizer is None else self.voices.hash,
+        }
+
+    def attachments(self) -> dict[str, Any]:
+        """The recogniser that hears reference recordings, and the training speakers' embeddings (n_speakers, E)."""
+        return {"recognizer": self.voices.recognizer, "speaker_embeddings": self.voices.means()}
