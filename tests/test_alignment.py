@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from models.tts.alignment import gaussian_score, monotonic_path
+from models.tts.alignment import SymbolAligner, gaussian_score, monotonic_path
+from utils.training.aligning import Batch, fit
 
 
 def brute_force(score: np.ndarray) -> tuple[float, list[int]]:
@@ -69,3 +70,60 @@ def test_the_score_is_the_gaussian_log_likelihood():
     normal = torch.distributions.Normal(mean.unsqueeze(2), 1.0)
     expected = normal.log_prob(x.unsqueeze(1)).sum(-1) + 2 * np.log(2 * np.pi)  # 4 channels of log(2 pi) / 2
     torch.testing.assert_close(gaussian_score(x, mean), expected, atol=1e-5, rtol=0)
+
+
+SYMBOLS, MELS = 12, 10
+
+
+def made_speech(seed: int, utterances: int) -> tuple[Batch, torch.Tensor]:
+    """Speakers say symbols 1 to 11 as noisy spectra of their own mean; the noise is strong in two directions."""
+    draw = torch.Generator().manual_seed(seed)
+    voice = torch.Generator().manual_seed(99)
+    spectra, loud = torch.randn(SYMBOLS, MELS, generator=voice), torch.randn(2, MELS, generator=voice)
+    tokens = torch.stack([1 + torch.randperm(SYMBOLS - 1, generator=draw) for _ in range(utterances)])
+    durations = torch.randint(2, 9, tokens.shape, generator=draw)
+    token_lengths = torch.randint(7, SYMBOLS, (utterances,), generator=draw)
+    durations = durations * (torch.arange(tokens.shape[1]) < token_lengths.unsqueeze(1))
+    frames = durations.sum(1)
+    mel = 5 * torch.ones(utterances, int(frames.max()), MELS)  # the padding must not matter
+    for row in range(utterances):
+        mel[row, : frames[row]] = spectra[tokens[row]].repeat_interleave(durations[row], 0)
+    mel += 0.2 * torch.randn(mel.shape, generator=draw) + 2 * torch.randn(*mel.shape[:2], 2, generator=draw) @ loud
+    return (tokens, token_lengths, mel + 3 * torch.randn(utterances, 1, MELS, generator=draw), frames), durations
+
+
+def boundary_error(aligner: SymbolAligner, batch: Batch, durations: torch.Tensor) -> float:
+    """Mean distance in frames of the inner boundaries."""
+    tokens, token_lengths, mel, frames = batch
+    found = aligner(mel, frames, tokens, token_lengths)
+    inner = torch.arange(tokens.shape[1]) < token_lengths.unsqueeze(1) - 1
+    return (found.cumsum(1) - durations.cumsum(1))[inner].abs().double().mean().item()
+
+
+def test_the_aligner_finds_boundaries_from_an_even_division():
+    """Made speech whose noise hides the symbols in two directions; half a frame off on utterances not fitted on.
+
+    Each utterance has an offset of its own, larger than the distances between symbols: the speaker and the recording.
+    """
+    batch, _ = made_speech(1, 64)
+    aligner = SymbolAligner(SYMBOLS, MELS)
+    fit(aligner, lambda: [tuple(part[:32] for part in batch), tuple(part[32:] for part in batch)])
+    assert boundary_error(aligner, *made_speech(2, 32)) < 0.5
+    plain = SymbolAligner(SYMBOLS, MELS)
+    plain.mean.copy_(aligner.mean)
+    assert boundary_error(plain, *made_speech(2, 32)) > 1  # the covariance is what sees through the noise
+
+
+def test_the_same_speech_gives_the_same_aligner_bit_for_bit():
+    aligners = [SymbolAligner(SYMBOLS, MELS) for _ in range(2)]
+    for aligner in aligners:
+        fit(aligner, lambda: [made_speech(1, 16)[0]])
+    first, second = (aligner.state_dict() for aligner in aligners)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_a_symbol_that_was_never_heard_still_has_a_mean():
+    aligner = SymbolAligner(SYMBOLS + 3, MELS)
+    fit(aligner, lambda: [made_speech(1, 16)[0]])
+    assert aligner.mean.isfinite().all() and aligner.whitening.isfinite().all()
+    assert (aligner.mean[SYMBOLS:] == 0).all()

@@ -1,14 +1,18 @@
 """Which token each mel frame belongs to: the most likely monotonic path, found by dynamic programming.
 
-Kim et al. 2020, "Glow-TTS", section 3.2 (monotonic alignment search), here with the likelihood of the mel itself under
-one Gaussian a token, and vectorised over batch and text.
+Kim et al. 2020, "Glow-TTS", section 3.2 (monotonic alignment search), vectorised over batch and text. The likelihood is
+that of the mel itself under one Gaussian a symbol, as in the forced alignment of speech recognisers (Rabiner 1989,
+section IV). Means that see the context, such as projections of an encoder, fit whatever alignment they begin with: on
+espeak's speech their boundaries were worse than dividing the utterance evenly (docs/benchmarks.md).
 """
 
 from __future__ import annotations
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from models.mamba import length_mask
 
 
 def gaussian_score(x: Tensor, mean: Tensor) -> Tensor:
@@ -62,3 +66,30 @@ def _best_moves(score: np.ndarray) -> np.ndarray:
         np.maximum(before, best, out=best)
         best += score[frame]
     return moved
+
+
+class SymbolAligner(nn.Module):
+    """Durations by one Gaussian for each symbol, all with one covariance.
+
+    `mean` (V, n_mels) are the symbols' means; `whitening` (n_mels, n_mels) turns the covariance into the identity.
+    `utils.training.aligning.fit` estimates both before training starts; they are buffers of the model. The mean of the
+    utterance is taken off first: it is the speaker's and the recording's.
+    """
+
+    def __init__(self, n_symbols: int, n_mels: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(n_symbols, n_mels))
+        self.register_buffer("whitening", torch.eye(n_mels))
+
+    def forward(self, x: Tensor, mel_lengths: Tensor, tokens: Tensor, token_lengths: Tensor) -> Tensor:
+        """Standardised mels x (B, T, n_mels), tokens (B, N), lengths (B,) -> durations (B, N) int64."""
+        with torch.autocast(x.device.type, enabled=False):
+            centred = without_mean(x, mel_lengths).to(self.mean.dtype)
+            score = gaussian_score(centred @ self.whitening, self.mean[tokens] @ self.whitening)
+        return monotonic_path(score, token_lengths, mel_lengths)
+
+
+def without_mean(x: Tensor, lengths: Tensor) -> Tensor:
+    """Takes the mean of each utterance off its frames: x (B, T, M), lengths (B,) -> (B, T, M), 0 on padding."""
+    mask = length_mask(lengths, x.shape[1]).unsqueeze(-1)
+    return (x - (x * mask).sum(1, keepdim=True) / lengths[:, None, None]) * mask

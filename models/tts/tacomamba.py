@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from models.mamba import length_mask
-from models.tts.alignment import gaussian_score, monotonic_path
+from models.tts.alignment import SymbolAligner
 from models.tts.decoder import Decoder
 from models.tts.durations import DurationPredictor, duration_loss, positions, round_durations
 from models.tts.encoder import TextEncoder
@@ -19,11 +19,11 @@ DURATION_WEIGHT = 0.1
 
 
 class TacoMamba(nn.Module):
-    """Non-attentive text to mel (Shen et al. 2020, "Non-Attentive Tacotron") with learned alignments.
+    """Non-attentive text to mel (Shen et al. 2020, "Non-Attentive Tacotron") with alignments by likelihood.
 
-    Each token owns a Gaussian over mel frames, whose mean is a projection of the encoder; the most likely monotonic
-    path gives durations to train with (Kim et al. 2020, "Glow-TTS"), and the likelihood along it trains the projection
-    and the encoder. `config` is `utils.training.tts_options.tts_model_config`.
+    The most likely monotonic path under one Gaussian a symbol gives the durations to train with. Each token also owns a
+    mean mel, a projection of the encoder, which the likelihood along the path trains (the prior loss), and which the
+    decoder refines. `config` is `utils.training.tts_options.tts_model_config`.
     """
 
     has_durations = True  # which a pace can stretch
@@ -33,6 +33,7 @@ class TacoMamba(nn.Module):
         n_mels = config["n_mels"]
         self.register_buffer("mel_mean", torch.zeros(n_mels))
         self.register_buffer("mel_std", torch.ones(n_mels))
+        self.aligner = SymbolAligner(n_symbols, n_mels)
         self.encoder = TextEncoder(config, n_symbols)
         self.token_mean = nn.Linear(config["d_model"], n_mels)
         self.durations = DurationPredictor(config)
@@ -81,8 +82,7 @@ class TacoMamba(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Encoder output (B, N, D), the tokens' means (B, N, n_mels), durations (B, N)."""
         hidden = self.encoder(tokens, token_lengths, speaker)
-        base = self._means(hidden)
-        return hidden, base, monotonic_path(gaussian_score(x, base), token_lengths, mel_lengths)
+        return hidden, self._means(hidden), self.aligner(x, mel_lengths, tokens, token_lengths)
 
     def _means(self, hidden: Tensor) -> Tensor:
         with torch.autocast(hidden.device.type, enabled=False):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from utils import cli
@@ -48,6 +49,23 @@ def family_problems(args: argparse.Namespace, task: str) -> list[str]:
     if args.model in MODELS[task]:
         return []
     return [f"--model {args.model} is not for --task {task}, which has {', '.join(MODELS[task])}"]
+
+
+def flags_of_other_tasks(
+    args: argparse.Namespace, own_flags: Mapping[str, Sequence[Callable[[argparse.ArgumentParser], None]]]
+) -> list[str]:
+    """A sentence for each flag that was set and that `args.task` knows nothing of; a task's flags by who adds them."""
+    problems = []
+    for task, adds in own_flags.items():
+        if task == args.task:
+            continue
+        others = cli.Parser(add_help=False)
+        for add in adds:
+            add(others)
+        names = vars(others.parse_args([]))
+        changed = [name for name, default in names.items() if getattr(args, name) != default]
+        problems += [f"--{name.replace('_', '-')} is for --task {task}, not for --task {args.task}" for name in changed]
+    return problems
 
 
 def stack_config(args: argparse.Namespace) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections import defaultdict
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from utils.cli import UserError
 from utils.evaluation.recognizer import SpeakerRecognizer
 from utils.features.store import FeatureStore
 from utils.protocol import TextLists, training_list_hash
+from utils.training.aligning import Batch, fit
 from utils.training.distributed import Ranks
 from utils.training.runlog import RunLog
 from utils.training.sampling import BucketOrder, EpochOrder, Order
@@ -26,6 +28,8 @@ from utils.training.tts_options import tts_model_config
 from utils.training.voices import kept_recognizer, store_embeddings
 
 VALID_BATCH = 8
+ALIGNED_UTTERANCES = 2000
+ALIGNED_BATCH = 16
 
 
 class Voices:
@@ -134,6 +138,21 @@ class TextToMelTask:
         frames = sum(self.store.rows[item].frames for item in items)
         tokens = sum(len(self.store.tokens(item)) for item in items)
         self.model.set_statistics(torch.from_numpy(mean), torch.from_numpy(std), frames / tokens)
+        if self.model.has_durations:
+            fit(self.model.aligner, lambda: self._aligned_batches(items, mean, std))
+
+    def _aligned_batches(self, items: list[int], mean: np.ndarray, std: np.ndarray) -> Iterator[Batch]:
+        """Standardised batches of (at most `ALIGNED_UTTERANCES`) training utterances, of like length in each."""
+        if len(items) > ALIGNED_UTTERANCES:
+            draw = np.random.default_rng([self.args.seed, 6])
+            items = draw.choice(items, ALIGNED_UTTERANCES, replace=False).tolist()
+        items = sorted(items, key=lambda item: self.store.rows[item].frames)
+        for start in range(0, len(items), ALIGNED_BATCH):
+            part = items[start : start + ALIGNED_BATCH]
+            mels = [(self.store.mel(item) - mean) / std for item in part]
+            finite = [place for place, mel in enumerate(mels) if np.isfinite(mel).all()]
+            batch = self.collate([(self.store.tokens(part[place]), mels[place], None) for place in finite])
+            yield batch["tokens"], batch["token_lengths"], batch["mel"], batch["mel_lengths"]
 
     def collate(self, samples: list[tuple[np.ndarray, np.ndarray, Any]]) -> dict[str, Tensor]:
         """Right-padded `tokens` (B, N) and `mel` (B, T, n_mels), their lengths (B,), `speaker` (B,) or (B, E)."""

@@ -1,0 +1,357 @@
+"""Tacotron 2, the attention model that TacoMamba is compared with: Shen et al. 2018, "Natural TTS synthesis by
+conditioning WaveNet on mel spectrogram predictions".
+
+Where it departs from the paper: its sizes are free; layer norm stands for batch norm, because padding must not change
+an utterance's result; there is no zoneout; one step may make several frames (the reduction factor of Wang et al. 2017,
+"Tacotron"); the error is absolute, not squared, as for the other models here; guided attention (Tachibana et al. 2018,
+"Efficiently trainable text-to-speech system based on deep convolutional networks with guided attention") is added.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+
+from models.mamba import length_mask
+from models.tts.alignment import monotonic_path
+from models.tts.condition import build_condition
+from models.tts.convolution import ConvLayer
+from models.tts.interface import Comparison, Synthesis
+
+KERNEL, ENCODER_LAYERS, POSTNET_LAYERS = 5, 3, 5
+LOCATION_KERNEL = 31
+PRENET_DROPOUT, PRENET_SEED = 0.5, 0
+GUIDE_WIDTH = 0.2  # g of Tachibana et al., equation 6
+STOP_WEIGHT = 8.0  # of the one step that ends an utterance, against each of the hundreds that do not
+LONGEST, LONGEST_PER_TOKEN = 1720, 25  # frames after which synthesis is cut off; 1720 are 20 s of the speech recipe
+SMALLEST_SHARE = 1e-8  # of attention, so that its logarithm is finite
+
+
+class NormalisedConvs(nn.Module):
+    """Convolutions, each but a linear last one with layer norm, activation and dropout: (B, L, C) -> (B, L, C')."""
+
+    def __init__(self, channels: list[int], activation: nn.Module, linear_end: bool, dropout: float) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(
+            ConvLayer(before, after, KERNEL, causal=False)
+            for before, after in zip(channels, channels[1:], strict=False)
+        )
+        normalised = channels[1:-1] if linear_end else channels[1:]
+        self.norms = nn.ModuleList(nn.LayerNorm(size) for size in normalised)
+        self.activation, self.dropout = activation, nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+        for number, layer in enumerate(self.layers):
+            x = layer(x, lengths)
+            if number < len(self.norms):
+                x = self.dropout(self.activation(self.norms[number](x)))
+        return x
+
+
+class Encoder(nn.Module):
+    """Embedding, convolutions, bidirectional LSTM: tokens (B, N), lengths (B,) -> (B, N, d_model), 0 on padding."""
+
+    def __init__(self, config: dict, n_symbols: int) -> None:
+        super().__init__()
+        d_model = config["d_model"]
+        if d_model % 2:
+            raise ValueError(f"d_model = {d_model} must be even: half of it goes each way through the text")
+        self.embedding = nn.Embedding(n_symbols, d_model)
+        self.convs = NormalisedConvs([d_model] * (ENCODER_LAYERS + 1), nn.ReLU(), False, config["dropout"])
+        self.lstm = nn.LSTM(d_model, d_model // 2, batch_first=True, bidirectional=True)
+        self.condition = build_condition(config, d_model)
+
+    def forward(self, tokens: Tensor, lengths: Tensor, speaker: Tensor | None) -> Tensor:
+        x = self.convs(self.embedding(tokens), lengths)
+        packed = pack_padded_sequence(x, lengths.cpu(), batch_first=True, enforce_sorted=False)
+        x, _ = pad_packed_sequence(self.lstm(packed)[0], batch_first=True, total_length=tokens.shape[1])
+        if self.condition is not None:
+            x = x + self.condition(speaker).unsqueeze(1)
+        return x * length_mask(lengths, tokens.shape[1]).unsqueeze(-1)
+
+
+class Prenet(nn.Module):
+    """Two layers whose dropout never rests: mel (B, S, n_mels), keep -> (B, S, D).
+
+    keep (B or 1, S, 2, D), bool, tells which units stay; see `draw` and `draw_fixed`.
+    """
+
+    def __init__(self, n_mels: int, d_model: int) -> None:
+        super().__init__()
+        self.d_model = d_model
+        self.layers = nn.ModuleList([nn.Linear(n_mels, d_model), nn.Linear(d_model, d_model)])
+
+    def forward(self, mel: Tensor, keep: Tensor) -> Tensor:
+        for number, layer in enumerate(self.layers):
+            mel = F.relu(layer(mel)) * keep[:, :, number] / (1 - PRENET_DROPOUT)
+        return mel
+
+    def draw(self, batch: int, steps: int, device: torch.device) -> Tensor:
+        """Units to keep in training."""
+        return torch.rand(batch, steps, 2, self.d_model, device=device) >= PRENET_DROPOUT
+
+    def draw_fixed(self, steps: int, device: torch.device) -> Iterator[Tensor]:
+        """Units to keep outside of training, (1, 1, 2, D) a step: the same for every utterance, at any length."""
+        generator = torch.Generator().manual_seed(PRENET_SEED)  # the CPU's, so that all devices draw alike
+        for _ in range(steps):
+            yield (torch.rand(1, 1, 2, self.d_model, generator=generator) >= PRENET_DROPOUT).to(device)
+
+
+class Memory(NamedTuple):
+    """What attention looks at, with all that does not change from step to step."""
+
+    values: Tensor  # (B, N, D)
+    keys: Tensor  # (B, A, N)
+    padding: Tensor  # (B, N) bool
+
+
+class AttentionState(NamedTuple):
+    """All that the attention's recurrence remembers."""
+
+    hidden: Tensor  # (B, D)
+    cell: Tensor  # (B, D)
+    context: Tensor  # (B, d_model)
+    weights: Tensor  # (B, N), of the last step
+    total: Tensor  # (B, N), over all steps
+
+
+class AttentionLSTM(nn.Module):
+    """An LSTM that reads the text by location-sensitive attention (Chorowski et al. 2015, section 2.3).
+
+    The location features come from the last weights and from the sum of all weights before. Convolution and projection
+    of them are one convolution here, both being linear.
+    """
+
+    def __init__(self, prenet_dim: int, d_model: int, attention_dim: int, decoder_dim: int) -> None:
+        super().__init__()
+        self.decoder_dim = decoder_dim
+        self.input = nn.Linear(prenet_dim, 4 * decoder_dim)
+        self.recurrence = nn.Linear(d_model + decoder_dim, 4 * decoder_dim, bias=False)
+        self.query = nn.Linear(decoder_dim, attention_dim, bias=False)
+        self.key = nn.Linear(d_model, attention_dim)
+        self.location = nn.Conv1d(2, attention_dim, LOCATION_KERNEL, padding=LOCATION_KERNEL // 2, bias=False)
+        self.energy = nn.Parameter(torch.empty(attention_dim).uniform_(-(attention_dim**-0.5), attention_dim**-0.5))
+
+    def memory(self, encoded: Tensor, lengths: Tensor) -> Memory:
+        """encoded (B, N, d_model), lengths (B,) of the texts."""
+        wide = self.energy.dtype
+        keys = self.key(encoded).transpose(1, 2).contiguous()
+        return Memory(encoded.to(wide), keys.to(wide), ~length_mask(lengths, encoded.shape[1]))
+
+    def initial_state(self, memory: Memory) -> AttentionState:
+        """The state before the first step: zeros."""
+        batch, tokens, d_model = memory.values.shape
+        sizes = self.decoder_dim, self.decoder_dim, d_model, tokens, tokens
+        return AttentionState(*(memory.values.new_zeros(batch, size) for size in sizes))
+
+    def forward(self, x: Tensor, memory: Memory) -> tuple[Tensor, Tensor]:
+        """Prenet outputs (B, S, P) -> hidden states and contexts (B, S, D + d_model), attention weights (B, S, N)."""
+        inputs = self.input(x).to(self.energy.dtype)
+        state, outputs, weights = self.initial_state(memory), [], []
+        with torch.autocast(x.device.type, enabled=False):  # small matrices gain nothing, long sums lose
+            for step in inputs.unbind(1):
+                state = self.step(step, memory, state)
+                outputs += state.hidden, state.context
+                weights.append(state.weights)
+        return torch.cat(outputs, dim=1).unflatten(1, (len(weights), -1)), torch.stack(weights, dim=1)
+
+    def step(self, gates: Tensor, memory: Memory, state: AttentionState) -> AttentionState:
+        """One step; gates (B, 4 D) is `input` of the prenet's output."""
+        recurrent = self.recurrence(torch.cat([state.context, state.hidden], dim=1))
+        keep, write, show, value = (gates + recurrent).split(self.decoder_dim, dim=1)
+        cell = keep.sigmoid() * state.cell + write.sigmoid() * value.tanh()
+        hidden = show.sigmoid() * cell.tanh()
+        features = self.location(torch.stack([state.weights, state.total], dim=1))  # (B, A, N)
+        features.add_(memory.keys).add_(self.query(hidden).unsqueeze(2)).tanh_()  # in place: most of a step's memory
+        energies = torch.bmm(self.energy.expand(len(features), 1, -1), features).squeeze(1)
+        weights = energies.masked_fill(memory.padding, -torch.inf).softmax(dim=1)
+        context = (weights.unsqueeze(1) @ memory.values).squeeze(1)
+        return AttentionState(hidden, cell, context, weights, state.total + weights)
+
+
+class Prediction(NamedTuple):
+    """What the decoder says about a batch, mels standardised."""
+
+    before: Tensor  # (B, T, n_mels)
+    after: Tensor  # (B, T, n_mels), with the postnet
+    stop: Tensor  # (B, S), logits
+    weights: Tensor  # (B, S, N), attention
+
+
+class Tacotron2(nn.Module):
+    """Text to mel by attention; `config` is that of `models.tts.build_text_to_mel`.
+
+    Its keys: n_mels; d_model, the encoder's channels; prenet_dim, attention_dim, decoder_dim, postnet_dim; reduction,
+    frames a step; guided_attention, the weight of that loss; dropout, of the convolutions; speaker, n_speakers,
+    speaker_dim.
+    """
+
+    can_stream = False
+    has_durations = False  # that a pace could stretch
+
+    def __init__(self, config: dict, n_symbols: int) -> None:
+        super().__init__()
+        n_mels, d_model, decoder_dim = config["n_mels"], config["d_model"], config["decoder_dim"]
+        self.n_mels, self.reduction, self.guidance = n_mels, config["reduction"], config["guided_attention"]
+        self.register_buffer("mel_mean", torch.zeros(n_mels))
+        self.register_buffer("mel_std", torch.ones(n_mels))
+        self.encoder = Encoder(config, n_symbols)
+        self.prenet = Prenet(n_mels, config["prenet_dim"])
+        self.attention = AttentionLSTM(config["prenet_dim"], d_model, config["attention_dim"], decoder_dim)
+        self.lstm = nn.LSTM(decoder_dim + d_model, decoder_dim, batch_first=True)
+        self.output = nn.Linear(decoder_dim + d_model, self.reduction * n_mels)
+        self.stop = nn.Linear(decoder_dim + d_model, 1)
+        channels = [n_mels, *[config["postnet_dim"]] * (POSTNET_LAYERS - 1), n_mels]
+        self.postnet = NormalisedConvs(channels, nn.Tanh(), True, config["dropout"])
+
+    def set_statistics(self, mean: Tensor, std: Tensor, frames_per_token: float) -> None:
+        """Sets the training set's mean and deviation (n_mels,) of log-mels; attention needs no `frames_per_token`."""
+        self.mel_mean.copy_(mean)
+        self.mel_std.copy_(std)
+
+    def forward(
+        self, tokens: Tensor, token_lengths: Tensor, mel: Tensor, mel_lengths: Tensor, speaker: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """Losses of a batch as sums over its frames: tokens (B, N), mel (B, T, n_mels) natural log, lengths (B,).
+
+        `loss_sum` is to be minimised per `count` of frames. `mel_sum` is the absolute error in natural-log units,
+        averaged over channels; `stop_sum` the cross-entropy of the stop token; `attention_sum` the share of attention
+        far from the diagonal. The last two are of steps, each counted as the frames that it makes.
+        """
+        x = self._standardise(mel, mel_lengths)
+        prediction = self._predict(tokens, token_lengths, x, mel_lengths, speaker)
+        valid = length_mask(mel_lengths, mel.shape[1]).unsqueeze(-1)
+        before, after = ((part - x).masked_fill(~valid, 0.0).abs() for part in (prediction.before, prediction.after))
+        steps = -(-mel_lengths // self.reduction)
+        stop = self.reduction * _stop_loss(prediction.stop, steps)
+        attention = self.reduction * _off_diagonal(prediction.weights, token_lengths, steps)
+        loss = (before.sum() + after.sum()) / self.n_mels + stop + self.guidance * attention
+        natural = (after.detach() * self.mel_std).sum() / self.n_mels
+        parts = {"mel_sum": natural, "stop_sum": stop.detach(), "attention_sum": attention.detach()}
+        return {"loss_sum": loss, "count": mel_lengths.sum(), **parts}
+
+    def _standardise(self, mel: Tensor, lengths: Tensor) -> Tensor:
+        padding = ~length_mask(lengths, mel.shape[1]).unsqueeze(-1)
+        return ((mel - self.mel_mean) / self.mel_std).masked_fill(padding, 0.0)
+
+    def _predict(
+        self, tokens: Tensor, token_lengths: Tensor, x: Tensor, mel_lengths: Tensor, speaker: Tensor | None
+    ) -> Prediction:
+        """Every frame from the true ones before it, x (B, T, n_mels)."""
+        memory = self.attention.memory(self.encoder(tokens, token_lengths, speaker), token_lengths)
+        steps = -(-x.shape[1] // self.reduction)
+        seen = F.pad(x[:, self.reduction - 1 :: self.reduction], (0, 0, 1, 0))[:, :steps]  # last frame before each step
+        if self.training:
+            keep = self.prenet.draw(len(x), steps, x.device)
+        else:
+            keep = torch.cat(list(self.prenet.draw_fixed(steps, x.device)), dim=1)
+        read, weights = self.attention(self.prenet(seen, keep), memory)
+        frames, stop, _ = self._frames(read, None)
+        before = frames[:, : x.shape[1]]
+        return Prediction(before, before + self.postnet(before, mel_lengths), stop, weights)
+
+    def _frames(
+        self, read: Tensor, state: tuple[Tensor, Tensor] | None
+    ) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
+        """The second LSTM on what was read (B, S, D + d_model): frames (B, S r, n_mels), stop logits (B, S), state."""
+        x, state = self.lstm(read, state)
+        x = torch.cat([x, read[:, :, self.attention.decoder_dim :]], dim=2)
+        return self.output(x).unflatten(2, (self.reduction, -1)).flatten(1, 2), self.stop(x).squeeze(2), state
+
+    @torch.no_grad()
+    def compare(
+        self, tokens: Tensor, token_lengths: Tensor, mel: Tensor, mel_lengths: Tensor, speaker: Tensor | None = None
+    ) -> Comparison:
+        """The mel from the true frames before each, and durations of the best monotonic path through the attention.
+
+        A text with more tokens than frames has no such path; each of its frames goes to the token it attends to most.
+        """
+        x = self._standardise(mel, mel_lengths)
+        prediction = self._predict(tokens, token_lengths, x, mel_lengths, speaker)
+        weights = prediction.weights.repeat_interleave(self.reduction, dim=1)[:, : mel.shape[1]]  # (B, T, N)
+        weights = weights * length_mask(mel_lengths, mel.shape[1]).unsqueeze(-1)
+        durations = _peaks(weights)
+        enough = mel_lengths >= token_lengths
+        if enough.any():
+            score = weights[enough].clamp(min=SMALLEST_SHARE).log().transpose(1, 2)
+            durations[enough] = monotonic_path(score, token_lengths[enough], mel_lengths[enough])
+        return Comparison(prediction.after * self.mel_std + self.mel_mean, durations)
+
+    @torch.no_grad()
+    def synthesise(self, tokens: Tensor, speaker: Tensor | None = None, pace: float = 1.0) -> Synthesis:
+        """The mel of one text, tokens (1, N), step by step until the stop token is likelier than not.
+
+        Speech that does not end by itself is cut at 20 s or 25 frames a token, whichever is more. Durations count the
+        frames that attend to each token most. A pace other than 1 is a ValueError.
+        """
+        if pace != 1.0:
+            raise ValueError("Tacotron 2 has no durations that a pace could change; its pace is 1")
+        limit = max(LONGEST, LONGEST_PER_TOKEN * tokens.shape[1])
+        before, weights, ended = self._speak(tokens, speaker, -(-limit // self.reduction))
+        lengths = torch.tensor([before.shape[1]], device=tokens.device)
+        mel = (before + self.postnet(before, lengths)) * self.mel_std + self.mel_mean
+        alignment = weights.repeat_interleave(self.reduction, dim=1)
+        return Synthesis(mel[0], _peaks(alignment)[0], alignment[0], truncated=not ended)
+
+    def _speak(self, tokens: Tensor, speaker: Tensor | None, limit: int) -> tuple[Tensor, Tensor, bool]:
+        """At most `limit` steps: frames (1, T, n_mels) before the postnet, attention (1, S, N), whether it ended."""
+        lengths = torch.tensor([tokens.shape[1]], device=tokens.device)
+        memory = self.attention.memory(self.encoder(tokens, lengths, speaker), lengths)
+        state, lstm_state = self.attention.initial_state(memory), None
+        last, frames, weights = self.mel_mean.new_zeros(1, 1, self.n_mels), [], []
+        for keep in self.prenet.draw_fixed(limit, tokens.device):
+            gates = self.attention.input(self.prenet(last, keep)).squeeze(1)
+            state = self.attention.step(gates, memory, state)
+            read = torch.cat([state.hidden, state.context], dim=1).unsqueeze(1)
+            made, stop, lstm_state = self._frames(read, lstm_state)
+            frames.append(made)
+            weights.append(state.weights)
+            last = made[:, -1:]
+            if stop.item() > 0:
+                return torch.cat(frames, dim=1), torch.stack(weights, dim=1), True
+        return torch.cat(frames, dim=1), torch.stack(weights, dim=1), False
+
+    def stream(
+        self, tokens: Tensor, speaker: Tensor | None = None, pace: float = 1.0, chunk: int = 32
+    ) -> Iterator[Tensor]:
+        """Refused with a ValueError: the postnet looks ahead, and the attention at the whole text."""
+        raise ValueError("Tacotron 2 cannot stream: its postnet looks ahead")
+
+    def predicted_lengths(self, tokens: Tensor, token_lengths: Tensor, speaker: Tensor | None = None) -> None:
+        """None: how long speech will be shows only when it ends."""
+        return None
+
+
+def _stop_loss(logits: Tensor, steps: Tensor) -> Tensor:
+    """Cross-entropy of "this is the last step", summed over valid steps: logits (B, S), steps (B,) -> scalar."""
+    number = torch.arange(logits.shape[1], device=logits.device)
+    last = (number == steps.unsqueeze(1) - 1).to(logits.dtype)
+    weight = logits.new_tensor(STOP_WEIGHT)
+    losses = F.binary_cross_entropy_with_logits(logits, last, reduction="none", pos_weight=weight)
+    return losses.masked_fill(number >= steps.unsqueeze(1), 0.0).sum()
+
+
+def _off_diagonal(weights: Tensor, token_lengths: Tensor, steps: Tensor) -> Tensor:
+    """Attention away from the diagonal (Tachibana et al. 2018, equation 6), summed over valid steps: a scalar.
+
+    weights (B, S, N), token_lengths (B,), steps (B,). Each step costs between 0 and 1.
+    """
+    _, length, tokens = weights.shape
+    token = torch.arange(tokens, device=weights.device) / token_lengths.unsqueeze(1)
+    step = torch.arange(length, device=weights.device) / steps.unsqueeze(1)
+    distance = step.unsqueeze(2) - token.unsqueeze(1)
+    penalty = 1 - (-distance.square() / (2 * GUIDE_WIDTH**2)).exp()
+    return (weights * penalty).masked_fill(~length_mask(steps, length).unsqueeze(-1), 0.0).sum()
+
+
+def _peaks(weights: Tensor) -> Tensor:
+    """Frames that attend to each token most: weights (B, T, N), 0 on frames without meaning -> (B, N) int64."""
+    counted = (weights.amax(2) > 0).long()
+    return weights.new_zeros(len(weights), weights.shape[2], dtype=torch.int64).scatter_add_(
+        1, weights.argmax(2), counted
+    )

@@ -1,0 +1,73 @@
+"""Estimating the Gaussians that align symbols with mel frames, before a model of text to mel is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor
+
+from models.tts.alignment import SymbolAligner, without_mean
+
+ITERATIONS = 8
+FIRST_WHITENED = 3  # the covariance of alignments that are far off would say little
+RIDGE = 0.03  # share of the mean variance that is added to each
+FORGOTTEN = 1.0  # frames of a mean of zero that every symbol has seen, for those that are rare
+
+# Tokens (B, N), token lengths (B,), standardised mels (B, T, M), mel lengths (B,).
+Batch = tuple[Tensor, Tensor, Tensor, Tensor]
+
+
+@torch.no_grad()
+def fit(aligner: SymbolAligner, batches: Callable[[], Iterable[Batch]]) -> None:
+    """Viterbi training (hard expectation maximisation) of means and covariance, from an even division of utterances.
+
+    Sums are in float64 and in the order of the batches, so that the same data give the same bits.
+    """
+    for iteration in range(ITERATIONS):
+        sums = _Sums(*aligner.mean.shape)
+        for tokens, token_lengths, x, mel_lengths in batches():
+            if iteration:
+                durations = aligner(x, mel_lengths, tokens, token_lengths)
+            else:
+                durations = _even_durations(token_lengths, mel_lengths, tokens.shape[1])
+            centred = without_mean(x, mel_lengths)
+            for row, (length, frames) in enumerate(zip(token_lengths, mel_lengths, strict=True)):
+                symbols = tokens[row, :length].repeat_interleave(durations[row, :length])
+                sums.add(symbols, centred[row, :frames].double(), aligner.mean)
+        aligner.mean.copy_(sums.means())
+        if iteration >= FIRST_WHITENED:
+            aligner.whitening.copy_(sums.whitening())
+
+
+class _Sums:
+    """What an iteration adds up: frames and their sums by symbol, and the scatter about the means before it."""
+
+    def __init__(self, n_symbols: int, n_mels: int) -> None:
+        self.frames = torch.full((n_symbols,), FORGOTTEN, dtype=torch.float64)
+        self.sums = torch.zeros(n_symbols, n_mels, dtype=torch.float64)
+        self.scatter = torch.zeros(n_mels, n_mels, dtype=torch.float64)
+        self.total = 0
+
+    def add(self, symbols: Tensor, x: Tensor, mean: Tensor) -> None:
+        """Frames x (T, M) of `symbols` (T,)."""
+        self.frames.index_add_(0, symbols, torch.ones(len(symbols), dtype=torch.float64))
+        self.sums.index_add_(0, symbols, x)
+        rest = x - mean[symbols]
+        self.scatter += rest.T @ rest
+        self.total += len(x)
+
+    def means(self) -> Tensor:
+        return (self.sums / self.frames.unsqueeze(1)).float()
+
+    def whitening(self) -> Tensor:
+        covariance = self.scatter / self.total
+        ridge = RIDGE * covariance.diagonal().mean() * torch.eye(len(covariance), dtype=torch.float64)
+        variances, axes = torch.linalg.eigh(covariance + ridge)
+        return (axes / variances.sqrt()).float()
+
+
+def _even_durations(token_lengths: Tensor, mel_lengths: Tensor, width: int) -> Tensor:
+    """Frames of each token (B, width) if all of an utterance last equally long."""
+    edges = torch.arange(width + 1).minimum(token_lengths.unsqueeze(1)) * mel_lengths.unsqueeze(1)
+    return (edges // token_lengths.unsqueeze(1)).diff(dim=1)
