@@ -21,12 +21,17 @@ from utils import cli
 from utils.malloc import keep_freed_memory
 from utils.protocol import DEFAULT_PROTOCOL
 from utils.training import options, speaker_options, tts_options
-from utils.training.model_options import add_model_arguments
+from utils.training.model_options import add_model_arguments, flags_of_other_tasks
 
 if TYPE_CHECKING:
     from utils.features.store import FeatureStore
     from utils.training.distributed import Ranks
     from utils.training.task import Task
+
+OWN_FLAGS = {
+    "speaker": (speaker_options.add_speaker_arguments, speaker_options.add_speaker_model_arguments),
+    "tts": (tts_options.add_tts_model_arguments,),
+}
 
 
 def build_parser() -> cli.Parser:
@@ -59,28 +64,11 @@ def _problems(args: argparse.Namespace) -> list[str]:
         problems = [*speaker_options.speaker_model_problems(args), *speaker_options.speaker_problems(args)]
     else:
         problems = tts_options.tts_problems(args)
-    problems += _flags_of_other_tasks(args)
+    problems += flags_of_other_tasks(args, OWN_FLAGS)
     if args.resume == "off" and args.out.is_dir() and any(args.out.iterdir()):
         problems.append(f"{args.out} is not empty: --resume auto goes on with the run there, another --out starts anew")
     if args.out.exists() and not args.out.is_dir():
         problems.append(f"--out {args.out} is a file, not a folder")
-    return problems
-
-
-def _flags_of_other_tasks(args: argparse.Namespace) -> list[str]:
-    """A sentence for each flag that was set and that the task knows nothing of."""
-    adders = {
-        "speaker": (speaker_options.add_speaker_arguments, speaker_options.add_speaker_model_arguments),
-        "tts": (tts_options.add_tts_model_arguments,),
-    }
-    problems = []
-    for task, adds in adders.items():
-        others = cli.Parser(add_help=False)
-        for add in adds:
-            add(others)
-        names = vars(others.parse_args([])) if task != args.task else {}
-        changed = [name for name, default in names.items() if getattr(args, name) != default]
-        problems += [f"--{name.replace('_', '-')} is for --task {task}, not for --task {args.task}" for name in changed]
     return problems
 
 

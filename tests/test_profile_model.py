@@ -1,6 +1,7 @@
 """The profiler against modules whose bytes can be counted by hand."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,7 +9,9 @@ from torch import nn
 
 import profile_model
 from utils.profiling import LiveStorages, layer_table, profile_layers, profile_step
+from utils.text.vocabulary import VOCABULARIES
 
+ROOT = Path(__file__).resolve().parent.parent
 FLOAT = 4
 
 
@@ -184,7 +187,12 @@ def test_script_prints_json_that_adds_up(kind, capsys):
     content = json.loads(capsys.readouterr().out)
     from models import build_speaker_model
 
-    model = build_speaker_model(content["model_config"], 7)
+    require_sums(content, build_speaker_model(content["model_config"], 7))
+    assert content["step_bytes"]["batch"] == (2 * 20 * 80) * FLOAT + 2 * 8 + 2 * 8
+
+
+def require_sums(content, model):
+    """The rows are the model's modules, and their figures add up to those of the step."""
     assert content["parameters"] == sum(parameter.numel() for parameter in model.parameters())
     layers = {row["name"]: row for row in content["layers"]}
     assert layers[""]["saved_bytes"] == sum(row["own_saved_bytes"] for row in content["layers"]) > 0
@@ -192,8 +200,45 @@ def test_script_prints_json_that_adds_up(kind, capsys):
         assert layers[name]["parameters"] == sum(parameter.numel() for parameter in module.parameters()), name
     step = content["step_bytes"]
     assert step["parameters"] == step["gradients"] == content["parameters"] * FLOAT
-    assert step["batch"] == (2 * 20 * 80) * FLOAT + 2 * 8 + 2 * 8
     assert step["peak"] > step["resident"] + layers[""]["saved_bytes"] - step["batch"]
+
+
+TEXT_MODELS = [
+    [],
+    ["--decoder", "bidirectional", "--voice", "table", "--speakers", "7"],
+    ["--decoder", "ar", "--amp", "bf16"],
+    ["--mixer", "lstm", "--voice", "embedding", "--speaker-encoder", "RUN"],
+    ["--model", "tacotron2"],
+]
+
+
+@pytest.mark.parametrize("kind", TEXT_MODELS, ids=" ".join)
+def test_script_profiles_text_to_mel(kind, capsys, request):
+    words = [str(request.getfixturevalue("trained_run")) if word == "RUN" else word for word in kind]
+    capsys.readouterr()  # what that said, if it had to be made
+    assert profile_model.main([*SMALL, "--task", "tts", "--symbols", "9", "--json", *words]) == 0
+    content = json.loads(capsys.readouterr().out)
+    from models.tts import build_text_to_mel
+
+    require_sums(content, build_text_to_mel(content["model_config"], len(VOCABULARIES["phoneme"])))
+    voice = 2 * 8 * ("table" in kind) + 2 * 192 * FLOAT * ("embedding" in kind)
+    assert content["step_bytes"]["batch"] == (2 * 20 * 80) * FLOAT + 2 * 9 * 8 + 2 * 8 + 2 * 8 + voice
+    assert (content["symbols"], content["frames"], content["task"]) == (9, 20, "tts")
+
+
+def test_batch_in_frames_is_in_whole_samples(capsys):
+    words = ["--task", "tts", "--batch-frames", "99", "--depth", "0"]
+    assert profile_model.main([*SMALL, *words]) == 0
+    assert "task tts, batch size 4, frames 20, symbols 3, voice none, amp off" in capsys.readouterr().out
+    assert profile_model.main([*SMALL[:-2], "--frames", "100", *words]) == 0
+    assert "batch size 1, frames 100, symbols 17" in capsys.readouterr().out
+
+
+def test_script_takes_the_presets(capsys):
+    """As they are, but for the size of a step, which would take long."""
+    for preset in ROOT.glob("configs/*-*.yaml"):
+        assert profile_model.main(["--config", str(preset), *SMALL[-2:], "--batch-frames", "40", "--depth", "0"]) == 0
+        assert f"task {preset.name.partition('-')[0]}, batch size 2, frames 20" in capsys.readouterr().out
 
 
 def test_script_takes_a_training_configuration_and_shows_a_table(capsys, tmp_path):
@@ -213,6 +258,11 @@ def test_script_takes_a_training_configuration_and_shows_a_table(capsys, tmp_pat
         (["--crop-seconds", "0.02"], "--crop-seconds 0.02 is too short for one frame of speaker-16k"),
         (["--json", "--depth", "1"], "--depth shortens the table"),
         (["--model", "ecapa", "--causal"], "--causal: ecapa has no causal form"),
+        (["--decoder", "ar"], "--decoder is for --task tts, not for --task speaker"),
+        (["--symbols", "9"], "--symbols is for --task tts, not for --task speaker"),
+        (["--task", "tts", "--channels", "64"], "--channels is for --task speaker, not for --task tts"),
+        (["--task", "tts", "--model", "xvector"], "--model xvector is not for --task tts"),
+        (["--task", "tts", "--frames", "20", "--symbols", "21"], "--symbols 21 is too many for 20 mel frames"),
     ],
 )
 def test_script_refuses_what_makes_no_sense(words, sentence, capsys):

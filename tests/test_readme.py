@@ -1,14 +1,19 @@
 """The documentation against the repository: its commands, its layout, its links, its table of exit codes."""
 
 import fnmatch
+import json
 import re
 import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
+import soundfile
+import torch
 from shown_commands import ROOT, SCRIPTS, lines_of, load_script, parse, split_command
+from test_vocoder import TINY
 
+from models.hifigan import HiFiGAN, HiFiGANConfig
 from utils.cli import ExitCode
 
 DOCUMENTS = ["README.md", *(path.relative_to(ROOT).as_posix() for path in sorted(ROOT.glob("docs/*.md")))]
@@ -20,9 +25,11 @@ NOT_RUN = {
     "make test": "is what runs this",
     "python download.py --dataset demo": "speaks for some 20 s; tests/test_demo.py runs it in make test-slow",
     "python download.py --dataset mini-librispeech": "needs the network",
-    "python preprocess.py": "the fixture `processed` has run it",
-    "python train_tacomamba.py": "the fixture `trained_run` has run it",
+    "python download.py --dataset ljspeech": "needs the network",
+    "python preprocess.py": "the fixtures `processed` and `house` have run it",
+    "python train_tacomamba.py": "the fixtures `trained_run` and `house` have run it",
     "python test.py evaluate --checkpoint runs/mini": "needs what the network gives",
+    "python test.py evaluate --checkpoint runs/voice": "needs a speech recogniser; tests/test_asr.py and others run it",
     "conda": "is not on every machine",
     "pip install": "changes the environment that runs the tests",
 }
@@ -68,8 +75,8 @@ def test_every_command_is_one_that_exists(document, tmp_path, monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def house(tmp_path_factory, librispeech_root, processed, trained_run) -> Path:
-    """A working folder as the README supposes it, with a small model and small data in the places of the demo's."""
+def house(tmp_path_factory, librispeech_root, ljspeech_root, processed, trained_run) -> Path:
+    """A working folder as the README supposes it, with small models and small data in the places of the real ones."""
     folder = tmp_path_factory.mktemp("house")
     for name in ("configs", "Makefile", "requirements.txt"):
         (folder / name).symlink_to(ROOT / name)
@@ -83,7 +90,30 @@ def house(tmp_path_factory, librispeech_root, processed, trained_run) -> Path:
     recordings = {"ada1": (0, 0), "ada2": (0, 1), "ben1": (1, 0), "unknown": (0, 2)}
     for name, (speaker, number) in recordings.items():
         shutil.copy(sorted(speakers[speaker].glob("*/*.flac"))[number], folder / f"{name}.flac")
+    (folder / "story.txt").write_text("Two boats. They went home.\n", encoding="utf-8")
+    train_voices(folder, ljspeech_root)
+    write_vocoder(folder / "hifigan")
     return folder
+
+
+def train_voices(folder: Path, raw: Path) -> None:
+    """Two steps each of runs/voice, and of runs/voices, which takes embeddings by runs/demo."""
+    data = str(folder / "data" / "processed" / "ljspeech")
+    words = ["--dataset", "ljspeech", "--raw", str(raw), "--out", data, "--num-proc", "1"]
+    assert load_script("preprocess.py").main(words) == ExitCode.DONE
+    words = "--task tts --steps 2 --save-every 2 --batch-size 4 --threads 1 --no-tensorboard --encoder-layers 1".split()
+    words += "--n-layers 1 --d-model 16 --headdim 8 --d-state 8 --postnet-channels 16".split()
+    embedding = ["--voice", "embedding", "--speaker-encoder", str(folder / "runs" / "demo")]
+    for name, voice in (("voice", []), ("voices", embedding)):
+        out = str(folder / "runs" / name)
+        assert load_script("train_tacomamba.py").main(["--data", data, "--out", out, *words, *voice]) == ExitCode.DONE
+
+
+def write_vocoder(folder: Path) -> None:
+    """A small untrained HiFi-GAN in the form in which the real ones are published."""
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(TINY), encoding="utf-8")
+    torch.save({"generator": HiFiGAN(HiFiGANConfig.from_dict(TINY)).state_dict()}, folder / "g_00000001")
 
 
 def test_commands_that_are_not_run_have_a_reason_and_stand_there():
@@ -98,12 +128,19 @@ def test_commands_run_as_they_stand_there(house, monkeypatch, capsys):
     for command in commands("README.md"):
         if not command.startswith(tuple(NOT_RUN)):
             script, arguments = split_command(command)
+            if command.startswith("torchrun"):
+                arguments += ["--steps", "2"]  # of a minute's; tests/test_faults_ranks.py has several ranks
             code = load_script(script).main(arguments)
             assert code == ExitCode.DONE, f"{command}\n{capsys.readouterr().err}"
             run.append(f"{script} {arguments[0]}")
     assert {"test.py evaluate", "test.py enroll", "test.py identify", "test.py verify", "test.py embed"} <= set(run)
+    assert {"test.py synthesize", "profile_model.py --config"} <= set(run)
     made = ["people.safetensors", "embeddings.safetensors", "curves.png", "runs/mine/report/report.json"]
-    assert all((house / name).is_file() for name in [*made, "runs/demo/report/report.json"])
+    made += ["morning.png", "runs/demo/report/report.json"]
+    assert all((house / name).is_file() for name in made)
+    for name in ("morning.wav", "story.wav", "streamed.wav", "ada.wav"):
+        samples, rate = soundfile.read(house / name)
+        assert rate == 22_050 and len(samples) > 0.1 * rate, name
 
 
 def test_make_help_names_every_target():
@@ -122,6 +159,18 @@ def test_python_block_recognises_a_speaker_in_three_lines(house, monkeypatch):
     exec(block, names)
     assert names["embedding"].shape == (192,)
     assert abs(float(names["embedding"] @ names["embedding"]) - 1) < 1e-5
+
+
+def test_python_block_speaks_in_three_lines(house, monkeypatch):
+    (block,) = (block for block in blocks("README.md", "python") if "Synthesizer" in block)
+    monkeypatch.chdir(house)
+    assert len([line for line in lines_of(block) if "import" not in line]) == 3
+    names: dict = {}
+    exec(block, names)
+    spoken = names["spoken"]
+    assert spoken.mel.shape == (spoken.durations.sum(), 80)
+    assert spoken.alignment.shape == (len(spoken.mel), len(spoken.symbols))
+    assert names["samples"].shape == (len(spoken.mel) * names["synthesizer"].recipe.hop_length,)
 
 
 def test_python_block_of_the_engine_runs():

@@ -48,6 +48,8 @@ def tts_problems(args: argparse.Namespace) -> list[str]:
     if args.model == "tacomamba":
         problems += stack_problems(args, args.mixer, args.decoder != "bidirectional")
         problems += stack_problems(args, args.encoder_mixer, causal=False)
+    if args.model == "tacotron2" and args.d_model % 2:
+        problems.append(f"--d-model {args.d_model} must be even: half of tacotron2's encoder goes each way")
     if args.voice == "embedding" and args.speaker_encoder is None:
         problems.append("--voice embedding needs --speaker-encoder, a checkpoint that --task speaker trained")
     if args.voice != "embedding" and args.speaker_encoder is not None:
