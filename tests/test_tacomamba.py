@@ -80,11 +80,11 @@ def test_a_stream_is_the_whole_in_pieces(mixer, decoder, reduction):
 
 def test_the_state_of_a_stream_does_not_grow():
     model = make("--reduction", "2")
-    hidden, base, durations = model._plan(batch()["tokens"][:1], None, pace=0.25)
+    plan = model._plan(batch()["tokens"][:1], None, pace=0.25)
     state, sizes = model.decoder.initial_state(1), set()
     with torch.no_grad():
         for _ in range(6):
-            model.decoder.step(hidden, base, durations, 8, None, state)
+            model.decoder.step(plan, 8, state)
             tensors = [*(part for mixer in state.mixers for part in mixer), *state.postnet, state.last]
             sizes.add(sum(tensor.numel() for tensor in tensors))
     assert len(sizes) == 1
@@ -102,17 +102,13 @@ def test_what_cannot_stream_says_so(words):
 def test_the_future_of_the_mel_reaches_no_frame(decoder):
     """A causal decoder's frame may depend on the text, on durations up to now, and on no later true frame."""
     model = make("--decoder", decoder, "--reduction", "1")
-    hidden, base, durations = model._plan(batch()["tokens"][:1], None, pace=1.0)
-    longer = durations.clone()
-    longer[0, -1] += 20
+    plan = model._plan(batch()["tokens"][:1], None, pace=1.0)
+    longer = plan._replace(durations=plan.durations + 20 * (torch.arange(9) == 8))
+    mels = torch.randn(2, 1, 200, 10)
+    mels[1, :, :30] = mels[0, :, :30]
     with torch.no_grad():
-        mels = torch.randn(2, 1, 200, 10)
-        mels[1, :, :30] = mels[0, :, :30]
-        first, second = (
-            model.decoder(hidden, base, plan, plan.sum(1), None, mel)[1][:, :30]
-            for plan, mel in ((durations, mels[0]), (longer, mels[1]))
-        )
-    before_last = int(durations[0, :-1].sum())
+        first, second = (model.decoder(*given)[1] for given in ((plan, mels[0]), (longer, mels[1])))
+    before_last = min(30, int(plan.durations[0, :-1].sum()))
     assert before_last > 10
     torch.testing.assert_close(first[:, :before_last], second[:, :before_last], atol=1e-6, rtol=0)
 
@@ -141,8 +137,7 @@ def test_the_prior_alone_trains_the_token_means_and_the_encoder():
     """The predecessor's alignment came from projections that no loss reached."""
     model, samples = make(), batch()
     args = samples["tokens"], samples["token_lengths"], samples["mel"], samples["mel_lengths"], None
-    _, base, durations = model._align(*args)
-    model._prior(base, durations, samples["mel"], torch.ones(3, 50, 1, dtype=torch.bool)).backward()
+    model._prior(model._align(*args), samples["mel"], torch.ones(3, 50, 1, dtype=torch.bool)).backward()
     first_mixer = model.encoder.stack.blocks[0].mixer
     for part in (model.token_mean, model.encoder.embedding, first_mixer.forward_mixer.in_proj):
         assert part.weight.grad.abs().sum() > 0

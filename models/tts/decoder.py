@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -58,6 +58,15 @@ class Prenet(nn.Module):
         return mel
 
 
+class Plan(NamedTuple):
+    """What is to be said, and when: all that a decoder speaks from."""
+
+    hidden: Tensor  # (B, N, D), of the tokens
+    base: Tensor  # (B, N, n_mels), standardised: a first guess of each token's frames, which the decoder adds to
+    durations: Tensor  # (B, N) int64, frames of each token
+    speaker: Tensor | None  # what `SpeakerCondition` takes
+
+
 @dataclass
 class DecoderState:
     """All that a stream remembers between chunks; its size does not depend on how much was said."""
@@ -71,8 +80,7 @@ class DecoderState:
 class Decoder(nn.Module):
     """Tokens and their durations to standardised mels, before and after the postnet.
 
-    One step of the stack makes `reduction` frames (the reduction factor of Tacotron). `base` is a first guess of the
-    frames that the decoder adds to: the means that the alignment uses.
+    One step of the stack makes `reduction` frames (the reduction factor of Tacotron).
     """
 
     def __init__(self, config: dict) -> None:
@@ -93,94 +101,58 @@ class Decoder(nn.Module):
         self.output = nn.Linear(d_model, self.reduction * n_mels)
         self.postnet = Postnet(n_mels, config["postnet_channels"], POSTNET_LAYERS, self.is_causal, config["dropout"])
 
-    def forward(
-        self,
-        hidden: Tensor,
-        base: Tensor,
-        durations: Tensor,
-        lengths: Tensor,
-        speaker: Tensor | None,
-        mel: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """All frames at once.
+    def forward(self, plan: Plan, mel: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """All frames at once: two standardised mels (B, T, n_mels), before and after the postnet.
 
-        Args:
-            hidden, base: (B, N, D) and (B, N, n_mels), of the tokens.
-            durations: (B, N) int64, frames of each token.
-            lengths: (B,), their sums.
-            mel: (B, T, n_mels), standardised, the true frames that an autoregressive decoder goes on from.
-
-        Returns:
-            Two standardised mels (B, T, n_mels), before and after the postnet.
+        mel: (B, T, n_mels), standardised, the true frames that an autoregressive decoder goes on from.
         """
-        steps = -(-int(lengths.max()) // self.reduction)
-        x = self._inputs(hidden, durations, 0, steps, speaker)
+        lengths = plan.durations.sum(1)
+        frames = int(lengths.max())
+        steps = -(-frames // self.reduction)
+        x = self._inputs(plan, 0, steps)
         if self.prenet is not None:
             x = x + self.prenet(self._frames_before(mel, steps))
-        x = self.stack(x, -(-lengths // self.reduction))
-        return self._frames(x, base, durations, 0, int(lengths.max()), lengths)
+        before = self._before(self.stack(x, -(-lengths // self.reduction)), plan, 0, frames)
+        return before, before + self.postnet(before, lengths)
 
     def initial_state(self, batch: int) -> DecoderState:
         """The state before the first frame."""
         last = self.output.weight.new_zeros(batch, 1, self.n_mels)
         return DecoderState(0, self.stack.initial_state(batch), self.postnet.initial_state(batch), last)
 
-    def step(
-        self,
-        hidden: Tensor,
-        base: Tensor,
-        durations: Tensor,
-        steps: int,
-        speaker: Tensor | None,
-        state: DecoderState,
-    ) -> Tensor:
+    def step(self, plan: Plan, steps: int, state: DecoderState) -> Tensor:
         """The next steps * reduction standardised mel frames (B, t, n_mels); changes `state`."""
         if self.prenet is None:
-            before = self._advance(hidden, base, durations, steps, speaker, state)
+            before = self._advance(plan, steps, state)
         else:
-            parts = [self._advance(hidden, base, durations, 1, speaker, state) for _ in range(steps)]
-            before = torch.cat(parts, dim=1)
+            before = torch.cat([self._advance(plan, 1, state) for _ in range(steps)], dim=1)
         correction, state.postnet = self.postnet.step(before, state.postnet)
         return before + correction
 
-    def _advance(
-        self,
-        hidden: Tensor,
-        base: Tensor,
-        durations: Tensor,
-        steps: int,
-        speaker: Tensor | None,
-        state: DecoderState,
-    ) -> Tensor:
+    def _advance(self, plan: Plan, steps: int, state: DecoderState) -> Tensor:
         """Frames before the postnet, made in one go; one step at a time for an autoregressive decoder."""
-        x = self._inputs(hidden, durations, state.frame, steps, speaker)
+        x = self._inputs(plan, state.frame, steps)
         if self.prenet is not None:
             x = x + self.prenet(state.last)
         x, state.mixers = self.stack.step(x, state.mixers)
         frames = steps * self.reduction
-        before = self._before(x, base, durations, state.frame, frames)
+        before = self._before(x, plan, state.frame, frames)
         state.frame, state.last = state.frame + frames, before[:, -1:]
         return before
 
-    def _inputs(self, hidden: Tensor, durations: Tensor, start: int, steps: int, speaker: Tensor | None) -> Tensor:
+    def _inputs(self, plan: Plan, start: int, steps: int) -> Tensor:
         """(B, steps, D): the upsampled tokens, `reduction` frames joined."""
-        x = self.upsampling(hidden, durations, start, steps * self.reduction)
+        x = self.upsampling(plan.hidden, plan.durations, start, steps * self.reduction)
         x = self.join(x.unflatten(1, (steps, self.reduction)).flatten(2))
-        return x if self.condition is None else x + self.condition(speaker).unsqueeze(1)
+        return x if self.condition is None else x + self.condition(plan.speaker).unsqueeze(1)
 
     def _frames_before(self, mel: Tensor, steps: int) -> Tensor:
         """The last true frame before each step, zeros before the first: (B, steps, n_mels)."""
         last = mel[:, self.reduction - 1 :: self.reduction]
         return F.pad(last, (0, 0, 1, 0))[:, :steps]
 
-    def _frames(
-        self, x: Tensor, base: Tensor, durations: Tensor, start: int, frames: int, lengths: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        before = self._before(x, base, durations, start, frames)
-        return before, before + self.postnet(before, lengths)
-
-    def _before(self, x: Tensor, base: Tensor, durations: Tensor, start: int, frames: int) -> Tensor:
+    def _before(self, x: Tensor, plan: Plan, start: int, frames: int) -> Tensor:
         """The stack's output (B, steps, D) as frames, on top of the tokens' means."""
         mel = self.output(x).unflatten(2, (self.reduction, self.n_mels)).flatten(1, 2)[:, :frames]
-        token = positions(durations, start, frames)[0]
-        return mel.to(base.dtype) + base.gather(1, token.unsqueeze(-1).expand(-1, -1, self.n_mels))
+        token = positions(plan.durations, start, frames)[0]
+        return mel.to(plan.base.dtype) + plan.base.gather(1, token.unsqueeze(-1).expand(-1, -1, self.n_mels))

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from models.mamba import length_mask
 from models.tts.alignment import SymbolAligner
-from models.tts.decoder import Decoder
+from models.tts.decoder import Decoder, Plan
 from models.tts.durations import DurationPredictor, duration_loss, positions, round_durations
 from models.tts.encoder import TextEncoder
 from models.tts.interface import Comparison, Synthesis
@@ -60,14 +60,15 @@ class TacoMamba(nn.Module):
         channels; `duration_sum` half the Poisson deviance of the durations.
         """
         x = self._standardise(mel)
-        hidden, base, durations = self._align(tokens, token_lengths, x, mel_lengths, speaker)
-        before, after = self.decoder(hidden, base, durations, mel_lengths, speaker, x)
+        plan = self._align(tokens, token_lengths, x, mel_lengths, speaker)
+        before, after = self.decoder(plan, x)
+        log_mean = self.durations(plan.hidden, token_lengths, speaker)
         valid = length_mask(mel_lengths, mel.shape[1]).unsqueeze(-1)
         sums = {
             "before": self._error(before, x, valid),
             "after": self._error(after, x, valid),
-            "prior": self._prior(base, durations, x, valid),
-            "duration": duration_loss(self.durations(hidden, token_lengths, speaker), durations, token_lengths),
+            "prior": self._prior(plan, x, valid),
+            "duration": duration_loss(log_mean, plan.durations, token_lengths),
         }
         loss = sums["before"] + sums["after"] + sums["prior"] + DURATION_WEIGHT * sums["duration"]
         natural = self._error(after.detach() * self.mel_std, x * self.mel_std, valid)
@@ -79,10 +80,11 @@ class TacoMamba(nn.Module):
 
     def _align(
         self, tokens: Tensor, token_lengths: Tensor, x: Tensor, mel_lengths: Tensor, speaker: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Encoder output (B, N, D), the tokens' means (B, N, n_mels), durations (B, N)."""
+    ) -> Plan:
+        """The text with the durations that it has in the true mel."""
         hidden = self.encoder(tokens, token_lengths, speaker)
-        return hidden, self._means(hidden), self.aligner(x, mel_lengths, tokens, token_lengths)
+        durations = self.aligner(x, mel_lengths, tokens, token_lengths)
+        return Plan(hidden, self._means(hidden), durations, speaker)
 
     def _means(self, hidden: Tensor) -> Tensor:
         with torch.autocast(hidden.device.type, enabled=False):
@@ -91,9 +93,9 @@ class TacoMamba(nn.Module):
     def _error(self, prediction: Tensor, x: Tensor, valid: Tensor) -> Tensor:
         return ((prediction - x).abs() * valid).sum() / x.shape[2]
 
-    def _prior(self, base: Tensor, durations: Tensor, x: Tensor, valid: Tensor) -> Tensor:
-        token = positions(durations, 0, x.shape[1])[0]
-        mean = base.gather(1, token.unsqueeze(-1).expand_as(x))
+    def _prior(self, plan: Plan, x: Tensor, valid: Tensor) -> Tensor:
+        token = positions(plan.durations, 0, x.shape[1])[0]
+        mean = plan.base.gather(1, token.unsqueeze(-1).expand_as(x))
         return ((mean - x).square() * valid).sum() / (2 * x.shape[2])
 
     @torch.no_grad()
@@ -102,9 +104,9 @@ class TacoMamba(nn.Module):
     ) -> Comparison:
         """The mel of texts as long as the true ones, made as in training; an autoregressive decoder sees the truth."""
         x = self._standardise(mel)
-        hidden, base, durations = self._align(tokens, token_lengths, x, mel_lengths, speaker)
-        after = self.decoder(hidden, base, durations, mel_lengths, speaker, x)[1]
-        return Comparison(after * self.mel_std + self.mel_mean, durations)
+        plan = self._align(tokens, token_lengths, x, mel_lengths, speaker)
+        after = self.decoder(plan, x)[1]
+        return Comparison(after * self.mel_std + self.mel_mean, plan.durations)
 
     @torch.no_grad()
     def predicted_lengths(self, tokens: Tensor, token_lengths: Tensor, speaker: Tensor | None = None) -> Tensor:
@@ -116,15 +118,14 @@ class TacoMamba(nn.Module):
     @torch.no_grad()
     def synthesise(self, tokens: Tensor, speaker: Tensor | None = None, pace: float = 1.0) -> Synthesis:
         """The mel of one text, tokens (1, N); `pace` 1.2 speaks 20 % faster."""
-        hidden, base, durations = self._plan(tokens, speaker, pace)
-        lengths = durations.sum(1)
+        plan = self._plan(tokens, speaker, pace)
+        frames = int(plan.durations.sum())
         if self.decoder.prenet is None:
-            after = self.decoder(hidden, base, durations, lengths, speaker)[1]
+            after = self.decoder(plan)[1]
         else:
-            after = torch.cat(list(self._chunks(hidden, base, durations, speaker, int(lengths))), dim=1)
-        mel = (after * self.mel_std + self.mel_mean)[0, : int(lengths)]
-        alignment = torch.eye(tokens.shape[1], device=mel.device)[positions(durations, 0, int(lengths))[0][0]]
-        return Synthesis(mel, durations[0], alignment, truncated=False)
+            after = torch.cat(list(self._chunks(plan, frames)), dim=1)
+        alignment = torch.eye(tokens.shape[1], device=after.device)[positions(plan.durations, 0, frames)[0][0]]
+        return Synthesis((after * self.mel_std + self.mel_mean)[0], plan.durations[0], alignment, truncated=False)
 
     @torch.no_grad()
     def stream(
@@ -133,23 +134,21 @@ class TacoMamba(nn.Module):
         """The mel of `synthesise` in pieces (t, n_mels) of `chunk` frames, rounded up to whole decoder steps."""
         if not self.can_stream:
             raise ValueError("this model cannot stream: its decoder needs the whole sentence or has no state to carry")
-        hidden, base, durations = self._plan(tokens, speaker, pace)
-        for after in self._chunks(hidden, base, durations, speaker, chunk):
+        for after in self._chunks(self._plan(tokens, speaker, pace), chunk):
             yield (after * self.mel_std + self.mel_mean)[0]
 
-    def _plan(self, tokens: Tensor, speaker: Tensor | None, pace: float) -> tuple[Tensor, Tensor, Tensor]:
+    def _plan(self, tokens: Tensor, speaker: Tensor | None, pace: float) -> Plan:
+        """One text, tokens (1, N), with predicted durations."""
         lengths = torch.tensor([tokens.shape[1]], device=tokens.device)
         hidden = self.encoder(tokens, lengths, speaker)
         mean = self.durations(hidden, lengths, speaker).exp() / pace
-        return hidden, self._means(hidden), round_durations(mean, lengths)
+        return Plan(hidden, self._means(hidden), round_durations(mean, lengths), speaker)
 
-    def _chunks(
-        self, hidden: Tensor, base: Tensor, durations: Tensor, speaker: Tensor | None, chunk: int
-    ) -> Iterator[Tensor]:
+    def _chunks(self, plan: Plan, chunk: int) -> Iterator[Tensor]:
         """Standardised frames (1, t, n_mels), t a multiple of the reduction but at the end."""
-        state, total = self.decoder.initial_state(1), int(durations.sum())
+        state, total = self.decoder.initial_state(1), int(plan.durations.sum())
         steps = max(1, -(-chunk // self.decoder.reduction))
         while state.frame < total:
             left = total - state.frame
             need = min(steps, -(-left // self.decoder.reduction))
-            yield self.decoder.step(hidden, base, durations, need, speaker, state)[:, :left]
+            yield self.decoder.step(plan, need, state)[:, :left]

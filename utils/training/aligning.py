@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from models.tts.alignment import SymbolAligner, without_mean
+from utils.cli import progress
 
 ITERATIONS = 8
 FIRST_WHITENED = 3  # the covariance of alignments that are far off would say little
@@ -19,12 +20,13 @@ Batch = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
 @torch.no_grad()
-def fit(aligner: SymbolAligner, batches: Callable[[], Iterable[Batch]]) -> None:
+def fit(aligner: SymbolAligner, batches: Callable[[], Iterable[Batch]], hidden: bool | None = None) -> None:
     """Viterbi training (hard expectation maximisation) of means and covariance, from an even division of utterances.
 
-    Sums are in float64 and in the order of the batches, so that the same data give the same bits.
+    Sums are in float64 and in the order of the batches, so that the same data give the same bits. `hidden` hides the
+    progress bar; None hides it where stderr is no terminal.
     """
-    for iteration in range(ITERATIONS):
+    for iteration in progress(range(ITERATIONS), desc="alignment", unit="pass", disable=hidden):
         sums = _Sums(*aligner.mean.shape)
         for tokens, token_lengths, x, mel_lengths in batches():
             if iteration:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections import defaultdict
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,9 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 
 from models.tts import build_text_to_mel
-from utils.checkpoint import load_checkpoint
 from utils.cli import UserError
-from utils.evaluation.recognizer import SpeakerRecognizer
 from utils.features.store import FeatureStore
 from utils.protocol import TextLists, training_list_hash
 from utils.training.aligning import Batch, fit
@@ -25,64 +23,11 @@ from utils.training.runlog import RunLog
 from utils.training.sampling import BucketOrder, EpochOrder, Order
 from utils.training.speaker import feature_statistics
 from utils.training.tts_options import tts_model_config
-from utils.training.voices import kept_recognizer, store_embeddings
+from utils.training.voices import Voices
 
 VALID_BATCH = 8
 ALIGNED_UTTERANCES = 2000
 ALIGNED_BATCH = 16
-
-
-class Voices:
-    """What a model is told of the speaker of an utterance, by `--voice`.
-
-    `embeddings` (len(store), E) are those of single recordings; training takes another recording of the same speaker
-    than the one to be spoken, as synthesis from a reference recording does.
-    """
-
-    def __init__(self, store: FeatureStore, items: list[int], args: argparse.Namespace) -> None:
-        self.kind = args.voice
-        self.seed = args.seed
-        self.of_item = [row.speaker for row in store.rows]
-        self.speakers = sorted({self.of_item[item] for item in items})
-        if self.kind == "none" and len(self.speakers) > 1:
-            raise UserError(f"the training list has {len(self.speakers)} speakers: give --voice table or embedding")
-        self.numbers = {speaker: number for number, speaker in enumerate(self.speakers)}
-        self.recognizer = self.embeddings = None
-        self.recordings: dict[str, list[int]] = defaultdict(list)
-        if self.kind == "embedding":
-            checkpoint = load_checkpoint(args.speaker_encoder)
-            recognizer = SpeakerRecognizer.load(args.speaker_encoder, "cpu", args.backend)
-            self.recognizer, self.hash = kept_recognizer(checkpoint), recognizer.model_hash
-            self.embeddings = store_embeddings(store, recognizer)
-            for item in items:
-                self.recordings[self.of_item[item]].append(item)
-
-    @property
-    def dim(self) -> int:
-        """Numbers of an embedding; 0 without."""
-        return 0 if self.embeddings is None else self.embeddings.shape[1]
-
-    def means(self) -> Tensor | None:
-        """The training speakers' enrolments: unit-normalised means (n_speakers, E)."""
-        if self.embeddings is None:
-            return None
-        means = torch.stack([torch.from_numpy(self._mean(speaker)) for speaker in self.speakers])
-        return torch.nn.functional.normalize(means, dim=-1)
-
-    def _mean(self, speaker: str) -> np.ndarray:
-        return self.embeddings[self.recordings[speaker]].mean(0)
-
-    def at(self, item: int, place: int | None) -> Any:
-        """The model's input for an utterance: None, an id, or an embedding (E,); the speaker's mean without a place."""
-        speaker = self.of_item[item]
-        if self.kind == "none":
-            return None
-        if self.kind == "table":
-            return self.numbers[speaker]
-        if place is None:
-            return self._mean(speaker)
-        others = [other for other in self.recordings[speaker] if other != item] or [item]
-        return self.embeddings[others[np.random.default_rng([self.seed, 5, place]).integers(len(others))]]
 
 
 class TextDataset(Dataset):
@@ -139,7 +84,8 @@ class TextToMelTask:
         tokens = sum(len(self.store.tokens(item)) for item in items)
         self.model.set_statistics(torch.from_numpy(mean), torch.from_numpy(std), frames / tokens)
         if self.model.has_durations:
-            fit(self.model.aligner, lambda: self._aligned_batches(items, mean, std))
+            hidden = True if os.environ.get("RANK", "0") != "0" else None
+            fit(self.model.aligner, lambda: self._aligned_batches(items, mean, std), hidden)
 
     def _aligned_batches(self, items: list[int], mean: np.ndarray, std: np.ndarray) -> Iterator[Batch]:
         """Standardised batches of (at most `ALIGNED_UTTERANCES`) training utterances, of like length in each."""
