@@ -49,7 +49,8 @@ format: $(VENV)/.dev
 	$(PY) -m ruff format .
 
 clean:
-	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis data/raw/demo data/processed/demo runs/demo
+	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis data/raw/demo data/processed/demo runs/demo \
+	  data/raw/demo-voice data/processed/demo-voice runs/demo-voice
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Installations. Each stamp is as old as its requirement file's last installation.

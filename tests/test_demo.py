@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -9,10 +10,15 @@ from argparse import Namespace
 from pathlib import Path
 
 import pytest
+import soundfile
 
 from utils import demo
 from utils.cli import UserError
-from utils.demo import Runner, Stage, StageFailed
+from utils.corpus.demo_voice import Settings, make_plan
+from utils.corpus.layouts import read_corpus
+from utils.evaluation.asr import comparable
+from utils.protocol import read_text_lists, write_text_lists
+from utils.stages import Runner, Stage, StageFailed, run_command, shown_interpreter
 
 APPEND = "import sys; open(sys.argv[1], 'a').write(sys.argv[2]); print('said', sys.argv[2])"
 
@@ -96,7 +102,7 @@ def test_missing_inputs_and_outputs_are_sentences(tmp_path):
 
 def test_program_that_a_signal_killed_gives_128_and_its_number():
     kill = "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
-    assert demo.run_command([sys.executable, "-c", kill], capture=False) == (137, "")
+    assert run_command([sys.executable, "-c", kill], capture=False) == (137, "")
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -115,7 +121,7 @@ def test_signal_reaches_the_running_program_once_and_its_code_is_ours(number, tm
         "sys.exit(128 + told[0])\n"
     )
     outer = (
-        "import sys\nfrom pathlib import Path\nfrom utils.demo import *\n"
+        "import sys\nfrom pathlib import Path\nfrom utils.stages import *\n"
         "try: Runner(Path(sys.argv[1])).run(Stage('train', ((sys.argv[2], sys.argv[3]),)))\n"
         "except StageFailed as failure: sys.exit(failure.code)\n"
     )
@@ -138,11 +144,20 @@ def test_refuses_a_preset_that_is_not_there(capsys):
     assert "--preset configs/none.yaml is not a file" in capsys.readouterr().err
 
 
+def test_refuses_both_halves_in_one_folder(capsys):
+    with pytest.raises(SystemExit) as stop:
+        demo.main(["--out", "runs/one", "--voice-out", "runs/../runs/one", "--voice-preset", "configs/none.yaml"])
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert "--out and --voice-out are both runs/one" in error
+    assert "--voice-preset configs/none.yaml is not a file" in error
+
+
 def test_commands_are_shown_as_one_types_them(monkeypatch):
     monkeypatch.setattr(sys, "executable", str(Path.cwd() / ".venv" / "bin" / "python"))
-    assert demo._python() == ".venv/bin/python"
+    assert shown_interpreter() == ".venv/bin/python"
     monkeypatch.setattr(sys, "executable", "/elsewhere/python")
-    assert demo._python() == "/elsewhere/python"
+    assert shown_interpreter() == "/elsewhere/python"
 
 
 def test_voices_to_enroll_are_held_out_and_have_two_chapters(librispeech_root, processed):
@@ -156,25 +171,67 @@ def test_voices_to_enroll_are_held_out_and_have_two_chapters(librispeech_root, p
         assert first[0].parent != last[0].parent and all(path.is_file() for path in first + last)
 
 
+def test_the_demo_voice_never_says_the_sentence_that_is_to_be_read():
+    said = {comparable(text) for block in make_plan(Settings(utterances=240, seed=0)) for text in block.texts}
+    assert len(said) == 240
+    assert comparable(demo.SENTENCE) not in said
+
+
+def test_a_sentence_of_the_training_list_is_refused_in_any_spelling(ljspeech_root, tmp_path):
+    utterances = read_corpus(ljspeech_root, "ljspeech")
+    write_text_lists(tmp_path, utterances, 0, {})
+    lists = read_text_lists(tmp_path)
+    texts = {utterance.utterance: utterance.text for utterance in utterances}
+    trained, held_out = texts[lists.train[0]], texts[lists.test[0]]
+    for sentence in (trained, f"  {trained.upper().rstrip('.').replace(' ', ', ')}!"):
+        with pytest.raises(UserError, match=f"trained on the sentence that it is to read: .*{lists.train[0]}.wav"):
+            demo.require_unread(sentence, ljspeech_root, tmp_path)
+    for sentence in (held_out, f"{trained} again", demo.SENTENCE):
+        demo.require_unread(sentence, ljspeech_root, tmp_path)
+
+
+SPEAKER_STAGES = ("download", "preprocess", "train", "evaluate", "enroll", "identify")
+VOICE_STAGES = ("download voice", "preprocess voice", "train voice", "evaluate voice", "synthesize")
+
+
+def short_preset(source: str, out: Path) -> Path:
+    """A copy of a preset that trains for 10 steps."""
+    text, count = re.subn(r"(?m)^steps: \d+$", "steps: 10", Path(source).read_text(encoding="utf-8"))
+    assert count == 1
+    out.write_text(text, encoding="utf-8")
+    return out
+
+
 @pytest.mark.slow
 def test_whole_demo_and_its_repetition(tmp_path):
-    """The real corpus and scripts with a training of 10 steps: figures are not judged here."""
-    preset = tmp_path / "preset.yaml"
-    tiny = Path("configs/speaker-tiny.yaml").read_text(encoding="utf-8")
-    preset.write_text(tiny.replace("steps: 300", "steps: 10"), encoding="utf-8")
-    assert "steps: 10\n" in preset.read_text(encoding="utf-8")
-    places = {"--root": tmp_path / "raw", "--data": tmp_path / "features", "--out": tmp_path / "run"}
-    words = [sys.executable, "-m", "utils.demo", "--preset", str(preset)]
-    words += [str(word) for place in places.items() for word in place]
+    """The real corpora and scripts with trainings of 10 steps: figures are not judged here."""
+    args = Namespace(
+        root=tmp_path / "raw",
+        data=tmp_path / "features",
+        out=tmp_path / "run",
+        preset=short_preset("configs/speaker-tiny.yaml", tmp_path / "speaker.yaml"),
+        voice_data=tmp_path / "voice-features",
+        voice_out=tmp_path / "voice-run",
+        voice_preset=short_preset("configs/tts-tiny.yaml", tmp_path / "voice.yaml"),
+    )
+    words = [sys.executable, "-m", "utils.demo"]
+    for name, path in vars(args).items():
+        words += [f"--{name.replace('_', '-')}", str(path)]
     first = subprocess.run(words, capture_output=True, text=True)
     assert first.returncode == 0, first.stderr
-    stages = ("download", "preprocess", "train", "evaluate", "enroll", "identify")
+    stages = SPEAKER_STAGES + VOICE_STAGES
     assert [line[3:] for line in first.stdout.splitlines() if line.startswith("== ")] == list(stages)
-    closing = first.stdout[first.stdout.index("stage         wall time") :]
-    for needed in ("identification accuracy by chapter", "95 % interval", "det.png", "identified: ", "synthetic"):
+    closing = first.stdout[first.stdout.index("stage               wall time") :]
+    shown = ["identification accuracy by chapter", "95 % interval", "det.png", "identified: ", "synthetic", *stages]
+    shown += ["mel-cepstral distortion, copy-synthesis", "duration bias", "real-time factor, acoustic model"]
+    sound, picture = demo.sentence_files(args.voice_out)
+    for needed in (*shown, demo.SENTENCE, str(sound), str(picture)):
         assert needed in closing
-    args = Namespace(root=places["--root"], data=places["--data"], out=places["--out"], preset=preset)
-    kept = {path: path.stat().st_mtime_ns for stage in demo.speaker_stages(args) for path in stage.outputs}
+    samples, rate = soundfile.read(sound)
+    assert rate == 22_050 and len(samples) > rate and abs(samples).max() > 0.01
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    made = [stage for each in (demo.speaker_stages, demo.voice_stages) for stage in each(args)]
+    kept = {path: path.stat().st_mtime_ns for stage in made for path in stage.outputs}
     second = subprocess.run(words, capture_output=True, text=True)
     assert second.returncode == 0, second.stderr
     assert second.stdout.count("finished earlier") == len(stages)

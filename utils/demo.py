@@ -1,157 +1,33 @@
-"""The whole pipeline on synthetic speech: corpus, features, training, report, and a voice that is recognised.
+"""Both pipelines on synthetic speech: a voice that is recognised, and a voice that reads a sentence aloud.
 
 python -m utils.demo
 python -m utils.demo --out runs/second --preset configs/speaker-small.yaml
+python -m utils.demo --voice-out runs/second-voice --voice-preset configs/tts-small.yaml
 
+Corpora, features, training and report of a speaker recogniser, and then of text to mel.
 Every command is shown before it runs, to be copied and changed. A stage that is finished is not repeated, one that was
-interrupted is continued; deleting the --out folder starts anew. The exit code is that of the stage that failed.
+interrupted is continued; deleting the --out or --voice-out folder starts that half anew. The exit code is that of the
+stage that failed.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import shlex
-import signal
-import subprocess
 import sys
-import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from utils import cli
 from utils.cli import UserError
 from utils.corpus.records import RECORD
-from utils.files import read_json, sha256_file, sha256_text, write_json, write_text
+from utils.files import read_json
 from utils.protocol import DEFAULT_PROTOCOL
+from utils.stages import Runner, Stage, StageFailed
 
 ENROLLED = 3  # voices among which the closing recording is identified
 RECORDINGS = 3  # of each of them
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-
-
-@dataclass(frozen=True)
-class Stage:
-    """Commands that are run in order, and what decides whether they still must be.
-
-    `commands` are the words after `python`; `inputs` are files whose content the result follows from, `outputs` what
-    must exist afterwards. `anew` is removed first, unless the same stage was interrupted and its scripts go on from
-    there. The last command's standard output is also kept as the file `stdout`, if there is one.
-    """
-
-    name: str
-    commands: tuple[tuple[str, ...], ...]
-    inputs: tuple[Path, ...] = ()
-    outputs: tuple[Path, ...] = ()
-    anew: tuple[Path, ...] = ()
-    stdout: Path | None = None
-
-    def key(self) -> str:
-        """Changes with the commands and with the content of the inputs."""
-        missing = [str(path) for path in self.inputs if not path.is_file()]
-        if missing:
-            raise UserError(f"the stage {self.name} needs {', '.join(missing)}, and the stages before it made none")
-        return sha256_text(json.dumps([self.commands, [sha256_file(path) for path in self.inputs]]))
-
-
-class StageFailed(Exception):
-    """A stage ended with an exit code that is not 0."""
-
-    def __init__(self, stage: Stage, code: int) -> None:
-        super().__init__(f"the stage {stage.name} ended with exit code {code}")
-        self.code = code
-
-
-class Runner:
-    """Runs stages as subprocesses and remembers the finished ones in a JSON file, with their wall times.
-
-    `kept` are the names of the stages that this runner did not have to repeat.
-    """
-
-    def __init__(self, record: Path) -> None:
-        self.record = record
-        self.stages: dict[str, dict[str, Any]] = read_json(record) if record.exists() else {}
-        self.kept: set[str] = set()
-
-    def run(self, stage: Stage) -> None:
-        """Runs `stage` unless it is finished; raises `StageFailed`."""
-        before = self.stages.get(stage.name, {})
-        key = stage.key()
-        same = before.get("key") == key
-        if same and before["finished"] and all(path.exists() for path in stage.outputs):
-            self.kept.add(stage.name)
-            print(f"\n== {stage.name}: finished earlier, in {before['seconds']:.1f} s", flush=True)
-            return
-        print(f"\n== {stage.name}", flush=True)
-        continued = same and not before["finished"]
-        spent = before["seconds"] if continued else 0.0
-        if not continued:
-            for path in stage.anew:
-                path.unlink(missing_ok=True)
-        self._note(stage, key, spent, finished=False)
-        started = time.monotonic()
-        try:
-            self._run_commands(stage)
-        except BaseException:
-            self._note(stage, key, spent + time.monotonic() - started, finished=False)
-            raise
-        self._note(stage, key, spent + time.monotonic() - started, finished=True)
-
-    def seconds(self, name: str) -> float:
-        """Wall time of a stage, that of its interrupted runs included."""
-        return self.stages[name]["seconds"]
-
-    def _run_commands(self, stage: Stage) -> None:
-        for number, words in enumerate(stage.commands, start=1):
-            print(f"$ {shlex.join([_python(), *words])}", flush=True)
-            keep = stage.stdout if number == len(stage.commands) else None
-            code, output = run_command([sys.executable, *words], capture=keep is not None)
-            if code:
-                raise StageFailed(stage, code)
-            if keep is not None:
-                write_text(keep, output)
-        missing = [str(path) for path in stage.outputs if not path.exists()]
-        if missing:
-            raise UserError(f"the stage {stage.name} ended well and yet did not make {', '.join(missing)}")
-
-    def _note(self, stage: Stage, key: str, seconds: float, finished: bool) -> None:
-        self.stages[stage.name] = {"key": key, "seconds": round(seconds, 3), "finished": finished}
-        write_json(self.record, self.stages)
-
-
-def run_command(words: Sequence[str], capture: bool) -> tuple[int, str]:
-    """Runs a program to its end; its exit code (128 + n after signal n) and, with `capture`, its standard output.
-
-    Captured output is printed too, when the program has ended. Signals that would stop us are handed to the program,
-    once each (its own session keeps the terminal from sending a Ctrl-C too): a training saves what it has, and then we
-    end with its exit code.
-    """
-    running: list[subprocess.Popen] = []
-
-    def hand_on(number: int, frame: Any) -> None:
-        for process in running:
-            process.send_signal(number)
-
-    handlers = {number: signal.signal(number, hand_on) for number in STOP_SIGNALS}
-    try:
-        output = subprocess.PIPE if capture else None
-        running.append(subprocess.Popen(words, stdout=output, text=True, start_new_session=True))
-        printed = running[0].communicate()[0] or ""
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-    print(printed, end="", flush=True)
-    code = running[0].returncode
-    return (code if code >= 0 else 128 - code), printed
-
-
-def _python() -> str:
-    """The interpreter as one would type it here."""
-    relative = os.path.relpath(sys.executable)
-    return sys.executable if relative.startswith("..") else relative
+SENTENCE = "This sentence was spoken by a small computer program."
 
 
 def speaker_stages(args: argparse.Namespace) -> Iterator[Stage]:
@@ -226,32 +102,103 @@ def held_out_recordings(raw: Path, protocol: Path) -> dict[str, tuple[list[Path]
     return voices
 
 
-def summary(runner: Runner, out: Path) -> str:
-    """The closing table: wall times, figures, pictures, and who was identified."""
-    lines = ["stage         wall time"]
-    for name in runner.stages:
-        kept = "  (earlier)" if name in runner.kept else ""
-        lines.append(f"{name:<12}{runner.seconds(name):>9.1f} s{kept}")
-    lines.append(f"{'all':<12}{sum(map(runner.seconds, runner.stages)):>9.1f} s")
-    report = read_json(out / "report" / "report.json")
-    lines += ["", *_figures(report)]
-    pictures = sorted((out / "report").glob("*.png"))
-    lines += ["", *(f"picture: {path}" for path in pictures)]
-    (result,) = read_json(out / "identification.json")["results"]
-    spoken = Path(result["audio"]).parent.parent.name
-    scores = ", ".join(f"{item['name']} {item['score']:.2f}" for item in result["scores"])
+def voice_stages(args: argparse.Namespace) -> Iterator[Stage]:
+    """The stages of text to mel; each is made when those before it are done, so it can look at their files."""
+    raw, data, out = args.root / "demo-voice", args.voice_data, args.voice_out
+    spoken = raw / "DemoVoice-1.0" / RECORD
+    lists, best = data / "protocols" / DEFAULT_PROTOCOL, out / "best.pt"
+    yield Stage(
+        "download voice",
+        (("download.py", "--dataset", "demo-voice", "--root", str(args.root)),),
+        outputs=(spoken,),
+    )
+    preprocess = ("preprocess.py", "--dataset", "demo-voice", "--raw", str(raw), "--out", str(data))
+    yield Stage(
+        "preprocess voice",
+        ((*preprocess, "--units", "phoneme"),),
+        inputs=(spoken,),
+        outputs=(data / "meta.json", lists / "protocol.json"),
+    )
+    require_unread(SENTENCE, raw, lists)
+    train = ("train_tacomamba.py", "--task", "tts", "--data", str(data), "--config", str(args.voice_preset))
+    yield Stage(
+        "train voice",
+        ((*train, "--out", str(out), "--resume", "auto"),),
+        inputs=(args.voice_preset, data / "meta.json", lists / "protocol.json"),
+        outputs=(best,),
+        anew=tuple(sorted(out.glob("last*.pt"))),
+    )
+    report = out / "report"
+    evaluate = ("test.py", "evaluate", "--checkpoint", str(best), "--data", str(data), "--out", str(report))
+    yield Stage(
+        "evaluate voice",
+        ((*evaluate, "--vocoder", "griffin-lim"),),
+        inputs=(best,),
+        outputs=(report / "report.json",),
+    )
+    sound, picture = sentence_files(out)
+    synthesize = ("test.py", "synthesize", "--checkpoint", str(best), "--text", SENTENCE, "--vocoder", "griffin-lim")
+    yield Stage(
+        "synthesize",
+        ((*synthesize, "--out", str(sound), "--picture", str(picture)),),
+        inputs=(best,),
+        outputs=(sound, picture),
+    )
+
+
+def sentence_files(out: Path) -> tuple[Path, Path]:
+    """Where the closing sentence is heard and seen."""
+    return out / "sentence.wav", out / "sentence.png"
+
+
+def require_unread(sentence: str, raw: Path, lists: Path) -> None:
+    """`UserError` if the training list in `lists` holds a recording of `raw` that says `sentence`, by its words."""
+    from utils.corpus.layouts import read_corpus
+    from utils.evaluation.asr import comparable
+    from utils.protocol import read_text_lists
+
+    trained, wanted = set(read_text_lists(lists).train), comparable(sentence)
+    for utterance in read_corpus(raw, "ljspeech"):
+        if utterance.utterance in trained and comparable(utterance.text or "") == wanted:
+            raise UserError(f"the model would be trained on the sentence that it is to read: {utterance.path} says it")
+
+
+def summary(recogniser: Runner, voice: Runner, args: argparse.Namespace) -> str:
+    """The closing table: wall times, then what came of both halves."""
+    lines, total = [f"{'stage':<20}wall time"], 0.0
+    for runner in (recogniser, voice):
+        for name in runner.stages:
+            kept = "  (earlier)" if name in runner.kept else ""
+            lines.append(f"{name:<18}{runner.seconds(name):>9.1f} s{kept}")
+            total += runner.seconds(name)
+    lines.append(f"{'all':<18}{total:>9.1f} s")
+    lines += ["", *_recogniser_lines(args.out), "", *_voice_lines(args.voice_out)]
     lines += [
         "",
-        f"recording:  {result['audio']}",
-        f"            by voice {spoken}, never trained on, enrolled from another chapter",
-        f"identified: {result['name']} (cosines: {scores}; from {result['threshold']:.2f} on it is the speaker)",
-        "",
-        "All voices here are synthetic (espeak-ng): the figures show that the pipeline works, not how well on people.",
+        "All voices here are synthetic (espeak-ng), the one that the model learned to speak with too:",
+        "the figures show that the pipelines work, not how well on people.",
     ]
     return "\n".join(lines)
 
 
-def _figures(report: dict[str, Any]) -> Iterator[str]:
+def _recogniser_lines(out: Path) -> Iterator[str]:
+    """Figures, pictures, and who was identified."""
+    yield from _recogniser_figures(read_json(out / "report" / "report.json"))
+    yield from _pictures(sorted((out / "report").glob("*.png")))
+    (result,) = read_json(out / "identification.json")["results"]
+    spoken = Path(result["audio"]).parent.parent.name
+    scores = ", ".join(f"{item['name']} {item['score']:.2f}" for item in result["scores"])
+    yield f"recording:  {result['audio']}"
+    yield f"            by voice {spoken}, never trained on, enrolled from another chapter"
+    yield f"identified: {result['name']} (cosines: {scores}; from {result['threshold']:.2f} on it is the speaker)"
+
+
+def _pictures(paths: Iterable[Path]) -> Iterator[str]:
+    for path in paths:
+        yield f"picture:    {path}"
+
+
+def _recogniser_figures(report: dict[str, Any]) -> Iterator[str]:
     for part in ("utterance", "chapter"):
         figures = report["identification"][part]
         shown = figures.get("reason")
@@ -269,16 +216,47 @@ def _figures(report: dict[str, Any]) -> Iterator[str]:
         yield f"equal error rate, {label:<21}{shown}"
 
 
+def _voice_lines(out: Path) -> Iterator[str]:
+    """Figures of text to mel, and where the sentence is to be heard and seen."""
+    yield from _voice_figures(read_json(out / "report" / "report.json"))
+    sound, picture = sentence_files(out)
+    yield f"sentence:   {SENTENCE}"
+    yield "            (not in the training set, spoken by the model through Griffin-Lim)"
+    yield f"sound:      {sound}"
+    yield from _pictures([picture, *sorted((out / "report").glob("*.png"))])
+
+
+def _voice_figures(report: dict[str, Any]) -> Iterator[str]:
+    """Mel-cepstral distortion beside that of copy-synthesis, length, time."""
+    for system, label in (("synthesis", "synthesis"), ("copy_synthesis", "copy-synthesis")):
+        yield f"mel-cepstral distortion, {label:<16}{report[system]['mcd']:.2f} dB"
+    texts = f"{report['utterances']} texts that were not trained on"
+    yield f"{'duration bias':<41}{100 * report['duration']['bias']:+.1f} % over {texts}"
+    for part, times in report["real_time_factor"].items():
+        label = f"real-time factor, {part.replace('_', ' ')}"
+        yield f"{label:<41}{times['cpu']:.3f} s of CPU a second of speech"
+
+
 def build_parser() -> cli.Parser:
     """The flags of the demo."""
     parser = cli.Parser(prog="python -m utils.demo", description=__doc__)
-    group = parser.add_argument_group("places")
-    group.add_argument("--root", type=Path, default=Path("data/raw"), help="folder of raw corpora")
+    group = parser.add_argument_group("speaker recogniser")
     group.add_argument("--data", type=Path, default=Path("data/processed/demo"), help="folder of the features")
     group.add_argument("--out", type=Path, default=Path("runs/demo"), help="run folder: model, report, wall times")
-    parser.add_argument(
+    group.add_argument(
         "--preset", type=Path, default=Path("configs/speaker-tiny.yaml"), help="configuration of the training"
     )
+    group = parser.add_argument_group("text to mel")
+    group.add_argument(
+        "--voice-data", type=Path, default=Path("data/processed/demo-voice"), help="folder of the features"
+    )
+    group.add_argument(
+        "--voice-out", type=Path, default=Path("runs/demo-voice"), help="run folder: model, report, sentence, times"
+    )
+    group.add_argument(
+        "--voice-preset", type=Path, default=Path("configs/tts-tiny.yaml"), help="configuration of the training"
+    )
+    parser.add_argument("--root", type=Path, default=Path("data/raw"), help="folder of raw corpora")
     return parser
 
 
@@ -286,19 +264,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Parses the flags, runs the stages, returns the exit code."""
     parser = build_parser()
     args = parser.parse_args(argv)
-    parser.report([] if args.preset.is_file() else [f"--preset {args.preset} is not a file"])
+    presets = {"--preset": args.preset, "--voice-preset": args.voice_preset}
+    problems = [f"{flag} {path} is not a file" for flag, path in presets.items() if not path.is_file()]
+    if args.out.resolve() == args.voice_out.resolve():
+        problems.append(
+            f"--out and --voice-out are both {args.out}: each half keeps its model and wall times in its own"
+        )
+    parser.report(problems)
     return cli.run(_demo, args)
 
 
 def _demo(args: argparse.Namespace) -> int:
-    runner = Runner(args.out / "stages.json")
+    recogniser, voice = Runner(args.out / "stages.json"), Runner(args.voice_out / "stages.json")
     try:
-        for stage in speaker_stages(args):
-            runner.run(stage)
+        for runner, stages in ((recogniser, speaker_stages(args)), (voice, voice_stages(args))):
+            for stage in stages:
+                runner.run(stage)
     except StageFailed as failure:
         print(f"error: {failure}; the same command goes on from there", file=sys.stderr)
         return failure.code
-    print(f"\n{summary(runner, args.out)}")
+    print(f"\n{summary(recogniser, voice, args)}")
     return cli.ExitCode.DONE
 
 
