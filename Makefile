@@ -19,7 +19,7 @@ TORCH := $(shell grep '^torch==' requirements.txt)
 .PHONY: demo test test-slow env lint format clean help missing
 
 help:
-	@echo "make demo       sets up .venv, then download, preprocess, train, test on synthetic speech; ends with a table"
+	@echo "make demo       sets up .venv, then recognition and text to mel on synthetic speech; ends with a table"
 	@echo "make test       sets up .venv, then lint and the tests that are not slow"
 	@echo "make test-slow  sets up .venv, then the long tests"
 	@echo "make env        sets up .venv for users: requirements.txt and requirements-demo.txt"

@@ -190,7 +190,8 @@ def _rehearse_protocol(args: argparse.Namespace, utterances: Sequence[Utterance]
 
 def _make_protocol(args: argparse.Namespace, store: FeatureStore, request: dict[str, Any]) -> str | None:
     """Makes the splits; returns why there can be none, unless they were asked for."""
-    from utils.protocol import make_protocol, write_protocol, write_text_lists
+    from utils.protocol import make_protocol, write_protocol
+    from utils.text_lists import write_text_lists
 
     folder = args.out / "protocols" / args.protocol
     if args.task == "tts":

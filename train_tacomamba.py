@@ -122,7 +122,7 @@ def _task(args: argparse.Namespace, store: FeatureStore) -> Task:
         from utils.training.speaker import SpeakerTask
 
         return SpeakerTask(store, read_protocol(folder), args)
-    from utils.protocol import read_text_lists
+    from utils.text_lists import read_text_lists
     from utils.training.tts import TextToMelTask
 
     return TextToMelTask(store, read_text_lists(folder), args)

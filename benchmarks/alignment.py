@@ -72,7 +72,7 @@ def _benchmark(args: argparse.Namespace) -> None:
     from utils.evaluation.boundaries import figures, read_phones
     from utils.features.store import FeatureStore
     from utils.files import write_json, write_text
-    from utils.protocol import read_text_lists
+    from utils.text_lists import read_text_lists
 
     store = FeatureStore.open(args.data)
     if store.vocabulary is None or store.vocabulary.units != "phoneme":

@@ -9,9 +9,9 @@ import pytest
 
 from utils.features.store import FeatureStore
 from utils.training.augment import add_noise, spec_augment
-from utils.training.speaker_options import add_speaker_arguments
 from utils.training.sampling import EpochOrder
 from utils.training.speaker import CropDataset, feature_statistics
+from utils.training.speaker_options import add_speaker_arguments
 
 FILL = np.arange(80, dtype=np.float32) + 100
 

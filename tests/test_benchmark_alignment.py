@@ -27,8 +27,8 @@ from utils.features.mel import MelExtractor
 from utils.features.recipe import RECIPES
 from utils.features.store import FeatureStore
 from utils.files import read_json
-from utils.protocol import read_text_lists
 from utils.synthesis.synthesizer import Synthesizer
+from utils.text_lists import read_text_lists
 
 RECIPE = RECIPES["hifigan-22k"]
 HOP = 1000 * RECIPE.seconds(1)  # ms
@@ -168,7 +168,7 @@ def test_benchmark_measures_what_the_model_aligns(spoken, capsys):
         for name in ("uniform", "average", "symbols", str(spoken / "run"))
         for part in ("train", "held-out")
     ]
-    assert [each["utterances"] for each in results] == [22, 2] * 4
+    assert [each["utterances"] for each in results] == [21, 3] * 4
     assert all(each["matched"] == each["phones"] > 30 * each["utterances"] for each in results)
     assert "(100.0 %)" in table and (spoken / "out" / "table.md").read_text("utf-8") in table
     errors = {each["aligner"]: each["mean_ms"] for each in results if each["list"] == "held-out"}
@@ -205,7 +205,7 @@ def test_what_cannot_be_measured_is_refused_with_a_sentence(spoken, tmp_path, ca
     phones.write_text('{"utterance": "DV001-0001", "phones": 3}\n')
     assert "is not a list of phone times" in refused(phones=phones)
     phones.write_text('{"utterance": "DV001-0001", "phones": [], "end_s": 2.0}\n')
-    assert "lacks 21 of the utterances" in refused(phones=phones)
+    assert "lacks 20 of the utterances" in refused(phones=phones)
     checkpoint = load_checkpoint(spoken / "run")
     for name, changes, sentence in (
         ("list", {"training_list": "0" * 16}, "was trained on another list of utterances"),

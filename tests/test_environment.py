@@ -47,7 +47,7 @@ def environment(name: str) -> tuple[dict, list[str], dict[str, str]]:
     return content, [item for item in content["dependencies"] if isinstance(item, str)], pins(pip)
 
 
-@pytest.mark.parametrize("name", ["requirements.txt", "requirements-demo.txt", "requirements-eval.txt", "requirements-dev.txt"])
+@pytest.mark.parametrize("name", [f"requirements{part}.txt" for part in ("", "-demo", "-eval", "-dev")])
 def test_requirements_are_pinned_exactly(name):
     versions = requirements(name)
     assert versions and all(re.fullmatch(r"\d+(\.\d+)+(\.post\d+)?", version) for version in versions.values())

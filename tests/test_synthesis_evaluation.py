@@ -31,9 +31,9 @@ from utils.evaluation.synthesis_report import (
 )
 from utils.features.recipe import RECIPES
 from utils.features.store import FeatureStore, Row
-from utils.files import read_json, write_json
+from utils.files import read_json, sha256_file, write_json
 from utils.plots import draw_speech
-from utils.protocol import read_text_lists
+from utils.text_lists import read_text_lists
 
 if TYPE_CHECKING:
     from utils.synthesis.synthesizer import Synthesizer
@@ -205,7 +205,7 @@ def without_times(result: SynthesisEvaluation) -> dict:
 def test_a_model_is_measured_beside_copies_of_its_recordings(synthesizer: Synthesizer, voice_data: Path):
     """Three utterances of the longest list; the figures are the same the second time."""
     store, lists = FeatureStore.open(voice_data), read_text_lists(voice_data / "protocols" / "default")
-    result = evaluate_synthesis(synthesizer, voice_data, "default", "train", limit=3, seed=1)
+    result = evaluate_synthesis(synthesizer, voice_data, "default", ["train"], limit=3, seed=1)
     report = report_of(result)
     assert len({one.row.utterance for one in result.judged} & set(lists.train)) == 3 and not result.warnings
     assert [one.copy.frames for one in result.judged] == [one.row.frames for one in result.judged]
@@ -216,7 +216,7 @@ def test_a_model_is_measured_beside_copies_of_its_recordings(synthesizer: Synthe
     assert all(value > 0 for times in report["real_time_factor"].values() for value in times.values())
     expected = [forced_error(synthesizer, store, one.row) for one in result.judged]
     assert [one.mel_l1 for one in result.judged] == pytest.approx(expected)
-    again = evaluate_synthesis(synthesizer, voice_data, "default", "train", limit=3, seed=1)
+    again = evaluate_synthesis(synthesizer, voice_data, "default", ["train"], limit=3, seed=1)
     assert without_times(again) == without_times(result)
 
 
@@ -225,6 +225,16 @@ def forced_error(synthesizer: Synthesizer, store: FeatureStore, row: Row) -> flo
     tokens, mel = torch.from_numpy(store.tokens(place)).long()[None], torch.from_numpy(store.mel(place))[None]
     lengths = torch.tensor([tokens.shape[1]]), torch.tensor([mel.shape[1]])
     return float((synthesizer.model.compare(tokens, lengths[0], mel, lengths[1], None).mel - mel).abs().mean())
+
+
+def test_splits_are_judged_together(synthesizer: Synthesizer, voice_data: Path):
+    lists = read_text_lists(voice_data / "protocols" / "default")
+    result = evaluate_synthesis(synthesizer, voice_data, "default", ["valid", "test"])
+    assert [one.row.utterance for one in result.judged] == [*lists.valid, *lists.test]
+    assert len(lists.valid) and len(lists.test)
+    assert list(result.source["splits"]) == ["valid", "test"]
+    hashes = [sha256_file(voice_data / "protocols" / "default" / f"{name}.txt") for name in ("valid", "test")]
+    assert list(result.source["splits"].values()) == hashes
 
 
 def test_without_recordings_f0_is_held_against_the_copies(synthesizer: Synthesizer, voice_data: Path, tmp_path: Path):

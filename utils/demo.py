@@ -155,7 +155,7 @@ def require_unread(sentence: str, raw: Path, lists: Path) -> None:
     """`UserError` if the training list in `lists` holds a recording of `raw` that says `sentence`, by its words."""
     from utils.corpus.layouts import read_corpus
     from utils.evaluation.asr import comparable
-    from utils.protocol import read_text_lists
+    from utils.text_lists import read_text_lists
 
     trained, wanted = set(read_text_lists(lists).train), comparable(sentence)
     for utterance in read_corpus(raw, "ljspeech"):

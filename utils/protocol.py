@@ -41,7 +41,6 @@ MIN_SPEAKERS_FOR_VALID = 30  # with fewer, every speaker is worth more in traini
 MIN_UTTERANCES_OF_VALID = 4
 MIN_UTTERANCES_TO_SPLIT = 5
 VALID_SHARE, TEST_SHARE = 0.1, 0.2
-TEXT_SHARE = 0.05
 MAX_TRIALS = 20_000
 _MAX_ENUMERATED = 4_000_000
 _LISTS = ("train", "valid", "utterance_test", "chapter_test")
@@ -136,7 +135,7 @@ def _heldout_speakers(by_speaker: Mapping[str, list[Row]], seed: int, heldout: S
             f"{count} speakers cannot be held out for verification: "
             f"of {len(by_speaker)} in the data, {len(paired)} have two recordings or more"
         )
-    return sorted(_shuffled(paired, f"{seed}/heldout")[:count])
+    return sorted(shuffled(paired, f"{seed}/heldout")[:count])
 
 
 def _valid_speakers(remaining: Mapping[str, list[Row]], seed: int, valid: int | None) -> list[str]:
@@ -150,7 +149,7 @@ def _valid_speakers(remaining: Mapping[str, list[Row]], seed: int, valid: int | 
             f"{valid} validation speakers were asked for; {len(able)} speakers that are not held out "
             f"have {MIN_UTTERANCES_OF_VALID} recordings or more"
         )
-    return sorted(_shuffled(able, f"{seed}/valid")[:valid])
+    return sorted(shuffled(able, f"{seed}/valid")[:valid])
 
 
 def _split_speaker(mine: Sequence[Row], seed: int, valid_elsewhere: bool) -> dict[str, list[Row]]:
@@ -167,7 +166,7 @@ def _split_speaker(mine: Sequence[Row], seed: int, valid_elsewhere: bool) -> dic
         # At least two: a validation trial of one speaker needs two utterances.
         valids = 0 if valid_elsewhere else max(2, round(VALID_SHARE * len(chapter_a)))
     by_id = {row.utterance: row for row in chapter_a}
-    order = [by_id[utterance] for utterance in _shuffled(by_id, f"{seed}/utterances")]
+    order = [by_id[utterance] for utterance in shuffled(by_id, f"{seed}/utterances")]
     train = order[tests + valids :]
     heard = {row.chapter for row in train}
     return {
@@ -225,7 +224,7 @@ def _at_most(pairs: np.ndarray, cap: int, draw: np.random.Generator) -> np.ndarr
     return pairs if len(pairs) <= cap else pairs[draw.choice(len(pairs), size=cap, replace=False)]
 
 
-def _shuffled(names: Iterable[str], seed: str) -> list[str]:
+def shuffled(names: Iterable[str], seed: str) -> list[str]:
     """Names in an order that the seed and each name decide, whatever order they came in."""
     return sorted(names, key=lambda name: (hashlib.sha256(f"{seed}/{name}".encode()).digest(), name))
 
@@ -267,7 +266,7 @@ def write_protocol(
     lists = {name: getattr(protocol, name) for name in ("heldout_speakers", "valid_speakers", *_LISTS)}
     with staging_directory(directory) as folder:
         for name, lines in lists.items():
-            write_text(folder / f"{name}.txt", _lines(lines))
+            write_text(folder / f"{name}.txt", as_lines(lines))
         for part in ("train", "utterance_test", "chapter_test"):
             pairs = [(by_id[utterance].speaker, by_id[utterance].path) for utterance in lists[part]]
             write_text(folder / f"identification_{part}.txt", "".join(join_fields(*pair) for pair in pairs))
@@ -285,39 +284,6 @@ def write_protocol(
         write_json(folder / "protocol.json", content)
 
 
-def write_text_lists(directory: str | Path, rows: Iterable[Row], seed: int, request: Mapping[str, Any]) -> None:
-    """Writes train, valid and test lists of utterances for text to mel: 90, 5 and 5 %, drawn by the seed."""
-    order = _shuffled((row.utterance for row in rows), f"{seed}/text")
-    held = max(1, round(TEXT_SHARE * len(order)))
-    if len(order) <= 2 * held:
-        raise UserError(f"{len(order)} utterances cannot be split into training, validation and test")
-    lists = {"valid": order[:held], "test": order[held : 2 * held], "train": order[2 * held :]}
-    with staging_directory(directory) as folder:
-        for name, utterances in lists.items():
-            write_text(folder / f"{name}.txt", _lines(sorted(utterances)))
-        counts = {name: len(utterances) for name, utterances in lists.items()}
-        content = {"format": FORMAT, "name": Path(directory).name, "seed": seed, "counts": counts, "files": {}}
-        write_json(folder / "protocol.json", {**content, "request": dict(request)})
-
-
-@dataclass(frozen=True)
-class TextLists:
-    """Utterances of text to mel to train on, to validate on, and to report on."""
-
-    train: list[str]
-    valid: list[str]
-    test: list[str]
-
-
-def read_text_lists(directory: str | Path) -> TextLists:
-    """Reads what `write_text_lists` wrote; `UserError` if it is missing or splits speakers instead."""
-    directory = Path(directory)
-    _read_content(directory)
-    if (directory / "heldout_speakers.txt").is_file():
-        raise UserError(f"{directory} splits speakers, not texts: preprocess.py --task tts makes lists of texts")
-    return TextLists(*(_read_lines(directory / f"{name}.txt") for name in ("train", "valid", "test")))
-
-
 def _write_named_trials(folder: Path, name: str, trials: Sequence[Trial]) -> str:
     text = _trial_lines(trials)
     file = f"{name}-{sha256_text(text)[:8]}.txt"
@@ -328,7 +294,7 @@ def _write_named_trials(folder: Path, name: str, trials: Sequence[Trial]) -> str
 def read_protocol(directory: str | Path) -> Protocol:
     """Reads what `write_protocol` wrote; `UserError` if it is missing or broken, or a trial list was changed."""
     directory = Path(directory)
-    content = _read_content(directory)
+    content = read_splits_file(directory)
     if not (directory / "heldout_speakers.txt").is_file():
         raise UserError(
             f"{directory} splits texts, not speakers: preprocess.py --task speaker makes a speaker protocol"
@@ -338,11 +304,11 @@ def read_protocol(directory: str | Path) -> Protocol:
         trials[name] = read_trials(directory / file, allow_empty=True)
         if file != f"{name}-{sha256_text(_trial_lines(trials[name]))[:8]}.txt":
             raise UserError(f"{directory / file} was changed: the hash in its name is not that of its trials")
-    lists = {name: _read_lines(directory / f"{name}.txt") for name in ("heldout_speakers", "valid_speakers", *_LISTS)}
+    lists = {name: read_lines(directory / f"{name}.txt") for name in ("heldout_speakers", "valid_speakers", *_LISTS)}
     return Protocol(name=content["name"], seed=content["seed"], **lists, **trials)
 
 
-def _read_content(directory: Path) -> dict[str, Any]:
+def read_splits_file(directory: Path) -> dict[str, Any]:
     """protocol.json of a folder of splits; `UserError` if there is none."""
     if not (directory / "protocol.json").is_file():
         others = sorted(path.parent.name for path in directory.parent.glob("*/protocol.json"))
@@ -404,7 +370,7 @@ def read_identification(path: str | Path) -> list[tuple[str, str]]:
 
 def read_speakers(path: str | Path) -> list[str]:
     """Reads a list of speakers, one a line; `UserError` if it is empty."""
-    speakers = [line.strip() for line in _read_lines(path)]
+    speakers = [line.strip() for line in read_lines(path)]
     if not speakers:
         raise UserError(f"{path} names no speakers")
     return speakers
@@ -429,11 +395,13 @@ def _split_lines(path: str | Path) -> list[tuple[int, list[str]]]:
     return [(number, split_fields(line)) for number, line in _numbered_lines(path)]
 
 
-def _lines(items: Iterable[str]) -> str:
+def as_lines(items: Iterable[str]) -> str:
+    """A text file of one item a line."""
     return "".join(f"{item}\n" for item in items)
 
 
-def _read_lines(path: str | Path) -> list[str]:
+def read_lines(path: str | Path) -> list[str]:
+    """The lines of a text file that are not blank; `UserError` if it cannot be read."""
     return [line for _, line in _numbered_lines(path)]
 
 

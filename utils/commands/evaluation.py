@@ -23,7 +23,7 @@ classifier's answers on the identification lists. With --audio-root, raw audio t
 (`1|0 path path`), or two lists of `speaker path` lines: each speaker of the first is enrolled, each recording of the
 second identified.
 
-Text to mel: the texts of a list of --data are spoken, and measured beside their recordings sent through the same
+Text to mel: the texts of lists of --data are spoken, and measured beside their recordings sent through the same
 vocoder: mel-cepstral distortion, pitch, length, time; with --asr also what a speech recogniser understands.
 """
 
@@ -49,7 +49,9 @@ def _add_evaluate(commands: Any) -> None:
         "--identification", type=Path, nargs=2, metavar=("TRAIN", "TEST"), help="lists of `speaker path` lines"
     )
     tts = parser.add_argument_group("text to mel")
-    tts.add_argument("--split", choices=("train", "valid", "test"), help="list of texts (default: test)")
+    tts.add_argument(
+        "--split", nargs="+", choices=("train", "valid", "test"), help="lists of texts, judged together (default: test)"
+    )
     tts.add_argument(
         "--vocoder", help="griffin-lim, or the file or folder of a HiFi-GAN checkpoint (default: griffin-lim)"
     )
@@ -132,7 +134,7 @@ def _evaluate_synthesis(args: argparse.Namespace) -> None:
         synthesizer,
         args.data,
         args.protocol or DEFAULT_PROTOCOL,
-        args.split or "test",
+        args.split or ["test"],
         args.vocoder or "griffin-lim",
         args.asr,
         args.limit,

@@ -10,7 +10,7 @@ import contextlib
 import importlib.util
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -27,8 +27,9 @@ from utils.features.mel import MelExtractor
 from utils.features.recipe import MelRecipe, require_same
 from utils.features.store import FeatureStore, Row
 from utils.files import sha256_file
-from utils.protocol import TextLists, read_text_lists, training_list_hash
+from utils.protocol import training_list_hash
 from utils.synthesis.vocoder import Vocoder, load_vocoder
+from utils.text_lists import TextLists, read_text_lists
 
 if TYPE_CHECKING:
     from utils.synthesis.synthesizer import Spoken, Synthesizer
@@ -107,15 +108,16 @@ def evaluate_synthesis(
     synthesizer: Synthesizer,
     data: Path,
     protocol_name: str,
-    split: str = "test",
+    splits: Sequence[str] = ("test",),
     vocoder: str = "griffin-lim",
     asr: Path | None = None,
     limit: int | None = None,
     seed: int = 0,
 ) -> SynthesisEvaluation:
-    """Speaks the texts of a split of a feature store in the voices of their recordings, and measures the results.
+    """Speaks the texts of splits of a feature store in the voices of their recordings, and measures the results.
 
     Args:
+        splits: of `SPLITS`; their utterances are judged together.
         vocoder: a name that `load_vocoder` takes.
         asr: folder of a faster-whisper model; None leaves error rates out.
         limit: at most so many utterances, drawn by `seed`.
@@ -133,17 +135,16 @@ def evaluate_synthesis(
     evaluation.source = {
         "data": str(data),
         "protocol": protocol_name,
-        "split": split,
-        "split_sha256": sha256_file(folder / f"{split}.txt"),
+        "splits": {split: sha256_file(folder / f"{split}.txt") for split in splits},
         "vocoder": voice.name,
         "asr": None if asr is None else str(asr),
         "asr_sha256": None if asr is None else sha256_file(asr / "model.bin"),
     }
-    rows = _rows(evaluation, synthesizer, store, lists, split, limit, seed)
+    rows = _rows(evaluation, synthesizer, store, lists, limit, seed)
     _explain(evaluation, store, rows, transcriber)
     bench = _Bench(evaluation, synthesizer, store, voice, transcriber)
     bench.warm_up(rows[0])
-    for row in progress(rows, unit="utt", desc=split):
+    for row in progress(rows, unit="utt", desc=" and ".join(evaluation.source["splits"])):
         bench.judge(row)
     unaligned = sum(one.mel_l1 is None for one in evaluation.judged)
     if unaligned:
@@ -156,7 +157,6 @@ def _rows(
     synthesizer: Synthesizer,
     store: FeatureStore,
     lists: TextLists,
-    split: str,
     limit: int | None,
     seed: int,
 ) -> list[Row]:
@@ -166,17 +166,19 @@ def _rows(
             f"the checkpoint was not trained on the training list of protocol {evaluation.source['protocol']}: "
             "unless its data were others altogether, it may have been trained on these utterances"
         )
-    unknown = [utterance for utterance in getattr(lists, split) if utterance not in store.index]
+    splits = evaluation.source["splits"]
+    utterances = [utterance for split in splits for utterance in getattr(lists, split)]
+    unknown = [utterance for utterance in utterances if utterance not in store.index]
     if unknown:
-        raise UserError(f"utterance {unknown[0]} of the {split} list is not in {store.directory}")
-    rows = [store.rows[store.index[utterance]] for utterance in getattr(lists, split)]
+        raise UserError(f"utterance {unknown[0]} of the protocol is not in {store.directory}")
+    rows = [store.rows[store.index[utterance]] for utterance in utterances]
     _check_voices(evaluation, synthesizer, rows)
     encoded = synthesizer.front_end.encode([row.text or "" for row in rows])
     speaking = [row for row, text in zip(rows, encoded, strict=True) if not text.says_nothing]
     if len(speaking) < len(rows):
         evaluation.warnings.append(f"{len(rows) - len(speaking)} utterances without a text to speak were left out")
     if not speaking:
-        raise UserError(f"the {split} list of {store.directory} holds no utterance with a text to speak")
+        raise UserError(f"{' and '.join(splits)} of {store.directory} hold no utterance with a text to speak")
     if limit is not None and limit < len(speaking):
         chosen = np.random.default_rng(seed).permutation(len(speaking))[:limit]
         speaking = [speaking[place] for place in sorted(chosen)]

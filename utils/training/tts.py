@@ -16,7 +16,8 @@ from torch.utils.data import Dataset
 from models.tts import build_text_to_mel
 from utils.cli import UserError
 from utils.features.store import FeatureStore
-from utils.protocol import TextLists, training_list_hash
+from utils.protocol import training_list_hash
+from utils.text_lists import TextLists
 from utils.training.aligning import Batch, fit
 from utils.training.distributed import Ranks
 from utils.training.runlog import RunLog

@@ -1,0 +1,220 @@
+"""Text to mel, compared: equal CPU time, longer runs, hard sentences, two voices in one model.
+
+    python preprocess.py --dataset ljspeech --raw ../shared/data/tts_dev/LJSpeech-1.1 --out data/processed/lj_phone \\
+        --units phoneme
+    python benchmarks/text_to_mel.py --data data/processed/lj_phone --out runs/text_to_mel --parts table-a \\
+        --vocoder HIFIGAN --asr WHISPER
+    python benchmarks/text_to_mel.py --data data/processed/lj_phone --out runs/text_to_mel --parts table-b hard \\
+        --vocoder HIFIGAN --asr WHISPER
+    python benchmarks/text_to_mel.py --data data/processed/lj_phone --out runs/text_to_mel --parts voices \\
+        --voices ../shared/data/tts_dev/LJSpeech-1.1 ../shared/data/tts_dev/Kathleen --judge-python JUDGE/bin/python
+    python benchmarks/text_to_mel.py --data data/processed/lj_phone --out runs/text_to_mel --parts
+
+table-a trains six systems of equal size (benchmarks/synthesis/systems.py) for equal CPU time, table-b some of them for
+longer; both judge the last checkpoints on all held-out clips. hard speaks benchmarks/hard_sentences.txt with the models
+of table-b. voices trains one model on several voices and asks Resemblyzer (benchmarks/synthesis/judge.py says how to
+have it) who speaks. Everything runs on one thread and goes on where it was interrupted; calibrations of the budget are
+in OUT/steps.json, results in OUT/results, one file each. The tables, OUT/tables.md, are made of these files at the end,
+and of them alone without any part.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.synthesis.systems import SYSTEMS  # noqa: E402
+from utils import cli  # noqa: E402
+
+PRESET = ROOT / "configs" / "tts-small.yaml"
+SPEECH = ROOT.parent / "shared" / "data" / "tts_dev"
+
+
+def build_parser() -> cli.Parser:
+    """The flags of this script."""
+    parser = cli.Parser(description=__doc__)
+    parser.add_argument("--data", type=Path, required=True, help="features of one voice that preprocess.py wrote")
+    parser.add_argument("--out", type=Path, required=True, help="where runs, results and tables go")
+    parser.add_argument("--parts", nargs="*", choices=PARTS, default=list(PARTS), help="what to measure")
+    _add_judging(parser.add_argument_group("judging"))
+    _add_budget(parser.add_argument_group("budget"))
+    _add_comparison(parser.add_argument_group("table-a, table-b and hard"))
+    _add_voices(parser.add_argument_group("voices"))
+    return parser
+
+
+def _add_judging(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--vocoder", default="griffin-lim", help="griffin-lim, or file or folder of a HiFi-GAN")
+    group.add_argument("--asr", type=Path, metavar="FOLDER", help="faster-whisper model; hard needs one")
+    group.add_argument("--limit", type=cli.positive_int, help="at most so many clips and sentences, to try things")
+
+
+def _add_budget(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--cpu-minutes", type=cli.positive_float, default=15.0, help="of a training for table-a")
+    group.add_argument("--cpu-minutes-b", type=cli.positive_float, default=75.0, help="of a training for table-b")
+    group.add_argument("--cpu-minutes-voices", type=cli.positive_float, default=45.0, help="of the one for voices")
+    group.add_argument("--steps", type=cli.positive_int, help="train every run so many steps, whatever time they take")
+    group.add_argument("--jobs", type=cli.positive_int, default=1, help="trainings at once, one thread each")
+    group.add_argument("--device", default="cpu", help="what to train on; judging is done on the CPU")
+    group.add_argument("--calibration-steps", type=cli.positive_int, default=14, help="steps of a calibration run")
+    group.add_argument(
+        "--recalibrate",
+        nargs="+",
+        choices=SYSTEMS,
+        default=[],
+        help="measure the CPU time of a step of these systems anew; their runs begin anew where that changes the steps",
+    )
+
+
+def _add_comparison(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--systems", nargs="+", choices=SYSTEMS, default=list(SYSTEMS), help="systems of table-a")
+    group.add_argument("--seeds", nargs="+", type=cli.non_negative_int, default=[0, 1], help="seeds of table-a")
+    group.add_argument("--config-a", type=Path, default=PRESET, help="preset of table-a")
+    group.add_argument(
+        "--systems-b", nargs="+", choices=SYSTEMS, default=["causal", "tacotron2"], help="systems of table-b and hard"
+    )
+    group.add_argument("--seeds-b", nargs="+", type=cli.non_negative_int, default=[0], help="seeds of table-b")
+    group.add_argument("--config-b", type=Path, default=PRESET, help="preset of table-b")
+    group.add_argument(
+        "--flags-b",
+        nargs="+",
+        type=_flags,
+        default=[],
+        metavar="SYSTEM=FLAGS",
+        help='more flags of train_tacomamba.py for a system of table-b, as "tacotron2=--decoder-dim 448"',
+    )
+    sentences = ROOT / "benchmarks" / "hard_sentences.txt"
+    group.add_argument("--sentences", type=Path, default=sentences, help="file of `category|text` lines for hard")
+    group.add_argument(
+        "--checkpoint",
+        nargs="+",
+        type=_named_path,
+        default=[],
+        metavar="NAME=PATH",
+        help="models for hard instead of those of table-b",
+    )
+
+
+def _add_voices(group: argparse._ArgumentGroup) -> None:
+    folders = [SPEECH / "LJSpeech-1.1", SPEECH / "Kathleen"]
+    group.add_argument("--voices", type=Path, nargs="+", default=folders, help="folders in LJSpeech layout")
+    group.add_argument("--voice-units", choices=("char", "phoneme"), default="phoneme", help="what tokens stand for")
+    group.add_argument("--voice-system", choices=SYSTEMS, default="causal", help="system to train on all voices")
+    group.add_argument(
+        "--voice-kind", choices=("table", "embedding"), default="table", help="what tells the model the voice"
+    )
+    group.add_argument("--speaker-encoder", type=Path, help="speaker checkpoint for --voice-kind embedding")
+    group.add_argument("--config-voices", type=Path, default=PRESET, help="preset of the training")
+    group.add_argument("--voice-sentences", type=cli.positive_int, default=20, help="sentences for each voice to say")
+    group.add_argument("--judge-python", default=sys.executable, help="Python that has Resemblyzer")
+
+
+def _flags(text: str) -> tuple[str, list[str]]:
+    """argparse type: SYSTEM=FLAGS."""
+    system, mark, flags = text.partition("=")
+    if not mark or system not in SYSTEMS:
+        raise argparse.ArgumentTypeError(f"{text!r} is not SYSTEM=FLAGS with one of {', '.join(SYSTEMS)}")
+    return system, shlex.split(flags)
+
+
+def _named_path(text: str) -> tuple[str, Path]:
+    """argparse type: NAME=PATH."""
+    name, _, path = text.partition("=")
+    if not name or not path or "/" in name:
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=PATH")
+    return name, Path(path)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measures what is missing and prints the tables."""
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    parser.report(_problems(args))
+    return cli.run(_benchmark, args)
+
+
+def _problems(args: argparse.Namespace) -> list[str]:
+    problems = []
+    if "hard" in args.parts and args.asr is None:
+        problems.append("hard sentences are judged by a recogniser: give --asr, or other --parts")
+    if (args.voice_kind == "embedding") != (args.speaker_encoder is not None):
+        problems.append("--voice-kind embedding and --speaker-encoder need each other")
+    if "voices" in args.parts:
+        problems += [f"the folder {folder} of --voices is missing" for folder in args.voices if not folder.is_dir()]
+    return problems
+
+
+def _benchmark(args: argparse.Namespace) -> None:
+    from benchmarks.synthesis.tables import tables
+    from utils.files import write_text
+
+    args.to_recalibrate = {
+        f"{part}/{system}" for part in ("table-a", "table-b", "voices") for system in args.recalibrate
+    }
+    for part in PARTS:
+        if part in args.parts:
+            PARTS[part](args)
+    made = tables(args.out / "results")
+    write_text(args.out / "tables.md", made)
+    print(made)
+
+
+def _table_a(args: argparse.Namespace) -> None:
+    from benchmarks.synthesis.runs import training
+
+    systems = [(system, seed) for seed in args.seeds for system in args.systems]
+    _compare(args, [training(args, "table-a", *pair, args.config_a, args.cpu_minutes) for pair in systems])
+
+
+def _table_b(args: argparse.Namespace) -> None:
+    from benchmarks.synthesis.runs import training
+
+    extra = {system: [flag for name, flags in args.flags_b if name == system for flag in flags] for system in SYSTEMS}
+    systems = [(system, seed) for seed in args.seeds_b for system in args.systems_b]
+    runs = [training(args, "table-b", *pair, args.config_b, args.cpu_minutes_b, extra[pair[0]]) for pair in systems]
+    _compare(args, runs)
+
+
+def _compare(args: argparse.Namespace, runs: list) -> None:
+    """Calibrates one after another, trains `--jobs` at once, judges one after another."""
+    from benchmarks.synthesis.runs import planned_steps, result, train
+
+    steps = [planned_steps(args, one) for one in runs]
+    pool = ThreadPoolExecutor(args.jobs)
+    try:
+        folders = list(cli.progress(pool.map(lambda one, n: train(args, one, n), runs, steps), total=len(runs)))
+    finally:
+        pool.shutdown(cancel_futures=True)
+    for one, folder in zip(cli.progress(runs), folders, strict=True):
+        result(args, one, folder)
+
+
+def _hard(args: argparse.Namespace) -> None:
+    from benchmarks.synthesis import hard
+
+    for name, checkpoint, evaluation in hard.models(args):
+        hard.measure(args, name, checkpoint, evaluation)
+
+
+def _voices(args: argparse.Namespace) -> None:
+    from benchmarks.synthesis import voices
+
+    voices.measure(args)
+
+
+PARTS: dict[str, Callable[[argparse.Namespace], None]] = {
+    "table-a": _table_a,
+    "table-b": _table_b,
+    "hard": _hard,
+    "voices": _voices,
+}
+
+if __name__ == "__main__":
+    sys.exit(main())
