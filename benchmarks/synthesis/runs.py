@@ -30,8 +30,8 @@ from utils.training.runlog import read_log
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = "steps.json"
 WARM_UP = 2  # steps of a calibration that do not count
-CHECKPOINTS = 20  # of a run
-SPLITS = ("valid", "test")  # what no run was trained on
+CHECKPOINTS = 12  # validations of a run, and chances to be its best
+SPLITS = ("test",)  # valid chooses the checkpoint
 
 
 @dataclass(frozen=True)
@@ -202,7 +202,7 @@ def _matches(config: dict[str, Any], wanted: dict[str, Any]) -> bool:
 def result(args: argparse.Namespace, one: Training, run: Path) -> dict[str, Any]:
     """Evaluates a finished run, and keeps everything about it in OUT/results/PART/NAME.json."""
 
-    report = evaluate(args, run / "last.pt", evaluation_of(run), one.data)
+    report = evaluate(args, run / "best.pt", evaluation_of(run), one.data)
     record, log = read_json(run / "run.json"), read_log(run)
     steps = read_json(run / "done.json")["steps"]
     seconds = cpu_seconds(log, steps)
@@ -219,7 +219,7 @@ def result(args: argparse.Namespace, one: Training, run: Path) -> dict[str, Any]
         "frames_per_cpu_s": _frames_seen(one.data, record["config"]["protocol"], log) / seconds,
         "device": record["device"],
         "git_revision": record["git_revision"],
-        "checkpoint": str(run / "last.pt"),
+        "checkpoint": str(run / "best.pt"),
         "report": report,
         "measured": machine(),
     }

@@ -191,7 +191,7 @@ def _evaluated(results: Sequence[Result]) -> str:
     report = results[0]["report"]
     source = report["source"]
     clips = f"{report['utterances']} clips ({report['seconds']:.0f} s) never trained on"
-    return f"{clips}, last checkpoints, vocoder {Path(source['vocoder']).name}"
+    return f"{clips}, best checkpoints by the validation list, vocoder {Path(source['vocoder']).name}"
 
 
 def _conditions(results: Sequence[Result]) -> str:

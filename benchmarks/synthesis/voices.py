@@ -94,15 +94,15 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     name = f"{args.voice_system}-{args.voice_kind}"
     one = Training(PART, name, 0, args.config_voices, flags, args.cpu_minutes_voices, data)
     run = train(args, one, planned_steps(args, one))
-    report = evaluate(args, run / "last.pt", evaluation_of(run), data)
+    report = evaluate(args, run / "best.pt", evaluation_of(run), data)
     store, lists = FeatureStore.open(data), read_text_lists(data / "protocols" / "default")
     heldout = [store.rows[store.index[name]] for split in SPLITS for name in getattr(lists, split)]
     rows = sentences_to_speak(heldout, store, lists, args.limit or args.voice_sentences)
-    spoken = _speak(args, run / "last.pt", run.with_name(f"{run.name}-spoken"), [row.text for row in rows])
+    spoken = _speak(args, run / "best.pt", run.with_name(f"{run.name}-spoken"), [row.text for row in rows])
     recordings = recordings_of(store, lists)
     found = {
         "system": name,
-        "checkpoint": str(run / "last.pt"),
+        "checkpoint": str(run / "best.pt"),
         "steps": read_json(run / "done.json")["steps"],
         "parameters": read_json(run / "run.json")["parameters"],
         "sentences": [row.text for row in rows],

@@ -11,6 +11,7 @@ from models.mamba import length_mask
 from models.tts.condition import build_condition
 from models.tts.convolution import ResidualConvs
 
+DROPOUT = 0.1  # more of it in front of an exponential would bias the mean
 LONGEST_TOKEN = 256  # frames; a token that lasts longer is a mistake, whatever was predicted
 PACES = (0.25, 4.0)
 
@@ -25,7 +26,7 @@ class DurationPredictor(nn.Module):
         super().__init__()
         d_model = config["d_model"]
         self.condition = build_condition(config, d_model)
-        self.convs = ResidualConvs(d_model, n_layers, kernel, causal=False, dropout=config["dropout"])
+        self.convs = ResidualConvs(d_model, n_layers, kernel, causal=False, dropout=DROPOUT)
         self.norm = nn.RMSNorm(d_model, eps=1e-5)
         self.output = nn.Linear(d_model, 1)
 

@@ -20,9 +20,9 @@ class TextEncoder(nn.Module):
         self.embedding = nn.Embedding(n_symbols, d_model, padding_idx=0)
         self.prenet = ResidualConvs(d_model, PRENET_LAYERS, PRENET_KERNEL, causal=False, dropout=config["dropout"])
         self.condition = build_condition(config, d_model)
-        names = ("d_state", "expand", "headdim", "mlp_ratio", "dropout")
-        options = {name: config[name] for name in names}
-        self.stack = MixerStack(config["encoder_mixer"], d_model, config["encoder_layers"], causal=False, **options)
+        options = {name: config[name] for name in ("d_state", "headdim", "dropout")}
+        mixer, n_layers = config["encoder_mixer"], config["encoder_layers"]
+        self.stack = MixerStack(mixer, d_model, n_layers, causal=False, expand=config["encoder_expand"], **options)
 
     def forward(self, tokens: Tensor, lengths: Tensor, speaker: Tensor | None) -> Tensor:
         x = self.prenet(self.embedding(tokens), lengths)

@@ -32,15 +32,15 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--dropout", type=cli.fraction, default=0.0, help="dropout on each residual branch")
 
 
-def stack_problems(args: argparse.Namespace, mixer: str, causal: bool) -> list[str]:
-    """Sentences about sizes that a stack of this mixer cannot have."""
+def stack_problems(args: argparse.Namespace, mixer: str, causal: bool, expand: int) -> list[str]:
+    """Sentences about sizes that a stack of this mixer, with `expand` inner channels a channel, cannot have."""
     problems = []
-    if mixer == "mamba2" and args.expand * args.d_model % args.headdim:
-        problems.append(f"--headdim {args.headdim} must divide --expand x --d-model = {args.expand * args.d_model}")
+    if mixer == "mamba2" and expand * args.d_model % args.headdim:
+        problems.append(f"--headdim {args.headdim} must divide {expand} x --d-model = {expand * args.d_model}")
     if mixer == "attention" and (args.d_model % args.headdim or args.headdim % 2):
         problems.append(f"--headdim {args.headdim} must be even and divide --d-model {args.d_model}")
-    if mixer == "lstm" and not causal and args.expand * args.d_model % 2:
-        problems.append("--expand x --d-model must be even for a bidirectional lstm")
+    if mixer == "lstm" and not causal and expand * args.d_model % 2:
+        problems.append(f"{expand} x --d-model must be even for a bidirectional lstm")
     return problems
 
 

@@ -51,7 +51,7 @@ def speaker_model_problems(args: argparse.Namespace) -> list[str]:
     if args.causal and args.normalise == "utterance":
         problems.append("--causal and --normalise utterance contradict: a stream has no utterance mean yet")
     if tacomamba:
-        problems += stack_problems(args, args.mixer, args.causal)
+        problems += stack_problems(args, args.mixer, args.causal, args.expand)
     if args.model == "ecapa" and args.channels % 8:
         problems.append(f"--channels {args.channels} must be a multiple of 8")
     return problems

@@ -23,7 +23,8 @@ def add_tts_model_arguments(parser: argparse.ArgumentParser) -> None:
         help="tacomamba's: causal streams, bidirectional sees the whole sentence, ar goes on from its own frames",
     )
     group.add_argument("--encoder-mixer", choices=MIXERS, default="mamba2", help="sequence mixer of the text encoder")
-    group.add_argument("--encoder-layers", type=cli.positive_int, default=3, help="blocks of the text encoder")
+    group.add_argument("--encoder-layers", type=cli.positive_int, default=2, help="blocks of the text encoder")
+    group.add_argument("--encoder-expand", type=cli.positive_int, default=2, help="inner channels of its mixers")
     group.add_argument("--reduction", type=cli.positive_int, default=2, help="mel frames that a decoder step makes")
     group.add_argument("--postnet-channels", type=cli.positive_int, default=128, help="channels of the postnet")
     group.add_argument("--decoder-dim", type=cli.positive_int, default=384, help="cells of tacotron2's decoder LSTMs")
@@ -46,8 +47,8 @@ def tts_problems(args: argparse.Namespace) -> list[str]:
     """Sentences about flags of text to mel that contradict each other."""
     problems = family_problems(args, "tts")
     if args.model == "tacomamba":
-        problems += stack_problems(args, args.mixer, args.decoder != "bidirectional")
-        problems += stack_problems(args, args.encoder_mixer, causal=False)
+        problems += stack_problems(args, args.mixer, args.decoder != "bidirectional", args.expand)
+        problems += stack_problems(args, args.encoder_mixer, False, args.encoder_expand)
     if args.model == "tacotron2" and args.d_model % 2:
         problems.append(f"--d-model {args.d_model} must be even: half of tacotron2's encoder goes each way")
     if args.voice == "embedding" and args.speaker_encoder is None:
@@ -63,6 +64,7 @@ def tts_model_config(args: argparse.Namespace, n_mels: int, n_speakers: int, spe
         "decoder",
         "encoder_mixer",
         "encoder_layers",
+        "encoder_expand",
         "reduction",
         "postnet_channels",
         "decoder_dim",
