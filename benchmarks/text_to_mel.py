@@ -13,9 +13,9 @@
 table-a trains six systems of equal size (benchmarks/synthesis/systems.py) for equal CPU time, table-b some of them for
 longer; both judge, on the test list, the checkpoints that do best on the validation list. hard speaks
 benchmarks/hard_sentences.txt with the models of table-b. voices trains one model on several voices and asks Resemblyzer
-(benchmarks/synthesis/judge.py says how to have it) who speaks. Everything runs on one thread and goes on where it was interrupted; calibrations of the budget are
-in OUT/steps.json, results in OUT/results, one file each. The tables, OUT/tables.md, are made of these files at the end,
-and of them alone without any part.
+(benchmarks/synthesis/judge.py says how to have it) who speaks. Everything runs on one thread and goes on where it was
+interrupted; calibrations of the budget are in OUT/steps.json, results in OUT/results, one file each. The tables,
+OUT/tables.md, are made of these files at the end, and of them alone without any part.
 """
 
 from __future__ import annotations
