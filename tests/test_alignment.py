@@ -114,6 +114,18 @@ def test_the_aligner_finds_boundaries_from_an_even_division():
     assert boundary_error(plain, *made_speech(2, 32)) > 1  # the covariance is what sees through the noise
 
 
+def test_padding_and_company_change_no_alignment_of_the_aligner():
+    (tokens, token_lengths, mel, frames), _ = made_speech(3, 6)
+    aligner = SymbolAligner(SYMBOLS, MELS)
+    fit(aligner, lambda: [made_speech(1, 32)[0]])
+    together = aligner(mel, frames, tokens, token_lengths)
+    assert frames.unique().numel() > 1
+    for row, (length, end) in enumerate(zip(token_lengths, frames, strict=True)):
+        of = slice(row, row + 1)
+        alone = aligner(mel[of, :end], frames[of], tokens[of, :length], token_lengths[of])
+        assert together[row, :length].tolist() == alone[0].tolist()
+
+
 def test_the_same_speech_gives_the_same_aligner_bit_for_bit():
     aligners = [SymbolAligner(SYMBOLS, MELS) for _ in range(2)]
     for aligner in aligners:

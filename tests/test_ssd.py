@@ -227,8 +227,12 @@ def test_zero_steps_keep_the_state_to_the_last_bit():
 @settings(max_examples=15, deadline=None)
 @given(strongest=st.floats(0, 6), seed=st.integers(0, 99))
 @example(6.0, 0)
+@example(0.0, 69)  # a gradient of A in which large terms cancel: the loop in float32 is 1.9e-5 off
 def test_extreme_decay_gives_finite_and_right_gradients(strongest, seed):
-    """Steps of 0, small and huge ones side by side, dt A beyond any exponential: float32 within 1e-5 of the maximum."""
+    """Steps of 0, small and huge ones side by side, dt A beyond any exponential.
+
+    float32 within 1e-5 of the maximum, or of the error that the plain loop makes in float32 where that is more.
+    """
     length, heads = CHUNK + 20, 8
     inputs = ssd_inputs(1, length, heads, 3, 4, heads, seed)
     draw = torch.Generator().manual_seed(seed)
@@ -237,7 +241,10 @@ def test_extreme_decay_gives_finite_and_right_gradients(strongest, seed):
     steps = torch.rand(1, length, heads, generator=draw)
     inputs["dt"] = torch.where(kind < 0.7, 0.05 * steps, torch.where(kind < 0.9, 0.0, 1e3 * steps))
     del inputs["dt_bias"]
-    assert_close(results(ssd, inputs), results(reference.ssd, cast(inputs, torch.float64)), 1e-5)
+    exact = results(reference.ssd, cast(inputs, torch.float64))
+    plain = errors(results(reference.ssd, inputs), exact)
+    ours = errors(results(ssd, inputs), exact)
+    assert not {name: error for name, error in ours.items() if not error <= max(1e-5, plain[name])}
 
 
 def test_a_huge_state_is_forgotten_without_a_trace():

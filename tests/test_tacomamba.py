@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from models.tts import build_text_to_mel
-from models.tts.durations import DurationPredictor, duration_loss, positions, round_durations
+from models.tts.durations import DurationPredictor, at_pace, duration_loss, positions, round_durations
 from utils import cli
 from utils.training.model_options import MIXERS, add_model_arguments
 from utils.training.tts_options import DECODERS, add_tts_model_arguments, tts_model_config, tts_problems
@@ -29,6 +29,8 @@ def make(*words: str) -> torch.nn.Module:
     torch.manual_seed(1)
     model = build_text_to_mel(config(*words), SYMBOLS)
     model.set_statistics(torch.randn(10), torch.rand(10) + 0.5, 5.0)
+    model.aligner.mean.normal_()  # at zero all paths are equally likely, and no test would see a wrong one
+    model.aligner.whitening.add_(0.2 * torch.randn(10, 10))
     return model.eval()
 
 
@@ -198,9 +200,17 @@ def test_positions_say_which_token_a_frame_is_in():
 def test_pace_shortens_and_stretches():
     model = make()
     tokens = batch()["tokens"][:1]
-    torch.nn.init.constant_(model.durations.output.bias, 3.0)
     normal, fast, slow = (len(model.synthesise(tokens, pace=pace).mel) for pace in (1.0, 2.0, 0.5))
     assert fast == pytest.approx(normal / 2, abs=1) and slow == pytest.approx(2 * normal, abs=1)
+
+
+def test_pace_is_kept_where_some_tokens_cannot_get_shorter():
+    mean = torch.tensor([[1.0, 1.2, 6.0, 20.0, 0.4]])
+    total = mean.clamp(min=1).sum()
+    for pace in (0.5, 1.0, 2.0, 4.0):
+        assert at_pace(mean, pace).sum().item() == pytest.approx(total.item() / pace, rel=1e-5)
+        assert (at_pace(mean, pace) >= 1).all()
+    assert at_pace(mean, 100.0).sum().item() == pytest.approx(5, rel=1e-5)  # a frame each is the least
 
 
 def test_no_prediction_can_run_away():
@@ -231,11 +241,13 @@ def test_the_voice_changes_mel_and_durations(kind):
         torch.testing.assert_close(loud, first.mel, atol=1e-5, rtol=1e-5)
 
 
-def test_half_precision_changes_no_alignment_by_much():
+def test_half_precision_changes_no_alignment_and_no_error_by_much():
     model = make()
     samples = batch()
-    exact = model(**samples)
+    exact, durations = model(**samples), model.compare(**samples).durations
     with torch.autocast("cpu", torch.bfloat16):
         rough = model(**samples)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(model.compare(**samples).durations, durations)
     for name in ("mel_sum", "prior_sum"):
         torch.testing.assert_close(rough[name].float(), exact[name], rtol=0.02, atol=0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -111,7 +112,7 @@ def test_each_line_of_a_file_gets_a_wav(run, tmp_path):
 
 @pytest.mark.parametrize(
     "text",
-    ["a", "Aaaaaaaaaaaaaaaaaaaaaa", "the the the the the the the", "?! ... hm", "x" * 900, "word " * 1000,
+    ["a", "Aaaaaaaaaaaaaaaaaaaaaa", "the the the the the the the", "?! ... hm", "w" * 900, "word " * 1000,
      "\u6f22\u5b57 and letters", "tabs\tand\nlines", "\U0001f600 smile"],
     ids=["one symbol", "long vowel", "repeats", "marks", "no blanks", "1,000 words", "unknown", "blanks", "emoji"],
 )  # fmt: skip
@@ -121,7 +122,50 @@ def test_odd_texts_are_spoken_in_a_sane_time(run, text, capsys):
     spoken = Synthesizer.load(run, "cpu").speak(text)
     assert np.isfinite(spoken.mel).all() and not spoken.truncated
     assert len(spoken.symbols) <= len(spoken.mel) <= 256 * len(spoken.symbols)
-    assert sum(spoken.unknown.values()) == sum(symbol in spoken.unknown for symbol in spoken.symbols)
+    assert not set(spoken.unknown) & set(spoken.symbols)
+
+
+def test_symbols_that_the_model_never_heard_are_told_and_left_out(run, tmp_path, capsys):
+    """In a sentence, as a whole sentence, and a mark of the table that no training text has."""
+    from utils.synthesis.synthesizer import Synthesizer
+
+    synthesizer = Synthesizer.load(run, "cpu")
+    assert "?" not in synthesizer.trained and "." in synthesizer.trained
+    for text in ("The river \u4f60 boats. \u4f60\u597d. House?", "\u4f60\u4f60\u597d. The river boats? House."):
+        spoken = synthesizer.speak(text)
+        assert spoken.unknown == {"\u4f60": 2, "\u597d": 1, "?": 1}
+        assert set(spoken.symbols) <= synthesizer.trained
+        assert spoken.symbols[-2:] == (".", "</s>")  # the point stands in for the question mark
+    assert synthesize(run, tmp_path / "x.wav", "--text", "The river. \u4f60\u597d.", "--json") == 0
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["spoken"][0]["unknown"] == {"\u4f60": 1, "\u597d": 1}
+    assert "never heard '\u4f60', which stands 1 times" in captured.err
+
+
+def test_a_line_that_says_nothing_is_named_before_anything_is_written(run, tmp_path, capsys):
+    (tmp_path / "lines.txt").write_text("One window.\n?!\nThe river.\n...\n", encoding="utf-8")
+    assert synthesize(run, tmp_path / "out", "--text-file", str(tmp_path / "lines.txt"), "--each-line") == 2
+    message = capsys.readouterr().err
+    assert "text 2 of" in message and "text 4 of" in message
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_picture_of_a_long_text_has_no_alignment_and_needs_little_memory(run, tmp_path):
+    picture = tmp_path / "long.png"
+    assert synthesize(run, tmp_path / "x.wav", "--text", "quiet houses " * 250, "--picture", str(picture)) == 0
+    assert 10_000 < picture.stat().st_size < 10_000_000
+
+
+def test_training_without_validation_texts_says_so_and_goes_on(data, tmp_path, capsys):
+    folder = tmp_path / "data"
+    shutil.copytree(data, folder)
+    (folder / "protocols" / "default" / "valid.txt").write_text("", encoding="utf-8")
+    assert train(folder, tmp_path / "run", "--steps", "2") == 0
+    assert "no validation" in capsys.readouterr().out
+    assert load_checkpoint(tmp_path / "run")["step"] == 2 and load_checkpoint(tmp_path / "run")["metrics"] == {}
+    (folder / "protocols" / "default" / "valid.txt").write_text("nobody\n", encoding="utf-8")
+    assert train(folder, tmp_path / "other", "--steps", "2") == 2
+    assert "utterance nobody of the validation list is not in" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("text", ["", "   ", "?!", "\u6f22\u5b57"])

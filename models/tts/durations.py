@@ -11,7 +11,7 @@ from models.mamba import length_mask
 from models.tts.condition import build_condition
 from models.tts.convolution import ResidualConvs
 
-DROPOUT = 0.1  # more of it in front of an exponential would bias the mean
+MOST_DROPOUT = 0.1  # more of it in front of an exponential would bias the mean
 LONGEST_TOKEN = 256  # frames; a token that lasts longer is a mistake, whatever was predicted
 PACES = (0.25, 4.0)
 
@@ -26,7 +26,8 @@ class DurationPredictor(nn.Module):
         super().__init__()
         d_model = config["d_model"]
         self.condition = build_condition(config, d_model)
-        self.convs = ResidualConvs(d_model, n_layers, kernel, causal=False, dropout=DROPOUT)
+        dropout = min(config["dropout"], MOST_DROPOUT)
+        self.convs = ResidualConvs(d_model, n_layers, kernel, causal=False, dropout=dropout)
         self.norm = nn.RMSNorm(d_model, eps=1e-5)
         self.output = nn.Linear(d_model, 1)
 
@@ -60,6 +61,23 @@ def round_durations(mean: Tensor, lengths: Tensor) -> Tensor:
     valid = length_mask(lengths, mean.shape[1])
     ends = mean.double().clamp(min=1.0).masked_fill(~valid, 0.0).cumsum(1).add(0.5).floor().long()
     return torch.diff(ends, dim=1, prepend=ends.new_zeros(len(ends), 1)).masked_fill(~valid, 0)
+
+
+def at_pace(mean: Tensor, pace: float) -> Tensor:
+    """Means (B, N) of at least a frame whose total is that of `mean` over `pace`, or a frame a token if that is more.
+
+    A token cannot be shorter than a frame, so the longer ones give more: their common factor is found by bisection.
+    """
+    mean = mean.clamp(min=1.0)
+    if pace == 1.0:
+        return mean
+    wanted = mean.sum(1, keepdim=True) / pace
+    low, high = torch.zeros_like(wanted), torch.full_like(wanted, 1 / pace)
+    for _ in range(40):
+        middle = (low + high) / 2
+        is_short = (mean * middle).clamp(min=1.0).sum(1, keepdim=True) < wanted
+        low, high = torch.where(is_short, middle, low), torch.where(is_short, high, middle)
+    return (mean * high).clamp(min=1.0)
 
 
 def positions(durations: Tensor, start: int, frames: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from models.mamba import length_mask
 from models.tts.alignment import SymbolAligner
 from models.tts.decoder import Decoder, Plan
-from models.tts.durations import DurationPredictor, duration_loss, positions, round_durations
+from models.tts.durations import DurationPredictor, at_pace, duration_loss, positions, round_durations
 from models.tts.encoder import TextEncoder
 from models.tts.interface import Comparison, Synthesis
 
@@ -110,10 +110,10 @@ class TacoMamba(nn.Module):
 
     @torch.no_grad()
     def predicted_lengths(self, tokens: Tensor, token_lengths: Tensor, speaker: Tensor | None = None) -> Tensor:
-        """Frames of each utterance as predicted, before rounding: (B,) float."""
+        """Frames of each utterance as predicted, at least one a token, before rounding: (B,) float."""
         hidden = self.encoder(tokens, token_lengths, speaker)
         valid = length_mask(token_lengths, tokens.shape[1])
-        return self.durations(hidden, token_lengths, speaker).exp().masked_fill(~valid, 0.0).sum(1)
+        return self.durations(hidden, token_lengths, speaker).exp().clamp(min=1.0).masked_fill(~valid, 0.0).sum(1)
 
     @torch.no_grad()
     def synthesise(self, tokens: Tensor, speaker: Tensor | None = None, pace: float = 1.0) -> Synthesis:
@@ -141,7 +141,7 @@ class TacoMamba(nn.Module):
         """One text, tokens (1, N), with predicted durations."""
         lengths = torch.tensor([tokens.shape[1]], device=tokens.device)
         hidden = self.encoder(tokens, lengths, speaker)
-        mean = self.durations(hidden, lengths, speaker).exp() / pace
+        mean = at_pace(self.durations(hidden, lengths, speaker).exp(), pace)
         return Plan(hidden, self._means(hidden), round_durations(mean, lengths), speaker)
 
     def _chunks(self, plan: Plan, chunk: int) -> Iterator[Tensor]:

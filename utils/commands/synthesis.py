@@ -16,10 +16,12 @@ from utils.commands.command import add_command, print_json
 if TYPE_CHECKING:
     import numpy as np
 
-    from utils.synthesis.synthesizer import Synthesizer
+    from utils.synthesis.synthesizer import Reading, Synthesizer
     from utils.synthesis.vocoder import Vocoder
 
 PACES = 0.25, 4.0
+CHUNK = 32  # mel frames
+MOST_CELLS = 4_000_000  # of a picture's alignment: that of a longer text would show nothing and fill the memory
 
 _SYNTHESIZE = """Speak a text with a text-to-mel model, into a WAV file.
 
@@ -58,11 +60,13 @@ def add_synthesis(commands: Any) -> None:
     group.add_argument(
         "--out", required=True, metavar="WAV", help="file to write, folder with --each-line, - for stdout"
     )
-    group.add_argument("--picture", type=Path, metavar="PNG", help="picture of the mel and its alignment")
+    group.add_argument(
+        "--picture", type=Path, metavar="PNG", help="picture of the mel and, of a text of up to a minute, its alignment"
+    )
     group.add_argument(
         "--stream", action=argparse.BooleanOptionalAction, default=False, help="write audio as it is made"
     )
-    group.add_argument("--chunk", type=cli.positive_int, default=32, help="mel frames of a piece with --stream")
+    group.add_argument("--chunk", type=cli.positive_int, help=f"mel frames of a piece with --stream (default: {CHUNK})")
 
 
 def _pace(text: str) -> float:
@@ -85,6 +89,8 @@ def _problems(args: argparse.Namespace) -> list[str]:
         problems.append("--out - puts the sound where --json and --each-line would put other things")
     if args.picture is not None and args.each_line:
         problems.append("--picture is of one text: leave out --each-line")
+    if args.chunk is not None and not args.stream:
+        problems.append("--chunk needs --stream")
     return problems
 
 
@@ -96,15 +102,35 @@ def _synthesize(args: argparse.Namespace) -> None:
     synthesizer = Synthesizer.load(args.checkpoint, args.device, args.backend)
     synthesizer.require_pace(args.pace)
     vocoder = load_vocoder(args.vocoder, synthesizer.recipe, synthesizer.device)
+    readings = _readings(args, synthesizer, texts)
     if args.stream:
-        _stream(args, synthesizer, vocoder, texts[0])
+        _stream(args, synthesizer, vocoder, readings[0])
         return
     made = []
-    for number, text in enumerate(cli.progress(texts, unit="text", disable=None if len(texts) > 1 else True), start=1):
+    bar = cli.progress(readings, unit="text", disable=None if len(readings) > 1 else True)
+    for number, (text, reading) in enumerate(zip(texts, bar, strict=True), start=1):
         path = Path(args.out) / f"{number:04d}.wav" if args.each_line else args.out
-        made.append(_speak(args, synthesizer, vocoder, text, path))
+        made.append(_speak(args, synthesizer, vocoder, text, reading, path))
     if args.json:
         print_json({"model_hash": synthesizer.model_hash, "vocoder": vocoder.name, "spoken": made})
+
+
+def _readings(args: argparse.Namespace, synthesizer: Synthesizer, texts: list[str]) -> list[Reading]:
+    """All texts as the model can say them; one that it cannot is refused before anything is written."""
+    readings, problems = [], []
+    for number, text in enumerate(texts, start=1):
+        try:
+            readings.append(synthesizer.read(text))
+        except cli.UserError as error:
+            problems.append(f"text {number} of {args.text_file}: {error}" if args.each_line else str(error))
+    if problems:
+        raise cli.UserError("; ".join(problems))
+    return readings
+
+
+def _warn_of_unknown(reading: Reading) -> None:
+    for symbol, count in sorted(reading.unknown.items()):
+        print(f"warning: the model never heard {symbol!r}, which stands {count} times in the text", file=sys.stderr)
 
 
 def _texts(args: argparse.Namespace) -> list[str]:
@@ -122,10 +148,10 @@ def _texts(args: argparse.Namespace) -> list[str]:
 
 
 def _speak(
-    args: argparse.Namespace, synthesizer: Synthesizer, vocoder: Vocoder, text: str, out: str | Path
+    args: argparse.Namespace, synthesizer: Synthesizer, vocoder: Vocoder, text: str, reading: Reading, out: str | Path
 ) -> dict[str, Any]:
     """Speaks a text into a file; what was done, as plain values."""
-    spoken = synthesizer.speak(text, args.speaker, args.pace)
+    spoken = synthesizer.speak(reading, args.speaker, args.pace)
     samples = vocoder(spoken.mel)
     rate = synthesizer.recipe.sample_rate
     with _sound_file(out, rate) as write:
@@ -134,12 +160,12 @@ def _speak(
         from utils.plots import draw_speech
 
         title = text if len(text) <= 70 else f"{text[:70]}..."
-        draw_speech(args.picture, spoken.mel, spoken.alignment, spoken.symbols, synthesizer.recipe, title)
-    warnings = [f"no sound for {symbol!r} ({count} times)" for symbol, count in sorted(spoken.unknown.items())]
+        cells = len(spoken.mel) * len(spoken.symbols)
+        alignment = spoken.alignment if cells <= MOST_CELLS else None
+        draw_speech(args.picture, spoken.mel, alignment, spoken.symbols, synthesizer.recipe, title)
+    _warn_of_unknown(reading)
     if spoken.truncated:
-        warnings.append("the model did not find an end and was stopped at the limit on a sentence's length")
-    for warning in warnings:
-        print(f"warning: {warning}", file=sys.stderr)
+        print("warning: the model found no end and was stopped at the limit on a sentence's length", file=sys.stderr)
     seconds = len(samples) / rate
     if not args.json and str(out) != "-":
         print(f"{out}: {seconds:.2f} s, {len(spoken.symbols)} symbols, read as: {spoken.spoken}")
@@ -153,11 +179,12 @@ def _speak(
     }
 
 
-def _stream(args: argparse.Namespace, synthesizer: Synthesizer, vocoder: Vocoder, text: str) -> None:
+def _stream(args: argparse.Namespace, synthesizer: Synthesizer, vocoder: Vocoder, reading: Reading) -> None:
     """Writes each piece of sound as soon as it is known, and says how soon the first one was."""
     synthesizer.require_streaming()
+    _warn_of_unknown(reading)
     began = time.perf_counter()
-    pieces = vocoder.stream(synthesizer.stream(text, args.speaker, args.pace, args.chunk))
+    pieces = vocoder.stream(synthesizer.stream(reading, args.speaker, args.pace, args.chunk or CHUNK))
     first, samples = None, 0
     with _sound_file(args.out, synthesizer.recipe.sample_rate) as write:
         for piece in pieces:
@@ -165,7 +192,13 @@ def _stream(args: argparse.Namespace, synthesizer: Synthesizer, vocoder: Vocoder
             first = time.perf_counter() - began if first is None else first
             samples += len(piece)
     seconds = samples / synthesizer.recipe.sample_rate
-    told = {"out": args.out, "seconds": seconds, "first_sound_s": first, "all_s": time.perf_counter() - began}
+    told: dict[str, Any] = {
+        "out": args.out,
+        "seconds": seconds,
+        "first_sound_s": first,
+        "all_s": time.perf_counter() - began,
+    }
+    told["unknown"] = dict(reading.unknown)
     if args.json:
         print_json(told)
     else:

@@ -99,7 +99,9 @@ class SynthesisEvaluation:
     recipe: MelRecipe
     judged: list[Judged] = field(default_factory=list)
     samples: list[Sample] = field(default_factory=list)
-    clocks: dict[str, Clock] = field(default_factory=lambda: {"acoustic_model": Clock(), "vocoder": Clock()})
+    clocks: dict[str, Clock] = field(
+        default_factory=lambda: {part: Clock() for part in ("text", "acoustic_model", "vocoder")}
+    )
     reasons: dict[str, str] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
 
@@ -172,7 +174,7 @@ def _rows(
     if unknown:
         raise UserError(f"utterance {unknown[0]} of the protocol is not in {store.directory}")
     rows = [store.rows[store.index[utterance]] for utterance in utterances]
-    _check_voices(evaluation, synthesizer, rows)
+    rows = _with_voices(evaluation, synthesizer, rows)
     encoded = synthesizer.front_end.encode([row.text or "" for row in rows])
     speaking = [row for row, text in zip(rows, encoded, strict=True) if not text.says_nothing]
     if len(speaking) < len(rows):
@@ -185,14 +187,21 @@ def _rows(
     return speaking
 
 
-def _check_voices(evaluation: SynthesisEvaluation, synthesizer: Synthesizer, rows: list[Row]) -> None:
+def _with_voices(evaluation: SynthesisEvaluation, synthesizer: Synthesizer, rows: list[Row]) -> list[Row]:
+    """The utterances by speakers that a model of many voices has; a model of one voice speaks for all of them."""
+    known = [row for row in rows if row.speaker in synthesizer.speakers]
     strangers = ", ".join(sorted({row.speaker for row in rows}.difference(synthesizer.speakers)))
-    if strangers and len(synthesizer.speakers) > 1:
+    if not strangers:
+        return rows
+    if len(synthesizer.speakers) == 1:
+        voice = synthesizer.speakers[0]
+        evaluation.warnings.append(f"the checkpoint speaks as {voice}, the recordings are {strangers}")
+        return rows
+    if not known:
         raise UserError(f"the checkpoint has no voice {strangers}; it has {', '.join(synthesizer.speakers)}")
-    if strangers:
-        evaluation.warnings.append(
-            f"the checkpoint speaks as {synthesizer.speakers[0]}, the recordings are {strangers}"
-        )
+    left_out = f"{len(rows) - len(known)} utterances were left out"
+    evaluation.warnings.append(f"{left_out}: the checkpoint has no voice {strangers}")
+    return known
 
 
 def _explain(
@@ -239,8 +248,10 @@ class _Bench:
     def judge(self, row: Row) -> None:
         """Speaks an utterance, copies its recording, measures both, and notes the results."""
         clocks, recording = self.evaluation.clocks, self.store.mel(self.store.index[row.utterance])
+        with clocks["text"].running():
+            reading = self.synthesizer.read(row.text)
         with clocks["acoustic_model"].running():
-            spoken = self.synthesizer.speak(row.text, self.speaker(row))
+            spoken = self.synthesizer.speak(reading, self.speaker(row))
         with clocks["vocoder"].running():
             audio = self.vocoder(spoken.mel)
         copied = self.vocoder(recording)

@@ -25,8 +25,18 @@ from utils.cli import UserError
 from utils.device import pick_device, use_backend
 from utils.evaluation.recognizer import SpeakerRecognizer
 from utils.features.recipe import MelRecipe
-from utils.text.frontend import EncodedText, FrontEnd, split_sentences
+from utils.text.frontend import VERSION, EncodedText, FrontEnd, split_sentences
 from utils.text.vocabulary import Vocabulary
+
+INSTEAD = {"?": ".", "!": ".", ";": ",", ":": ","}  # marks that stand in for those a model has not heard
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A text as a model can say it: its sentences, and how often each symbol stands in it that the model cannot say."""
+
+    sentences: tuple[EncodedText, ...]
+    unknown: Counter[str]
 
 
 @dataclass(frozen=True)
@@ -38,7 +48,7 @@ class Spoken:
     alignments: tuple[NDArray[np.float32], ...]  # of each sentence (T_i, N_i): the share of each symbol in each frame
     symbols: tuple[str, ...]
     spoken: str  # the text as it was read, normalised
-    unknown: Counter[str]  # symbols that the model has no sound for
+    unknown: Counter[str]  # symbols that the model has no sound for; they were left out, or a like mark was read
     truncated: bool  # a sentence was stopped at the limit on its length
 
     @property
@@ -55,7 +65,8 @@ class Spoken:
 class Synthesizer:
     """A text-to-mel model with its text front end.
 
-    `speakers` are the training speakers; `model_hash` names weights, configuration and recipe wherever the file lies.
+    `speakers` are the training speakers; `trained` the symbols that its training texts had; `model_hash` names weights,
+    configuration and recipe wherever the file lies.
     """
 
     def __init__(self, model: Any, checkpoint: dict[str, Any], device: torch.device) -> None:
@@ -64,12 +75,15 @@ class Synthesizer:
         self.recipe = MelRecipe.from_dict(checkpoint["recipe"])
         self.front_end = FrontEnd(Vocabulary.from_dict(checkpoint["vocabulary"]))
         self.speakers: list[str] = list(checkpoint["speakers"])
+        counts = checkpoint.get("symbol_counts") or dict.fromkeys(self.front_end.vocabulary.symbols, 1)
+        self.trained = frozenset(symbol for symbol, count in counts.items() if count)
         self.step: int = checkpoint["step"]
         self.training_list: str = checkpoint["training_list"]
         self.model_config: dict[str, Any] = checkpoint["model_config"]
         self.model_hash = model_hash(checkpoint["model"], checkpoint["model_config"], checkpoint["recipe"])
         self._embeddings: Tensor | None = checkpoint["speaker_embeddings"]
         self._recognizer: dict[str, Any] | None = checkpoint["recognizer"]
+        self._heard: dict[str, Tensor] = {}  # embeddings of reference recordings
 
     @classmethod
     def load(cls, checkpoint: str | Path, device: str = "auto", backend: str = "auto") -> Synthesizer:
@@ -77,10 +91,14 @@ class Synthesizer:
         content = load_checkpoint(checkpoint)
         if content["task"] != "tts":
             raise UserError(f"{checkpoint} holds a model for {content['task']}; a text-to-mel model (tts) is needed")
-        model = build_text_to_mel(content["model_config"], len(content["vocabulary"]["symbols"]))
+        if content.get("front_end_version", VERSION) != VERSION:
+            raise UserError(
+                f"{checkpoint} was trained on texts that another version of this program made: train it anew"
+            )
         try:
+            model = build_text_to_mel(content["model_config"], len(content["vocabulary"]["symbols"]))
             model.load_state_dict(content["model"])
-        except RuntimeError as error:
+        except (KeyError, ValueError, RuntimeError) as error:
             raise UserError(f"the weights in {checkpoint} do not fit its own model configuration") from error
         processor = pick_device(device)
         use_backend(model, backend, processor)
@@ -123,8 +141,8 @@ class Synthesizer:
                 "in a state"
             )
 
-    def speak(self, text: str, speaker: str | None = None, pace: float = 1.0) -> Spoken:
-        """The mel of a text, sentence by sentence.
+    def speak(self, text: str | Reading, speaker: str | None = None, pace: float = 1.0) -> Spoken:
+        """The mel of a text, or of one that was read before, sentence by sentence.
 
         Args:
             speaker: one of `speakers`, or a recording to take the voice from, where the model was trained with
@@ -132,35 +150,48 @@ class Synthesizer:
             pace: 1.2 speaks 20 % faster.
         """
         self.require_pace(pace)
-        sentences, voice = self.read(text), self.voice(speaker)
-        parts = [self.model.synthesise(self._tokens(sentence), voice, pace) for sentence in sentences]
+        reading, voice = self._read(text), self.voice(speaker)
+        parts = [self.model.synthesise(self._tokens(sentence), voice, pace) for sentence in reading.sentences]
         return Spoken(
             mel=np.concatenate([part.mel.cpu().numpy() for part in parts]),
             durations=np.concatenate([part.durations.cpu().numpy() for part in parts]),
             alignments=tuple(part.alignment.cpu().numpy() for part in parts),
-            symbols=tuple(symbol for sentence in sentences for symbol in sentence.symbols),
-            spoken=" ".join(sentence.spoken for sentence in sentences),
-            unknown=sum((sentence.unknown for sentence in sentences), Counter()),
+            symbols=tuple(symbol for sentence in reading.sentences for symbol in sentence.symbols),
+            spoken=" ".join(sentence.spoken for sentence in reading.sentences),
+            unknown=reading.unknown,
             truncated=any(part.truncated for part in parts),
         )
 
     def stream(
-        self, text: str, speaker: str | None = None, pace: float = 1.0, chunk: int = 32
+        self, text: str | Reading, speaker: str | None = None, pace: float = 1.0, chunk: int = 32
     ) -> Iterator[NDArray[np.float32]]:
         """The mel of `speak` in pieces (t, n_mels) of `chunk` frames, each as soon as it is known."""
         self.require_streaming()
-        sentences, voice = self.read(text), self.voice(speaker)
-        for sentence in sentences:
+        reading, voice = self._read(text), self.voice(speaker)
+        for sentence in reading.sentences:
             for part in self.model.stream(self._tokens(sentence), voice, pace, chunk):
                 yield part.cpu().numpy()
 
-    def read(self, text: str) -> list[EncodedText]:
+    def read(self, text: str) -> Reading:
         """The sentences of a text that say something; `UserError` if none does."""
-        sentences = [part for part in self.front_end.encode(split_sentences(text)) if not part.says_nothing]
+        encoded = self.front_end.encode(split_sentences(text))
+        unknown = Counter(symbol for sentence in encoded for symbol in sentence.symbols if symbol not in self.trained)
+        sentences = [self._sayable(sentence) for sentence in encoded]
+        sentences = [sentence for sentence in sentences if not sentence.says_nothing]
         if not sentences:
             shown = text if len(text) <= 40 else f"{text[:40]}..."
             raise UserError(f"the text {shown!r} has nothing in it that could be spoken")
-        return sentences
+        return Reading(tuple(sentences), unknown)
+
+    def _read(self, text: str | Reading) -> Reading:
+        return self.read(text) if isinstance(text, str) else text
+
+    def _sayable(self, sentence: EncodedText) -> EncodedText:
+        """The sentence without symbols that no training text had: their embeddings are noise."""
+        symbols = [symbol if symbol in self.trained else INSTEAD.get(symbol, "") for symbol in sentence.symbols]
+        kept = [symbol for symbol in symbols if symbol in self.trained]
+        tokens, unknown = self.front_end.vocabulary.encode(kept)
+        return EncodedText(tokens, tuple(kept), sentence.spoken, unknown)
 
     def _tokens(self, sentence: EncodedText) -> Tensor:
         return torch.from_numpy(sentence.tokens).long()[None].to(self.device)
@@ -183,5 +214,7 @@ class Synthesizer:
             )
         if not Path(speaker).is_file():
             raise UserError(f"{speaker} is neither a recording nor one of this model's speakers ({known})")
-        recognizer = SpeakerRecognizer.restore(self._recognizer, "the recogniser in this checkpoint", "cpu")
-        return torch.from_numpy(recognizer.embed_speech([speaker])[0]).to(self.device)
+        if speaker not in self._heard:
+            recognizer = SpeakerRecognizer.restore(self._recognizer, "the recogniser in this checkpoint", "cpu")
+            self._heard[speaker] = torch.from_numpy(recognizer.embed_speech([speaker])[0])
+        return self._heard[speaker].to(self.device)

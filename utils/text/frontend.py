@@ -73,11 +73,12 @@ class FrontEnd:
 def split_sentences(text: str) -> list[str]:
     """Normalised sentences of `text`, none empty and none longer than `LONGEST_SENTENCE` characters.
 
-    Cuts after . ! ? before a blank, and sentences that are too long after ; or :, else a comma, else at a blank, else
-    anywhere. Marks that stand alone join the sentence before them.
+    Cuts at empty lines, after . ! ? before a blank, and sentences that are too long after ; or :, else a comma, else at
+    a blank, else anywhere. Marks that stand alone join the sentence before them.
     """
     sentences: list[str] = []
-    for sentence in re.sub(r"([.!?][\"')]*) ", r"\1\n", normalise(text)).split("\n"):
+    paragraphs = "\n".join(normalise(paragraph) for paragraph in re.split(r"\n\s*\n", text))
+    for sentence in re.sub(r"([.!?][\"')]*) ", r"\1\n", paragraphs).split("\n"):
         for piece in _bounded(sentence):
             is_mark = not any(char.isalnum() for char in piece)
             if is_mark and sentences and len(sentences[-1]) + len(piece) < LONGEST_SENTENCE:

@@ -17,6 +17,7 @@ from models.tts import build_text_to_mel
 from utils.cli import UserError
 from utils.features.store import FeatureStore
 from utils.protocol import training_list_hash
+from utils.text.frontend import VERSION
 from utils.text_lists import TextLists
 from utils.training.aligning import Batch, fit
 from utils.training.distributed import Ranks
@@ -53,11 +54,12 @@ class TextToMelTask:
         if store.vocabulary is None:
             raise UserError(f"{store.directory} has no transcripts: preprocess.py --task tts makes features with them")
         items = self._usable(lists.train, "training")
+        if not items:
+            raise UserError("no training utterance has as many mel frames as symbols")
         self.voices = Voices(store, items, args)
         self.speakers = self.voices.speakers
-        known = set(self.speakers)
-        valid = [item for item in self._usable(lists.valid, "validation") if self.voices.of_item[item] in known]
-        self.valid_items = valid[: args.valid_utterances]
+        self.symbol_counts = self._count_symbols(items)
+        self.valid_items = self._choose_valid()
         self.config = tts_model_config(args, store.recipe.n_mels, len(self.speakers), self.voices.dim)
         self.model = build_text_to_mel(self.config, len(store.vocabulary))
         self._set_statistics(items)
@@ -71,13 +73,33 @@ class TextToMelTask:
 
     def _usable(self, utterances: list[str], what: str) -> list[int]:
         """Store items of utterances that can be aligned: each token needs a frame."""
+        missing = [utterance for utterance in utterances if utterance not in self.store.index]
+        if missing:
+            raise UserError(f"utterance {missing[0]} of the {what} list is not in {self.store.directory}")
         items = [self.store.index[utterance] for utterance in utterances]
         usable = [item for item in items if len(self.store.tokens(item)) <= self.store.rows[item].frames]
         if len(usable) < len(items):
             print(f"{len(items) - len(usable)} {what} utterances left out: they have fewer mel frames than symbols")
-        if not usable:
-            raise UserError(f"no {what} utterance has as many mel frames as symbols")
         return usable
+
+    def _choose_valid(self) -> list[int]:
+        """At most `--valid-utterances` store items of the validation list, by speakers that are trained on."""
+        items, known = self._usable(self.lists.valid, "validation"), set(self.speakers)
+        spoken = [item for item in items if self.voices.of_item[item] in known]
+        if len(spoken) < len(items):
+            print(f"{len(items) - len(spoken)} validation utterances left out: nobody is trained who speaks them")
+        if not spoken:
+            print("no validation: it needs an utterance by a speaker that is trained; the last checkpoint is the best")
+        if len(spoken) > self.args.valid_utterances:
+            draw = np.random.default_rng([self.args.seed, 3])
+            spoken = sorted(draw.choice(spoken, self.args.valid_utterances, replace=False).tolist())
+        return spoken
+
+    def _count_symbols(self, items: list[int]) -> dict[str, int]:
+        """How often each symbol of the vocabulary stands in the training texts."""
+        symbols = self.store.vocabulary.symbols
+        counts = sum((np.bincount(self.store.tokens(item), minlength=len(symbols)) for item in items), 0)
+        return dict(zip(symbols, counts.tolist(), strict=True))
 
     def _set_statistics(self, items: list[int]) -> None:
         mean, std = feature_statistics(self.store, items, self.args.seed)
@@ -98,8 +120,9 @@ class TextToMelTask:
             part = items[start : start + ALIGNED_BATCH]
             mels = [(self.store.mel(item) - mean) / std for item in part]
             finite = [place for place, mel in enumerate(mels) if np.isfinite(mel).all()]
-            batch = self.collate([(self.store.tokens(part[place]), mels[place], None) for place in finite])
-            yield batch["tokens"], batch["token_lengths"], batch["mel"], batch["mel_lengths"]
+            if finite:
+                batch = self.collate([(self.store.tokens(part[place]), mels[place], None) for place in finite])
+                yield batch["tokens"], batch["token_lengths"], batch["mel"], batch["mel_lengths"]
 
     def collate(self, samples: list[tuple[np.ndarray, np.ndarray, Any]]) -> dict[str, Tensor]:
         """Right-padded `tokens` (B, N) and `mel` (B, T, n_mels), their lengths (B,), `speaker` (B,) or (B, E)."""
@@ -130,12 +153,15 @@ class TextToMelTask:
         """Figures of the validation list.
 
         `valid_mel`: mean absolute error of the mel with the truth's lengths, in natural-log units. `valid_length_bias`:
-        predicted over true frames of all utterances together, less 1, for models that predict durations.
+        predicted over true frames of all utterances together, less 1, for models that predict durations. Nothing
+        without a validation list.
         """
         items = self.valid_items
+        if not items:
+            return {}
         share = ranks.share(len(items))
-        rows = [self._judge([items[number] for number in share[start : start + VALID_BATCH]], ranks.device)
-                for start in range(0, len(share), VALID_BATCH)]  # fmt: skip
+        parts = (share[start : start + VALID_BATCH] for start in range(0, len(share), VALID_BATCH))
+        rows = [self._judge([items[number] for number in part], ranks.device) for part in parts]
         joined = ranks.join_rows(np.concatenate([np.empty((0, 3)), *rows]), len(items))
         error, frames, predicted = joined.sum(0)
         figures = {"valid_mel": float(error / frames)}
@@ -164,6 +190,8 @@ class TextToMelTask:
         from utils.plots import draw_speech
         from utils.synthesis.vocoder import GRIFFIN_LIM, load_vocoder
 
+        if not self.valid_items:
+            return
         item = self.valid_items[0]
         device = next(self.model.parameters()).device
         batch = self._batch([item], device)
@@ -173,8 +201,9 @@ class TextToMelTask:
         title = f"{self.store.rows[item].utterance}, step {step}"
         shown = mel, alignment, symbols, self.store.recipe, title, self.store.mel(item)
         log.picture(step, "speech", lambda path: draw_speech(path, *shown))
-        vocoder = load_vocoder(GRIFFIN_LIM, self.store.recipe)
-        log.sound(step, "speech", vocoder(mel), self.store.recipe.sample_rate)
+        if np.isfinite(mel).all():
+            vocoder = load_vocoder(GRIFFIN_LIM, self.store.recipe)
+            log.sound(step, "speech", vocoder(mel), self.store.recipe.sample_rate)
 
     def description(self) -> dict[str, Any]:
         """What a checkpoint needs beside the weights."""
@@ -183,6 +212,8 @@ class TextToMelTask:
             "recipe": self.store.recipe.to_dict(),
             "recipe_hash": self.store.recipe.hash,
             "vocabulary": self.store.vocabulary.to_dict(),
+            "front_end_version": VERSION,
+            "symbol_counts": self.symbol_counts,
             "speakers": self.speakers,
             "training_list": training_list_hash(self.lists.train),
             "recognizer_hash": None if self.voices.recognizer is None else self.voices.hash,
