@@ -3,7 +3,7 @@
 Kim et al. 2020, "Glow-TTS", section 3.2 (monotonic alignment search), vectorised over batch and text. The likelihood is
 that of the mel itself under one Gaussian a symbol, as in the forced alignment of speech recognisers (Rabiner 1989,
 section IV). Means that see the context, such as projections of an encoder, fit whatever alignment they begin with: on
-espeak's speech their boundaries were worse than dividing the utterance evenly (docs/benchmarks.md).
+espeak's speech their boundaries were worse than dividing the utterance evenly (docs/benchmarks.md, "Text to mel").
 """
 
 from __future__ import annotations
