@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,9 +20,17 @@ from benchmarks.synthesis import hard, runs, streaming, tables, voices
 from benchmarks.synthesis.systems import NAMES, SEES_THE_PAST, SYSTEMS
 from utils.cli import UserError
 from utils.corpus.layouts import read_corpus
+from utils.evaluation import synthesis
 from utils.evaluation.asr import judge
-from utils.files import read_json, write_json
+from utils.evaluation.synthesis import SynthesisEvaluation
+from utils.features.recipe import RECIPES
+from utils.features.store import FORMAT, FeatureStore
+from utils.files import read_json, sha256_file, write_json, write_text
+from utils.protocol import FORMAT as PROTOCOL_FORMAT
+from utils.protocol import as_lines, read_lines
+from utils.synthesis.synthesizer import Synthesizer
 from utils.text.frontend import FrontEnd, split_sentences
+from utils.text_lists import read_text_lists
 from utils.training.runlog import read_log
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -96,6 +107,82 @@ def test_cpu_time_of_a_run_that_was_interrupted():
     log = [{"step": 20, "cpu_s_per_step": 1.0}, {"resumed_from": 25}, {"step": 40, "cpu_s_per_step": 2.0}]
     assert runs.cpu_seconds(log, 40) == pytest.approx((20 * 1 + 15 * 2) / 35 * 40)
     assert runs.cpu_seconds([{"step": 3, "cpu_s_per_step": 2.0}, {"step": 4, "cpu_s_per_step": 4.0}], 4) == 10
+
+
+def a_store(folder: Path, train: str = "ab", valid: str = "c", recipe: str = "0123", source: str = "old") -> Path:
+    """What a run is compared by of a feature store and its lists, with an utterance a letter."""
+    splits = {"speech": {"source": source}}
+    write_json(folder / "meta.json", {"format": FORMAT, "recipe": recipe, "text": {"units": "char"}, "splits": splits})
+    lists = folder / "protocols" / "default"
+    write_json(lists / "protocol.json", {"format": PROTOCOL_FORMAT})
+    for name, utterances in {"train": train, "valid": valid, "test": "d"}.items():
+        write_text(lists / f"{name}.txt", "".join(f"{utterance}\n" for utterance in utterances))
+    return folder
+
+
+def a_run(data: Path, preset: Path, flags: tuple[str, ...] = ("--decoder", "ar"), **other: Any) -> runs.Training:
+    return runs.Training("table-a", "ar", other.pop("seed", 0), preset, flags, 1.0, data, **other)
+
+
+def test_a_run_is_the_same_if_all_that_it_follows_from_is(tmp_path: Path):
+    """Other features, lists, presets and encoders at the same path make another run; the same elsewhere do not."""
+    preset, encoder = tmp_path / "preset.yaml", tmp_path / "encoder.pt"
+    preset.write_text("lr: 0.1")
+    encoder.write_text("weights")
+    data = tmp_path / "data"
+    one = a_run(a_store(data), preset, inputs=(encoder,))
+    wanted = runs.request_of(one, "cpu", 10)
+    write_json(tmp_path / "kept.json", wanted)
+    kept = read_json(tmp_path / "kept.json")
+    (tmp_path / "copy.yaml").write_text("lr: 0.1")
+    moved = a_run(a_store(tmp_path / "moved", train="ba"), tmp_path / "copy.yaml", inputs=(encoder,))
+    assert runs.differences(kept, wanted) == [] == runs.differences(kept, runs.request_of(moved, "cpu", 10))
+    assert runs.differences(None, wanted) == list(wanted)
+
+    for changed, name in [
+        ({"train": "ad"}, "training_list"),
+        ({"valid": "e"}, "validation_list"),
+        ({"recipe": "4567"}, "recipe_hash"),
+        ({"source": "new"}, "sources"),
+    ]:
+        a_store(data, **changed)
+        assert runs.differences(kept, runs.request_of(one, "cpu", 10)) == [name]
+    a_store(data)
+    assert runs.differences(kept, runs.request_of(one, "cuda", 11)) == ["device", "steps"]
+    other = a_run(data, preset, ("--decoder", "ar", "--lr", "1"), seed=1, inputs=(encoder,))
+    assert runs.differences(kept, runs.request_of(other, "cpu", 10)) == ["flags", "seed"]
+    preset.write_text("lr: 0.2")
+    encoder.write_text("other weights")
+    assert runs.differences(kept, runs.request_of(one, "cpu", 10)) == ["preset_sha256", "inputs_sha256"]
+    with pytest.raises(UserError, match="nowhere is not a finished feature store"):
+        runs.basis(a_run(tmp_path / "nowhere", preset), "cpu")
+
+
+@pytest.mark.parametrize("finished", [False, True])
+def test_a_run_of_another_request_is_removed_with_a_line(tmp_path: Path, capsys: pytest.CaptureFixture, finished: bool):
+    run, wanted = tmp_path / "run", {"seed": 0, "steps": 5}
+    write_json(run / runs.REQUEST, wanted)
+    if finished:
+        write_json(run / runs.DONE, {"steps": 5, "request": wanted})
+    runs._remove_another(run, wanted)
+    assert run.is_dir() and capsys.readouterr().out == ""
+    runs._remove_another(run, {**wanted, "seed": 1, "device": "cpu"})
+    assert not run.exists() and "had another seed, device" in capsys.readouterr().out
+    write_json(run / runs.DONE, {"steps": 5})  # of a version that kept no request
+    runs._remove_another(run, wanted)
+    assert not run.exists() and "it kept no request" in capsys.readouterr().out
+
+
+def test_a_report_is_taken_for_the_same_model_lists_and_judges():
+    words = {"vocoder": "griffin-lim", "asr": None, "limit": 3}
+    by = {"model": "abcd", "splits": {"test": "1234"}, "another_list": False}
+    found = {"config": {**words, "seed": 0}, "model": {"hash": "abcd"}, "warnings": ["2 utterances were left out"]}
+    found["source"] = {"splits": {"test": "1234"}}
+    assert runs.is_of(found, words, by)
+    for changed in ({"vocoder": "hifigan"}, {"asr": "whisper"}, {"limit": None}):
+        assert not runs.is_of(found, {**words, **changed}, by)
+    for changed in ({"model": "ef01"}, {"splits": {"test": "5678"}}, {"another_list": True}):
+        assert not runs.is_of(found, words, {**by, **changed})
 
 
 def test_systems_are_of_one_size():
@@ -280,6 +367,10 @@ def test_a_run_is_calibrated_and_trained_once(trained: tuple[argparse.Namespace,
     assert {path: path.stat().st_mtime_ns for path in files} == files
     assert runs.cpu_seconds(read_log(run), steps) > 0
 
+    by = runs.judged_by(run / "best.pt", one.data)
+    assert by["model"] == Synthesizer.load(run / "last.pt", "cpu").model_hash and not by["another_list"]
+    assert by["splits"] == {"test": sha256_file(one.data / "protocols" / "default" / "test.txt")}
+
     out = args.out / "streaming"
     words = ["--checkpoint", str(run / "last.pt"), "--out", str(out), "--chunks", "7", "32", "--repeats", "1"]
     assert load_script(STREAMING).main([*words, "--parts", "exactness", "state", "first-piece"]) == 0
@@ -290,3 +381,52 @@ def test_a_run_is_calibrated_and_trained_once(trained: tuple[argparse.Namespace,
     assert list(after) == ["1 s", "60 s"] and after["1 s"] == after["60 s"] and after["1 s"]["values"] > 0
     assert found["first-piece"]["seconds"] >= streaming.SENTENCE
     assert "decoder state after 60 s" in (out / "streaming.md").read_text(encoding="utf-8")
+
+
+def test_lists_made_anew_make_another_run_and_no_figures_of_the_old_one(
+    trained: tuple[argparse.Namespace, runs.Training], tmp_path: Path
+):
+    """A text of the test list changes places with one of the training list, at the same path."""
+    args, one = trained
+    run = runs.train(args, one, runs.planned_steps(args, one))
+    data = tmp_path / "data"
+    shutil.copytree(one.data, data)
+    before = runs.judged_by(run / "best.pt", data)
+    assert not runs.differences(runs.recorded(run), runs.request_of(replace(one, data=data), "cpu", 1))
+    folder = data / "protocols" / "default"
+    (first, *train), (held, *test) = (read_lines(folder / f"{name}.txt") for name in ("train", "test"))
+    write_text(folder / "train.txt", as_lines(sorted([held, *train])))
+    write_text(folder / "test.txt", as_lines(sorted([first, *test])))
+    wanted = runs.request_of(replace(one, data=data), "cpu", 1)
+    assert runs.differences(runs.recorded(run), wanted) == ["training_list"]
+    entry = read_json(args.out / runs.STEPS)["table-a/causal"]
+    assert runs.differences(entry, runs.basis(replace(one, data=data), "cpu")) == ["training_list"]
+    after = runs.judged_by(run / "best.pt", data)
+    assert after["model"] == before["model"] and after["splits"] != before["splits"] and after["another_list"]
+
+    evaluation = SynthesisEvaluation(
+        "title", {"protocol": "default", "splits": after["splits"]}, RECIPES["hifigan-22k"]
+    )
+    store, synthesizer = FeatureStore.open(data), Synthesizer.load(run / "best.pt", "cpu")
+    synthesis._rows(evaluation, synthesizer, store, read_text_lists(folder), None, 0)
+    with pytest.raises(UserError, match="was not trained on the training list that its data have now"):
+        runs.require_unseen({"warnings": evaluation.warnings}, run)
+    runs.require_unseen({"warnings": ["2 utterances without a text to speak were left out"]}, run)
+
+
+def test_a_finished_run_is_not_taken_for_one_of_another_preset(
+    trained: tuple[argparse.Namespace, runs.Training], tmp_path: Path, capsys: pytest.CaptureFixture
+):
+    """The new preset is refused by the training script, which shows that it was asked to train."""
+    args, one = trained
+    run = runs.train(args, one, 1)
+    preset, other = tmp_path / "other.yaml", argparse.Namespace(**{**vars(args), "out": tmp_path})
+    preset.write_text("no-such-flag: 1", encoding="utf-8")
+    shutil.copytree(run, tmp_path / "table-a" / run.name)
+    assert runs.train(other, one, 1) == tmp_path / "table-a" / run.name
+    with pytest.raises(UserError, match="no-such-flag"):
+        runs.train(other, replace(one, preset=preset), 1)
+    assert "begun anew: it had another preset_sha256" in capsys.readouterr().out
+    left = tmp_path / "table-a" / run.name
+    assert [path.name for path in left.iterdir()] == [runs.REQUEST]
+    assert runs.recorded(left)["preset_sha256"] == sha256_file(preset)

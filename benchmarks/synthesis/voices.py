@@ -15,19 +15,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.synthesis.runs import (
+    DONE,
     SPLITS,
     Training,
     evaluate,
     evaluation_of,
     machine,
     planned_steps,
+    require_unseen,
     run_script,
     train,
 )
 from benchmarks.synthesis.systems import SYSTEMS
 from utils.cli import UserError
 from utils.corpus.layouts import Utterance, read_corpus
-from utils.files import atomic_write, read_json, write_json, write_text
+from utils.files import atomic_write, read_json, sha256_text, write_json, write_text
 
 if TYPE_CHECKING:
     from utils.features.store import FeatureStore, Row
@@ -88,13 +90,16 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     make_corpus(args.voices, folder / "corpus")
     words = ("--dataset", "librispeech", "--task", "tts", "--recipe", "hifigan-22k", "--units", args.voice_units)
     run_script("preprocess.py", data, *words, "--raw", folder / "corpus")
-    flags = (*SYSTEMS[args.voice_system], "--voice", args.voice_kind)
+    flags, inputs = (*SYSTEMS[args.voice_system], "--voice", args.voice_kind), ()
     if args.speaker_encoder is not None:
-        flags += ("--speaker-encoder", str(args.speaker_encoder.resolve()))
+        encoder = args.speaker_encoder.resolve()
+        flags += ("--speaker-encoder", str(encoder))
+        inputs = (encoder / "best.pt" if encoder.is_dir() else encoder,)
     name = f"{args.voice_system}-{args.voice_kind}"
-    one = Training(PART, name, 0, args.config_voices, flags, args.cpu_minutes_voices, data)
+    one = Training(PART, name, 0, args.config_voices, flags, args.cpu_minutes_voices, data, inputs)
     run = train(args, one, planned_steps(args, one))
     report = evaluate(args, run / "best.pt", evaluation_of(run), data)
+    require_unseen(report, run)
     store, lists = FeatureStore.open(data), read_text_lists(data / "protocols" / "default")
     heldout = [store.rows[store.index[name]] for split in SPLITS for name in getattr(lists, split)]
     rows = sentences_to_speak(heldout, store, lists, args.limit or args.voice_sentences)
@@ -103,7 +108,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     found = {
         "system": name,
         "checkpoint": str(run / "best.pt"),
-        "steps": read_json(run / "done.json")["steps"],
+        "steps": read_json(run / DONE)["steps"],
         "parameters": read_json(run / "run.json")["parameters"],
         "sentences": [row.text for row in rows],
         **compare(_embed(args.judge_python, [*spoken, *recordings]), spoken, recordings),
@@ -144,7 +149,7 @@ def _speak(args: argparse.Namespace, checkpoint: Path, folder: Path, texts: Sequ
     files: Labelled = {}
     for speaker in synthesizer.speakers:
         for number, text in enumerate(texts, start=1):
-            path = folder / f"{speaker}-{number:02d}.wav"
+            path = folder / f"{speaker}-{number:02d}-{sha256_text(text)[:8]}.wav"
             files[path] = ("spoken", speaker)
             if not path.exists():
                 audio = vocoder(synthesizer.speak(text, speaker).mel)
