@@ -75,8 +75,7 @@ class Synthesizer:
         self.recipe = MelRecipe.from_dict(checkpoint["recipe"])
         self.front_end = FrontEnd(Vocabulary.from_dict(checkpoint["vocabulary"]))
         self.speakers: list[str] = list(checkpoint["speakers"])
-        counts = checkpoint.get("symbol_counts") or dict.fromkeys(self.front_end.vocabulary.symbols, 1)
-        self.trained = frozenset(symbol for symbol, count in counts.items() if count)
+        self.trained = frozenset(symbol for symbol, count in checkpoint["symbol_counts"].items() if count)
         self.step: int = checkpoint["step"]
         self.training_list: str = checkpoint["training_list"]
         self.model_config: dict[str, Any] = checkpoint["model_config"]
@@ -91,7 +90,7 @@ class Synthesizer:
         content = load_checkpoint(checkpoint)
         if content["task"] != "tts":
             raise UserError(f"{checkpoint} holds a model for {content['task']}; a text-to-mel model (tts) is needed")
-        if content.get("front_end_version", VERSION) != VERSION:
+        if content.get("front_end_version") != VERSION:
             raise UserError(
                 f"{checkpoint} was trained on texts that another version of this program made: train it anew"
             )
