@@ -299,10 +299,11 @@ def _os_sentence(error: OSError) -> str:
 
 
 def progress(iterable: Iterable[T] | None = None, **kwargs: Any) -> Any:
-    """A tqdm bar on stderr that is silent when stderr is not a terminal."""
+    """A tqdm bar on stderr that is silent when stderr is not a terminal, and on all ranks of torchrun but the first."""
     from tqdm import tqdm
 
-    return tqdm(iterable, **{"disable": None, "dynamic_ncols": True, **kwargs})
+    hidden = True if os.environ.get("RANK", "0") != "0" else None  # None: tqdm looks whether there is a terminal
+    return tqdm(iterable, **{"disable": hidden, "dynamic_ncols": True, **kwargs})
 
 
 def plain_arguments(args: argparse.Namespace) -> dict[str, Any]:

@@ -2,8 +2,8 @@
 
 Kim et al. 2020, "Glow-TTS", section 3.2 (monotonic alignment search), vectorised over batch and text. The likelihood is
 that of the mel itself under one Gaussian a symbol, as in the forced alignment of speech recognisers (Rabiner 1989,
-section IV). Means that see the context, such as projections of an encoder, fit whatever alignment they begin with: on
-espeak's speech their boundaries were worse than dividing the utterance evenly (docs/benchmarks.md, "Text to mel").
+section IV): means that see the context, such as projections of an encoder, can fit whatever alignment they begin with.
+docs/benchmarks.md, "Text to mel", has the errors of its boundaries.
 """
 
 from __future__ import annotations

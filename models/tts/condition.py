@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-KINDS = ("none", "table", "embedding")
+KINDS = ("table", "embedding")
 
 
 class SpeakerCondition(nn.Module):
@@ -16,7 +16,7 @@ class SpeakerCondition(nn.Module):
 
     def __init__(self, kind: str, n_speakers: int, speaker_dim: int, d_model: int) -> None:
         super().__init__()
-        if kind not in KINDS[1:]:
+        if kind not in KINDS:
             raise ValueError(f"unknown kind of speaker condition: {kind!r}")
         self.kind = kind
         self.table = nn.Embedding(n_speakers, d_model) if kind == "table" else None

@@ -13,7 +13,6 @@ from models.tts.convolution import ResidualConvs
 
 MOST_DROPOUT = 0.1  # more of it in front of an exponential would bias the mean
 LONGEST_TOKEN = 256  # frames; a token that lasts longer is a mistake, whatever was predicted
-PACES = (0.25, 4.0)
 
 
 class DurationPredictor(nn.Module):

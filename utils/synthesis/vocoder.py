@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from models.hifigan import HiFiGAN, HiFiGANConfig, HiFiGANStream, fold_weight_norm
 from utils.cli import UserError
-from utils.features.recipe import MelRecipe, require_same
+from utils.features.recipe import RECIPES, MelRecipe, require_same
 from utils.files import read_json
 
 GRIFFIN_LIM = "griffin-lim"
@@ -146,23 +147,15 @@ def read_config(path: Path) -> tuple[HiFiGANConfig, MelRecipe]:
 def _recipe(fields: dict[str, Any]) -> MelRecipe:
     """The recipe that the public HiFi-GAN code follows, with the numbers that its configuration sets."""
     rate, f_max = fields["sampling_rate"], fields["fmax"]
-    return MelRecipe(
+    return dataclasses.replace(
+        RECIPES["hifigan-22k"],
         sample_rate=rate,
         n_fft=fields["n_fft"],
         win_length=fields["win_size"],
         hop_length=fields["hop_size"],
-        window="hann",
         n_mels=fields["num_mels"],
         f_min=fields["fmin"],
         f_max=rate / 2 if f_max is None and isinstance(rate, int) else f_max,
-        mel_scale="slaney",
-        mel_norm="slaney",
-        power=1.0,
-        power_floor=1e-9,
-        padding="hifigan",
-        normalisation="none",
-        log="natural",
-        log_floor=1e-5,
     )
 
 

@@ -20,13 +20,12 @@ Batch = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
 @torch.no_grad()
-def fit(aligner: SymbolAligner, batches: Callable[[], Iterable[Batch]], hidden: bool | None = None) -> None:
+def fit(aligner: SymbolAligner, batches: Callable[[], Iterable[Batch]]) -> None:
     """Viterbi training (hard expectation maximisation) of means and covariance, from an even division of utterances.
 
-    Sums are in float64 and in the order of the batches, so that the same data give the same bits. `hidden` hides the
-    progress bar; None hides it where stderr is no terminal.
+    Sums are in float64 and in the order of the batches, so that the same data give the same bits.
     """
-    for iteration in progress(range(ITERATIONS), desc="alignment", unit="pass", disable=hidden):
+    for iteration in progress(range(ITERATIONS), desc="alignment", unit="pass"):
         sums = _Sums(*aligner.mean.shape)
         for tokens, token_lengths, x, mel_lengths in batches():
             if iteration:

@@ -61,8 +61,7 @@ class Trainer:
     def fit(self) -> int:
         """Trains to the last step, or to the first signal; returns 0, or 128 + the signal's number."""
         log = RunLog(self.directory, self.ranks.is_main, self.step, self.args.tensorboard)
-        hidden = None if self.ranks.is_main else True  # None: hidden where stderr is no terminal
-        bar = progress(total=self.args.steps, initial=self.step, unit="step", disable=hidden)
+        bar = progress(total=self.args.steps, initial=self.step, unit="step")
         with contextlib.closing(log), contextlib.closing(bar), StopSignals() as signals:
             number = self._loop(log, bar, signals)
         return 128 + number if number else 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -107,8 +106,7 @@ class TextToMelTask:
         tokens = sum(len(self.store.tokens(item)) for item in items)
         self.model.set_statistics(torch.from_numpy(mean), torch.from_numpy(std), frames / tokens)
         if self.model.has_durations:
-            hidden = True if os.environ.get("RANK", "0") != "0" else None
-            fit(self.model.aligner, lambda: self._aligned_batches(items, mean, std), hidden)
+            fit(self.model.aligner, lambda: self._aligned_batches(items, mean, std))
 
     def _aligned_batches(self, items: list[int], mean: np.ndarray, std: np.ndarray) -> Iterator[Batch]:
         """Standardised batches of (at most `ALIGNED_UTTERANCES`) training utterances, of like length in each."""
