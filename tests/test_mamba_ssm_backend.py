@@ -1,10 +1,9 @@
-"""The adapter of mamba-ssm's CUDA kernels, held on a CPU against packages that mimic theirs, and its checkpoints."""
+"""The adapter of mamba-ssm's CUDA kernels, held on a CPU against packages that mimic theirs."""
 
 from __future__ import annotations
 
 import functools
 import importlib.util
-import math
 import os
 import subprocess
 import sys
@@ -14,94 +13,21 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from fake_mamba_ssm import RIGHT, write_packages
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from torch import Tensor, nn
+from torch import Tensor
 
 from models.engine import interface, mamba_ssm, reference
 from models.engine.backends import set_backend
 from models.mamba import Mamba, Mamba2
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-MODULES = {
-    "causal_conv1d": "causal_conv1d/__init__.py",
-    "selective_scan": "mamba_ssm/ops/selective_scan_interface.py",
-    "ssd": "mamba_ssm/ops/triton/ssd_combined.py",
-}
-# What the kernels demand and compute: signatures, checks and layouts of causal-conv1d 1.6 and mamba-ssm 2.3.
-RIGHT = {
-    "causal_conv1d": """
-import torch
-
-def causal_conv1d_fn(x, weight, bias=None, seq_idx=None, initial_states=None, return_final_states=False,
-                     final_states_out=None, activation=None):
-    batch, channels, length = x.shape
-    taps = weight.shape[1]
-    assert x.stride(1) == 1 and x.stride(2) > 1 and x.stride(0) % 8 == 0 and x.stride(2) % 8 == 0
-    assert x.storage_offset() % 8 == 0 and channels % 8 == 0 and 2 <= taps <= 4
-    assert weight.shape == (channels, taps) and bias.dtype == weight.dtype and bias.shape == (channels,)
-    number = torch.zeros(batch, length, dtype=torch.int32) if seq_idx is None else seq_idx
-    assert number.dtype == torch.int32 and number.is_contiguous() and (number >= 0).all()
-    y = bias[None, :, None].float().expand(x.shape)
-    for k in range(min(taps, length)):
-        part = x[:, :, : length - k].float() * weight[:, taps - 1 - k, None]
-        same = number[:, k:] == number[:, : length - k]
-        y = y + torch.nn.functional.pad(part * same[:, None], (k, 0))
-    y = (torch.nn.functional.silu(y) if activation else y).to(x.dtype).transpose(1, 2).contiguous().transpose(1, 2)
-    if y.requires_grad:
-        y.register_hook(check_gradient)
-    return y
-
-def check_gradient(gradient):
-    assert gradient.stride(1) != 1 or (gradient.stride(2) % 8 == 0 and gradient.stride(0) % 8 == 0)
-""",
-    "selective_scan": """
-import torch
-from models.engine import reference
-
-def selective_scan_fn(u, delta, A, B, C, D=None, z=None, delta_bias=None, delta_softplus=False,
-                      return_last_state=False):
-    batch, channels, length = u.shape
-    assert u.dtype in (torch.float32, torch.bfloat16, torch.float16)
-    for tensor in (u, delta, B, C) if z is None else (u, delta, B, C, z):
-        assert tensor.dtype == u.dtype and tensor.shape[::2] == (batch, length)
-        assert tensor.stride(-1) == 1 or length == 1
-    for tensor in (A, D, delta_bias):
-        assert tensor is None or tensor.dtype == torch.float32 and tensor.is_contiguous()
-    u, delta, B, C, z = (None if tensor is None else tensor.transpose(1, 2) for tensor in (u, delta, B, C, z))
-    y, state = reference.selective_scan(u, delta, A, B, C, D, z, delta_bias, dt_softplus=delta_softplus)
-    states = torch.stack([torch.ones_like(state), state], dim=-1).flatten(2).detach()
-    y = y.transpose(1, 2).contiguous()
-    return (y, states[:, :, 1::2]) if return_last_state else y
-""",
-    "ssd": """
-import torch
-from models.engine import reference
-
-def mamba_chunk_scan_combined(x, dt, A, B, C, chunk_size, D=None, z=None, dt_bias=None, initial_states=None,
-                              seq_idx=None, cu_seqlens=None, dt_softplus=False, dt_limit=(0.0, float("inf")),
-                              return_final_states=False, return_varlen_states=False):
-    assert x.dtype == B.dtype == C.dtype and x.dtype in (torch.float32, torch.bfloat16, torch.float16)
-    assert A.dtype == dt.dtype == torch.float32 and chunk_size.bit_count() == 1
-    assert seq_idx is None or seq_idx.dtype == torch.int32 and not seq_idx[:, 0].any()
-    assert seq_idx is None or seq_idx.is_contiguous()
-    y, state = reference.ssd(x, dt, A, B, C, D, dt_bias, initial_states, seq_idx, dt_softplus=dt_softplus)
-    return (y, state) if return_final_states else y
-""",
-}
 OPTIONS = settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 needs_kernels = pytest.mark.skipif(
     not torch.cuda.is_available() or importlib.util.find_spec("mamba_ssm") is None,
     reason="needs a CUDA device and mamba-ssm",
 )
-
-
-def write_packages(folder: Path, **changed: str) -> Path:
-    """Package folders causal_conv1d and mamba_ssm with the sources of RIGHT, `changed` ones instead of theirs."""
-    for name, path in MODULES.items():
-        (folder / path).parent.mkdir(parents=True, exist_ok=True)
-        (folder / path).write_text(changed.get(name, RIGHT[name]), encoding="utf-8")
-    return folder
 
 
 def forget_packages() -> None:
@@ -343,94 +269,6 @@ def test_compiled_code_is_left_to_another_backend(install):
     torch.testing.assert_close(compiled(**inputs), scan(**inputs, backend="torch"))
     with pytest.raises(RuntimeError, match="not installed"):
         scan(**inputs)
-
-
-def sequential_mamba(state: dict[str, Tensor], x: Tensor) -> Tensor:
-    """The slow path of mamba-ssm's Mamba, frame by frame; x (L, d_model)."""
-    (channels, states), rank = state["A_log"].shape, state["dt_proj.weight"].shape[1]
-    taps, A = state["conv1d.weight"][:, 0], -state["A_log"].exp()
-    recent, h, outputs = x.new_zeros(channels, taps.shape[1]), x.new_zeros(channels, states), []
-    for frame in x:
-        projected = state["in_proj.weight"] @ frame
-        recent = torch.cat([recent[:, 1:], projected[:channels, None]], dim=1)
-        u = F.silu((recent * taps).sum(1) + state["conv1d.bias"])
-        dt, B, C = (state["x_proj.weight"] @ u).split([rank, states, states])
-        dt = F.softplus(state["dt_proj.weight"] @ dt + state["dt_proj.bias"])
-        h = torch.exp(dt[:, None] * A) * h + (dt * u)[:, None] * B
-        outputs.append(state["out_proj.weight"] @ ((h @ C + state["D"] * u) * F.silu(projected[channels:])))
-    return torch.stack(outputs)
-
-
-def sequential_mamba2(state: dict[str, Tensor], x: Tensor, headdim: int, groups: int, states: int) -> Tensor:
-    """mamba-ssm's Mamba2 with its gated norm (norm_before_gate=False), frame by frame; x (L, d_model)."""
-    heads = len(state["dt_bias"])
-    channels = heads * headdim
-    taps, A = state["conv1d.weight"][:, 0], -state["A_log"].exp()
-    recent, h, outputs = x.new_zeros(taps.shape), x.new_zeros(heads, headdim, states), []
-    for frame in x:
-        z, xBC, dt = (state["in_proj.weight"] @ frame).split([channels, len(taps), heads])
-        recent = torch.cat([recent[:, 1:], xBC[:, None]], dim=1)
-        u, B, C = F.silu((recent * taps).sum(1) + state["conv1d.bias"]).split([channels, *[groups * states] * 2])
-        dt = F.softplus(dt + state["dt_bias"])
-        u = u.view(heads, headdim)
-        y = torch.empty_like(u)
-        for head in range(heads):
-            group = slice(head * groups // heads * states, (head * groups // heads + 1) * states)
-            h[head] = torch.exp(dt[head] * A[head]) * h[head] + dt[head] * torch.outer(u[head], B[group])
-            y[head] = h[head] @ C[group] + state["D"][head] * u[head]
-        gated = (y.flatten() * F.silu(z)).view(groups, -1)
-        normal = gated / torch.sqrt((gated**2).mean(1, keepdim=True) + 1e-5)
-        outputs.append(state["out_proj.weight"] @ (normal.flatten() * state["norm.weight"]))
-    return torch.stack(outputs)
-
-
-def load(module: nn.Module, shapes: dict[str, tuple[int, ...]]) -> tuple[nn.Module, dict[str, Tensor]]:
-    """The module in float64 with random parameters of these names and shapes, loaded strictly, and they."""
-    draw = torch.Generator().manual_seed(1)
-    state = {name: torch.randn(shape, generator=draw) / math.sqrt(shape[-1]) for name, shape in shapes.items()}
-    module.load_state_dict(state, strict=True)
-    return module.double(), {name: value.double() for name, value in state.items()}
-
-
-@pytest.mark.parametrize(("d_state", "d_conv", "expand"), [(16, 4, 2), (5, 3, 3)])
-def test_mamba_loads_checkpoints_of_mamba_ssm(d_state, d_conv, expand):
-    d_model, rank = 20, 2
-    inner = expand * d_model
-    shapes = {
-        "A_log": (inner, d_state),
-        "D": (inner,),
-        "in_proj.weight": (2 * inner, d_model),
-        "conv1d.weight": (inner, 1, d_conv),
-        "conv1d.bias": (inner,),
-        "x_proj.weight": (rank + 2 * d_state, inner),
-        "dt_proj.weight": (inner, rank),
-        "dt_proj.bias": (inner,),
-        "out_proj.weight": (d_model, inner),
-    }
-    module, state = load(Mamba(d_model, d_state, d_conv, expand), shapes)
-    x = torch.randn(2, 37, d_model, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
-    expected = torch.stack([sequential_mamba(state, row) for row in x])
-    torch.testing.assert_close(module(x), expected, rtol=1e-9, atol=1e-9)
-
-
-@pytest.mark.parametrize(("d_state", "headdim", "groups"), [(16, 8, 1), (5, 4, 2)])
-def test_mamba2_loads_checkpoints_of_mamba_ssm(d_state, headdim, groups):
-    d_model, inner = 16, 32
-    heads, conv = inner // headdim, inner + 2 * groups * d_state
-    shapes = {
-        "dt_bias": (heads,),
-        "A_log": (heads,),
-        "D": (heads,),
-        "in_proj.weight": (inner + conv + heads, d_model),
-        "conv1d.weight": (conv, 1, 4),
-        "conv1d.bias": (conv,),
-        "norm.weight": (inner,),
-        "out_proj.weight": (d_model, inner),
-    }
-    module, state = load(Mamba2(d_model, d_state, headdim=headdim, ngroups=groups), shapes)
-    x = torch.randn(2, 37, d_model, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
-    expected = torch.stack([sequential_mamba2(state, row, headdim, groups, d_state) for row in x])
-    torch.testing.assert_close(module(x), expected, rtol=1e-9, atol=1e-9)
 
 
 @needs_kernels
