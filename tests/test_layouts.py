@@ -116,14 +116,21 @@ def test_ljspeech_layout(ljspeech_root):
 
 
 def test_ljspeech_metadata_is_never_quoted(ljspeech_root, tmp_path):
-    lines = ['A-1|"Well|"Well\n', 'B-2|he said."|he said\u2028."\n', "\n", "C-3|two columns\n"]
+    lines = [
+        'A-1|"Well|"Well\n',
+        'B-2|he said."|he said\u2028."\n',
+        "\n",
+        "C-3|two columns\n",
+        "D-4|not normalised|\r\n",
+    ]
     (tmp_path / "metadata.csv").write_text("".join(lines), encoding="utf-8")
     texts = {u.utterance: u.text for u in read_corpus(tmp_path, "ljspeech")}
-    assert texts == {"A-1": '"Well', "B-2": 'he said\u2028."', "C-3": "two columns"}
+    assert texts == {"A-1": '"Well', "B-2": 'he said\u2028."', "C-3": "two columns", "D-4": "not normalised"}
 
 
-def test_a_broken_line_of_metadata_is_named(tmp_path):
-    (tmp_path / "metadata.csv").write_text("A-1|one|one\n../../etc/passwd|two|two\n")
+@pytest.mark.parametrize("line", ["../../etc/passwd|two|two", "alone", "a|b|c|d", "|text"])
+def test_a_broken_line_of_metadata_is_named(line, tmp_path):
+    (tmp_path / "metadata.csv").write_text(f"A-1|{'one ' * 50_000}\n{line}\n")
     with pytest.raises(UserError, match="line 2 of .*metadata.csv is not"):
         read_corpus(tmp_path, "ljspeech")
 

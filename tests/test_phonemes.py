@@ -12,7 +12,7 @@ import pytest
 
 from utils.corpus.sentences import sentences
 from utils.text.frontend import FrontEnd
-from utils.text.phonemes import phonemise, phonemise_text
+from utils.text.phonemes import phonemise
 from utils.text.vocabulary import VOCABULARIES
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -29,6 +29,9 @@ PHONEMES = {
     "a quick-witted fox": "ɐ kwˈɪkwˈɪɾᵻd fˈɑːks",
     "中文 and 👍 so": "中文 ænd 👍 sˈoʊ",
     "button": "bˈʌʔn\u0329",
+    "three a-m in a u-s-a": "θɹˈiː ˈeɪˈɛm ɪn ɐ jˈuːˈɛsˈeɪ",  # letters, not articles
+    'edwin-a walker and "f-a-a" cars': 'ˈɛdwɪnˈeɪ wˈɔːkɚɹ ænd "ˈɛfˈeɪˈeɪ" kˈɑːɹz',
+    "the c-i-a's rent-a-car, the a-m": "ðə sˈiːˈaɪˈeɪz ɹˈɛntɐkˈɑːɹ, ðɪ ˈeɪˈɛm",
     "x x x x x x": "ˈɛks ˈɛks ˈɛks ˈɛks ˈɛks ˈɛks",  # espeak-ng itself says three
 }
 
@@ -79,11 +82,6 @@ def test_the_table_has_every_phoneme_and_every_mark_is_kept(texts, together):
 def test_long_texts_are_said_to_the_end(text, word, count):
     words = phonemise([text])[0].split()
     assert len(words) == count and (word is None or set(words) == {word})
-
-
-def test_marks_of_other_languages_cannot_be_taken_for_brackets(together):
-    assert not any(re.search(r"\([a-z-]+\)", text) for text in together)
-    assert phonemise_text("(so)", lambda words: words.upper()) == "(SO)"
 
 
 def test_the_front_end_counts_what_has_no_phonemes():

@@ -113,6 +113,13 @@ SENTENCES = {
         "yes!",
     ],
     'He said "no!" (Then...) He left.': ['he said "no!"', "(then...)", "he left."],
+    '"Stop!" he cried. Well... maybe so, Yahoo! is.': ['"stop!" he cried.', "well... maybe so, yahoo! is."],
+    'He said "no." and left?! so. Then': ['he said "no." and left?! so.', "then"],
+    "At 5 p.m. Monday in the U.S. They do. Robert I. Bouck": [
+        "at five p-m monday in the u-s.",
+        "they do.",
+        "robert i bouck",
+    ],
     "Wait. - ! Ok": ["wait. -!", "ok"],
     "No. No. No.": ["no.", "no.", "no."],
     "中文. 👍": ["中文. 👍"],

@@ -12,10 +12,13 @@ import numpy as np
 from utils.cli import UserError
 from utils.text.normalise import normalise
 from utils.text.phonemes import phonemise
+from utils.text.symbols import fold
 from utils.text.vocabulary import BOS, EOS, UNITS, VOCABULARIES, Vocabulary
 
-VERSION = 1  # of what raw text becomes; stores of another version are refused
+VERSION = 2  # of what raw text becomes; stores of another version are refused
 LONGEST_SENTENCE = 400  # characters
+_GOES_ON = re.compile(r"([.!?]*[!?][\"')]*|\.{2,}[\"')]*|\.[\"')]+)(?=\s[a-z])")  # '"Stop!" he cried.'
+_UNCUT = "\ufdd0"  # stands behind such marks until the text is cut; Unicode keeps it for uses like this
 
 
 @dataclass(frozen=True)
@@ -74,11 +77,13 @@ def split_sentences(text: str) -> list[str]:
     """Normalised sentences of `text`, none empty and none longer than `LONGEST_SENTENCE` characters.
 
     Cuts at empty lines, after . ! ? before a blank, and sentences that are too long after ; or :, else a comma, else at
-    a blank, else anywhere. Marks that stand alone join the sentence before them.
+    a blank, else anywhere. Marks that stand alone join the sentence before them. A word that is written small goes on
+    with its sentence after ! ? ... and after quotes; a single point is left to the abbreviations.
     """
     sentences: list[str] = []
-    paragraphs = "\n".join(normalise(paragraph) for paragraph in re.split(r"\n\s*\n", text))
-    for sentence in re.sub(r"([.!?][\"')]*) ", r"\1\n", paragraphs).split("\n"):
+    marked = (_GOES_ON.sub(rf"\1{_UNCUT}", fold(paragraph)) for paragraph in re.split(r"\n\s*\n", text))
+    paragraphs = "\n".join(normalise(paragraph) for paragraph in marked)
+    for sentence in re.sub(r"([.!?][\"')]*) ", r"\1\n", paragraphs).replace(_UNCUT, "").split("\n"):
         for piece in _bounded(sentence):
             is_mark = not any(char.isalnum() for char in piece)
             if is_mark and sentences and len(sentences[-1]) + len(piece) < LONGEST_SENTENCE:

@@ -12,13 +12,15 @@ from collections.abc import Callable
 
 from num2words import num2words
 
+from utils.text.ends import stop_before_capital
+
 Match = re.Match[str]
 
 _LEFT = r"(?<![0-9.,])"
 _NUMBER = r"(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?"
 _END = r"(?![^\W_])"  # no letter or digit follows
-_SENTENCE_ENDS = re.compile(r"[\"')]*(?:$|\s[A-Z])")
 LONGEST = 15  # digits that are read as one number; longer ones are read one by one
+_PARTS = frozenset({*range(2, 11), 16, 32, 64, 100})  # denominators
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 MONTHS = tuple("january february march april may june july august september october november december".split())
 _MONTH = "|".join(
@@ -131,13 +133,6 @@ def _apart(spoken: Callable[[Match], str], match: Match) -> str:
     return " " * before.isalpha() + spoken(match) + " " * after.isalpha()
 
 
-def stop(match: Match) -> str:
-    """The full stop that the point of an abbreviation also is, where nothing or a capital follows; else nothing."""
-    if not match[0].endswith("."):
-        return ""
-    return "." if _SENTENCE_ENDS.match(match.string, match.end()) else ""
-
-
 def _iso_date(match: Match) -> str:
     return f"{MONTHS[int(match[2]) - 1]} {ordinal(int(match[3]))}, {year(match[1])}"
 
@@ -155,15 +150,21 @@ def _month(name: str) -> str:
 
 
 def _month_day(match: Match) -> str:
-    if not 1 <= int(match[2]) <= 31:
+    if not _are_days(match[2], match[3]):
         return match[0]
-    return f"{_month(match[1])} {ordinal(int(match[2]))}" + (f", {year(match[3])}" if match[3] else "")
+    last = f" to {ordinal(int(match[3]))}" if match[3] else ""
+    return f"{_month(match[1])} {ordinal(int(match[2]))}{last}" + (f", {year(match[4])}" if match[4] else "")
 
 
 def _day_month(match: Match) -> str:
-    if not 1 <= int(match[1]) <= 31:
+    if not _are_days(match[1], match[2]):
         return match[0]
-    return f"the {ordinal(int(match[1]))} of {_month(match[2])}" + (f", {year(match[3])}" if match[3] else "")
+    last = f" to the {ordinal(int(match[2]))}" if match[2] else ""
+    return f"the {ordinal(int(match[1]))}{last} of {_month(match[3])}" + (f", {year(match[4])}" if match[4] else "")
+
+
+def _are_days(*days: str | None) -> bool:
+    return all(day is None or 1 <= int(day) <= 31 for day in days)
 
 
 def _time(match: Match) -> str:
@@ -175,21 +176,30 @@ def _time(match: Match) -> str:
         words.append("o'clock")
     if second:
         words.append(f"and {cardinal(str(int(second)))} seconds")
-    return " ".join([*words, *([f"{half.lower()} m"] if half else [])]) + stop(match)
+    return " ".join([*words, *([f"{half.lower()}-m"] if half else [])]) + stop_before_capital(match)
 
 
 def _telephone(match: Match) -> str:
+    if re.fullmatch("[0-9]+0-[0-9]+0", match[0]):  # round numbers: from one to the other
+        return match[0].replace("-", " to ")
     return ", ".join(one_by_one(group) for group in re.findall("[0-9]+", match[0]))
+
+
+def _money_range(match: Match) -> str:
+    """The sign is said once, after both amounts: "$5-10 million" as "5 to $10 million"."""
+    sign, first, letters, second = match.groups()
+    return f"{sign}{first}{letters} to {sign}{second}" if letters else f"{first} to {sign}{second}"
 
 
 def _money(match: Match) -> str:
     one, many, hundredth, hundredths = CURRENCIES[match[1]]
-    amount, letters, word = match[2], match[3], match[4]
+    amount, letters, word, is_kind = match[2], match[3], match[4], match[5] is not None
     if letters or word:
-        return f"{number(amount)} {_MAGNITUDES[letters.lower()] if letters else word.lower()} {many}"
+        magnitude = _MAGNITUDES[letters.lower()] if letters else word.lower()
+        return f"{number(amount)} {magnitude} {one if is_kind else many}"
     whole, _, part = amount.partition(".")
     if len(part) != 2 or not hundredth:
-        return f"{number(amount)} {one if amount == '1' else many}"
+        return f"{number(amount)} {one if amount == '1' or is_kind else many}"
     big, small = whole.lstrip("0,"), int(part)
     words = [f"{cardinal(big)} {one if big == '1' else many}"] if big else []
     if small:
@@ -201,33 +211,37 @@ def _measure(match: Match) -> str:
     return f"{number(match[1])} {UNITS[match[2]][match[1] != '1']}"
 
 
+def _inches(match: Match) -> str:
+    return f"{number(match[1])} {'inch' if match[1] == '1' else 'inches'}" + stop_before_capital(match)
+
+
 def _fraction(match: Match) -> str:
+    """Parts of a whole that have a name; others are two numbers, as in 9/11 and 24/7."""
     above, below = int(match[2]), int(match[3])
-    if not (1 <= above < below <= 100):
-        return f"{cardinal(match[1]) + ' ' if match[1] else ''}{cardinal(match[2])} slash {cardinal(match[3])}"
+    if not (1 <= above < below and below in _PARTS):
+        return f"{cardinal(match[1]) + ' ' if match[1] else ''}{cardinal(match[2])} {cardinal(match[3])}"
     part = {2: "half", 4: "quarter"}.get(below) or ordinal(below)
     words = f"{cardinal(str(above))} {part if above == 1 else plural(part)}"
     return f"{cardinal(match[1])} and {words}" if match[1] else words
 
 
 def plural(words: str) -> str:
-    """Number words in the plural: "twenties", "sixes", "halves"."""
+    """Number words in the plural: "twenties", "sixes"."""
     if words.endswith("y"):
         return words[:-1] + "ies"
-    if words.endswith("half"):
-        return words[:-1] + "ves"
     return words + ("es" if words.endswith("x") else "s")
 
 
 def _plain(match: Match) -> str:
     digits = match[0]
-    is_year = len(digits) == 4 and digits.isdigit() and 1100 <= int(digits) <= 2099
+    is_year = len(digits) == 4 and digits.isdigit() and 1010 <= int(digits) <= 2099
     return year(digits) if is_year else number(digits)
 
 
 def _decade(match: Match) -> str:
     digits = match[1]
-    return plural(year(digits) if len(digits) == 4 and "1100" <= digits <= "2099" else cardinal(digits))
+    is_year = len(digits) == 4 and "1010" <= digits <= "2099"
+    return plural(year(digits) if is_year else cardinal(digits).removeprefix("one "))
 
 
 def _ordinal(match: Match) -> str:
@@ -239,37 +253,44 @@ _RULES: tuple[tuple[re.Pattern[str], Callable[[Match], str] | str], ...] = tuple
     (re.compile(pattern), spoken)
     for pattern, spoken in (
         (r"(?<![0-9-])([0-9]{4})-(0[1-9]|1[0-2])-(0[1-9]|[12][0-9]|3[01])(?![0-9-])", _iso_date),
+        (r"([0-9](?:%|\s?[AaPp]\.?[Mm]\.?|:[0-5][0-9]))\s?[-–]\s?(?=[0-9])", r"\1 to "),
         (r"(?<![0-9/])([0-9]{1,2})/([0-9]{1,2})/([0-9]{4}|[0-9]{2})(?![0-9/])", _slash_date),
         (
             r"(?<![0-9:.])([01]?[0-9]|2[0-4]):([0-5][0-9])(?::([0-5][0-9]))?(?![0-9:])"
             rf"(?:\s?([AaPp])\.?\s?[Mm]{_END}\.?)?",
             _time,
         ),
-        (rf"(?<![0-9:.,])([0-9]{{1,2}})()()\s?([AaPp])\.?[Mm]{_END}\.?", _time),
+        (rf"(?<![0-9:.,])([0-9]{{1,2}})(?:\.([0-5][0-9]))?()\s?([AaPp])\.?[Mm]{_END}\.?", _time),
         (
             r"(?<![0-9-])(?:\+?[0-9]{1,2}[ -])?(?:\([0-9]{3}\)\s?|[0-9]{3}[ -])?[0-9]{3}-[0-9]{4}(?![0-9-])",
             _telephone,
         ),
         (
-            rf"\b({_MONTH})(?:\s|(?<=\.))([0-9]{{1,2}})(?:st|nd|rd|th)?(?:,?\s([12][0-9]{{3}}))?(?![0-9/.,]?[0-9]|[^\W_])",
+            rf"\b({_MONTH})(?:\s|(?<=\.))([0-9]{{1,2}})(?:st|nd|rd|th)?(?:\s?[-–]\s?([0-9]{{1,2}}){_END})?"
+            r"(?:,?\s([12][0-9]{3}))?(?![0-9/.,]?[0-9]|[^\W_])",
             _month_day,
         ),
         (
-            rf"(?:\b[Tt]he\s)?(?<![0-9.,/])([0-9]{{1,2}})(?:st|nd|rd|th)?(?:\sof)?\s({_MONTH})"
+            rf"(?:\b[Tt]he\s)?(?<![0-9.,/–-])([0-9]{{1,2}})(?:[-–]([0-9]{{1,2}}))?(?:st|nd|rd|th)?(?:\sof)?\s({_MONTH})"
             rf"(?:,?\s([12][0-9]{{3}}))?{_END}",
             _day_month,
         ),
+        (rf"([{_SIGNS}])\s?({_NUMBER})(tn|bn|[kKmMbB]|)\s?[-–]\s?({_NUMBER})", _money_range),
+        (r"(?<![0-9-])([0-9]{1,6})-([0-9]{1,4}/[0-9]{1,4})(?![0-9/])", r"\1 \2"),
         (rf"(?<=[0-9])\s?–\s?(?=[{_SIGNS}]?[0-9])|(?<=[0-9])-(?=[{_SIGNS}][0-9])", " to "),
         (r"(?<![0-9-])([0-9]{1,4})-([0-9]{1,4})(?![0-9-])", r"\1 to \2"),
         (r"(?<![0-9:])([0-9]{1,3}):([0-9]{1,3})(?![0-9:])", r"\1 to \2"),
         (rf"(?<![^\s(\"])-(?=[{_SIGNS}]?\.?[0-9])", "minus "),
         (
-            rf"(?:\bUS)?(?<![0-9])([{_SIGNS}])\s?({_NUMBER})(?:\s?(tn|bn|[kKmMbB]){_END}"
-            r"|[\s-](hundred|thousand|million|billion|trillion)\b)?",
+            rf"(?:\bUS)?(?<![0-9])([{_SIGNS}])\s?({_NUMBER}|\.[0-9]{{2}}(?![0-9]))(?:\s?(tn|bn|[kKmMbB]){_END}"
+            r"|[\s-](hundred|thousand|million|billion|trillion)\b(?:\sdollars\b)?)?(?=([\s-](?:bill|note|coin)s?\b)?)",
             _money,
         ),
-        (rf"{_LEFT}(?:([0-9]{{1,6}})\s)?([0-9]{{1,4}})/([0-9]{{1,4}})(?![0-9/])", _fraction),
-        (rf"{_LEFT}({_NUMBER})\s?({_UNIT}){_END}(?:\.(?=\s[a-z]))?", _measure),
+        (rf"{_LEFT}(?<!/)(?:([0-9]{{1,6}})\s)?([0-9]{{1,4}})/([0-9]{{1,4}})(?![0-9/])", _fraction),
+        (rf"{_LEFT}([0-9]{{1,3}})'\s?([0-9]{{1,2}})\"", r"\1 feet \2 inches"),
+        (rf"{_LEFT}({_NUMBER})\s?in\.{_END}", _inches),
+        (r"(?<=°)\s(?=[CF]\b)", ""),
+        (rf"{_LEFT}({_NUMBER})\s?({_UNIT}){_END}(?:\.(?=\s[a-z0-9]))?", _measure),
         (r"\b[Nn]os\.\s?(?=[0-9])", "numbers "),
         (r"(?:\b[Nn]o\.\s?|#\s?)(?=[0-9])", "number "),
         (rf"{_LEFT}([0-9]{{1,4}})'?s{_END}", _decade),

@@ -29,6 +29,7 @@ REPEATS = 3  # of a letter that stands alone; espeak-ng drops the fourth and lat
 
 _WORD = "'?[A-Za-z]+(?:['-]+[A-Za-z]+)*'?"
 _CLAUSE = re.compile(rf"{_WORD}(?:\"? \"?{_WORD})*")
+_SPELLED = re.compile(r"(?<![A-Za-z'-])((?:[a-z]-)+[a-z](?:'s)?)(?![A-Za-z'-])|(?<=[a-z]{2}-)(a)(?![A-Za-z'-])")
 
 
 def require_phonemes() -> None:
@@ -82,8 +83,7 @@ class Phonemiser(Espeak):
 
     def __call__(self, words: str) -> str:
         """The phonemes of words without punctuation, with single blanks."""
-        spoken = " ".join(self._call(part) for part in _parts(words))
-        return " ".join(re.sub(r"\([a-z-]+\)", "", spoken).split())  # without marks of another language, "(fr)"
+        return " ".join(" ".join(self._call(part) for part in _parts(words)).split())
 
     def _call(self, words: str) -> str:
         buffer = ctypes.create_string_buffer(words.encode())
@@ -111,7 +111,28 @@ def _parts(words: str) -> Iterator[str]:
 
 
 def phonemise_text(text: str, speak: Callable[[str], str]) -> str:
-    """`text` with its words replaced by what `speak` makes of them, clause by clause."""
+    """`text` with its words replaced by what `speak` makes of them, clause by clause.
+
+    Letters that `normalise` has joined by hyphens are said one by one: among others espeak-ng takes an "a" for a word.
+    """
+    said, start = [], 0
+    for match in _SPELLED.finditer(text):
+        letters = (match[1] or match[2]).split("-")
+        said += _say_before(text[start : match.start()], letters[0], speak), *map(speak, letters)
+        start = match.end()
+    return "".join([*said, _say_words(text[start:], speak)])
+
+
+def _say_before(text: str, letter: str, speak: Callable[[str], str]) -> str:
+    """Words before a spelled letter, as they are said before it: "a" and "the" depend on the sound that follows."""
+    if text.endswith("-"):
+        return _say_words(text[:-1], speak)
+    stand_in = "x" if letter in "aefhilmnorsx" else "b"
+    whole, sound = _say_words(text + stand_in, speak), speak(stand_in)
+    return whole.removesuffix(sound) if whole.endswith(sound) else _say_words(text, speak)
+
+
+def _say_words(text: str, speak: Callable[[str], str]) -> str:
     return _CLAUSE.sub(lambda match: _clause(match[0], speak), text)
 
 

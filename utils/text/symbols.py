@@ -12,27 +12,17 @@ _SAME = {  # characters, and the one text that each of them becomes
     '"': "“”„‟″«»＂",
     "-": "‐‑‒﹣－",
     " - ": "—―⸺⸻",
-    "–": "–",  # kept: between numbers it is spoken
     " minus ": "−",
     "...": "…",
     "(": "[{",
     ")": "]}",
     "No. ": "№",
     " trademark ": "™",
-    " 1/2": "½",
-    " 1/3": "⅓",
-    " 2/3": "⅔",
-    " 1/4": "¼",
-    " 3/4": "¾",
-    " 1/5": "⅕",
-    " 1/8": "⅛",
-    " 3/8": "⅜",
-    " 5/8": "⅝",
-    " 7/8": "⅞",
-    "º": "º",  # kept, as are the superscripts: their plain forms mean something else
+    "º": "º",  # kept, as are the superscripts and the dash: their plain forms mean something else
     "ª": "ª",
 }
 SUPERSCRIPTS = "⁰¹²³⁴⁵⁶⁷⁸⁹"
+MINUS_ABOVE = "⁻"
 
 
 class _Folding(dict[int, str]):
@@ -45,11 +35,13 @@ class _Folding(dict[int, str]):
 
 def _fold(char: str) -> str:
     category = unicodedata.category(char)
-    if char.isascii() or char in SUPERSCRIPTS:
+    if char.isascii() or char in SUPERSCRIPTS or char == MINUS_ABOVE:
         return char
     if category == "Cf" or "\ufe00" <= char <= "\ufe0f":  # joiners, direction marks, variants: they have no sound
         return ""
     compatible = unicodedata.normalize("NFKC", char)
+    if "\u2044" in compatible and len(compatible) > 1:  # ½ is 1, fraction slash, 2
+        return " " + compatible.replace("\u2044", "/")
     if compatible.replace("°", "").isascii():  # full-width letters, ligatures, odd blanks
         return compatible
     if unicodedata.name(char, "").startswith("LATIN "):

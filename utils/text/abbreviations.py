@@ -1,0 +1,166 @@
+"""Abbreviations, titles and streets in English text to the words that they stand for."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+from utils.text.ends import STARTERS, stop_at_end, stop_before_capital, stop_before_starter
+
+# Read the same wherever they stand, with a point, in any case. Those in the first part stand before names.
+_BEFORE_NAMES = {
+    "mr": "mister",
+    "mrs": "missus",
+    "ms": "miz",
+    "messrs": "messieurs",
+    "mme": "madame",
+    "mlle": "mademoiselle",
+    "drs": "doctors",
+    "prof": "professor",
+    "rev": "reverend",
+    "adm": "admiral",
+    "brig": "brigadier",
+    "capt": "captain",
+    "lt": "lieutenant",
+    "sgt": "sergeant",
+    "col": "colonel",
+    "mt": "mount",
+}
+_ABBREVIATIONS = {
+    **_BEFORE_NAMES,
+    "esq": "esquire",
+    "jr": "junior",
+    "sr": "senior",
+    "co": "company",
+    "corp": "corporation",
+    "inc": "incorporated",
+    "ltd": "limited",
+    "bros": "brothers",
+    "dept": "department",
+    "govt": "government",
+    "ave": "avenue",
+    "blvd": "boulevard",
+    "rd": "road",
+    "hwy": "highway",
+    "etc": "et cetera",
+    "&c": "et cetera",
+    "vs": "versus",
+    "viz": "namely",
+    "approx": "approximately",
+    "e.g": "for example",
+    "e. g": "for example",
+    "i.e": "that is",
+    "i. e": "that is",
+    "ph.d": "p-h-d",
+    "ll.d": "l-l-d",
+}
+_LISTS_END = ("etc", "&c")
+# Words themselves, or ends of sentences, unless written with a capital before a name.
+_TITLES = {
+    "Gen": "general",
+    "Gov": "governor",
+    "Sen": "senator",
+    "Rep": "representative",
+    "Pres": "president",
+    "Hon": "honorable",
+    "Maj": "major",
+    "Sec": "secretary",
+    "Supt": "superintendent",
+    "Bart": "baronet",
+    "Ft": "fort",
+}
+TITLE_WORDS = (*_BEFORE_NAMES.values(), *_TITLES.values(), "doctor")
+_BARE_TITLES = {"Mr": "mister", "Mrs": "missus", "Ms": "miz", "Dr": "doctor", "St": "saint"}
+# Before a number.
+_REFERENCES = {
+    "p": "page",
+    "pp": "pages",
+    "vol": "volume",
+    "vols": "volumes",
+    "ch": "chapter",
+    "chap": "chapter",
+    "fig": "figure",
+    "sec": "section",
+    "art": "article",
+    "apt": "apartment",
+    "ca": "circa",
+}
+_DAYS_AND_MONTHS = {
+    "Mon": "monday",
+    "Tue": "tuesday",
+    "Tues": "tuesday",
+    "Wed": "wednesday",
+    "Thu": "thursday",
+    "Thur": "thursday",
+    "Thurs": "thursday",
+    "Fri": "friday",
+    "Sat": "saturday",
+    "Jan": "january",
+    "Feb": "february",
+    "Mar": "march",
+    "Apr": "april",
+    "Aug": "august",
+    "Sep": "september",
+    "Sept": "september",
+    "Oct": "october",
+    "Nov": "november",
+    "Dec": "december",
+}
+_BEFORE_DOCTOR = frozenset("a the my his her our your their and or dear".split())
+
+
+def _alternatives(words: Iterable[str]) -> str:
+    return "|".join(re.escape(word) for word in sorted(words, key=len, reverse=True))
+
+
+_NO_LETTER_BEFORE = r"(?<![^\W_])(?<![^\W_]['.])"
+_ABBREVIATION = re.compile(rf"{_NO_LETTER_BEFORE}((?i:{_alternatives(_ABBREVIATIONS)}))\.(?![a-z0-9.])")
+_BARE_TITLE = re.compile(rf"\b({_alternatives(_BARE_TITLES)})(?=\s[A-Z]|\s(?:and|&)\s[A-Z])")
+_STREET = re.compile(rf"(?:(?<![\w'])([\w']+)\s)?{_NO_LETTER_BEFORE}((?i:st|dr))\.(?![a-z0-9.])")
+_TITLE = re.compile(rf"{_NO_LETTER_BEFORE}({_alternatives(_TITLES)})\.(?=\s[A-Z])")
+_REFERENCE = re.compile(rf"(?i){_NO_LETTER_BEFORE}({_alternatives(_REFERENCES)})\.\s?(?=[0-9]|(?-i:(?!I\b)[IVXL]+\b))")
+_DATE = re.compile(rf"{_NO_LETTER_BEFORE}({_alternatives(_DAYS_AND_MONTHS)})\.(?!\s?[0-9]{{1,2}}(?![0-9]))")
+_NAME = re.compile(r"(\s?)([A-Z][\w']*)")
+_WIFE = re.compile(r"\s(?:and|&)\s(?:missus|mister|miz)\b")
+_VERSUS = re.compile(r"(?<=[^\W_]) (?:v\. (?=[A-Z])|vs(?= ))")
+_JUNIOR = re.compile(r"(?<=[a-z],) Jr\b(?!\.)|(?<=[a-z]) Jr\b(?!\.)")
+
+
+def expand_abbreviations(text: str) -> str:
+    """`text` (folded) with its abbreviations as lower-case words; a point that also ends a sentence stays."""
+    text = re.sub(r"(?i)\bhttps?://", "", text)
+    text = re.sub(r"(?i)\bwww\.(?=[^\W_])", "w-w-w dot ", text)
+    text = _ABBREVIATION.sub(lambda match: _ABBREVIATIONS[match[1].lower()] + _after_abbreviation(match), text)
+    text = _STREET.sub(_street, text)
+    text = _BARE_TITLE.sub(lambda match: _BARE_TITLES[match[1]], text)
+    text = _TITLE.sub(lambda match: _TITLES[match[1]], text)
+    text = _REFERENCE.sub(lambda match: _REFERENCES[match[1].lower()] + " ", text)
+    text = _DATE.sub(lambda match: _DAYS_AND_MONTHS[match[1]] + stop_before_starter(match), text)
+    return _JUNIOR.sub(" junior", _VERSUS.sub(_versus, text))
+
+
+def _versus(match: re.Match[str]) -> str:
+    return " versus" + " " * match[0].endswith(" ")
+
+
+def _after_abbreviation(match: re.Match[str]) -> str:
+    """After "etc." a capital begins a sentence; after a company's name it may be the name going on."""
+    if match.string[match.end() : match.end() + 1].isalpha():
+        return " "
+    short = match[1].lower()
+    if short in _BEFORE_NAMES:
+        return stop_at_end(match)
+    return stop_before_capital(match) if short in _LISTS_END else stop_before_starter(match)
+
+
+def _street(match: re.Match[str]) -> str:
+    """Saint and doctor stand before a name, street and drive behind one."""
+    before, short = match[1], match[2].lower()
+    kept = match[0][: match.start(2) - match.start()]
+    title, road = ("saint", "street") if short == "st" else ("doctor", "drive")
+    name = _NAME.match(match.string, match.end())
+    if name is not None and (name[2] not in STARTERS or match.string.startswith(".", name.end())):
+        return kept + title + (" " if not name[1] else "")
+    if short == "dr" and (before is None or before.lower() in _BEFORE_DOCTOR or _WIFE.match(match.string, match.end())):
+        return kept + title + stop_before_starter(match)
+    return kept + road + stop_before_capital(match)
