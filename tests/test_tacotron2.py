@@ -17,7 +17,7 @@ SMALL = {
     "prenet_dim": 12,
     "attention_dim": 10,
     "decoder_dim": 14,
-    "postnet_dim": 8,
+    "postnet_channels": 8,
     "reduction": 2,
     "guided_attention": 1.0,
     "dropout": 0.1,
@@ -167,7 +167,14 @@ def made_up_utterances() -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 def test_learns_two_utterances_by_heart():
     torch.manual_seed(0)
-    sizes = {"d_model": 32, "prenet_dim": 32, "attention_dim": 16, "decoder_dim": 48, "postnet_dim": 16, "dropout": 0.0}
+    sizes = {
+        "d_model": 32,
+        "prenet_dim": 32,
+        "attention_dim": 16,
+        "decoder_dim": 48,
+        "postnet_channels": 16,
+        "dropout": 0.0,
+    }
     model = Tacotron2({**SMALL, **sizes}, SYMBOLS)
     tokens, token_lengths, mel, mel_lengths = made_up_utterances()
     model.set_statistics(torch.full((6,), -5.0), torch.ones(6), 5.0)

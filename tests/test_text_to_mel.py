@@ -162,7 +162,8 @@ def test_training_without_validation_texts_says_so_and_goes_on(data, tmp_path, c
     (folder / "protocols" / "default" / "valid.txt").write_text("", encoding="utf-8")
     assert train(folder, tmp_path / "run", "--steps", "2") == 0
     assert "no validation" in capsys.readouterr().out
-    assert load_checkpoint(tmp_path / "run")["step"] == 2 and load_checkpoint(tmp_path / "run")["metrics"] == {}
+    assert load_checkpoint(tmp_path / "run")["step"] == 2
+    assert set(load_checkpoint(tmp_path / "run")["metrics"]) == {"duration_scale"}
     (folder / "protocols" / "default" / "valid.txt").write_text("nobody\n", encoding="utf-8")
     assert train(folder, tmp_path / "other", "--steps", "2") == 2
     assert "utterance nobody of the validation list is not in" in capsys.readouterr().err
@@ -172,6 +173,13 @@ def test_training_without_validation_texts_says_so_and_goes_on(data, tmp_path, c
 def test_a_text_with_nothing_to_say_is_refused_in_a_sentence(run, tmp_path, text, capsys):
     assert synthesize(run, tmp_path / "x.wav", "--text", text) == 2
     assert "nothing in it that could be spoken" in capsys.readouterr().err
+    assert not (tmp_path / "x.wav").exists()
+
+
+def test_bytes_that_are_no_text_are_refused_before_anything_is_written(run, tmp_path):
+    command = [sys.executable, "test.py", "synthesize", "--checkpoint", str(run), "--out", str(tmp_path / "x.wav")]
+    process = subprocess.run([*command, "--text", b"caf\xe9 noir"], cwd=ROOT, capture_output=True, text=True)
+    assert process.returncode == 2 and process.stderr == "error: --text is not UTF-8 text\n"
     assert not (tmp_path / "x.wav").exists()
 
 
@@ -205,6 +213,40 @@ def test_flags_of_the_other_task_are_refused(data, tmp_path, capsys):
     assert "--speaker-encoder" in message
 
 
+def test_an_autoregressive_decoder_needs_a_mixer_with_a_state(data, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        train(data, tmp_path / "x", "--decoder", "ar", "--mixer", "attention", "--steps", "1")
+    assert "goes on from a state, which only --mixer mamba or mamba2 has, not attention" in capsys.readouterr().err
+    assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize("ema", ["0", "0.9"])
+def test_dropout_does_not_bias_durations(data, tmp_path, ema):
+    """With dropout the mean of what is predicted is right, without it another; the checkpoint knows by how much."""
+    from utils.features.store import FeatureStore
+    from utils.synthesis.synthesizer import Synthesizer
+    from utils.text_lists import read_text_lists
+
+    words = ["--steps", "60", "--save-every", "60", "--dropout", "0.5", "--ema", ema, "--no-tensorboard"]
+    assert train(data, tmp_path / "run", *words) == 0
+    scale = load_checkpoint(tmp_path / "run")["metrics"]["duration_scale"]
+    synthesizer, store = Synthesizer.load(tmp_path / "run", "cpu"), FeatureStore.open(data)
+    items = [store.index[name] for name in read_text_lists(data / "protocols" / "default").train]
+    tokens = [torch.from_numpy(store.tokens(item)).long()[None] for item in items]
+    said = sum(float(synthesizer.model.predicted_lengths(text, torch.tensor([text.shape[1]]))) for text in tokens)
+    true = sum(store.rows[item].frames for item in items)
+    assert said / true == pytest.approx(1, abs=0.01)
+    assert abs(scale - 1) > 0.01  # there was something to mend
+    assert len(synthesizer.speak("The river.").mel) == pytest.approx(
+        scale * len(_at_scale_of_one(synthesizer).speak("The river.").mel), abs=1
+    )
+
+
+def _at_scale_of_one(synthesizer):
+    synthesizer.model.duration_scale = 1.0
+    return synthesizer
+
+
 def test_checkpoints_of_the_wrong_task_are_refused(run, trained_run, data, tmp_path, capsys):
     assert synthesize(trained_run, tmp_path / "x.wav", "--text", "river") == 2
     assert "holds a model for speaker" in capsys.readouterr().err
@@ -221,7 +263,12 @@ def test_a_table_of_voices_speaks_as_each(voices, tmp_path, capsys):
     run = tmp_path / "table"
     assert train(voices, run, "--steps", "2", "--voice", "table", "--no-tensorboard") == 0
     assert load_checkpoint(run)["speakers"] == [str(number) for number in range(101, 109)]
-    assert synthesize(run, tmp_path / "a.wav", "--text", "river", "--speaker", "107") == 0
+    words = ["--text", "river", "--speaker"]
+    for speaker in ("101", "107"):
+        assert synthesize(run, tmp_path / f"{speaker}.wav", *words, speaker) == 0
+    assert (tmp_path / "101.wav").read_bytes() != (tmp_path / "107.wav").read_bytes()
+    assert synthesize(run, tmp_path / "first.wav", "--text", "river") == 0
+    assert (tmp_path / "first.wav").read_bytes() == (tmp_path / "101.wav").read_bytes()
     capsys.readouterr()
     assert synthesize(run, tmp_path / "a.wav", "--text", "river", "--speaker", "999") == 2
     assert "speaks as 101, 102" in capsys.readouterr().err
@@ -234,9 +281,13 @@ def test_a_recording_gives_the_voice(voices, trained_run, librispeech_root, tmp_
     checkpoint = load_checkpoint(run)
     assert checkpoint["speaker_embeddings"].shape == (8, 192)
     torch.testing.assert_close(checkpoint["speaker_embeddings"].norm(dim=1), torch.ones(8))
-    recording = next((librispeech_root / "LibriSpeech" / "train-tiny" / "105").rglob("*.flac"))
-    for number, speaker in enumerate(("105", str(recording))):
-        assert synthesize(run, tmp_path / f"{number}.wav", "--text", "river", "--speaker", speaker) == 0
+    speakers = librispeech_root / "LibriSpeech" / "train-tiny"
+    recordings = [str(next((speakers / name).rglob("*.flac"))) for name in ("103", "105")]
+    made = []
+    for number, speaker in enumerate(("105", *recordings)):
+        made.append(tmp_path / f"{number}.wav")
+        assert synthesize(run, made[-1], "--text", "river", "--speaker", speaker) == 0
+    assert len({path.read_bytes() for path in made}) == 3  # a mean of recordings, one, one of another speaker
     capsys.readouterr()
     assert synthesize(run, tmp_path / "x.wav", "--text", "river", "--speaker", "nobody.flac") == 2
     assert "neither a recording nor one of this model's speakers" in capsys.readouterr().err

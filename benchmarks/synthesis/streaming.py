@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from utils.cli import UserError
+from utils.clock import cpu_seconds
 from utils.synthesis.synthesizer import Synthesizer
 from utils.synthesis.vocoder import Vocoder
 
@@ -187,7 +188,7 @@ def first_pieces(synthesizer: Synthesizer, vocoder: Vocoder | None, repeats: int
 
 
 def _now() -> NDArray[np.float64]:
-    return np.array([time.perf_counter(), time.process_time()])
+    return np.array([time.perf_counter(), cpu_seconds()])
 
 
 def _timed(what: str, pieces: Iterator[Any]) -> dict[str, NDArray[np.float64]]:

@@ -88,6 +88,8 @@ class Decoder(nn.Module):
         kind, d_model, n_mels = config["decoder"], config["d_model"], config["n_mels"]
         if kind not in KINDS:
             raise ValueError(f"unknown decoder {kind!r}")
+        if kind == "ar" and config["mixer"] not in STREAMING_MIXERS:
+            raise ValueError(f"an autoregressive decoder goes on from a state, which {config['mixer']} does not have")
         self.reduction, self.n_mels = config["reduction"], n_mels
         self.is_causal = kind != "bidirectional"
         self.can_stream = self.is_causal and config["mixer"] in STREAMING_MIXERS

@@ -20,7 +20,7 @@ class TextEncoder(nn.Module):
         self.embedding = nn.Embedding(n_symbols, d_model, padding_idx=0)
         self.prenet = ResidualConvs(d_model, PRENET_LAYERS, PRENET_KERNEL, causal=False, dropout=config["dropout"])
         self.condition = build_condition(config, d_model)
-        options = {name: config[name] for name in ("d_state", "headdim", "dropout")}
+        options = {name: config[name] for name in ("headdim", "dropout")} | {"d_state": config["encoder_d_state"]}
         mixer, n_layers = config["encoder_mixer"], config["encoder_layers"]
         self.stack = MixerStack(mixer, d_model, n_layers, causal=False, expand=config["encoder_expand"], **options)
 

@@ -24,9 +24,13 @@ class TacoMamba(nn.Module):
     The most likely monotonic path under one Gaussian a symbol gives the durations to train with. Each token also owns a
     mean mel, a projection of the encoder, which the likelihood along the path trains (the prior loss), and which the
     decoder refines. `config` is `utils.training.tts_options.tts_model_config`.
+
+    `duration_scale` is what predicted durations are multiplied by: those of a network without dropout differ from the
+    unbiased ones that it was trained to give with it. `utils.training.tts` measures it whenever it validates.
     """
 
     has_durations = True  # which a pace can stretch
+    duration_scale = 1.0
 
     def __init__(self, config: dict, n_symbols: int) -> None:
         super().__init__()
@@ -113,7 +117,7 @@ class TacoMamba(nn.Module):
         """Frames of each utterance as predicted, at least one a token, before rounding: (B,) float."""
         hidden = self.encoder(tokens, token_lengths, speaker)
         valid = length_mask(token_lengths, tokens.shape[1])
-        return self.durations(hidden, token_lengths, speaker).exp().clamp(min=1.0).masked_fill(~valid, 0.0).sum(1)
+        return self._mean_durations(hidden, token_lengths, speaker).clamp(min=1.0).masked_fill(~valid, 0.0).sum(1)
 
     @torch.no_grad()
     def synthesise(self, tokens: Tensor, speaker: Tensor | None = None, pace: float = 1.0) -> Synthesis:
@@ -141,8 +145,12 @@ class TacoMamba(nn.Module):
         """One text, tokens (1, N), with predicted durations."""
         lengths = torch.tensor([tokens.shape[1]], device=tokens.device)
         hidden = self.encoder(tokens, lengths, speaker)
-        mean = at_pace(self.durations(hidden, lengths, speaker).exp(), pace)
+        mean = at_pace(self._mean_durations(hidden, lengths, speaker), pace)
         return Plan(hidden, self._means(hidden), round_durations(mean, lengths), speaker)
+
+    def _mean_durations(self, hidden: Tensor, lengths: Tensor, speaker: Tensor | None) -> Tensor:
+        """Frames of each token before rounding: (B, N)."""
+        return self.duration_scale * self.durations(hidden, lengths, speaker).exp()
 
     def _chunks(self, plan: Plan, chunk: int) -> Iterator[Tensor]:
         """Standardised frames (1, t, n_mels), t a multiple of the reduction but at the end."""

@@ -186,9 +186,9 @@ class Prediction(NamedTuple):
 class Tacotron2(nn.Module):
     """Text to mel by attention; `config` is that of `models.tts.build_text_to_mel`.
 
-    Its keys: n_mels; d_model, the encoder's channels; prenet_dim, attention_dim, decoder_dim, postnet_dim; reduction,
-    frames a step; guided_attention, the weight of that loss; dropout, of the convolutions; speaker, n_speakers,
-    speaker_dim.
+    Its keys: n_mels; d_model, the encoder's channels; prenet_dim, attention_dim, decoder_dim, postnet_channels;
+    reduction, frames a step; guided_attention, the weight of that loss; dropout, of the convolutions; speaker,
+    n_speakers, speaker_dim.
     """
 
     can_stream = False
@@ -206,7 +206,7 @@ class Tacotron2(nn.Module):
         self.lstm = nn.LSTM(decoder_dim + d_model, decoder_dim, batch_first=True)
         self.output = nn.Linear(decoder_dim + d_model, self.reduction * n_mels)
         self.stop = nn.Linear(decoder_dim + d_model, 1)
-        channels = [n_mels, *[config["postnet_dim"]] * (POSTNET_LAYERS - 1), n_mels]
+        channels = [n_mels, *[config["postnet_channels"]] * (POSTNET_LAYERS - 1), n_mels]
         self.postnet = NormalisedConvs(channels, nn.Tanh(), True, config["dropout"])
 
     def set_statistics(self, mean: Tensor, std: Tensor, frames_per_token: float) -> None:

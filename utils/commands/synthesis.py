@@ -136,6 +136,10 @@ def _warn_of_unknown(reading: Reading) -> None:
 def _texts(args: argparse.Namespace) -> list[str]:
     """The texts to speak; `UserError` if there is nothing in the file."""
     if args.text is not None:
+        try:
+            args.text.encode()
+        except UnicodeEncodeError as error:  # Python keeps bytes of the command line that are not UTF-8 as surrogates
+            raise cli.UserError("--text is not UTF-8 text") from error
         return [args.text]
     try:
         content = args.text_file.read_text(encoding="utf-8")

@@ -20,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 
 from utils.cli import UserError, progress
+from utils.clock import cpu_seconds
 from utils.evaluation.asr import Transcriber, Transcript, judge
 from utils.evaluation.speech_metrics import PitchErrors, pitch, pitch_errors, warp
 from utils.features.audio import load_audio
@@ -49,10 +50,10 @@ class Clock:
 
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
-        """Adds what the block takes; the CPU time is that of all threads."""
-        cpu, wall = time.process_time(), time.perf_counter()
+        """Adds what the block takes; the CPU time is that of all threads, and of espeak-ng's process."""
+        cpu, wall = cpu_seconds(), time.perf_counter()
         yield
-        self.cpu += time.process_time() - cpu
+        self.cpu += cpu_seconds() - cpu
         self.wall += time.perf_counter() - wall
 
 
@@ -271,7 +272,8 @@ class _Bench:
             self.evaluation.samples.append(Sample(row, recording, spoken, audio, copied))
 
     def _measure(self, row: Row, audio: Frames, recording: Frames, reference: NDArray | None) -> Measured:
-        mel = self.extractor(audio)
+        short = max(0, self.recipe.min_samples - len(audio))  # a model that stops at once has said less than a frame
+        mel = self.extractor(np.pad(audio, (0, short)))
         warped = warp(mel, recording, self.recipe.power)
         errors = None if reference is None else pitch_errors(pitch(audio, self.recipe), reference, warped.path)
         heard = None if self.transcriber is None else self.transcriber(audio, self.recipe.sample_rate)

@@ -97,6 +97,8 @@ class Synthesizer:
         try:
             model = build_text_to_mel(content["model_config"], len(content["vocabulary"]["symbols"]))
             model.load_state_dict(content["model"])
+            if model.has_durations:
+                model.duration_scale = content["metrics"].get("duration_scale", 1.0)
         except (KeyError, ValueError, RuntimeError) as error:
             raise UserError(f"the weights in {checkpoint} do not fit its own model configuration") from error
         processor = pick_device(device)

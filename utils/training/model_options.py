@@ -72,4 +72,9 @@ def stack_config(args: argparse.Namespace) -> dict[str, Any]:
     """The shared part of a model's configuration."""
     names = ("model", "mixer", "d_model", "n_layers", "expand", "headdim", "mlp_ratio", "dropout")
     config = {name: getattr(args, name) for name in names}
-    return {**config, "d_state": args.d_state or DEFAULT_STATE.get(args.mixer, 64)}
+    return {**config, "d_state": state_size(args, args.mixer)}
+
+
+def state_size(args: argparse.Namespace, mixer: str) -> int:
+    """State size N of a mixer; 64 for those that have none, which do not look at it."""
+    return args.d_state or DEFAULT_STATE.get(mixer, 64)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 
+from models.mamba import length_mask
 from models.tts import build_text_to_mel
 from utils.cli import UserError
 from utils.features.store import FeatureStore
@@ -27,6 +28,7 @@ from utils.training.tts_options import tts_model_config
 from utils.training.voices import Voices
 
 VALID_BATCH = 8
+SCALED_UTTERANCES = 64  # training texts whose lengths show how far durations are off without dropout
 ALIGNED_UTTERANCES = 2000
 ALIGNED_BATCH = 16
 
@@ -59,6 +61,7 @@ class TextToMelTask:
         self.speakers = self.voices.speakers
         self.symbol_counts = self._count_symbols(items)
         self.valid_items = self._choose_valid()
+        self.scaled_items = _drawn(items, SCALED_UTTERANCES, [args.seed, 7])
         self.config = tts_model_config(args, store.recipe.n_mels, len(self.speakers), self.voices.dim)
         self.model = build_text_to_mel(self.config, len(store.vocabulary))
         self._set_statistics(items)
@@ -89,10 +92,7 @@ class TextToMelTask:
             print(f"{len(items) - len(spoken)} validation utterances left out: nobody is trained who speaks them")
         if not spoken:
             print("no validation: it needs an utterance by a speaker that is trained; the last checkpoint is the best")
-        if len(spoken) > self.args.valid_utterances:
-            draw = np.random.default_rng([self.args.seed, 3])
-            spoken = sorted(draw.choice(spoken, self.args.valid_utterances, replace=False).tolist())
-        return spoken
+        return sorted(_drawn(spoken, self.args.valid_utterances, [self.args.seed, 3]))
 
     def _count_symbols(self, items: list[int]) -> dict[str, int]:
         """How often each symbol of the vocabulary stands in the training texts."""
@@ -110,9 +110,7 @@ class TextToMelTask:
 
     def _aligned_batches(self, items: list[int], mean: np.ndarray, std: np.ndarray) -> Iterator[Batch]:
         """Standardised batches of (at most `ALIGNED_UTTERANCES`) training utterances, of like length in each."""
-        if len(items) > ALIGNED_UTTERANCES:
-            draw = np.random.default_rng([self.args.seed, 6])
-            items = draw.choice(items, ALIGNED_UTTERANCES, replace=False).tolist()
+        items = _drawn(items, ALIGNED_UTTERANCES, [self.args.seed, 6])
         items = sorted(items, key=lambda item: self.store.rows[item].frames)
         for start in range(0, len(items), ALIGNED_BATCH):
             part = items[start : start + ALIGNED_BATCH]
@@ -151,33 +149,54 @@ class TextToMelTask:
         """Figures of the validation list.
 
         `valid_mel`: mean absolute error of the mel with the truth's lengths, in natural-log units. `valid_length_bias`:
-        predicted over true frames of all utterances together, less 1, for models that predict durations. Nothing
-        without a validation list.
+        predicted over true frames of all utterances together, less 1, for models that predict durations. Neither
+        without a validation list. Such models also get their `duration_scale`, from training texts.
         """
-        items = self.valid_items
-        if not items:
-            return {}
+        figures = self._set_duration_scale(ranks) if self.model.has_durations else {}
+        if not self.valid_items:
+            return figures
+        error, frames, predicted = self._totals(self.valid_items, self._judge, 3, ranks)
+        figures = {"valid_mel": error / frames, **figures}
+        if np.isfinite(predicted):
+            figures["valid_length_bias"] = predicted / frames - 1
+        return figures
+
+    def _set_duration_scale(self, ranks: Ranks) -> dict[str, float]:
+        self.model.duration_scale = 1.0
+        frames, predicted = self._totals(self.scaled_items, self._lengths, 2, ranks)
+        if np.isfinite(predicted):
+            self.model.duration_scale = frames / predicted
+        return {"duration_scale": self.model.duration_scale}
+
+    def _totals(
+        self, items: list[int], judge: Callable[[list[int], torch.device], np.ndarray], columns: int, ranks: Ranks
+    ) -> list[float]:
+        """Sums over items of the columns that `judge` gives for a few of them at once; one rank judges each."""
         share = ranks.share(len(items))
         parts = (share[start : start + VALID_BATCH] for start in range(0, len(share), VALID_BATCH))
-        rows = [self._judge([items[number] for number in part], ranks.device) for part in parts]
-        joined = ranks.join_rows(np.concatenate([np.empty((0, 3)), *rows]), len(items))
-        error, frames, predicted = joined.sum(0)
-        figures = {"valid_mel": float(error / frames)}
-        if np.isfinite(predicted):
-            figures["valid_length_bias"] = float(predicted / frames - 1)
-        return figures
+        rows = [judge([items[number] for number in part], ranks.device) for part in parts]
+        return ranks.join_rows(np.concatenate([np.empty((0, columns)), *rows]), len(items)).sum(0).tolist()
+
+    def _lengths(self, items: list[int], device: torch.device) -> np.ndarray:
+        """Frames and predicted frames of each item: (n, 2)."""
+        batch = self._batch(items, device)
+        predicted = self._predicted_lengths(batch)
+        return torch.stack([batch["mel_lengths"].double(), predicted.double()], dim=1).cpu().numpy()
 
     def _judge(self, items: list[int], device: torch.device) -> np.ndarray:
         """For each item the summed error of its mel, its frames and its predicted frames (nan without): (n, 3)."""
         batch = self._batch(items, device)
         mel, lengths = batch["mel"], batch["mel_lengths"]
         compared = self.model.compare(**batch).mel
-        inputs = {name: batch[name] for name in ("tokens", "token_lengths", "speaker") if name in batch}
-        predicted = self.model.predicted_lengths(**inputs)
+        predicted = self._predicted_lengths(batch)
         predicted = torch.full_like(lengths, torch.nan, dtype=torch.float) if predicted is None else predicted
-        inside = torch.arange(mel.shape[1], device=device) < lengths.unsqueeze(1)
+        inside = length_mask(lengths, mel.shape[1])
         error = ((compared - mel).abs().mean(2) * inside).sum(1)
         return torch.stack([error.double(), lengths.double(), predicted.double()], dim=1).cpu().numpy()
+
+    def _predicted_lengths(self, batch: dict[str, Tensor]) -> Tensor | None:
+        names = ("tokens", "token_lengths", "speaker")
+        return self.model.predicted_lengths(**{name: batch[name] for name in names if name in batch})
 
     def _batch(self, items: list[int], device: torch.device) -> dict[str, Tensor]:
         samples = [(self.store.tokens(item), self.store.mel(item), self.voices.at(item, None)) for item in items]
@@ -220,3 +239,10 @@ class TextToMelTask:
     def attachments(self) -> dict[str, Any]:
         """The recogniser that hears reference recordings, and the training speakers' embeddings (n_speakers, E)."""
         return {"recognizer": self.voices.recognizer, "speaker_embeddings": self.voices.means()}
+
+
+def _drawn(items: list[int], most: int, seed: list[int]) -> list[int]:
+    """`items`, or `most` of them drawn by `seed` where they are more."""
+    if len(items) <= most:
+        return items
+    return np.random.default_rng(seed).choice(items, most, replace=False).tolist()

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from utils import cli
-from utils.training.model_options import MIXERS, family_problems, stack_config, stack_problems
+from utils.training.model_options import MIXERS, family_problems, stack_config, stack_problems, state_size
 
 DECODERS = ("causal", "bidirectional", "ar")
+STATEFUL_MIXERS = ("mamba", "mamba2")
 CONDITIONS = ("none", "table", "embedding")
 
 
@@ -49,6 +50,9 @@ def tts_problems(args: argparse.Namespace) -> list[str]:
     if args.model == "tacomamba":
         problems += stack_problems(args, args.mixer, args.decoder != "bidirectional", args.expand)
         problems += stack_problems(args, args.encoder_mixer, False, args.encoder_expand)
+        if args.decoder == "ar" and args.mixer not in STATEFUL_MIXERS:
+            able = " or ".join(STATEFUL_MIXERS)
+            problems.append(f"--decoder ar goes on from a state, which only --mixer {able} has, not {args.mixer}")
     if args.model == "tacotron2" and args.d_model % 2:
         problems.append(f"--d-model {args.d_model} must be even: half of tacotron2's encoder goes each way")
     if args.voice == "embedding" and args.speaker_encoder is None:
@@ -72,6 +76,6 @@ def tts_model_config(args: argparse.Namespace, n_mels: int, n_speakers: int, spe
         "attention_dim",
         "guided_attention",
     )
-    own = {name: getattr(args, name) for name in names}
+    own = {name: getattr(args, name) for name in names} | {"encoder_d_state": state_size(args, args.encoder_mixer)}
     voice = {"speaker": args.voice, "n_speakers": n_speakers, "speaker_dim": speaker_dim}
-    return {**stack_config(args), **own, **voice, "n_mels": n_mels, "postnet_dim": args.postnet_channels}
+    return {**stack_config(args), **own, **voice, "n_mels": n_mels}
