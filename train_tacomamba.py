@@ -98,7 +98,7 @@ def _fit(args: argparse.Namespace, ranks: Ranks) -> int:
     resumed = ranks.on_main(lambda: _checkpoint_to_resume(args))
     store = FeatureStore.open(args.data)
     torch.manual_seed(args.seed)
-    task = _task(args, store)
+    task = _task(args, store, is_new=resumed is None)
     config = cli.plain_arguments(args)
     trainer = Trainer(task, args, config, args.out, ranks)
     if resumed is not None:
@@ -114,8 +114,8 @@ def _fit(args: argparse.Namespace, ranks: Ranks) -> int:
     return trainer.fit()
 
 
-def _task(args: argparse.Namespace, store: FeatureStore) -> Task:
-    """What is to be trained, freshly initialised."""
+def _task(args: argparse.Namespace, store: FeatureStore, is_new: bool) -> Task:
+    """What is to be trained, freshly initialised; one that is not new is to be restored from a checkpoint."""
     folder = args.data / "protocols" / args.protocol
     if args.task == "speaker":
         from utils.protocol import read_protocol
@@ -125,7 +125,7 @@ def _task(args: argparse.Namespace, store: FeatureStore) -> Task:
     from utils.text_lists import read_text_lists
     from utils.training.tts import TextToMelTask
 
-    return TextToMelTask(store, read_text_lists(folder), args)
+    return TextToMelTask(store, read_text_lists(folder), args, is_new)
 
 
 def _checkpoint_to_resume(args: argparse.Namespace) -> dict[str, Any] | None:

@@ -36,7 +36,7 @@ def build_parser() -> cli.Parser:
     parser.add_argument(
         "--chunks", nargs="+", type=cli.positive_int, default=[1, 16, 32, 64], help="frames of a piece, for exactness"
     )
-    parser.add_argument("--repeats", type=cli.positive_int, default=5, help="of the times to the first piece")
+    parser.add_argument("--repeats", type=cli.positive_int, default=20, help="of the times to the first piece")
     return parser
 
 

@@ -144,6 +144,10 @@ def _problems(args: argparse.Namespace) -> list[str]:
     problems = []
     if "hard" in args.parts and args.asr is None:
         problems.append("hard sentences are judged by a recogniser: give --asr, or other --parts")
+    if args.asr is not None and not (args.asr / "model.bin").is_file():
+        problems.append(f"--asr {args.asr} is not a folder of a faster-whisper model")
+    if args.vocoder != "griffin-lim" and not Path(args.vocoder).exists():
+        problems.append(f"there is no vocoder {args.vocoder}")
     if (args.voice_kind == "embedding") != (args.speaker_encoder is not None):
         problems.append("--voice-kind embedding and --speaker-encoder need each other")
     if "voices" in args.parts:

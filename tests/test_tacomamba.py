@@ -5,11 +5,19 @@ from __future__ import annotations
 import pytest
 import torch
 
-from models.tts import build_text_to_mel
+from models.tts import build_text_to_mel, condition
+from models.tts import decoder as decoder_module
 from models.tts.durations import DurationPredictor, at_pace, duration_loss, positions, round_durations
 from utils import cli
 from utils.training.model_options import MIXERS, add_model_arguments
-from utils.training.tts_options import DECODERS, add_tts_model_arguments, tts_model_config, tts_problems
+from utils.training.tts_options import (
+    CONDITIONS,
+    DECODERS,
+    STATEFUL_MIXERS,
+    add_tts_model_arguments,
+    tts_model_config,
+    tts_problems,
+)
 
 SMALL = "--d-model 32 --n-layers 2 --encoder-layers 1 --headdim 16 --d-state 8 --postnet-channels 16".split()
 SYMBOLS = 20
@@ -44,6 +52,12 @@ def alone(of: dict[str, torch.Tensor], row: int) -> dict[str, torch.Tensor]:
     tokens, frames = of["token_lengths"][row], of["mel_lengths"][row]
     one = {name: value[row : row + 1] for name, value in of.items()}
     return {**one, "tokens": one["tokens"][:, :tokens], "mel": one["mel"][:, :frames]}
+
+
+def test_the_choices_of_the_flags_are_those_of_the_models():
+    """They stand twice, because the parser must not import torch."""
+    assert DECODERS == decoder_module.KINDS and STATEFUL_MIXERS == decoder_module.STREAMING_MIXERS
+    assert CONDITIONS == ("none", *condition.KINDS)
 
 
 @pytest.mark.parametrize("decoder", DECODERS)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import fake_whisper
 import numpy as np
 import pytest
 import soundfile
@@ -101,6 +102,31 @@ def test_a_text_becomes_a_wav_a_picture_and_an_account(run, tmp_path, capsys):
     assert (tmp_path / "speech.wav").read_bytes() == before
 
 
+def test_standard_output_gets_samples_and_nothing_else(run, tmp_path):
+    command = [sys.executable, "test.py", "synthesize", "--checkpoint", str(run), "--text", "Two boats."]
+    process = subprocess.run([*command, "--out", "-"], cwd=ROOT, capture_output=True)
+    assert process.returncode == 0 and b"read as: two boats." in process.stderr
+    assert synthesize(run, tmp_path / "x.wav", "--text", "Two boats.") == 0
+    samples, _ = soundfile.read(tmp_path / "x.wav", dtype="int16")
+    assert np.abs(np.frombuffer(process.stdout, "<i2").astype(int) - samples).max() <= 1  # rounded by another hand
+
+
+def test_an_evaluation_by_the_script_judges_with_the_recogniser_that_was_given(
+    run, data, tmp_path, monkeypatch, capsys
+):
+    asr = fake_whisper.install(tmp_path, monkeypatch)
+    words = ["evaluate", "--checkpoint", str(run), "--data", str(data), "--out", str(tmp_path / "report"), "--json"]
+    assert test_script.main([*words, "--split", "valid", "test", "--limit", "2", "--asr", str(asr)]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report == json.loads((tmp_path / "report" / "report.json").read_text(encoding="utf-8"))
+    assert report["utterances"] == 2 and list(report["source"]["splits"]) == ["valid", "test"]
+    assert report["source"]["vocoder"] == "griffin-lim" and report["source"]["asr"] == str(asr)
+    assert report["synthesis"]["wer"] == report["copy_synthesis"]["wer"] > 0  # it hears the same of both
+    assert report["synthesis"]["mcd"] > report["copy_synthesis"]["mcd"]
+    lines = (tmp_path / "report" / "utterances.jsonl").read_text(encoding="utf-8").splitlines()
+    assert len(lines) == 2 and all(fake_whisper.HEARD in line for line in lines)
+
+
 def test_each_line_of_a_file_gets_a_wav(run, tmp_path):
     (tmp_path / "lines.txt").write_text("One window.\n\nThe river.\n", encoding="utf-8")
     assert synthesize(run, tmp_path / "out", "--text-file", str(tmp_path / "lines.txt"), "--each-line") == 0
@@ -190,6 +216,11 @@ def test_streaming_needs_a_vocoder_and_a_decoder_that_can(run, data, tmp_path, c
     capsys.readouterr()
     assert synthesize(tmp_path / "both", tmp_path / "x.wav", "--text", "river", "--stream") == 2
     assert "tacomamba-bidirectional cannot stream" in capsys.readouterr().err
+    assert train(data, tmp_path / "attention", "--steps", "1", "--model", "tacotron2", "--no-tensorboard") == 0
+    for words, message in ((["--stream"], "tacotron2 cannot stream"), (["--pace", "1.2"], "--pace needs a model that")):
+        capsys.readouterr()
+        assert synthesize(tmp_path / "attention", tmp_path / "x.wav", "--text", "river", *words) == 2
+        assert message in capsys.readouterr().err
     assert not (tmp_path / "x.wav").exists()
 
 
@@ -272,6 +303,10 @@ def test_a_table_of_voices_speaks_as_each(voices, tmp_path, capsys):
     capsys.readouterr()
     assert synthesize(run, tmp_path / "a.wav", "--text", "river", "--speaker", "999") == 2
     assert "speaks as 101, 102" in capsys.readouterr().err
+    words = ["evaluate", "--checkpoint", str(run), "--data", str(voices), "--out", str(tmp_path / "report"), "--json"]
+    assert test_script.main([*words, "--limit", "2"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["utterances"] == 2 and not report["warnings"]
 
 
 def test_a_recording_gives_the_voice(voices, trained_run, librispeech_root, tmp_path, capsys):

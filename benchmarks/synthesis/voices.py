@@ -85,6 +85,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     from utils.features.store import FeatureStore
     from utils.text_lists import read_text_lists
 
+    _embed(args.judge_python, [])  # before an hour of training
     folder = args.out / PART
     data = folder / "data"
     make_corpus(args.voices, folder / "corpus")

@@ -171,8 +171,9 @@ def _speak(
     if spoken.truncated:
         print("warning: the model found no end and was stopped at the limit on a sentence's length", file=sys.stderr)
     seconds = len(samples) / rate
-    if not args.json and str(out) != "-":
-        print(f"{out}: {seconds:.2f} s, {len(spoken.symbols)} symbols, read as: {spoken.spoken}")
+    if not args.json:
+        file = sys.stderr if str(out) == "-" else sys.stdout
+        print(f"{out}: {seconds:.2f} s, {len(spoken.symbols)} symbols, read as: {spoken.spoken}", file=file)
     return {
         "out": str(out),
         "seconds": seconds,
@@ -201,14 +202,15 @@ def _stream(args: argparse.Namespace, synthesizer: Synthesizer, vocoder: Vocoder
         "seconds": seconds,
         "first_sound_s": first,
         "all_s": time.perf_counter() - began,
+        "read_as": reading.spoken,
+        "unknown": dict(reading.unknown),
     }
-    told["unknown"] = dict(reading.unknown)
     if args.json:
         print_json(told)
     else:
         file = sys.stderr if args.out == "-" else sys.stdout
         pace = f"the first sound after {first:.2f} s, all after {told['all_s']:.2f} s"
-        print(f"{args.out}: {seconds:.2f} s, {pace}", file=file)
+        print(f"{args.out}: {seconds:.2f} s, {pace}, read as: {reading.spoken}", file=file)
 
 
 @contextlib.contextmanager

@@ -10,6 +10,8 @@ A store is a folder:
                           per utterance: the columns of `Row`, `mel` (flat float16, frames x n_mels), `tokens` (int32)
     bad_files.txt         recordings that could not be used, with the reason
     config.yaml           the arguments of the last preprocess.py
+    speaker_embeddings/   one embedding of each recording, biometric data, where train_tacomamba.py --voice embedding
+                          made them
     protocols/NAME/       splits and trial lists (utils/protocol.py)
 """
 

@@ -38,6 +38,11 @@ class Reading:
     sentences: tuple[EncodedText, ...]
     unknown: Counter[str]
 
+    @property
+    def spoken(self) -> str:
+        """The text as it is read, normalised."""
+        return " ".join(sentence.spoken for sentence in self.sentences)
+
 
 @dataclass(frozen=True)
 class Spoken:
@@ -158,7 +163,7 @@ class Synthesizer:
             durations=np.concatenate([part.durations.cpu().numpy() for part in parts]),
             alignments=tuple(part.alignment.cpu().numpy() for part in parts),
             symbols=tuple(symbol for sentence in reading.sentences for symbol in sentence.symbols),
-            spoken=" ".join(sentence.spoken for sentence in reading.sentences),
+            spoken=reading.spoken,
             unknown=reading.unknown,
             truncated=any(part.truncated for part in parts),
         )

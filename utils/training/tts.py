@@ -45,12 +45,15 @@ class TextDataset(Dataset):
 
 
 class TextToMelTask:
-    """Training text to mel on the text lists of a feature store: a `utils.training.task.Task`."""
+    """Training text to mel on the text lists of a feature store: a `utils.training.task.Task`.
+
+    The alignment of a new one is estimated, which takes a while; one that is not new gets its from a checkpoint.
+    """
 
     name = "tts"
     score_name = "valid_mel"
 
-    def __init__(self, store: FeatureStore, lists: TextLists, args: argparse.Namespace) -> None:
+    def __init__(self, store: FeatureStore, lists: TextLists, args: argparse.Namespace, is_new: bool = True) -> None:
         self.store, self.lists, self.args = store, lists, args
         if store.vocabulary is None:
             raise UserError(f"{store.directory} has no transcripts: preprocess.py --task tts makes features with them")
@@ -64,7 +67,7 @@ class TextToMelTask:
         self.scaled_items = _drawn(items, SCALED_UTTERANCES, [args.seed, 7])
         self.config = tts_model_config(args, store.recipe.n_mels, len(self.speakers), self.voices.dim)
         self.model = build_text_to_mel(self.config, len(store.vocabulary))
-        self._set_statistics(items)
+        self._set_statistics(items, is_new)
         frames = [store.rows[item].frames for item in items]
         self.order: Order = (
             BucketOrder(frames, args.seed, args.batch_frames)
@@ -100,12 +103,12 @@ class TextToMelTask:
         counts = sum((np.bincount(self.store.tokens(item), minlength=len(symbols)) for item in items), 0)
         return dict(zip(symbols, counts.tolist(), strict=True))
 
-    def _set_statistics(self, items: list[int]) -> None:
+    def _set_statistics(self, items: list[int], is_new: bool) -> None:
         mean, std = feature_statistics(self.store, items, self.args.seed)
         frames = sum(self.store.rows[item].frames for item in items)
         tokens = sum(len(self.store.tokens(item)) for item in items)
         self.model.set_statistics(torch.from_numpy(mean), torch.from_numpy(std), frames / tokens)
-        if self.model.has_durations:
+        if self.model.has_durations and is_new:
             fit(self.model.aligner, lambda: self._aligned_batches(items, mean, std))
 
     def _aligned_batches(self, items: list[int], mean: np.ndarray, std: np.ndarray) -> Iterator[Batch]:
