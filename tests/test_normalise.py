@@ -116,6 +116,8 @@ WORDS = {
     "p. 5, vol. 2": "page five, volume two",
     "the U.S. Army, NASA, Ph.D., U.S.A.": "the u-s army, nasa, p-h-d, u-s-a.",
     "in the U.S. They do, ten a.m. The train": "in the u-s. they do, ten a-m. the train",
+    "The UN and the US paid US$5, says the FBI": "the u-n and the u-s paid five dollars, says the fbi",
+    "TOLD US ALL": "told us all",
     "Vitamin A is. A man": "vitamin-a is. a man",
     "Plan B. He left. So do I. They": "plan b. he left. so do i. they",
     "J. F. Kennedy, George W. Bush": "j-f kennedy, george w bush",

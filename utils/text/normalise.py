@@ -59,6 +59,7 @@ _SYMBOLS = {
     "²": "squared",
     "³": "cubed",
 }
+_ACRONYM = re.compile(r"\b(?:UN|US|LA|VIP|EPA|YMCA)\b(?!\$)")  # other words in small letters; FBI is none
 PASSES = 8  # a pass can bring an abbreviation to light ("Co.Mr."); the last one finds nothing to do, mostly the second
 _ROMAN = "(?=[IVXL])(?:XL|L?X{0,3})(?:IX|IV|V?I{0,3})"
 
@@ -68,6 +69,8 @@ def normalise(text: str) -> str:
 
     Normalised text comes back as it is. Symbols without an English reading stay in it. The time is linear.
     """
+    if any(char.islower() for char in text):  # a text in capitals says nothing about its words
+        text = _ACRONYM.sub(lambda match: "-".join(match[0]), text)
     for _ in range(PASSES):
         spoken = _speak(text)
         if spoken == text:
