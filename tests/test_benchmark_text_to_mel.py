@@ -63,6 +63,7 @@ def test_errors_count_beyond_those_of_copy_synthesis():
     lists, odd, both = found["categories"].values()
     assert (lists["insertions"], lists["insertions_beyond"], lists["deletions_beyond"]) == (1, 0.5, -1)
     assert (odd["deletions"], odd["deletions_beyond"], odd["insertions_beyond"]) == (3, 2.5, -0.25)
+    assert (lists["with_insertions"], odd["with_insertions"], both["with_deletions"]) == (0, 0, 1)
     assert (both["sentences"], both["length"], both["deletions_beyond"]) == (2, 15, 1.5)
     assert both["wer"] == pytest.approx(4 / 15) and both["truncated"] == 1 and both["with_repeats"] == 0
     assert [one["insertions_beyond"] for one in found["sentences"]] == [0.5, -0.25]
@@ -267,7 +268,8 @@ def test_the_table_of_hard_sentences_has_a_row_per_category():
     written = tables.table_hard([{"system": "causal", "by": {"asr": "whisper"}, **summary}])
     header, _, lists, odd, both = rows_of(written)
     assert [row[1] for row in (lists, odd, both)] == ["lists", "odd", "all"]
-    assert lists[4:8] == ["1", "+0.8", "0", "-0.4"] and odd[-1] == "1" and both[3] == "6"
+    assert lists[4:10] == ["1", "+0.8", "0", "0", "-0.4", "0"] and odd[7:10] == ["2", "+1.8", "1"]
+    assert odd[-1] == "1" and both[3] == "6"
 
 
 def write_voice(folder: Path, names: list[str]) -> Path:

@@ -117,7 +117,7 @@ def summary(lines: Sequence[dict[str, Any]], copy_synthesis: dict[str, Any]) -> 
     """Figures of each category and of all, with what copy-synthesis of held-out clips lets expect per word.
 
     `insertions` and `deletions` are words; `*_beyond` is what exceeds the rate of copy-synthesis times the words of
-    the text, and negative where there are fewer.
+    the text, and negative where there are fewer. `with_*` are sentences where that is more than a word.
     """
     rates = {kind: copy_synthesis[f"wer_{kind}"] for kind in ("insertions", "deletions")}
     sentences = [{**line, **_beyond(line["words"], rates)} for line in lines]
@@ -139,6 +139,8 @@ def _figures(lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "seconds": sum(line["seconds"] for line in lines),
         **words,
         **beyond,
+        "with_insertions": sum(line["insertions_beyond"] > 1 for line in lines),
+        "with_deletions": sum(line["deletions_beyond"] > 1 for line in lines),
         "wer": (words["substitutions"] + words["insertions"] + words["deletions"]) / words["length"],
         "truncated": sum(line["truncated"] for line in lines),
         "with_repeats": sum(line["repeated"] > 0 for line in lines),

@@ -121,8 +121,8 @@ def intelligible(results: Sequence[Result]) -> list[str]:
 
 def table_hard(results: list[Result]) -> str:
     """A row per system and category: words inserted and left out, and what of that exceeds copy-synthesis."""
-    header = ["system", "category", "sentences", "words", "inserted", "beyond", "left out", "beyond", "WER"]
-    header += ["with a repeat", "cut off", "nothing heard"]
+    header = ["system", "category", "sentences", "words", "inserted", "beyond", "sentences with them"]
+    header += ["left out", "beyond", "sentences with them", "WER", "with a repeat", "cut off", "nothing heard"]
     rows = [
         _row_hard(NAMES.get(one["system"], one["system"]), category, figures)
         for one in results
@@ -132,7 +132,7 @@ def table_hard(results: list[Result]) -> str:
     notes = [
         f"Beyond: more words than copy-synthesis of {reference['words']} words of held-out clips lets expect "
         f"({_percent(reference['rates']['insertions'])} inserted, {_percent(reference['rates']['deletions'])} left "
-        "out). With a repeat: sentences in which four words in a row are heard once more than the text has them.",
+        "out); sentences where that is more than one word. With a repeat: sentences in which four words in a row are heard once more than the text has them.",
         "Of speech that it cannot understand Whisper makes up words, and says them again and again.",
         f"Judged on audio by {_join(sorted({one['by']['asr'] for one in results}), ', ')}.",
     ]
@@ -142,7 +142,7 @@ def table_hard(results: list[Result]) -> str:
 def _row_hard(name: str, category: str, figures: dict[str, Any]) -> list[str]:
     counts = [str(figures[key]) for key in ("sentences", "length")]
     for kind in ("insertions", "deletions"):
-        counts += [str(figures[kind]), f"{figures[f'{kind}_beyond']:+.1f}"]
+        counts += [str(figures[kind]), f"{figures[f'{kind}_beyond']:+.1f}", str(figures[f"with_{kind}"])]
     marks = [str(figures[key]) for key in ("with_repeats", "truncated", "unheard")]
     return [name, category, *counts, _percent(figures["wer"]), *marks]
 
