@@ -132,7 +132,8 @@ def table_hard(results: list[Result]) -> str:
     notes = [
         f"Beyond: more words than copy-synthesis of {reference['words']} words of held-out clips lets expect "
         f"({_percent(reference['rates']['insertions'])} inserted, {_percent(reference['rates']['deletions'])} left "
-        "out); sentences where that is more than one word. With a repeat: sentences in which four words in a row are heard once more than the text has them.",
+        "out); sentences where that is more than one word. With a repeat: sentences in which four words in a row are "
+        "heard once more than the text has them.",
         "Of speech that it cannot understand Whisper makes up words, and says them again and again.",
         f"Judged on audio by {_join(sorted({one['by']['asr'] for one in results}), ', ')}.",
     ]

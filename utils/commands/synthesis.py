@@ -102,7 +102,7 @@ def _synthesize(args: argparse.Namespace) -> None:
     synthesizer = Synthesizer.load(args.checkpoint, args.device, args.backend)
     synthesizer.require_pace(args.pace)
     vocoder = load_vocoder(args.vocoder, synthesizer.recipe, synthesizer.device)
-    readings = _readings(args, synthesizer, texts)
+    readings = synthesizer.read_all(texts)  # one that it cannot read is refused before anything is written
     if args.stream:
         _stream(args, synthesizer, vocoder, readings[0])
         return
@@ -113,19 +113,6 @@ def _synthesize(args: argparse.Namespace) -> None:
         made.append(_speak(args, synthesizer, vocoder, text, reading, path))
     if args.json:
         print_json({"model_hash": synthesizer.model_hash, "vocoder": vocoder.name, "spoken": made})
-
-
-def _readings(args: argparse.Namespace, synthesizer: Synthesizer, texts: list[str]) -> list[Reading]:
-    """All texts as the model can say them; one that it cannot is refused before anything is written."""
-    readings, problems = [], []
-    for number, text in enumerate(texts, start=1):
-        try:
-            readings.append(synthesizer.read(text))
-        except cli.UserError as error:
-            problems.append(f"text {number} of {args.text_file}: {error}" if args.each_line else str(error))
-    if problems:
-        raise cli.UserError("; ".join(problems))
-    return readings
 
 
 def _warn_of_unknown(reading: Reading) -> None:

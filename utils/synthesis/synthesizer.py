@@ -9,8 +9,9 @@ samples = load_vocoder("griffin-lim", synthesizer.recipe)(synthesizer.speak("Goo
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -180,14 +181,26 @@ class Synthesizer:
 
     def read(self, text: str) -> Reading:
         """The sentences of a text that say something; `UserError` if none does."""
-        encoded = self.front_end.encode(split_sentences(text))
+        return self.read_all([text])[0]
+
+    def read_all(self, texts: Sequence[str]) -> list[Reading]:
+        """What `read` makes of each, with one process for the phonemes of all; one `UserError` names all it cannot."""
+        cut = [split_sentences(text) for text in texts]
+        encoded = iter(self.front_end.encode([sentence for sentences in cut for sentence in sentences]))
+        readings = [self._reading(list(islice(encoded, len(sentences)))) for sentences in cut]
+        silent = [
+            f"the text {text[:40]!r}{'...' * (len(text) > 40)}" + f" (number {number})" * (len(texts) > 1)
+            for number, (text, reading) in enumerate(zip(texts, readings, strict=True), start=1)
+            if not reading.sentences
+        ]
+        if silent:
+            raise UserError(f"there is nothing that could be spoken in {' and '.join(silent)}")
+        return readings
+
+    def _reading(self, encoded: list[EncodedText]) -> Reading:
         unknown = Counter(symbol for sentence in encoded for symbol in sentence.symbols if symbol not in self.trained)
-        sentences = [self._sayable(sentence) for sentence in encoded]
-        sentences = [sentence for sentence in sentences if not sentence.says_nothing]
-        if not sentences:
-            shown = text if len(text) <= 40 else f"{text[:40]}..."
-            raise UserError(f"the text {shown!r} has nothing in it that could be spoken")
-        return Reading(tuple(sentences), unknown)
+        sentences = (self._sayable(sentence) for sentence in encoded)
+        return Reading(tuple(sentence for sentence in sentences if not sentence.says_nothing), unknown)
 
     def _read(self, text: str | Reading) -> Reading:
         return self.read(text) if isinstance(text, str) else text
