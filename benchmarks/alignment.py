@@ -215,26 +215,26 @@ def _add_ratios(results: list[dict[str, Any]]) -> None:
 
 def _table(results: Sequence[dict[str, Any]]) -> str:
     """Markdown: one row per aligner and list."""
+    from benchmarks import markdown
     from utils.evaluation.boundaries import WITHIN
 
     header = ["aligner", "list", "mean error [95 %]", "median", *(f"within {limit} ms" for limit in WITHIN), "signed"]
     header += ["stops: mean, signed", "others: mean, signed", *(f"{base} / this" for base in BASES)]
-    rows = [header, ["---"] * len(header)]
+    rows = []
     for each in results:
-        low, high = each["mean_ci_ms"]
-        row = [each["aligner"], each["list"], f"{each['mean_ms']:.1f} ms [{low:.1f}, {high:.1f}]"]
+        interval = " [{:.1f}, {:.1f}]".format(*each["mean_ci_ms"]) if each["mean_ci_ms"] else ""
+        row = [each["aligner"], each["list"], f"{each['mean_ms']:.1f} ms{interval}"]
         row += [f"{each['median_ms']:.1f} ms", *(f"{100 * each[f'within_{limit}_ms']:.1f} %" for limit in WITHIN)]
         row += [f"{each['signed_mean_ms']:+.1f} ms", _part_cell(each["stops"]), _part_cell(each["others"])]
         row += ["–" if each[f"{base}_ratio"] is None else f"{each[f'{base}_ratio']:.2f}" for base in BASES]
         rows.append(row)
-    table = "\n".join("| " + " | ".join(row) + " |" for row in rows)
     counts = {each["list"]: each for each in results}
     shares = (
         f"{name}: {counts[name]['utterances']} utterances, {counts[name]['matched']} of {counts[name]['phones']} phones"
         f" matched ({100 * counts[name]['matched'] / counts[name]['phones']:.1f} %)"
         for name in LISTS
     )
-    return f"{table}\n\n{'; '.join(shares)}.\n"
+    return f"{markdown.table(header, rows)}\n\n{'; '.join(shares)}.\n"
 
 
 def _part_cell(part: dict[str, Any]) -> str:

@@ -87,10 +87,10 @@ def _measure(part: str, args: argparse.Namespace, synthesizer: Any, vocoder: Any
 
 def table(found: dict[str, Any]) -> str:
     """Markdown: what was measured, and by how much."""
-    from benchmarks.synthesis.tables import markdown
+    from benchmarks import markdown
 
     rows = [row for part in PARTS if part in found for row in _ROWS[part](found[part])]
-    return f"### Streaming, {found['model']['name']}\n\n{markdown(('measured', 'figure'), rows)}\n"
+    return f"### Streaming, {found['model']['name']}\n\n{markdown.table(('measured', 'figure'), rows)}\n"
 
 
 def _exactness_rows(part: dict[str, Any]) -> list[tuple[str, str]]:

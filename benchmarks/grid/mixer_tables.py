@@ -5,19 +5,19 @@ from __future__ import annotations
 from typing import Any
 
 from benchmarks.grid.cells import Record, Store
-from benchmarks.grid.markdown import (
+from benchmarks.grid.pieces import (
     TITLES,
     by_system,
     figures_of,
     matching,
     ratio,
-    table,
     time_and_memory,
     title,
     values,
     worst,
 )
 from benchmarks.grid.systems import SYSTEMS, System
+from benchmarks.markdown import table
 
 WRONG = 1e-3  # relative error of output or a gradient from which a system computes something else
 NOTES = """CPU seconds of forward and backward: median (least to most). MiB: by how much resident memory rises in the

@@ -5,7 +5,8 @@ from __future__ import annotations
 import statistics
 
 from benchmarks.grid.cells import Record, Store
-from benchmarks.grid.markdown import (
+from benchmarks.grid.mixer_tables import check_errors, mixers, ratios
+from benchmarks.grid.pieces import (
     MIB,
     TITLES,
     by_system,
@@ -13,15 +14,14 @@ from benchmarks.grid.markdown import (
     pairs,
     ratio,
     seconds,
-    table,
     time_and_memory,
     title,
     values,
     worst,
 )
-from benchmarks.grid.mixer_tables import check_errors, mixers, ratios
 from benchmarks.grid.plan import CASES, MALLOC_SETTINGS, PLANS
 from benchmarks.grid.systems import SYSTEMS
+from benchmarks.markdown import table
 
 BEGIN, END = "<!-- mixers:begin -->", "<!-- mixers:end -->"
 

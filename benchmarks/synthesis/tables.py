@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks import markdown
 from benchmarks.synthesis.systems import NAMES, SEES_THE_PAST, SYSTEMS
 from utils.files import read_json
 
@@ -31,11 +32,6 @@ def read_results(folder: Path) -> list[Result]:
     return sorted(found, key=lambda one: (place.get(one["system"], len(order)), one["system"], one.get("seed", 0)))
 
 
-def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
 def table_a(results: list[Result]) -> str:
     """A row per system, its seeds beside each other; no error rate of a recogniser, which would be taken for a rank."""
     by_system: dict[str, list[Result]] = defaultdict(list)
@@ -53,7 +49,7 @@ def table_a(results: list[Result]) -> str:
         "read it beside the duration bias. RTF: CPU time of the acoustic model.",
         "Error rates of the recogniser are in the result files; at this budget they rank nothing.",
     ]
-    table = markdown(header, [_row_a(name, runs) for name, runs in by_system.items()])
+    table = markdown.table(header, [_row_a(name, runs) for name, runs in by_system.items()])
     return _section("Table A: equal CPU time", table, [*notes, *_sizes(results), _conditions(results)])
 
 
@@ -83,7 +79,7 @@ def table_b(results: list[Result]) -> str:
     copy = results[0]["report"]["copy_synthesis"]
     rows.append(["copy-synthesis", "", "", "", "", *_error_rates(copy), _interval(copy, "mcd", _plain), "", ""])
     notes = [f"{_evaluated(results)[0].upper()}{_evaluated(results)[1:]}.", *intelligible(results), *_sizes(results)]
-    return _section("Table B: longer, two systems", markdown(header, rows), [*notes, _conditions(results)])
+    return _section("Table B: longer, two systems", markdown.table(header, rows), [*notes, _conditions(results)])
 
 
 def _row_b(one: Result) -> list[str]:
@@ -137,7 +133,7 @@ def table_hard(results: list[Result]) -> str:
         "Of speech that it cannot understand Whisper makes up words, and says them again and again.",
         f"Judged on audio by {_join(sorted({one['by']['asr'] for one in results}), ', ')}.",
     ]
-    return _section("Hard sentences", markdown(header, rows), notes)
+    return _section("Hard sentences", markdown.table(header, rows), notes)
 
 
 def _row_hard(name: str, category: str, figures: dict[str, Any]) -> list[str]:
@@ -160,7 +156,7 @@ def table_voices(results: list[Result]) -> str:
         "Cosine of Resemblyzer's embedding to the mean of "
         f"{_join([f'{count} recordings of {voice}' for voice, count in references.items()], ', ')}."
     ]
-    return _section("Two voices in one model", markdown(header, rows), notes)
+    return _section("Two voices in one model", markdown.table(header, rows), notes)
 
 
 def _row_voice(name: str, voice: str, figures: dict[str, Any]) -> list[str]:

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from utils.cli import UserError
+from utils.evaluation.speech_metrics import bootstrap_ratio
 from utils.features.recipe import MelRecipe
 
 STRESS = "ˈˌ"
@@ -159,19 +160,18 @@ def average_aligner(training: Sequence[Utterance]) -> Callable[[Utterance], np.n
 def figures(
     utterances: Sequence[Utterance], durations: Sequence[np.ndarray], recipe: MelRecipe, bootstrap: int
 ) -> dict[str, Any]:
-    """Boundary errors of an aligner: mean with interval, median, signed mean (late is above 0), shares; in ms."""
+    """Boundary errors of an aligner in ms: mean with its interval (None for one utterance), median, signed mean (late is
+    above 0), shares.
+    """
     pairs = zip(utterances, durations, strict=True)
     signed = [1000 * (estimated_starts(each, lengths, recipe) - each.starts) for each, lengths in pairs]
     errors, stops = np.concatenate(signed), np.concatenate([each.stops for each in utterances])
     if not errors.size:
         raise UserError("none of the phones is found among the tokens: are these the phones of this text?")
-    sums = np.array([(np.abs(part).sum(), len(part)) for part in signed])
-    draws = np.random.default_rng(0).integers(len(sums), size=(bootstrap, len(sums)))
-    drawn = sums[draws].sum(axis=1)
-    low, high = np.percentile(drawn[:, 0] / np.maximum(drawn[:, 1], 1), (2.5, 97.5))
+    matched = [np.abs(part) for part in signed if len(part)]
     return {
         "mean_ms": float(np.abs(errors).mean()),
-        "mean_ci_ms": [float(low), float(high)],
+        "mean_ci_ms": bootstrap_ratio([part.sum() for part in matched], [len(part) for part in matched], bootstrap),
         "median_ms": float(np.median(np.abs(errors))),
         **{f"within_{limit}_ms": float((np.abs(errors) <= limit).mean()) for limit in WITHIN},
         "signed_mean_ms": float(errors.mean()),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 from benchmarks.grid.cells import Record, Store
@@ -10,11 +10,6 @@ from benchmarks.grid.systems import SYSTEMS, System
 
 MIB = 2**20
 TITLES = {"mamba": "Mamba", "mamba2": "Mamba-2"}
-
-
-def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def seconds(times: dict[str, Any]) -> str:
