@@ -160,8 +160,8 @@ def average_aligner(training: Sequence[Utterance]) -> Callable[[Utterance], np.n
 def figures(
     utterances: Sequence[Utterance], durations: Sequence[np.ndarray], recipe: MelRecipe, bootstrap: int
 ) -> dict[str, Any]:
-    """Boundary errors of an aligner in ms: mean with its interval (None for one utterance), median, signed mean (late is
-    above 0), shares.
+    """Boundary errors of an aligner in ms: mean and its interval (None for one utterance), median, signed mean (late
+    is above 0), shares.
     """
     pairs = zip(utterances, durations, strict=True)
     signed = [1000 * (estimated_starts(each, lengths, recipe) - each.starts) for each, lengths in pairs]
