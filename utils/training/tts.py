@@ -21,6 +21,7 @@ from utils.text.frontend import VERSION
 from utils.text_lists import TextLists
 from utils.training.aligning import Batch, fit
 from utils.training.distributed import Ranks
+from utils.training.duration_scale import duration_scale
 from utils.training.runlog import RunLog
 from utils.training.sampling import BucketOrder, EpochOrder, Order
 from utils.training.speaker import feature_statistics
@@ -153,12 +154,12 @@ class TextToMelTask:
 
         `valid_mel`: mean absolute error of the mel with the truth's lengths, in natural-log units. `valid_length_bias`:
         predicted over true frames of all utterances together, less 1, for models that predict durations. Neither
-        without a validation list. Such models also get their `duration_scale`, from training texts.
+        without a validation list. Such models also get their `duration_scale`.
         """
         figures = self._set_duration_scale(ranks) if self.model.has_durations else {}
         if not self.valid_items:
             return figures
-        error, frames, predicted = self._totals(self.valid_items, self._judge, 3, ranks)
+        error, frames, predicted = self._rows(self.valid_items, self._judge, 3, ranks).sum(0).tolist()
         figures = {"valid_mel": error / frames, **figures}
         if np.isfinite(predicted):
             figures["valid_length_bias"] = predicted / frames - 1
@@ -166,19 +167,19 @@ class TextToMelTask:
 
     def _set_duration_scale(self, ranks: Ranks) -> dict[str, float]:
         self.model.duration_scale = 1.0
-        frames, predicted = self._totals(self.scaled_items, self._lengths, 2, ranks)
-        if np.isfinite(predicted):
-            self.model.duration_scale = frames / predicted
+        lists = self.scaled_items, self.valid_items
+        trained, held_out = (self._rows(items, self._lengths, 2, ranks) for items in lists)
+        self.model.duration_scale = duration_scale(trained, held_out)
         return {"duration_scale": self.model.duration_scale}
 
-    def _totals(
+    def _rows(
         self, items: list[int], judge: Callable[[list[int], torch.device], np.ndarray], columns: int, ranks: Ranks
-    ) -> list[float]:
-        """Sums over items of the columns that `judge` gives for a few of them at once; one rank judges each."""
+    ) -> np.ndarray:
+        """What `judge` says of items, of a few at a time, (n, columns); each is judged on one rank."""
         share = ranks.share(len(items))
         parts = (share[start : start + VALID_BATCH] for start in range(0, len(share), VALID_BATCH))
         rows = [judge([items[number] for number in part], ranks.device) for part in parts]
-        return ranks.join_rows(np.concatenate([np.empty((0, columns)), *rows]), len(items)).sum(0).tolist()
+        return ranks.join_rows(np.concatenate([np.empty((0, columns)), *rows]), len(items))
 
     def _lengths(self, items: list[int], device: torch.device) -> np.ndarray:
         """Frames and predicted frames of each item: (n, 2)."""
