@@ -215,7 +215,7 @@ def _add_ratios(results: list[dict[str, Any]]) -> None:
 
 def _table(results: Sequence[dict[str, Any]]) -> str:
     """Markdown: one row per aligner and list."""
-    from benchmarks import markdown
+    from benchmarks.text import markdown
     from utils.evaluation.boundaries import WITHIN
 
     header = ["aligner", "list", "mean error [95 %]", "median", *(f"within {limit} ms" for limit in WITHIN), "signed"]

@@ -87,7 +87,7 @@ def _measure(part: str, args: argparse.Namespace, synthesizer: Any, vocoder: Any
 
 def table(found: dict[str, Any]) -> str:
     """Markdown: what was measured, and by how much."""
-    from benchmarks import markdown
+    from benchmarks.text import markdown
 
     rows = [row for part in PARTS if part in found for row in _ROWS[part](found[part])]
     return f"### Streaming, {found['model']['name']}\n\n{markdown.table(('measured', 'figure'), rows)}\n"

@@ -17,7 +17,7 @@ from benchmarks.grid.pieces import (
     worst,
 )
 from benchmarks.grid.systems import SYSTEMS, System
-from benchmarks.markdown import table
+from benchmarks.text.markdown import table
 
 WRONG = 1e-3  # relative error of output or a gradient from which a system computes something else
 NOTES = """CPU seconds of forward and backward: median (least to most). MiB: by how much resident memory rises in the

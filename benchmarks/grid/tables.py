@@ -21,7 +21,7 @@ from benchmarks.grid.pieces import (
 )
 from benchmarks.grid.plan import CASES, MALLOC_SETTINGS, PLANS
 from benchmarks.grid.systems import SYSTEMS
-from benchmarks.markdown import table
+from benchmarks.text.markdown import table
 
 BEGIN, END = "<!-- mixers:begin -->", "<!-- mixers:end -->"
 

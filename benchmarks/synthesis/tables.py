@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import markdown
 from benchmarks.synthesis.systems import NAMES, SEES_THE_PAST, SYSTEMS
+from benchmarks.text import markdown
 from utils.files import read_json
 
 NOT_INTELLIGIBLE = 0.6  # a CER from which speech is called so
