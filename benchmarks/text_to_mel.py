@@ -2,20 +2,22 @@
 
     python preprocess.py --dataset ljspeech --raw ../shared/data/tts_dev/LJSpeech-1.1 --out data/processed/lj_phone \\
         --units phoneme
-    python benchmarks/text_to_mel.py --data data/processed/lj_phone --out runs/text_to_mel --parts table-a \\
-        --vocoder HIFIGAN --asr WHISPER
+    python benchmarks/text_to_mel.py --data data/processed/lj_phone --out runs/text_to_mel --parts table-a --jobs 2
     python benchmarks/text_to_mel.py --data data/processed/lj_phone --out runs/text_to_mel --parts table-b hard \\
-        --vocoder HIFIGAN --asr WHISPER
+        --jobs 2 --vocoder HIFIGAN --asr WHISPER
     python benchmarks/text_to_mel.py --data data/processed/lj_phone --out runs/text_to_mel --parts voices \\
-        --voices ../shared/data/tts_dev/LJSpeech-1.1 ../shared/data/tts_dev/Kathleen --judge-python JUDGE/bin/python
+        --voices ../shared/data/tts_dev/LJSpeech-1.1 ../shared/data/tts_dev/Kathleen --vocoder HIFIGAN \\
+        --judge-python JUDGE/bin/python
     python benchmarks/text_to_mel.py --data data/processed/lj_phone --out runs/text_to_mel --parts
 
 table-a trains six systems of equal size (benchmarks/synthesis/systems.py) for equal CPU time, table-b some of them for
 longer; both judge, on the test list, the checkpoints that do best on the validation list. hard speaks
 benchmarks/hard_sentences.txt with the models of table-b. voices trains one model on several voices and asks Resemblyzer
-(benchmarks/synthesis/judge.py says how to have it) who speaks. Everything runs on one thread and goes on where it was
-interrupted; calibrations of the budget are in OUT/steps.json, results in OUT/results, one file each. The tables,
-OUT/tables.md, are made of these files at the end, and of them alone without any part.
+who speaks. The README says how to have a HIFIGAN and a WHISPER, benchmarks/synthesis/judge.py a JUDGE.
+
+Every training runs on one thread and goes on where it was interrupted. The budget becomes steps by a calibration, kept
+in OUT/steps.json; runs side by side take more CPU time for them, which the tables show. Results are in OUT/results, one
+file each; the tables, OUT/tables.md, are made of these files at the end, and of them alone without any part.
 """
 
 from __future__ import annotations
@@ -59,7 +61,7 @@ def _add_judging(group: argparse._ArgumentGroup) -> None:
 def _add_budget(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--cpu-minutes", type=cli.positive_float, default=15.0, help="of a training for table-a")
     group.add_argument("--cpu-minutes-b", type=cli.positive_float, default=75.0, help="of a training for table-b")
-    group.add_argument("--cpu-minutes-voices", type=cli.positive_float, default=45.0, help="of the one for voices")
+    group.add_argument("--cpu-minutes-voices", type=cli.positive_float, default=20.0, help="of the one for voices")
     group.add_argument("--steps", type=cli.positive_int, help="train every run so many steps, whatever time they take")
     group.add_argument("--jobs", type=cli.positive_int, default=1, help="trainings at once, one thread each")
     group.add_argument("--device", default="cpu", help="what to train on; judging is done on the CPU")

@@ -47,7 +47,6 @@ def table_a(results: list[Result]) -> str:
         + " are shown the true frames before each, the others are not: compare it within each kind only.",
         f"MCD with DTW, free-running; copy-synthesis {min(copies):.2f}. Warping flatters speech that is much too long: "
         "read it beside the duration bias. RTF: CPU time of the acoustic model.",
-        "Error rates of the recogniser are in the result files; at this budget they rank nothing.",
     ]
     table = markdown.table(header, [_row_a(name, runs) for name, runs in by_system.items()])
     return _section("Table A: equal CPU time", table, [*notes, *_sizes(results), _conditions(results)])
