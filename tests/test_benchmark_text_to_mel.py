@@ -200,7 +200,8 @@ def result(
 
     def figures(rate: float | None) -> dict:
         rates = {"cer": rate, "cer_ci": None if rate is None else [rate - 0.05, rate + 0.05], "wer": rate}
-        return {**rates, "wer_insertions": 0.01, "wer_deletions": 0.02, "mcd": 5 + seed, "mcd_ci": [4.5, 6.5]}
+        kinds = {"wer_insertions": 0.01, "wer_deletions": 0.02, "voicing_error": 0.125}
+        return {**rates, **kinds, "mcd": 5 + seed, "mcd_ci": [4.5, 6.5]}
 
     report = {
         "utterances": 18,
@@ -251,6 +252,7 @@ def test_tables_are_made_of_the_result_files_alone(tmp_path: Path, capsys: pytes
 def test_table_b_says_when_nothing_can_be_understood(rates: tuple, copy: float, said: str | None):
     found = [result(system, 0, cer, copy) for system, cer in zip(("causal", "tacotron2"), rates, strict=True)]
     written = tables.table_b(found)
+    assert all(row[9] == "12.5 %" for row in rows_of(written)[2:])
     notes = tables.intelligible(found)
     assert (said in notes[0] and notes[0] in written) if said else not notes
     *_, last = rows_of(written)

@@ -73,10 +73,10 @@ def _row_a(name: str, runs: list[Result]) -> list[str]:
 def table_b(results: list[Result]) -> str:
     """A row per run, with intervals over utterances, beside copy-synthesis."""
     header = ["system", "seed", "parameters", "steps", "CPU min", "CER [95 %]", "WER", "words inserted, left out"]
-    header += ["MCD, dB [95 %]", "duration bias [95 %]", "stopped at the limit"]
+    header += ["MCD, dB [95 %]", "voicing errors", "duration bias [95 %]", "stopped at the limit"]
     rows = [_row_b(one) for one in results]
     copy = results[0]["report"]["copy_synthesis"]
-    rows.append(["copy-synthesis", "", "", "", "", *_error_rates(copy), _interval(copy, "mcd", _plain), "", ""])
+    rows.append(["copy-synthesis", "", "", "", "", *_error_rates(copy), _interval(copy, "mcd", _plain), _voicing(copy), "", ""])
     notes = [f"{_evaluated(results)[0].upper()}{_evaluated(results)[1:]}.", *intelligible(results), *_sizes(results)]
     return _section("Table B: longer, two systems", markdown.table(header, rows), [*notes, _conditions(results)])
 
@@ -91,9 +91,15 @@ def _row_b(one: Result) -> list[str]:
         f"{one['cpu_minutes']:.1f}",
         *_error_rates(report["synthesis"]),
         _interval(report["synthesis"], "mcd", _plain),
+        _voicing(report["synthesis"]),
         _interval(report["duration"], "bias", lambda value: f"{100 * value:+.1f} %"),
         str(report["truncated"]),
     ]
+
+
+def _voicing(figures: dict[str, Any]) -> str:
+    """Frames voiced in one and not in the other: what blurred harmonics, which HiFi-GAN whispers, show in."""
+    return "–" if figures["voicing_error"] is None else _percent(figures["voicing_error"])
 
 
 def _error_rates(figures: dict[str, Any]) -> list[str]:
