@@ -76,7 +76,8 @@ def table_b(results: list[Result]) -> str:
     header += ["MCD, dB [95 %]", "voicing errors", "duration bias [95 %]", "stopped at the limit"]
     rows = [_row_b(one) for one in results]
     copy = results[0]["report"]["copy_synthesis"]
-    rows.append(["copy-synthesis", "", "", "", "", *_error_rates(copy), _interval(copy, "mcd", _plain), _voicing(copy), "", ""])
+    spectrum = _interval(copy, "mcd", _plain)
+    rows.append(["copy-synthesis", "", "", "", "", *_error_rates(copy), spectrum, _voicing(copy), "", ""])
     notes = [f"{_evaluated(results)[0].upper()}{_evaluated(results)[1:]}.", *intelligible(results), *_sizes(results)]
     return _section("Table B: longer, two systems", markdown.table(header, rows), [*notes, _conditions(results)])
 
