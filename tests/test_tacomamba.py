@@ -7,7 +7,9 @@ import torch
 
 from models.tts import build_text_to_mel, condition
 from models.tts import decoder as decoder_module
-from models.tts.durations import DurationPredictor, at_pace, duration_loss, positions, round_durations
+from models.tts.durations import at_pace, positions, round_durations
+from models.tts.pitch import GRID
+from models.tts.prosody import ProsodyPredictor, duration_loss
 from utils import cli
 from utils.training.model_options import MIXERS, add_model_arguments
 from utils.training.tts_options import (
@@ -39,6 +41,10 @@ def make(*words: str) -> torch.nn.Module:
     model.set_statistics(torch.randn(10), torch.rand(10) + 0.5, 5.0)
     model.aligner.mean.normal_()  # at zero all paths are equally likely, and no test would see a wrong one
     model.aligner.whitening.add_(0.2 * torch.randn(10, 10))
+    if model.draws_harmonics:
+        model.set_tones(
+            torch.sin(torch.arange(GRID)[:, None] * torch.linspace(0.05, 0.3, 10))
+        )  # smooth, as real ones are
     return model.eval()
 
 
@@ -153,7 +159,7 @@ def test_the_prior_alone_trains_the_token_means_and_the_encoder():
     """The predecessor's alignment came from projections that no loss reached."""
     model, samples = make(), batch()
     args = samples["tokens"], samples["token_lengths"], samples["mel"], samples["mel_lengths"], None
-    model._prior(model._align(*args), samples["mel"], torch.ones(3, 50, 1, dtype=torch.bool)).backward()
+    model._prior(model._align(*args)[0], samples["mel"], torch.ones(3, 50, 1, dtype=torch.bool)).backward()
     first_mixer = model.encoder.stack.blocks[0].mixer
     for part in (model.token_mean, model.encoder.embedding, first_mixer.forward_mixer.in_proj):
         assert part.weight.grad.abs().sum() > 0
@@ -164,7 +170,7 @@ def test_total_durations_come_out_unbiased_on_texts_that_were_not_seen():
     """Durations as skewed as speech's: the geometric mean, which log-MSE learns, is 12 % short; ours within 3 %."""
     draw = torch.Generator().manual_seed(0)
     model = make("--dropout", "0")
-    predictor: DurationPredictor = model.durations.train()
+    predictor: ProsodyPredictor = model.prosody.train()
     kinds = torch.randn(SYMBOLS, 32, generator=draw)
     scale = torch.linspace(3, 15, SYMBOLS)
 
@@ -176,13 +182,13 @@ def test_total_durations_come_out_unbiased_on_texts_that_were_not_seen():
     optimizer = torch.optim.AdamW(predictor.parameters(), lr=3e-3)
     for _ in range(150):
         hidden, durations, lengths = texts(16)
-        loss = duration_loss(predictor(hidden, lengths, None), durations, lengths) / durations.numel()
+        loss = duration_loss(predictor(hidden, lengths, None)[0], durations, lengths) / durations.numel()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
     hidden, durations, lengths = texts(200)
     with torch.no_grad():
-        mean = predictor.eval()(hidden, lengths, None).exp()
+        mean = predictor.eval()(hidden, lengths, None)[0].exp()
     rounded = round_durations(mean, lengths)
     true = durations.sum().item()
     assert abs(mean.sum().item() / true - 1) < 0.03
@@ -229,7 +235,7 @@ def test_pace_is_kept_where_some_tokens_cannot_get_shorter():
 
 def test_no_prediction_can_run_away():
     model = make()
-    torch.nn.init.constant_(model.durations.output.bias, 1e9)
+    torch.nn.init.constant_(model.prosody.duration.bias, 1e9)
     assert model.synthesise(torch.tensor([[4]])).durations.tolist() == [256]
 
 

@@ -13,6 +13,7 @@ from models.stack import MixerStack
 from models.tts.condition import build_condition
 from models.tts.convolution import Postnet
 from models.tts.durations import positions
+from models.tts.pitch import TOP, Harmonics, contour
 
 KINDS = ("causal", "bidirectional", "ar")
 STREAMING_MIXERS = ("mamba", "mamba2")
@@ -58,6 +59,24 @@ class Prenet(nn.Module):
         return mel
 
 
+class Source(nn.Module):
+    """The voice as a source of harmonics that the decoder shapes: the source and filter of Fant 1960, in log-mels.
+
+    `intonation` tells the decoder the pitch, `voicing` is how much of its harmonics each channel gets: of a decoder
+    step (B, steps, D) -> (B, steps, reduction * n_mels).
+    """
+
+    def __init__(self, d_model: int, reduction: int, n_mels: int) -> None:
+        super().__init__()
+        self.harmonics = Harmonics(n_mels)
+        self.intonation = nn.Linear(1, d_model)
+        self.voicing = nn.Linear(d_model, reduction * n_mels)
+
+    def told(self, pitch: Tensor) -> Tensor:
+        """What is added to the decoder's input: (B, T) octaves -> (B, T, D)."""
+        return self.intonation((pitch - TOP / 2).unsqueeze(-1))
+
+
 class Plan(NamedTuple):
     """What is to be said, and when: all that a decoder speaks from."""
 
@@ -65,6 +84,8 @@ class Plan(NamedTuple):
     base: Tensor  # (B, N, n_mels), standardised: a first guess of each token's frames, which the decoder adds to
     durations: Tensor  # (B, N) int64, frames of each token
     speaker: Tensor | None  # what `SpeakerCondition` takes
+    pitch: Tensor | None = None  # (B, N), octaves above the lowest, of each token, where the model draws harmonics
+    frame_pitch: Tensor | None = None  # (B, T), that of the true frames, in training
 
 
 @dataclass
@@ -101,6 +122,7 @@ class Decoder(nn.Module):
         options = {name: config[name] for name in names}
         self.stack = MixerStack(config["mixer"], d_model, config["n_layers"], self.is_causal, **options)
         self.output = nn.Linear(d_model, self.reduction * n_mels)
+        self.source = Source(d_model, self.reduction, n_mels) if config["pitch"] else None
         self.postnet = Postnet(n_mels, config["postnet_channels"], POSTNET_LAYERS, self.is_causal, config["dropout"])
 
     def forward(self, plan: Plan, mel: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -145,6 +167,8 @@ class Decoder(nn.Module):
     def _inputs(self, plan: Plan, start: int, steps: int) -> Tensor:
         """(B, steps, D): the upsampled tokens, `reduction` frames joined."""
         x = self.upsampling(plan.hidden, plan.durations, start, steps * self.reduction)
+        if self.source is not None:
+            x = x + self.source.told(contour(plan.pitch, plan.durations, start, steps * self.reduction))
         x = self.join(x.unflatten(1, (steps, self.reduction)).flatten(2))
         return x if self.condition is None else x + self.condition(plan.speaker).unsqueeze(1)
 
@@ -154,7 +178,17 @@ class Decoder(nn.Module):
         return F.pad(last, (0, 0, 1, 0))[:, :steps]
 
     def _before(self, x: Tensor, plan: Plan, start: int, frames: int) -> Tensor:
-        """The stack's output (B, steps, D) as frames, on top of the tokens' means."""
-        mel = self.output(x).unflatten(2, (self.reduction, self.n_mels)).flatten(1, 2)[:, :frames]
+        """The stack's output (B, steps, D) as frames, on top of the tokens' means and of harmonics."""
+        mel = self._frames(self.output(x), frames).to(plan.base.dtype)
         token = positions(plan.durations, start, frames)[0]
-        return mel.to(plan.base.dtype) + plan.base.gather(1, token.unsqueeze(-1).expand(-1, -1, self.n_mels))
+        mel = mel + plan.base.gather(1, token.unsqueeze(-1).expand(-1, -1, self.n_mels))
+        if self.source is None:
+            return mel
+        pitch = plan.frame_pitch
+        if pitch is None:
+            pitch = contour(plan.pitch, plan.durations, start, frames)
+        return mel + self._frames(self.source.voicing(x), frames) * self.source.harmonics.drawn(pitch)
+
+    def _frames(self, x: Tensor, frames: int) -> Tensor:
+        """(B, steps, reduction * n_mels) -> (B, frames, n_mels)."""
+        return x.unflatten(2, (self.reduction, self.n_mels)).flatten(1, 2)[:, :frames]

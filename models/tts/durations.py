@@ -1,55 +1,11 @@
-"""How many frames each token lasts: prediction, rounding, and the way from tokens to frames."""
+"""From mean durations to whole frames, and from tokens to the frames that they last."""
 
 from __future__ import annotations
 
-import math
-
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from models.mamba import length_mask
-from models.tts.condition import build_condition
-from models.tts.convolution import ResidualConvs
-
-MOST_DROPOUT = 0.1  # more of it in front of an exponential would bias the mean
-LONGEST_TOKEN = 256  # frames; a token that lasts longer is a mistake, whatever was predicted
-
-
-class DurationPredictor(nn.Module):
-    """Mean frames of each token, as their logarithm: hidden (B, N, D), lengths (B,) -> (B, N).
-
-    The gradient stops at `hidden`: durations are a sum over the alignment and would bend the encoder towards it.
-    """
-
-    def __init__(self, config: dict, n_layers: int = 2, kernel: int = 3) -> None:
-        super().__init__()
-        d_model = config["d_model"]
-        self.condition = build_condition(config, d_model)
-        dropout = min(config["dropout"], MOST_DROPOUT)
-        self.convs = ResidualConvs(d_model, n_layers, kernel, causal=False, dropout=dropout)
-        self.norm = nn.RMSNorm(d_model, eps=1e-5)
-        self.output = nn.Linear(d_model, 1)
-
-    def forward(self, hidden: Tensor, lengths: Tensor, speaker: Tensor | None) -> Tensor:
-        x = hidden.detach()
-        if self.condition is not None:
-            x = x + self.condition(speaker).unsqueeze(1)
-        x = self.norm(self.convs(x, lengths))
-        log_mean = self.output(x).squeeze(-1)
-        return log_mean.to(torch.promote_types(log_mean.dtype, torch.float32)).clamp(max=math.log(LONGEST_TOKEN))
-
-
-def duration_loss(log_mean: Tensor, durations: Tensor, lengths: Tensor) -> Tensor:
-    """Poisson deviance / 2 of durations (B, N) under predicted means, summed over valid tokens: a scalar.
-
-    With the logarithm as link and a bias in the last layer its optimum predicts totals without bias: the derivative
-    with respect to the bias is the difference of the totals (McCullagh and Nelder 1989, section 2.2.4). The squared
-    error of logarithms finds the geometric mean instead, which is 10 to 15 % short for speech.
-    """
-    target = durations.to(log_mean.dtype)
-    valid = length_mask(lengths, log_mean.shape[1])
-    deviance = torch.special.xlogy(target, target) - target * log_mean - target + log_mean.exp()
-    return deviance.masked_fill(~valid, 0.0).sum()
 
 
 def round_durations(mean: Tensor, lengths: Tensor) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 
 import torch
@@ -11,11 +10,14 @@ from torch import Tensor, nn
 from models.mamba import length_mask
 from models.tts.alignment import SymbolAligner
 from models.tts.decoder import Decoder, Plan
-from models.tts.durations import DurationPredictor, at_pace, duration_loss, positions, round_durations
+from models.tts.durations import at_pace, positions, round_durations
 from models.tts.encoder import TextEncoder
 from models.tts.interface import Comparison, Synthesis
+from models.tts.pitch import Pitch
+from models.tts.prosody import ProsodyPredictor, duration_loss, pitch_loss
 
 DURATION_WEIGHT = 0.1
+PITCH_WEIGHT = 0.5
 
 
 class TacoMamba(nn.Module):
@@ -23,7 +25,8 @@ class TacoMamba(nn.Module):
 
     The most likely monotonic path under one Gaussian a symbol gives the durations to train with. Each token also owns a
     mean mel, a projection of the encoder, which the likelihood along the path trains (the prior loss), and which the
-    decoder refines. `config` is `utils.training.tts_options.tts_model_config`.
+    decoder refines; and a pitch, heard in the mel (`models.tts.pitch`) and predicted from the text, at which the
+    decoder draws harmonics. `config` is `utils.training.tts_options.tts_model_config`.
 
     `duration_scale` is what predicted durations are multiplied by: those of a network without dropout differ from the
     unbiased ones that it was trained to give with it. `utils.training.tts` measures it whenever it validates.
@@ -40,7 +43,7 @@ class TacoMamba(nn.Module):
         self.aligner = SymbolAligner(n_symbols, n_mels)
         self.encoder = TextEncoder(config, n_symbols)
         self.token_mean = nn.Linear(config["d_model"], n_mels)
-        self.durations = DurationPredictor(config)
+        self.prosody = ProsodyPredictor(config)
         self.decoder = Decoder(config)
 
     @property
@@ -52,7 +55,16 @@ class TacoMamba(nn.Module):
         """Sets the training set's mean and deviation (n_mels,) of log-mels, and where durations start from."""
         self.mel_mean.copy_(mean)
         self.mel_std.copy_(std)
-        nn.init.constant_(self.durations.output.bias, math.log(frames_per_token))
+        self.prosody.start_from(frames_per_token)
+
+    @property
+    def draws_harmonics(self) -> bool:
+        """Whether `set_tones` is to be called before training."""
+        return self.decoder.source is not None
+
+    def set_tones(self, tones: Tensor) -> None:
+        """Takes the log-mels (F, n_mels) of tones of the pitches `models.tts.pitch.grid_hz`."""
+        self.decoder.source.harmonics.set_tones(tones)
 
     def forward(
         self, tokens: Tensor, token_lengths: Tensor, mel: Tensor, mel_lengths: Tensor, speaker: Tensor | None = None
@@ -61,12 +73,12 @@ class TacoMamba(nn.Module):
 
         `loss_sum` is to be minimised per `count` of frames. `mel_sum` is the absolute error in natural-log units,
         averaged over channels; `prior_sum` half the squared error of the tokens' means in deviations, averaged over
-        channels; `duration_sum` half the Poisson deviance of the durations.
+        channels; `duration_sum` half the Poisson deviance of the durations; `pitch_sum` the squared error in octaves.
         """
         x = self._standardise(mel)
-        plan = self._align(tokens, token_lengths, x, mel_lengths, speaker)
+        plan, heard = self._align(tokens, token_lengths, mel, mel_lengths, speaker)
         before, after = self.decoder(plan, x)
-        log_mean = self.durations(plan.hidden, token_lengths, speaker)
+        log_mean, pitch = self.prosody(plan.hidden, token_lengths, speaker)
         valid = length_mask(mel_lengths, mel.shape[1]).unsqueeze(-1)
         sums = {
             "before": self._error(before, x, valid),
@@ -75,20 +87,28 @@ class TacoMamba(nn.Module):
             "duration": duration_loss(log_mean, plan.durations, token_lengths),
         }
         loss = sums["before"] + sums["after"] + sums["prior"] + DURATION_WEIGHT * sums["duration"]
+        if pitch is not None:
+            sums["pitch"] = pitch_loss(pitch, heard)
+            loss = loss + PITCH_WEIGHT * sums["pitch"]
         natural = self._error(after.detach() * self.mel_std, x * self.mel_std, valid)
-        parts = {"mel_sum": natural, "prior_sum": sums["prior"].detach(), "duration_sum": sums["duration"].detach()}
+        rest = {f"{name}_sum": sums[name].detach() for name in ("prior", "duration", "pitch") if name in sums}
+        parts = {"mel_sum": natural, **rest}
         return {"loss_sum": loss, "count": mel_lengths.sum(), **parts}
 
     def _standardise(self, mel: Tensor) -> Tensor:
         return (mel - self.mel_mean) / self.mel_std
 
     def _align(
-        self, tokens: Tensor, token_lengths: Tensor, x: Tensor, mel_lengths: Tensor, speaker: Tensor | None
-    ) -> Plan:
-        """The text with the durations that it has in the true mel."""
+        self, tokens: Tensor, token_lengths: Tensor, mel: Tensor, mel_lengths: Tensor, speaker: Tensor | None
+    ) -> tuple[Plan, Pitch | None]:
+        """The text with the durations and pitches that it has in the true mel, and what was heard of these."""
         hidden = self.encoder(tokens, token_lengths, speaker)
-        durations = self.aligner(x, mel_lengths, tokens, token_lengths)
-        return Plan(hidden, self._means(hidden), durations, speaker)
+        durations = self.aligner(self._standardise(mel), mel_lengths, tokens, token_lengths)
+        plan = Plan(hidden, self._means(hidden), durations, speaker)
+        if not self.draws_harmonics:
+            return plan, None
+        heard = self.decoder.source.harmonics.track(mel, mel_lengths, durations)
+        return plan._replace(pitch=heard.token, frame_pitch=heard.frame), heard
 
     def _means(self, hidden: Tensor) -> Tensor:
         with torch.autocast(hidden.device.type, enabled=False):
@@ -106,10 +126,12 @@ class TacoMamba(nn.Module):
     def compare(
         self, tokens: Tensor, token_lengths: Tensor, mel: Tensor, mel_lengths: Tensor, speaker: Tensor | None = None
     ) -> Comparison:
-        """The mel of texts as long as the true ones, made as in training; an autoregressive decoder sees the truth."""
-        x = self._standardise(mel)
-        plan = self._align(tokens, token_lengths, x, mel_lengths, speaker)
-        after = self.decoder(plan, x)[1]
+        """The mel of texts with the durations and pitches of the true ones, made as in training.
+
+        An autoregressive decoder also sees the true frames before each.
+        """
+        plan, _ = self._align(tokens, token_lengths, mel, mel_lengths, speaker)
+        after = self.decoder(plan, self._standardise(mel))[1]
         return Comparison(after * self.mel_std + self.mel_mean, plan.durations)
 
     @torch.no_grad()
@@ -117,7 +139,8 @@ class TacoMamba(nn.Module):
         """Frames of each utterance as predicted, at least one a token, before rounding: (B,) float."""
         hidden = self.encoder(tokens, token_lengths, speaker)
         valid = length_mask(token_lengths, tokens.shape[1])
-        return self._mean_durations(hidden, token_lengths, speaker).clamp(min=1.0).masked_fill(~valid, 0.0).sum(1)
+        mean = self._prosody(hidden, token_lengths, speaker)[0]
+        return mean.clamp(min=1.0).masked_fill(~valid, 0.0).sum(1)
 
     @torch.no_grad()
     def synthesise(self, tokens: Tensor, speaker: Tensor | None = None, pace: float = 1.0) -> Synthesis:
@@ -145,12 +168,14 @@ class TacoMamba(nn.Module):
         """One text, tokens (1, N), with predicted durations."""
         lengths = torch.tensor([tokens.shape[1]], device=tokens.device)
         hidden = self.encoder(tokens, lengths, speaker)
-        mean = at_pace(self._mean_durations(hidden, lengths, speaker), pace)
-        return Plan(hidden, self._means(hidden), round_durations(mean, lengths), speaker)
+        mean, pitch = self._prosody(hidden, lengths, speaker)
+        durations = round_durations(at_pace(mean, pace), lengths)
+        return Plan(hidden, self._means(hidden), durations, speaker, pitch)
 
-    def _mean_durations(self, hidden: Tensor, lengths: Tensor, speaker: Tensor | None) -> Tensor:
-        """Frames of each token before rounding: (B, N)."""
-        return self.duration_scale * self.durations(hidden, lengths, speaker).exp()
+    def _prosody(self, hidden: Tensor, lengths: Tensor, speaker: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Frames of each token before rounding, and its pitch in octaves above the lowest: (B, N) each."""
+        log_mean, pitch = self.prosody(hidden, lengths, speaker)
+        return self.duration_scale * log_mean.exp(), pitch
 
     def _chunks(self, plan: Plan, chunk: int) -> Iterator[Tensor]:
         """Standardised frames (1, t, n_mels), t a multiple of the reduction but at the end."""

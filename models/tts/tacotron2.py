@@ -193,6 +193,7 @@ class Tacotron2(nn.Module):
 
     can_stream = False
     has_durations = False  # that a pace could stretch
+    draws_harmonics = False
 
     def __init__(self, config: dict, n_symbols: int) -> None:
         super().__init__()

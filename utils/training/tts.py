@@ -14,7 +14,9 @@ from torch.utils.data import Dataset
 
 from models.mamba import length_mask
 from models.tts import build_text_to_mel
+from models.tts.pitch import grid_hz
 from utils.cli import UserError
+from utils.features.harmonics import tones
 from utils.features.store import FeatureStore
 from utils.protocol import training_list_hash
 from utils.text.frontend import VERSION
@@ -109,6 +111,8 @@ class TextToMelTask:
         frames = sum(self.store.rows[item].frames for item in items)
         tokens = sum(len(self.store.tokens(item)) for item in items)
         self.model.set_statistics(torch.from_numpy(mean), torch.from_numpy(std), frames / tokens)
+        if self.model.draws_harmonics:
+            self.model.set_tones(torch.from_numpy(tones(grid_hz().numpy(), self.store.recipe)))
         if self.model.has_durations and is_new:
             fit(self.model.aligner, lambda: self._aligned_batches(items, mean, std))
 

@@ -27,6 +27,12 @@ def add_tts_model_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--encoder-layers", type=cli.positive_int, default=2, help="blocks of the text encoder")
     group.add_argument("--encoder-expand", type=cli.positive_int, default=2, help="inner channels of its mixers")
     group.add_argument("--reduction", type=cli.positive_int, default=2, help="mel frames that a decoder step makes")
+    group.add_argument(
+        "--pitch",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="tacomamba predicts the pitch of each symbol and draws harmonics there",
+    )
     group.add_argument("--postnet-channels", type=cli.positive_int, default=128, help="channels of the postnet")
     group.add_argument("--decoder-dim", type=cli.positive_int, default=384, help="cells of tacotron2's decoder LSTMs")
     group.add_argument("--prenet-dim", type=cli.positive_int, default=128, help="channels of tacotron2's prenet")
@@ -70,6 +76,7 @@ def tts_model_config(args: argparse.Namespace, n_mels: int, n_speakers: int, spe
         "encoder_layers",
         "encoder_expand",
         "reduction",
+        "pitch",
         "postnet_channels",
         "decoder_dim",
         "prenet_dim",

@@ -1,0 +1,73 @@
+"""How long each token lasts and how high it is spoken, as the text lets expect."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from models.mamba import length_mask
+from models.tts.condition import build_condition
+from models.tts.convolution import ResidualConvs
+from models.tts.pitch import Pitch
+
+MOST_DROPOUT = 0.1  # more of it in front of an exponential would bias the mean
+LONGEST_TOKEN = 256  # frames; a token that lasts longer is a mistake, whatever was predicted
+FIRST_PITCH = 1.5  # octaves above the lowest, 184 Hz: between men's and women's
+
+
+class ProsodyPredictor(nn.Module):
+    """Logarithm of the mean frames of each token, and its pitch: hidden (B, N, D), lengths (B,) -> (B, N) twice.
+
+    The gradient stops at `hidden`: durations are a sum over the alignment and would bend the encoder towards it.
+    Pitches are in octaves above `models.tts.pitch.LOWEST`; None where the model does without.
+    """
+
+    def __init__(self, config: dict, n_layers: int = 2, kernel: int = 3) -> None:
+        super().__init__()
+        d_model = config["d_model"]
+        self.condition = build_condition(config, d_model)
+        dropout = min(config["dropout"], MOST_DROPOUT)
+        self.convs = ResidualConvs(d_model, n_layers, kernel, causal=False, dropout=dropout)
+        self.norm = nn.RMSNorm(d_model, eps=1e-5)
+        self.duration = nn.Linear(d_model, 1)
+        self.pitch = nn.Linear(d_model, 1) if config["pitch"] else None
+        if self.pitch is not None:
+            nn.init.constant_(self.pitch.bias, FIRST_PITCH)
+
+    def start_from(self, frames_per_token: float) -> None:
+        """Sets the mean duration that an untrained predictor gives."""
+        nn.init.constant_(self.duration.bias, math.log(frames_per_token))
+
+    def forward(self, hidden: Tensor, lengths: Tensor, speaker: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        x = hidden.detach()
+        if self.condition is not None:
+            x = x + self.condition(speaker).unsqueeze(1)
+        x = self.norm(self.convs(x, lengths))
+        log_mean = _of_tokens(self.duration, x).clamp(max=math.log(LONGEST_TOKEN))
+        return log_mean, None if self.pitch is None else _of_tokens(self.pitch, x)
+
+
+def _of_tokens(output: nn.Linear, x: Tensor) -> Tensor:
+    """(B, N, D) -> (B, N), in single precision at least."""
+    y = output(x).squeeze(-1)
+    return y.to(torch.promote_types(y.dtype, torch.float32))
+
+
+def duration_loss(log_mean: Tensor, durations: Tensor, lengths: Tensor) -> Tensor:
+    """Poisson deviance / 2 of durations (B, N) under predicted means, summed over valid tokens: a scalar.
+
+    With the logarithm as link and a bias in the last layer its optimum predicts totals without bias: the derivative
+    with respect to the bias is the difference of the totals (McCullagh and Nelder 1989, section 2.2.4). The squared
+    error of logarithms finds the geometric mean instead, which is 10 to 15 % short for speech.
+    """
+    target = durations.to(log_mean.dtype)
+    valid = length_mask(lengths, log_mean.shape[1])
+    deviance = torch.special.xlogy(target, target) - target * log_mean - target + log_mean.exp()
+    return deviance.masked_fill(~valid, 0.0).sum()
+
+
+def pitch_loss(predicted: Tensor, heard: Pitch) -> Tensor:
+    """Squared error in octaves of predicted pitches (B, N), summed over voiced frames: a scalar."""
+    return (heard.voiced * (predicted - heard.token).square()).sum()

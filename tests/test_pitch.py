@@ -1,0 +1,141 @@
+"""The pitch that is heard in log-mels, the way it takes through tokens, and the harmonics that are drawn from it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from models.tts.pitch import GRID, JUMP, LOWEST, PER_OCTAVE, TOP, Harmonics, best_contour, contour, grid_hz
+from utils.features.audio import load_audio
+from utils.features.harmonics import tones
+from utils.features.mel import MelExtractor
+from utils.features.recipe import RECIPES
+
+RECIPE = RECIPES["hifigan-22k"]
+CENTS = 1200.0
+
+
+@pytest.fixture(scope="module")
+def harmonics() -> Harmonics:
+    module = Harmonics(RECIPE.n_mels)
+    module.set_tones(torch.from_numpy(tones(grid_hz().numpy(), RECIPE)))
+    return module
+
+
+def sung(hz: np.ndarray) -> np.ndarray:
+    """A voice of 20 harmonics whose fundamental frequency is hz (S,)."""
+    phase = 2 * np.pi * np.cumsum(hz) / RECIPE.sample_rate
+    return sum(0.05 / n * np.sin(n * phase + n) * (n * hz < 8000) for n in range(1, 21)).astype(np.float32)
+
+
+def even(frames: int, tokens: int) -> torch.Tensor:
+    """Durations (1, tokens) that share frames out evenly."""
+    return torch.diff(torch.linspace(0, frames, tokens + 1).round().long())[None]
+
+
+def track(harmonics: Harmonics, mel: np.ndarray, tokens: int = 10):
+    frames = len(mel)
+    return harmonics.track(torch.from_numpy(mel)[None], torch.tensor([frames]), even(frames, tokens))
+
+
+def octaves(hz: np.ndarray) -> np.ndarray:
+    return np.log2(hz / LOWEST)
+
+
+@pytest.mark.parametrize(("low", "high"), [(90.0, 130.0), (120.0, 240.0), (400.0, 220.0)])
+def test_a_glide_is_heard_as_it_is(harmonics, low, high):
+    """Within 50 cents at every frame, and voiced; whatever the level and the envelope."""
+    hz = np.geomspace(low, high, RECIPE.sample_rate)
+    mel = MelExtractor(RECIPE)(sung(hz))
+    middles = hz[np.arange(len(mel)) * RECIPE.hop_length + RECIPE.hop_length // 2]
+    envelope = np.sin(np.linspace(0, 5, RECIPE.n_mels), dtype=np.float32)
+    for heard in (track(harmonics, mel), track(harmonics, mel - 3 + 2 * envelope)):
+        inner = slice(2, -2)
+        assert CENTS * np.abs(heard.frame[0].numpy() - octaves(middles))[inner].max() < 50
+        assert heard.voiced.sum() > 0.9 * len(mel)
+        assert (heard.voiced <= even(len(mel), 10)).all()
+
+
+def test_noise_and_silence_have_no_voice(harmonics):
+    noise = np.random.default_rng(0).normal(0, 0.05, RECIPE.sample_rate).astype(np.float32)
+    for samples in (noise, np.zeros_like(noise)):
+        heard = track(harmonics, MelExtractor(RECIPE)(samples))
+        assert heard.voiced.sum() < 0.1 * heard.frame.shape[1]
+        assert heard.frame.isfinite().all() and heard.token.isfinite().all()
+
+
+def test_what_is_drawn_is_heard(harmonics):
+    pitch = torch.linspace(0.5, 2.5, 120)[None]
+    heard = track(harmonics, harmonics.drawn(pitch)[0].numpy())
+    assert CENTS * (heard.frame - pitch).abs().max() < 50
+
+
+def test_templates_between_pitches_are_between_theirs(harmonics):
+    pitch = torch.tensor([[3 / PER_OCTAVE, 3.5 / PER_OCTAVE, -1.0, TOP, TOP + 1]])
+    drawn = harmonics.drawn(pitch)[0]
+    torch.testing.assert_close(drawn[0], harmonics.templates[3])
+    torch.testing.assert_close(drawn[1], (harmonics.templates[3] + harmonics.templates[4]) / 2)
+    torch.testing.assert_close(drawn[2], harmonics.templates[0])
+    torch.testing.assert_close(drawn[3:], harmonics.templates[-1:].expand(2, -1))
+
+
+def test_the_best_contour_is_that_of_brute_force():
+    draw = np.random.default_rng(1)
+    evidence = draw.random((4, 3, GRID)) * 0.3
+    grid = np.arange(GRID)
+    jump = JUMP / PER_OCTAVE * np.abs(grid[:, None] - grid)
+    for row, found in zip(evidence, best_contour(torch.from_numpy(evidence)), strict=True):
+        totals = (row[0][:, None, None] - jump[:, :, None]) + row[1][:, None] - jump[None] + row[2]
+        best = np.unravel_index(totals.argmax(), totals.shape)
+        assert (found * PER_OCTAVE).round().long().tolist() == list(best)
+
+
+def test_a_contour_joins_the_middles_of_tokens():
+    pitch, durations = torch.tensor([[1.0, 2.0, 9.0]]), torch.tensor([[2, 4, 0]])
+    whole = contour(pitch, durations, 0, 7)
+    third = 1 / 3  # from the middle at frame 1 to that at frame 4
+    expected = [1.0, 1 + third / 2, 1 + 1.5 * third, 1 + 2.5 * third, 2.0, 2.0, 2.0]
+    torch.testing.assert_close(whole, torch.tensor([expected]))
+    pieces = [contour(pitch, durations, start, 2) for start in (0, 2, 4)]
+    assert torch.equal(torch.cat(pieces, 1), whole[:, :6])
+    assert contour(torch.tensor([[1.5]]), torch.tensor([[3]]), 0, 3).tolist() == [[1.5] * 3]
+
+
+def test_padding_and_company_change_no_pitch(harmonics):
+    mels = [MelExtractor(RECIPE)(sung(np.geomspace(150, 250, seconds * 5000))) for seconds in (4, 2)]
+    together = np.full((2, len(mels[0]), RECIPE.n_mels), 1.7, dtype=np.float32)
+    durations = torch.zeros(2, 10, dtype=torch.long)
+    for row, (mel, tokens) in enumerate(zip(mels, (10, 6), strict=True)):
+        together[row, : len(mel)] = mel
+        durations[row, :tokens] = even(len(mel), tokens)
+    lengths = torch.tensor([len(mel) for mel in mels])
+    heard = harmonics.track(torch.from_numpy(together), lengths, durations)
+    alone = track(harmonics, mels[1], 6)
+    assert torch.equal(heard.token[1, :6], alone.token[0])
+    assert torch.equal(heard.frame[1, : len(mels[1])], alone.frame[0])
+    torch.testing.assert_close(heard.voiced[1, :6], alone.voiced[0])
+
+
+@pytest.mark.real
+def test_of_a_real_voice_it_hears_what_pyin_hears(harmonics, real_data):
+    """Where both find a voice, the median difference is below 30 cents, and 5 % of frames differ by 3 semitones.
+
+    Tokens are taken as 5 frames long, about a phoneme's length.
+    """
+    pytest.importorskip("librosa")
+    from utils.evaluation.speech_metrics import pitch
+
+    differences = []
+    for path in sorted((real_data / "tts_dev" / "LJSpeech-1.1" / "wavs").glob("*.wav"))[:60:10]:
+        samples = load_audio(path, RECIPE.sample_rate)
+        truth = octaves(pitch(samples, RECIPE))
+        mel = MelExtractor(RECIPE)(samples)
+        heard = track(harmonics, mel, len(mel) // 5)
+        surely = np.repeat(heard.voiced[0].numpy() > 2.5, even(len(mel), len(mel) // 5)[0])
+        both = surely & ~np.isnan(truth)
+        differences.append(CENTS * np.abs(heard.frame[0].numpy() - truth)[both])
+    together = np.concatenate(differences)
+    assert len(together) > 1000
+    assert np.median(together) < 30
+    assert (together > 300).mean() < 0.05

@@ -1,0 +1,32 @@
+"""Log-mels of harmonic tones, made with the recipe that a model of pitch hears."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from utils.features.mel import MelExtractor
+from utils.features.recipe import MelRecipe
+
+SECONDS = 0.25
+LEVEL = 0.05  # amplitude of the fundamental
+HIGHEST = 4000.0  # Hz; the n-th harmonic has 1/n of the fundamental's amplitude, as of a voice's source
+
+
+def tones(frequencies: np.ndarray, recipe: MelRecipe) -> np.ndarray:
+    """The mean log-mel frame of a steady tone of each fundamental frequency in Hz: (F,) -> (F, n_mels) float32."""
+    extract = MelExtractor(recipe)
+    time = np.arange(int(SECONDS * recipe.sample_rate)) / recipe.sample_rate
+    highest = min(HIGHEST, recipe.sample_rate / 2)
+    return np.stack([_inner_frame(extract(_tone(frequency, time, highest))) for frequency in frequencies])
+
+
+def _tone(frequency: float, time: np.ndarray, highest: float) -> np.ndarray:
+    """Harmonics whose phases grow with the square of their number, so that the tone has no sharp peaks (S,)."""
+    numbers = np.arange(1, int(highest / frequency) + 1)[:, None]
+    waves = np.cos(2 * np.pi * frequency * numbers * time + 0.7 * numbers**2) / numbers
+    return (LEVEL * waves.sum(0)).astype(np.float32)
+
+
+def _inner_frame(mel: np.ndarray) -> np.ndarray:
+    quarter = len(mel) // 4
+    return mel[quarter : len(mel) - quarter].mean(0)
