@@ -144,13 +144,14 @@ def test_flags_that_make_no_sense_are_refused(processed, tmp_path, flag):
 
 
 def test_resuming_on_another_training_list_is_refused(uninterrupted, processed, tmp_path, capsys):
-    words = ["--dataset", "librispeech", "--raw", json.loads((processed / "meta.json").read_text())["raw"]]
-    heldout = processed / "protocols" / "default" / "heldout_speakers.txt"
-    words += ["--out", str(processed), "--protocol", "again", "--seed", "5", "--heldout-speakers", str(heldout)]
+    data = shutil.copytree(processed, tmp_path / "data")  # other tests compare the shared one
+    words = ["--dataset", "librispeech", "--raw", json.loads((data / "meta.json").read_text())["raw"]]
+    heldout = data / "protocols" / "default" / "heldout_speakers.txt"
+    words += ["--out", str(data), "--protocol", "again", "--seed", "5", "--heldout-speakers", str(heldout)]
     assert preprocess.main([*words, "--num-proc", "1"]) == 0
-    assert train(processed, uninterrupted, "--steps", "60", "--protocol", "again", "--resume", "auto") == 2
+    assert train(data, uninterrupted, "--steps", "60", "--protocol", "again", "--resume", "auto") == 2
     assert "training_list" in capsys.readouterr().err
-    evaluation = ["evaluate", "--checkpoint", str(uninterrupted), "--data", str(processed), "--protocol", "again"]
+    evaluation = ["evaluate", "--checkpoint", str(uninterrupted), "--data", str(data), "--protocol", "again"]
     assert evaluate_script.main([*evaluation, "--out", str(tmp_path / "report")]) == 0
     identification = json.loads((tmp_path / "report" / "report.json").read_text())["identification"]
     assert identification["utterance"]["accuracy"] is None and "may have been" in identification["utterance"]["reason"]

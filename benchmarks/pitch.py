@@ -1,0 +1,159 @@
+"""The pitch that a text-to-mel model hears in log-mels, against that which pYIN hears in the audio.
+
+    python preprocess.py --dataset ljspeech --raw ../shared/data/tts_dev/LJSpeech-1.1 --out data/processed/lj_phone \\
+        --units phoneme
+    python benchmarks/pitch.py --data data/processed/lj_phone --checkpoint runs/voice --out runs/pitch
+
+On the texts held back (valid and test): differences in cents where both find a voice, frames where only one does, and
+CPU seconds a second of speech on one thread, medians over recordings with their least and most. `of frames` is what
+draws harmonics in training, `of symbols` the line through the symbols' pitches that the decoder is told, `predicted`
+that which it speaks along, with the durations of the recordings. pYIN is librosa's (requirements-eval.txt).
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from utils import cli  # noqa: E402
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from utils.features.store import FeatureStore
+    from utils.synthesis.synthesizer import Synthesizer
+
+FAR = 300.0  # cents
+HEARD = {"frame": "of frames", "line": "of symbols", "predicted": "predicted"}
+
+
+def build_parser() -> cli.Parser:
+    """The flags of this script."""
+    parser = cli.Parser(description=__doc__)
+    parser.add_argument("--data", type=Path, required=True, help="features whose raw audio is where it was")
+    parser.add_argument("--checkpoint", type=Path, required=True, help="a tacomamba model of that voice")
+    parser.add_argument("--out", type=Path, required=True, help="where results.json and table.md go")
+    parser.add_argument("--protocol", default="default", help="text lists; valid and test are measured")
+    parser.add_argument("--limit", type=cli.positive_int, help="at most so many recordings")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measures and prints the table."""
+    return cli.run(_benchmark, build_parser().parse_args(argv))
+
+
+def _benchmark(args: argparse.Namespace) -> None:
+    import torch
+
+    from utils.features.recipe import require_same
+    from utils.features.store import FeatureStore
+    from utils.files import write_json, write_text
+    from utils.synthesis.synthesizer import Synthesizer
+    from utils.text_lists import read_text_lists
+
+    torch.set_num_threads(1)
+    store, synthesizer = FeatureStore.open(args.data), Synthesizer.load(args.checkpoint, "cpu")
+    require_same(synthesizer.recipe, store.recipe, str(args.checkpoint), str(args.data))
+    if not synthesizer.model.draws_harmonics or synthesizer.model_config["speaker"] != "none":
+        raise cli.UserError(f"{args.checkpoint} is not a tacomamba model of one voice that hears pitch")
+    lists = read_text_lists(args.data / "protocols" / args.protocol)
+    items = [store.index[name] for name in [*lists.valid, *lists.test]][: args.limit]
+    results = _results([_compare(store, synthesizer, item) for item in cli.progress(items)])
+    write_json(args.out / "results.json", results)
+    write_text(args.out / "table.md", table(results))
+    print(table(results))
+
+
+def _compare(store: FeatureStore, synthesizer: Synthesizer, item: int) -> dict[str, Any]:
+    """Pitches of one recording in octaves, each (T,), what is voiced, and CPU seconds a second of speech."""
+    import numpy as np
+    import torch
+
+    from models.tts.pitch import LOWEST, contour
+    from utils.evaluation.speech_metrics import pitch
+    from utils.features.audio import load_audio
+
+    samples = load_audio(Path(store.meta["raw"]) / store.rows[item].path, store.recipe.sample_rate)
+    model, mel = synthesizer.model, torch.from_numpy(store.mel(item))[None]
+    lengths = torch.tensor([mel.shape[1]])
+    tokens = torch.from_numpy(store.tokens(item)).long()[None]
+    token_lengths = torch.tensor([tokens.shape[1]])
+    durations = model.compare(tokens, token_lengths, mel, lengths).durations
+    heard, here = _timed(lambda: model.decoder.source.harmonics.track(mel, lengths, durations))
+    truth, there = _timed(lambda: pitch(samples, store.recipe))
+    with torch.no_grad():
+        predicted = model.prosody(model.encoder(tokens, token_lengths, None), token_lengths, None)[1]
+    lines = {"line": heard.token, "predicted": predicted}
+    drawn = {name: contour(line, durations, 0, mel.shape[1])[0].numpy() for name, line in lines.items()}
+    voiced = (heard.voiced / durations).gather(1, torch.arange(tokens.shape[1]).repeat_interleave(durations[0])[None])
+    seconds = store.rows[item].seconds
+    return {
+        "truth": np.log2(truth / LOWEST),
+        "voiced": voiced[0].numpy() > 0.5,
+        "frame": heard.frame[0].numpy(),
+        **drawn,
+        "cpu": here / seconds,
+        "cpu_pyin": there / seconds,
+    }
+
+
+def _timed(work: Callable[[], Any]) -> tuple[Any, float]:
+    start = time.process_time()
+    return work(), time.process_time() - start
+
+
+def _results(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """All recordings together."""
+    import numpy as np
+
+    truth, voiced = (np.concatenate([row[name] for row in rows]) for name in ("truth", "voiced"))
+    both = voiced & ~np.isnan(truth)
+    differences = {name: 1200 * np.abs(np.concatenate([row[name] for row in rows]) - truth)[both] for name in HEARD}
+    return {
+        "recordings": len(rows),
+        "frames": len(truth),
+        "both_voiced": int(both.sum()),
+        "voiced_here_only": float((voiced & np.isnan(truth)).mean()),
+        "voiced_there_only": float((~voiced & ~np.isnan(truth)).mean()),
+        "differences": {name: _spread(values) for name, values in differences.items()},
+        "cpu": {name: [float(row[name]) for row in rows] for name in ("cpu", "cpu_pyin")},
+    }
+
+
+def _spread(cents: np.ndarray) -> dict[str, float]:
+    import numpy as np
+
+    return {"median": float(np.median(cents)), "mean": float(cents.mean()), "far": float((cents > FAR).mean())}
+
+
+def table(results: dict[str, Any]) -> str:
+    """The figures as Markdown."""
+    from benchmarks.text import markdown
+
+    rows = [
+        [HEARD[name], f"{found['median']:.0f} cents", f"{found['mean']:.0f} cents", f"{found['far']:.1%}"]
+        for name, found in results["differences"].items()
+    ]
+    ratio = [there / here for here, there in zip(results["cpu"]["cpu"], results["cpu"]["cpu_pyin"], strict=True)]
+    medians = [statistics.median(results["cpu"][name]) for name in ("cpu", "cpu_pyin")]
+    notes = [
+        f"{results['recordings']} recordings; {results['both_voiced']} of {results['frames']} frames are voiced for "
+        f"both, {results['voiced_here_only']:.1%} here only, {results['voiced_there_only']:.1%} for pYIN only.",
+        f"CPU seconds a second of speech: {medians[0]:.5f} here, {medians[1]:.5f} by pYIN, "
+        f"{statistics.median(ratio):.0f} times as many ({min(ratio):.0f} to {max(ratio):.0f}).",
+    ]
+    header = ["pitch", "median difference from pYIN", "mean", f"more than {FAR:.0f} cents"]
+    return f"{markdown.table(header, rows)}\n\n" + "\n".join(notes)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
