@@ -156,9 +156,9 @@ class TextToMelTask:
     def validate(self, ranks: Ranks) -> dict[str, float]:
         """Figures of the validation list.
 
-        `valid_mel`: mean absolute error of the mel with the truth's lengths, in natural-log units. `valid_length_bias`:
-        predicted over true frames of all utterances together, less 1, for models that predict durations. Neither
-        without a validation list. Such models also get their `duration_scale`.
+        `valid_mel`: mean absolute error of the mel in natural-log units, with the durations and pitches of the
+        recordings. `valid_length_bias`: predicted over true frames of all utterances together, less 1, for models that
+        predict durations. Neither without a validation list. Such models also get their `duration_scale`.
         """
         figures = self._set_duration_scale(ranks) if self.model.has_durations else {}
         if not self.valid_items:
