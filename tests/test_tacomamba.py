@@ -8,8 +8,8 @@ import torch
 from models.tts import build_text_to_mel, condition
 from models.tts import decoder as decoder_module
 from models.tts.durations import at_pace, positions, round_durations
-from models.tts.pitch import GRID
-from models.tts.prosody import ProsodyPredictor, duration_loss
+from models.tts.pitch import GRID, contour
+from models.tts.prosody import ProsodyPredictor, duration_loss, pitch_loss
 from utils import cli
 from utils.training.model_options import MIXERS, add_model_arguments
 from utils.training.tts_options import (
@@ -164,6 +164,41 @@ def test_the_prior_alone_trains_the_token_means_and_the_encoder():
     for part in (model.token_mean, model.encoder.embedding, first_mixer.forward_mixer.in_proj):
         assert part.weight.grad.abs().sum() > 0
     assert model.decoder.output.weight.grad is None
+
+
+def test_durations_and_pitches_do_not_bend_the_encoder():
+    model, samples = make(), batch()
+    args = samples["tokens"], samples["token_lengths"], samples["mel"], samples["mel_lengths"], None
+    plan, heard = model._align(*args)
+    log_mean, pitch = model.prosody(plan.hidden, samples["token_lengths"], None)
+    heard = heard._replace(voiced=1.0 + heard.voiced)
+    for loss in (duration_loss(log_mean, plan.durations, samples["token_lengths"]), pitch_loss(pitch, heard)):
+        loss.backward(retain_graph=True)
+    assert model.prosody.duration.weight.grad.abs().sum() > 0 and model.prosody.pitch.weight.grad.abs().sum() > 0
+    assert all(parameter.grad is None for parameter in model.encoder.parameters())
+
+
+def test_speech_has_the_harmonics_of_the_predicted_pitch():
+    """Of a decoder that does nothing but voice: the templates along the line through the pitches of the symbols."""
+    model = make("--reduction", "1")
+    with torch.no_grad():
+        for part in (model.token_mean, model.decoder.output, model.decoder.postnet.output):
+            part.weight.zero_(), part.bias.zero_()
+        model.decoder.source.voicing.weight.zero_()
+        model.decoder.source.voicing.bias.fill_(1.0)
+    tokens = batch()["tokens"][:1]
+    plan = model._plan(tokens, None, pace=1.0)
+    line = contour(plan.pitch, plan.durations, 0, int(plan.durations.sum()))
+    assert line.std() > 1e-3
+    expected = model.decoder.source.harmonics.drawn(line) * model.mel_std + model.mel_mean
+    torch.testing.assert_close(model.synthesise(tokens).mel, expected[0], atol=1e-5, rtol=0)
+
+
+def test_a_model_without_pitch_has_no_trace_of_it():
+    model = make("--no-pitch")
+    assert not model.draws_harmonics and "pitch_sum" not in model(**batch())
+    assert not any("source" in name or "pitch" in name for name in model.state_dict())
+    assert model.synthesise(batch()["tokens"][:1]).mel.isfinite().all()
 
 
 def test_total_durations_come_out_unbiased_on_texts_that_were_not_seen():
