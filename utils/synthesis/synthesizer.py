@@ -106,7 +106,7 @@ class Synthesizer:
             if model.has_durations:
                 model.duration_scale = content["metrics"].get("duration_scale", 1.0)
         except (KeyError, ValueError, RuntimeError) as error:
-            raise UserError(f"the weights in {checkpoint} do not fit its own model configuration") from error
+            raise UserError(f"the weights in {checkpoint} do not fit its model configuration: train it anew") from error
         processor = pick_device(device)
         use_backend(model, backend, processor)
         return cls(model, content, processor)
