@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from utils import cli
-from utils.malloc import keep_freed_memory
+from utils.memory import keep_few_compiled_operations, keep_freed_memory
 from utils.protocol import DEFAULT_PROTOCOL
 from utils.training import options, speaker_options, tts_options
 from utils.training.model_options import add_model_arguments, flags_of_other_tasks
@@ -78,6 +78,7 @@ def _train(args: argparse.Namespace) -> int:
     from utils.training import distributed
 
     keep_freed_memory()
+    keep_few_compiled_operations()
     if args.threads:
         torch.set_num_threads(args.threads)
     ranks = distributed.join(args.device)

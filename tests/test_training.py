@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
 import subprocess
 import sys
@@ -20,6 +21,7 @@ import preprocess
 import test as evaluate_script
 import train_tacomamba
 from utils.checkpoint import load_checkpoint
+from utils.memory import keep_few_compiled_operations
 from utils.training.distributed import Ranks
 from utils.training.runlog import RunLog, read_log
 
@@ -226,6 +228,16 @@ def test_micro_batches_of_the_real_model(processed, tmp_path):
     one, two = (read_log(tmp_path / run) for run in ("one", "two"))
     assert [line["samples"] for line in one] == [line["samples"] for line in two] == [8, 16, 24]
     assert two[0]["loss"] == pytest.approx(one[0]["loss"], rel=0.2) and two[0]["loss"] != one[0]["loss"]
+
+
+@pytest.mark.parametrize("said", [None, "7"])
+def test_onednn_keeps_few_operations_unless_the_user_says_how_many(monkeypatch, said):
+    name = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
+    monkeypatch.setenv(name, said or "")  # so that what was there comes back afterwards
+    if said is None:
+        monkeypatch.delenv(name)
+    keep_few_compiled_operations()
+    assert os.environ[name] == (said or "256")
 
 
 def test_tensorboard_gets_scalars_and_pictures(processed, tmp_path):
