@@ -67,6 +67,7 @@ def _benchmark(args: argparse.Namespace) -> None:
         raise cli.UserError(f"{args.checkpoint} is not a tacomamba model of one voice that hears pitch")
     lists = read_text_lists(args.data / "protocols" / args.protocol)
     items = [store.index[name] for name in [*lists.valid, *lists.test]][: args.limit]
+    _compare(store, synthesizer, items[0])  # librosa compiles at its first use
     results = _results([_compare(store, synthesizer, item) for item in cli.progress(items)])
     write_json(args.out / "results.json", results)
     write_text(args.out / "table.md", table(results))
