@@ -119,12 +119,15 @@ def _results(rows: list[dict[str, Any]]) -> dict[str, Any]:
     truth, voiced = (np.concatenate([row[name] for row in rows]) for name in ("truth", "voiced"))
     both = voiced & ~np.isnan(truth)
     differences = {name: 1200 * np.abs(np.concatenate([row[name] for row in rows]) - truth)[both] for name in HEARD}
+    deviation = float(1200 * truth[both].std())
     return {
         "recordings": len(rows),
         "frames": len(truth),
         "both_voiced": int(both.sum()),
         "voiced_here_only": float((voiced & np.isnan(truth)).mean()),
         "voiced_there_only": float((~voiced & ~np.isnan(truth)).mean()),
+        "deviation": deviation,  # of pYIN's pitches about their mean, in cents
+        "explained": 1 - float((differences["predicted"] ** 2).mean()) / deviation**2,  # of its square
         "differences": {name: _spread(values) for name, values in differences.items()},
         "cpu": {name: [float(row[name]) for row in rows] for name in ("cpu", "cpu_pyin")},
     }
@@ -149,6 +152,8 @@ def table(results: dict[str, Any]) -> str:
     notes = [
         f"{results['recordings']} recordings; {results['both_voiced']} of {results['frames']} frames are voiced for "
         f"both, {results['voiced_here_only']:.1%} here only, {results['voiced_there_only']:.1%} for pYIN only.",
+        f"pYIN's pitches deviate from their mean by {results['deviation']:.0f} cents (root of the mean square); the "
+        f"prediction explains {results['explained']:.0%} of their variance.",
         f"CPU seconds a second of speech: {medians[0]:.5f} here, {medians[1]:.5f} by pYIN, "
         f"{statistics.median(ratio):.0f} times as many ({min(ratio):.0f} to {max(ratio):.0f}).",
     ]
