@@ -33,7 +33,6 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from utils import cli  # noqa: E402
-from utils.features.recipe import require_same  # noqa: E402
 
 if TYPE_CHECKING:
     import numpy as np
@@ -164,17 +163,9 @@ def _symbol_aligner(store: FeatureStore, training: Sequence[Utterance]) -> Align
 
 def _learned(args: argparse.Namespace, path: Path, store: FeatureStore, training: Sequence[str]) -> Aligner:
     """The alignments that a checkpoint's model finds between tokens and true mels."""
-    from utils.protocol import training_list_hash
-    from utils.synthesis.synthesizer import Synthesizer
+    from benchmarks.synthesis.trained import load_trained
 
-    synthesizer = Synthesizer.load(path, args.device, args.backend)
-    require_same(store.recipe, synthesizer.recipe, f"the features in {args.data}", str(path))
-    if synthesizer.front_end.vocabulary != store.vocabulary:
-        raise cli.UserError(f"{path} was trained on other symbols than those in {args.data}")
-    if synthesizer.training_list != training_list_hash(training):
-        raise cli.UserError(f"{path} was trained on another list of utterances than that of --protocol {args.protocol}")
-    if synthesizer.model_config["speaker"] != "none":
-        raise cli.UserError(f"{path} is a model of several voices, and the phone times are of one")
+    synthesizer = load_trained(path, store, training, args.device, args.backend)
 
     def durations(utterances: Sequence[Utterance]) -> list[np.ndarray]:
         found: dict[int, np.ndarray] = {}

@@ -5,9 +5,9 @@
     python benchmarks/pitch.py --data data/processed/lj_phone --checkpoint runs/voice --out runs/pitch
 
 On the texts held back (valid and test): differences in cents where both find a voice, frames where only one does, and
-CPU seconds a second of speech on one thread, medians over recordings with their least and most. `of frames` is what
-draws harmonics in training, `of symbols` the line through the symbols' pitches that the decoder is told, `predicted`
-that which it speaks along, with the durations of the recordings. pYIN is librosa's (requirements-eval.txt).
+CPU seconds a second of speech on one thread (here with mels and durations given), medians over recordings. `of frames`
+is what draws harmonics in training, `of symbols` the line through the symbols' pitches that the decoder is told,
+`predicted` that which it speaks along, with the durations of the recordings. pYIN is librosa's (requirements-eval.txt).
 """
 
 from __future__ import annotations
@@ -54,24 +54,33 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _benchmark(args: argparse.Namespace) -> None:
     import torch
 
-    from utils.features.recipe import require_same
+    from benchmarks.synthesis.trained import load_trained
     from utils.features.store import FeatureStore
     from utils.files import write_json, write_text
-    from utils.synthesis.synthesizer import Synthesizer
     from utils.text_lists import read_text_lists
 
     torch.set_num_threads(1)
-    store, synthesizer = FeatureStore.open(args.data), Synthesizer.load(args.checkpoint, "cpu")
-    require_same(synthesizer.recipe, store.recipe, str(args.checkpoint), str(args.data))
-    if not synthesizer.model.draws_harmonics or synthesizer.model_config["speaker"] != "none":
-        raise cli.UserError(f"{args.checkpoint} is not a tacomamba model of one voice that hears pitch")
-    lists = read_text_lists(args.data / "protocols" / args.protocol)
-    items = [store.index[name] for name in [*lists.valid, *lists.test]][: args.limit]
+    store, lists = FeatureStore.open(args.data), read_text_lists(args.data / "protocols" / args.protocol)
+    synthesizer = load_trained(args.checkpoint, store, lists.train)
+    if not synthesizer.model.draws_harmonics:
+        raise cli.UserError(f"{args.checkpoint} is a model without pitch")
+    items = _items(store, [*lists.valid, *lists.test])[: args.limit]
     _compare(store, synthesizer, items[0])  # librosa compiles at its first use
     results = _results([_compare(store, synthesizer, item) for item in cli.progress(items)])
     write_json(args.out / "results.json", results)
     write_text(args.out / "table.md", table(results))
     print(table(results))
+
+
+def _items(store: FeatureStore, names: Sequence[str]) -> list[int]:
+    """Those of the listed recordings that have a frame for every token."""
+    missing = [name for name in names if name not in store.index]
+    if missing:
+        raise cli.UserError(f"{store.directory} lacks {missing[0]}, which its lists name")
+    items = [item for item in map(store.index.get, names) if len(store.tokens(item)) <= store.rows[item].frames]
+    if not items:
+        raise cli.UserError(f"no text that is held back in {store.directory} can be aligned")
+    return items
 
 
 def _compare(store: FeatureStore, synthesizer: Synthesizer, item: int) -> dict[str, Any]:
@@ -91,6 +100,8 @@ def _compare(store: FeatureStore, synthesizer: Synthesizer, item: int) -> dict[s
     durations = model.compare(tokens, token_lengths, mel, lengths).durations
     heard, here = _timed(lambda: model.decoder.source.harmonics.track(mel, lengths, durations))
     truth, there = _timed(lambda: pitch(samples, store.recipe))
+    if len(truth) != mel.shape[1]:
+        raise cli.UserError(f"{store.rows[item].path} is not the recording that {store.directory} was made of")
     with torch.no_grad():
         predicted = model.prosody(model.encoder(tokens, token_lengths, None), token_lengths, None)[1]
     lines = {"line": heard.token, "predicted": predicted}
@@ -118,6 +129,8 @@ def _results(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
     truth, voiced = (np.concatenate([row[name] for row in rows]) for name in ("truth", "voiced"))
     both = voiced & ~np.isnan(truth)
+    if not both.any():
+        raise cli.UserError("no frame of these recordings is voiced for both")
     differences = {name: 1200 * np.abs(np.concatenate([row[name] for row in rows]) - truth)[both] for name in HEARD}
     deviation = float(1200 * truth[both].std())
     return {
@@ -154,7 +167,7 @@ def table(results: dict[str, Any]) -> str:
         f"both, {results['voiced_here_only']:.1%} here only, {results['voiced_there_only']:.1%} for pYIN only.",
         f"pYIN's pitches deviate from their mean by {results['deviation']:.0f} cents (root of the mean square); the "
         f"prediction explains {results['explained']:.0%} of their variance.",
-        f"CPU seconds a second of speech: {medians[0]:.5f} here, {medians[1]:.5f} by pYIN, "
+        f"CPU seconds a second of speech: {medians[0]:.5f} here, mels and durations given, {medians[1]:.5f} by pYIN, "
         f"{statistics.median(ratio):.0f} times as many ({min(ratio):.0f} to {max(ratio):.0f}).",
     ]
     header = ["pitch", "median difference from pYIN", "mean", f"more than {FAR:.0f} cents"]

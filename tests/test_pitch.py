@@ -2,31 +2,50 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
 
-from models.tts.pitch import GRID, JUMP, LOWEST, PER_OCTAVE, TOP, Harmonics, best_contour, contour, grid_hz
+from models.tts.pitch import (
+    FIRST,
+    GRID,
+    JUMP,
+    LOWEST,
+    PER_OCTAVE,
+    TOP,
+    Harmonics,
+    Pitch,
+    best_contour,
+    bridged,
+    contour,
+    grid_hz,
+)
 from utils.features.audio import load_audio
 from utils.features.harmonics import tones
 from utils.features.mel import MelExtractor
-from utils.features.recipe import RECIPES
+from utils.features.recipe import RECIPES, MelRecipe
 
 RECIPE = RECIPES["hifigan-22k"]
 CENTS = 1200.0
 
 
-@pytest.fixture(scope="module")
-def harmonics() -> Harmonics:
-    module = Harmonics(RECIPE.n_mels)
-    module.set_tones(torch.from_numpy(tones(grid_hz().numpy(), RECIPE)))
+def harmonics_of(recipe: MelRecipe) -> Harmonics:
+    module = Harmonics(recipe.n_mels)
+    module.set_tones(torch.from_numpy(tones(grid_hz().numpy(), recipe)))
     return module
 
 
-def sung(hz: np.ndarray) -> np.ndarray:
+@pytest.fixture(scope="module")
+def harmonics() -> Harmonics:
+    return harmonics_of(RECIPE)
+
+
+def sung(hz: np.ndarray, rate: int = RECIPE.sample_rate) -> np.ndarray:
     """A voice of 20 harmonics whose fundamental frequency is hz (S,)."""
-    phase = 2 * np.pi * np.cumsum(hz) / RECIPE.sample_rate
-    return sum(0.05 / n * np.sin(n * phase + n) * (n * hz < 8000) for n in range(1, 21)).astype(np.float32)
+    phase = 2 * np.pi * np.cumsum(hz) / rate
+    return sum(0.05 / n * np.sin(n * phase + n) * (n * hz < rate / 2) for n in range(1, 21)).astype(np.float32)
 
 
 def even(frames: int, tokens: int) -> torch.Tensor:
@@ -34,7 +53,7 @@ def even(frames: int, tokens: int) -> torch.Tensor:
     return torch.diff(torch.linspace(0, frames, tokens + 1).round().long())[None]
 
 
-def track(harmonics: Harmonics, mel: np.ndarray, tokens: int = 10):
+def track(harmonics: Harmonics, mel: np.ndarray, tokens: int = 10) -> Pitch:
     frames = len(mel)
     return harmonics.track(torch.from_numpy(mel)[None], torch.tensor([frames]), even(frames, tokens))
 
@@ -55,6 +74,63 @@ def test_a_glide_is_heard_as_it_is(harmonics, low, high):
         assert CENTS * np.abs(heard.frame[0].numpy() - octaves(middles))[inner].max() < 50
         assert heard.voiced.sum() > 0.9 * len(mel)
         assert (heard.voiced <= even(len(mel), 10)).all()
+
+
+@pytest.mark.parametrize(
+    "recipe", [RECIPES["speaker-16k"], dataclasses.replace(RECIPE, n_mels=64, f_max=7000.0)], ids=["16k", "64"]
+)
+def test_other_recipes_hear_a_glide_too(recipe):
+    hz = np.geomspace(150.0, 250.0, recipe.sample_rate)
+    mel = MelExtractor(recipe)(sung(hz, recipe.sample_rate))
+    middle = (recipe.win_length if recipe.padding == "none" else recipe.hop_length) // 2  # of the first frame
+    middles = hz[np.arange(len(mel)) * recipe.hop_length + middle]
+    heard = track(harmonics_of(recipe), mel)
+    assert CENTS * np.median(np.abs(heard.frame[0].numpy() - octaves(middles))) < 50
+
+
+def test_between_voices_the_pitch_is_between_theirs(harmonics):
+    """150 Hz, noise, 250 Hz, four tokens each: noise bends neither the line nor the voiced frames beside it."""
+    draw, length = np.random.default_rng(0), 32 * RECIPE.hop_length
+    parts = [sung(np.full(length, 150.0)), draw.normal(0, 0.05, length), sung(np.full(length, 250.0))]
+    mel = MelExtractor(RECIPE)(np.concatenate(parts).astype(np.float32))
+    heard = track(harmonics, mel, 12)
+    low, high = octaves(np.array([150.0, 250.0]))
+    assert CENTS * (heard.token[0, :4] - low).abs().max() < 50 and CENTS * (heard.token[0, -4:] - high).abs().max() < 50
+    assert (heard.token[0].diff() > -0.05).all()
+    assert heard.token[0, 4:8].min() > low - 0.05 and heard.token[0, 4:8].max() < high + 0.05
+    voiced = heard.voiced[0] / 8
+    assert voiced[:3].min() > 0.9 and voiced[-3:].min() > 0.9 and voiced[5:7].max() < 0.3
+    assert CENTS * (heard.frame[0, 2:28] - low).abs().max() < 50
+
+
+def test_unvoiced_tokens_lie_on_lines_between_the_middles_of_voiced_ones():
+    pitch, durations = torch.tensor([[9.0, 1.0, 9.0, 2.0, 9.0], [9.0] * 5]), torch.tensor([[2, 2, 4, 4, 1], [1] * 5])
+    is_voiced = torch.tensor([[False, True, False, True, False], [False] * 5])
+    lines = bridged(pitch, durations, is_voiced)
+    torch.testing.assert_close(lines[0], torch.tensor([1.0, 1.0, 1 + 3 / 7, 2.0, 2.0]))
+    assert lines[1].tolist() == [FIRST] * 5
+
+
+def test_templates_fade_where_channels_are_too_wide_for_harmonics(harmonics):
+    """No edge where a tone's harmonics end: of voices up to 200 Hz nothing is left of them above 4 kHz."""
+    below = harmonics.templates[: int(PER_OCTAVE * octaves(np.array(200.0)))].abs()
+    assert below[:, 10:40].max() > 2 and below[:, 58:].max() < 0.5
+
+
+@pytest.mark.parametrize("frames", [1, 2, 3])
+def test_a_few_frames_have_a_pitch(harmonics, frames):
+    mel = MelExtractor(RECIPE)(sung(np.full(8000, 200.0)))[10 : 10 + frames]
+    heard = track(harmonics, mel, 1)
+    assert heard.token.shape == (1, 1) and heard.frame.shape == (1, frames)
+    assert CENTS * (heard.frame - octaves(np.array(200.0))).abs().max() < 50
+
+
+def test_half_precision_changes_no_pitch(harmonics):
+    mel = MelExtractor(RECIPE)(sung(np.geomspace(150, 250, 20_000)))
+    exact = track(harmonics, mel)
+    with torch.autocast("cpu", torch.bfloat16):
+        rough = track(harmonics, mel)
+    assert all(torch.equal(*pair) for pair in zip(exact, rough, strict=True))
 
 
 def test_noise_and_silence_have_no_voice(harmonics):

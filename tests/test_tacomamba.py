@@ -8,7 +8,7 @@ import torch
 from models.tts import build_text_to_mel, condition
 from models.tts import decoder as decoder_module
 from models.tts.durations import at_pace, positions, round_durations
-from models.tts.pitch import GRID, contour
+from models.tts.pitch import GRID, TOP, contour
 from models.tts.prosody import ProsodyPredictor, duration_loss, pitch_loss
 from utils import cli
 from utils.training.model_options import MIXERS, add_model_arguments
@@ -122,7 +122,7 @@ def test_what_cannot_stream_says_so(words):
 
 @pytest.mark.parametrize("decoder", ["causal", "ar"])
 def test_the_future_of_the_mel_reaches_no_frame(decoder):
-    """A causal decoder's frame may depend on the text, on durations up to now, and on no later true frame."""
+    """A causal decoder's frame depends on the text, on durations up to the next token's, and on no later true frame."""
     model = make("--decoder", decoder, "--reduction", "1")
     plan = model._plan(batch()["tokens"][:1], None, pace=1.0)
     longer = plan._replace(durations=plan.durations + 20 * (torch.arange(9) == 8))
@@ -171,8 +171,10 @@ def test_durations_and_pitches_do_not_bend_the_encoder():
     args = samples["tokens"], samples["token_lengths"], samples["mel"], samples["mel_lengths"], None
     plan, heard = model._align(*args)
     log_mean, pitch = model.prosody(plan.hidden, samples["token_lengths"], None)
-    heard = heard._replace(voiced=1.0 + heard.voiced)
-    for loss in (duration_loss(log_mean, plan.durations, samples["token_lengths"]), pitch_loss(pitch, heard)):
+    for loss in (
+        duration_loss(log_mean, plan.durations, samples["token_lengths"]),
+        pitch_loss(pitch, heard, plan.durations),
+    ):
         loss.backward(retain_graph=True)
     assert model.prosody.duration.weight.grad.abs().sum() > 0 and model.prosody.pitch.weight.grad.abs().sum() > 0
     assert all(parameter.grad is None for parameter in model.encoder.parameters())
@@ -271,6 +273,8 @@ def test_pace_is_kept_where_some_tokens_cannot_get_shorter():
 def test_no_prediction_can_run_away():
     model = make()
     torch.nn.init.constant_(model.prosody.duration.bias, 1e9)
+    torch.nn.init.constant_(model.prosody.pitch.bias, 1e9)
+    assert model._plan(torch.tensor([[4]]), None, 1.0).pitch.item() == pytest.approx(TOP)
     assert model.synthesise(torch.tensor([[4]])).durations.tolist() == [256]
 
 
@@ -289,6 +293,8 @@ def test_the_voice_changes_mel_and_durations(kind):
     first, second = (model.synthesise(tokens, voices[row : row + 1]) for row in range(2))
     means = [model.predicted_lengths(tokens, torch.tensor([9]), voices[row : row + 1]).item() for row in range(2)]
     assert abs(means[0] - means[1]) > 1e-4
+    pitches = [model._plan(tokens, voices[row : row + 1], 1.0).pitch for row in range(2)]
+    assert (pitches[0] - pitches[1]).abs().max() > 1e-3
     shorter = min(len(first.mel), len(second.mel))
     assert (first.mel[:shorter] - second.mel[:shorter]).abs().max() > 1e-3
     if kind == "embedding":  # its length says nothing of the voice
@@ -304,5 +310,5 @@ def test_half_precision_changes_no_alignment_and_no_error_by_much():
         rough = model(**samples)
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(model.compare(**samples).durations, durations)
-    for name in ("mel_sum", "prior_sum"):
+    for name in ("mel_sum", "prior_sum", "pitch_sum"):
         torch.testing.assert_close(rough[name].float(), exact[name], rtol=0.02, atol=0)

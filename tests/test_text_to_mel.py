@@ -18,7 +18,7 @@ from shown_commands import load_script
 import preprocess
 import test as test_script
 import train_tacomamba
-from utils.checkpoint import load_checkpoint
+from utils.checkpoint import load_checkpoint, save_checkpoint
 from utils.training.runlog import read_log
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -87,6 +87,27 @@ def test_the_benchmark_of_pitch_finds_what_pyin_finds(run, data, tmp_path, capsy
     assert results["recordings"] == 2 and results["both_voiced"] > 0.5 * results["frames"]
     assert results["differences"]["frame"]["median"] < 30 and results["differences"]["frame"]["far"] < 0.05
     assert "| of symbols |" in capsys.readouterr().out
+
+
+def test_the_benchmark_of_pitch_refuses_what_it_cannot_measure(run, data, voices, tmp_path, capsys):
+    main = load_script("benchmarks/pitch.py").main
+    plain = tmp_path / "plain"
+    assert train(data, plain, "--steps", "1", "--no-tensorboard", "--no-pitch") == 0
+    assert synthesize(plain, tmp_path / "x.wav", "--text", "Two boats.") == 0
+    assert train(data, plain, "--steps", "2", "--no-tensorboard", "--resume", "auto") == 2
+    for folder, checkpoint, sentence in ((data, plain, "is a model without pitch"), (voices, run, "another list")):
+        capsys.readouterr()
+        words = ["--data", str(folder), "--checkpoint", str(checkpoint), "--out", str(tmp_path / "pitch")]
+        assert main(words) == 2
+        assert sentence in capsys.readouterr().err
+
+
+def test_a_checkpoint_of_another_version_says_so(run, tmp_path, capsys):
+    checkpoint = load_checkpoint(run)
+    del checkpoint["model_config"]["pitch"]
+    save_checkpoint(tmp_path / "old" / "best.pt", checkpoint)
+    assert synthesize(tmp_path / "old", tmp_path / "x.wav", "--text", "Two boats.") == 2
+    assert "says nothing of 'pitch': another version of this program made it" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("words", [[], ["--decoder", "ar", "--amp", "bf16"], ["--model", "tacotron2"]], ids=" ".join)

@@ -21,7 +21,6 @@ import preprocess
 import test as evaluate_script
 import train_tacomamba
 from utils.checkpoint import load_checkpoint
-from utils.memory import keep_few_compiled_operations
 from utils.training.distributed import Ranks
 from utils.training.runlog import RunLog, read_log
 
@@ -230,14 +229,17 @@ def test_micro_batches_of_the_real_model(processed, tmp_path):
     assert two[0]["loss"] == pytest.approx(one[0]["loss"], rel=0.2) and two[0]["loss"] != one[0]["loss"]
 
 
-@pytest.mark.parametrize("said", [None, "7"])
-def test_onednn_keeps_few_operations_unless_the_user_says_how_many(monkeypatch, said):
-    name = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
-    monkeypatch.setenv(name, said or "")  # so that what was there comes back afterwards
-    if said is None:
-        monkeypatch.delenv(name)
-    keep_few_compiled_operations()
-    assert os.environ[name] == (said or "256")
+@pytest.mark.parametrize(("name", "said"), [("ONEDNN", None), ("ONEDNN", "7"), ("DNNL", "7")])
+def test_onednn_keeps_few_operations_unless_the_user_says_how_many(tmp_path, name, said):
+    names = [f"{maker}_PRIMITIVE_CACHE_CAPACITY" for maker in ("ONEDNN", "DNNL")]
+    environment = {key: value for key, value in os.environ.items() if key not in names}
+    if said is not None:
+        environment[f"{name}_PRIMITIVE_CACHE_CAPACITY"] = said
+    words = ["--data", str(tmp_path / "nothing"), "--out", str(tmp_path / "run")]
+    program = f"import os, train_tacomamba; train_tacomamba.main({words}); print([os.environ.get(n) for n in {names}])"
+    process = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, cwd=ROOT)
+    expected = {("ONEDNN", None): ["256", None], ("ONEDNN", "7"): ["7", None], ("DNNL", "7"): [None, "7"]}
+    assert process.stdout.splitlines()[-1] == str(expected[name, said])
 
 
 def test_tensorboard_gets_scalars_and_pictures(processed, tmp_path):

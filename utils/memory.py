@@ -27,4 +27,5 @@ def keep_freed_memory() -> bool:
 
 def keep_few_compiled_operations() -> None:
     """Makes oneDNN keep `COMPILED_KEPT` operations, or as many as the environment says; before torch computes."""
-    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(COMPILED_KEPT))
+    if not any(f"{name}_PRIMITIVE_CACHE_CAPACITY" in os.environ for name in ("ONEDNN", "DNNL")):
+        os.environ["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] = str(COMPILED_KEPT)

@@ -1,7 +1,7 @@
 """The systems of the text-to-mel tables: flags of train_tacomamba.py on top of a preset; free of torch.
 
 With configs/tts-small.yaml each has about 3 M parameters, within 5 % of each other; all but Tacotron 2 have the same
-text encoder, aligner, durations and postnet. All train in the preset's bf16.
+text encoder, aligner, durations, pitches and postnet. All train in the preset's bf16.
 
 bidirectional has half as many blocks, for each of them holds a mixer for either direction. An attention block is a
 transformer's, with an MLP beside the attention. The cells of an LSTM are as many as the channels.

@@ -42,7 +42,8 @@ def table_a(results: list[Result]) -> str:
     copies = [one["report"]["copy_synthesis"]["mcd"] for one in results]
     notes = [
         f"Seeds {_join(sorted({one['seed'] for one in results}), ' / ')}; {_evaluated(results)}.",
-        "mel L1: teacher-forced, natural log. All but Tacotron 2 are told the durations and pitches of the recordings; "
+        "mel L1: teacher-forced, natural log. All but Tacotron 2 are told the recordings' durations, and their pitches "
+        "if they draw harmonics; "
         + " and ".join(NAMES[name] for name in SEES_THE_PAST)
         + " are shown the true frames before each: compare it within each kind only.",
         f"MCD with DTW, free-running; copy-synthesis {min(copies):.2f}. Warping flatters speech that is much too long: "

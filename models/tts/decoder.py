@@ -60,7 +60,7 @@ class Prenet(nn.Module):
 
 
 class Source(nn.Module):
-    """The voice as a source of harmonics that the decoder shapes: the source and filter of Fant 1960, in log-mels.
+    """The voice as a source of harmonics that the decoder shapes: Fant 1960, "Acoustic theory of speech production".
 
     `intonation` tells the decoder the pitch, `voicing` is how much of its harmonics each channel gets: of a decoder
     step (B, steps, D) -> (B, steps, reduction * n_mels).
@@ -85,7 +85,7 @@ class Plan(NamedTuple):
     durations: Tensor  # (B, N) int64, frames of each token
     speaker: Tensor | None  # what `SpeakerCondition` takes
     pitch: Tensor | None = None  # (B, N), octaves above the lowest, of each token, where the model draws harmonics
-    frame_pitch: Tensor | None = None  # (B, T), that of the true frames, in training
+    frame_pitch: Tensor | None = None  # (B, T), that of the true frames, where these are known
 
 
 @dataclass
@@ -99,7 +99,7 @@ class DecoderState:
 
 
 class Decoder(nn.Module):
-    """Tokens and their durations to standardised mels, before and after the postnet.
+    """Tokens, their durations and pitches to standardised mels, before and after the postnet.
 
     One step of the stack makes `reduction` frames (the reduction factor of Tacotron).
     """

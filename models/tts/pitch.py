@@ -1,9 +1,13 @@
-"""Pitch of log-mels, found and drawn by harmonic templates: B utterances, T frames, N tokens, F pitches of a grid.
+"""Pitch (F0) of log-mels, found and drawn by harmonic templates: B utterances, T frames, N tokens, F grid pitches.
 
 A mel of 80 channels resolves the harmonics of a voice up to some kHz. What a tone of some fundamental frequency adds to
 the log-mel beside its envelope, its template, finds the pitch of a recording without its audio, and shows a decoder
-where to draw harmonics: a text does not tell them, and the mean of all that might be is a whisper.
-docs/benchmarks.md, "Text to mel", has the errors of the pitches that are found.
+where to draw harmonics: a text does not tell them, and the median of all that might be is a whisper.
+
+Templates of spectra are those of Camacho and Harris 2008, "A sawtooth waveform inspired pitch estimator for speech and
+music"; the best track by dynamic programming is that of Talkin 1995, "A robust algorithm for pitch tracking"; a pitch
+for each token that the decoder is told is that of Lancucki 2021, "FastPitch: Parallel text-to-speech with pitch
+prediction". The constants were chosen on LJSpeech against pYIN; docs/benchmarks.md, "Pitch", has the errors.
 """
 
 from __future__ import annotations
@@ -20,15 +24,17 @@ from models.tts.durations import positions
 
 LOWEST, PER_OCTAVE, GRID = 65.0, 48, 141  # Hz, steps of 25 cents: up to 491 Hz
 TOP = (GRID - 1) / PER_OCTAVE  # octaves above LOWEST
+FIRST = 1.5  # octaves above LOWEST, 184 Hz: between men's and women's, where nothing is known
 ENVELOPE = 8  # channels to either side that a spectral envelope is averaged over
-CHANNELS = 40  # that are compared with templates; those above, from 1.8 kHz on, are wider than harmonics lie apart
+COMPARED = 0.5  # share of the channels, the lower ones, that is compared: above 1.8 kHz they are wider than harmonics
 UNVOICED, VOICED = 0.4, 0.8  # correlations from which a frame counts somewhat, and fully
 JUMP = 0.5  # evidence, about voiced frames, that a jump of an octave between tokens must add
+LEAST = 0.25  # evidence of a voiced token: one frame that is half sure
 BEND = 8  # grid steps, of 25 cents, by which a frame may differ from the line between its tokens
 
 
 class Pitch(NamedTuple):
-    """Pitches in octaves above `LOWEST`, also where there is no voice: there they are between their neighbours'."""
+    """Pitches in octaves above `LOWEST`; where there is no voice, on lines between those beside it."""
 
     token: Tensor  # (B, N)
     frame: Tensor  # (B, T)
@@ -61,7 +67,10 @@ class Harmonics(nn.Module):
         self.templates.copy_(without_envelope(tones))
 
     def drawn(self, pitch: Tensor) -> Tensor:
-        """The template of each pitch, between those of the grid where need be: (B, T) octaves -> (B, T, n_mels)."""
+        """The template of each pitch, between those of the grid where need be, in natural-log units.
+
+        Octaves (B, T) -> (B, T, n_mels).
+        """
         place = pitch.clamp(0.0, TOP) * PER_OCTAVE
         below = place.floor().long().clamp(max=GRID - 2)
         share = (place - below).unsqueeze(-1)
@@ -74,27 +83,36 @@ class Harmonics(nn.Module):
             score = self._scores(mel.to(self.templates.dtype), mel_lengths)
         token = positions(durations, 0, mel.shape[1])[0]
         evidence = score.new_zeros(*durations.shape, GRID)
-        evidence.scatter_add_(1, token.unsqueeze(-1).expand_as(score), score.clamp(min=0).square())
-        tokens = best_contour(evidence)
+        evidence.scatter_add_(1, token.unsqueeze(-1).expand_as(score), _confidence(score).square())
+        tokens = bridged(best_contour(evidence), durations, evidence.amax(2) > LEAST)
         line = contour(tokens, durations, 0, mel.shape[1])
         frame, confidence = self._frames(score, line)
-        voiced = torch.zeros_like(tokens).scatter_add_(1, token, confidence)
-        return Pitch(tokens, frame, voiced)
+        return Pitch(tokens, frame, torch.zeros_like(tokens).scatter_add_(1, token, confidence))
 
     def _scores(self, mel: Tensor, lengths: Tensor) -> Tensor:
         """Correlations (B, T, F) of templates and frames, averaged with their neighbours; 0 on padding."""
-        x = F.normalize(without_envelope(mel)[..., :CHANNELS], dim=-1)
-        score = x @ F.normalize(self.templates[:, :CHANNELS], dim=-1).T
+        channels = round(COMPARED * mel.shape[2])
+        x = F.normalize(without_envelope(mel)[..., :channels], dim=-1)
+        score = x @ F.normalize(self.templates[:, :channels], dim=-1).T
         inside = length_mask(lengths, mel.shape[1]).unsqueeze(-1)
         padded = F.pad(score * inside, (0, 0, 1, 1))
         return (0.25 * padded[:, :-2] + 0.5 * padded[:, 1:-1] + 0.25 * padded[:, 2:]) * inside
 
     def _frames(self, score: Tensor, line: Tensor) -> tuple[Tensor, Tensor]:
-        """The best pitch of each frame near the line (B, T) through its tokens', and how surely it is voiced."""
+        """The best pitch of each frame near the line (B, T) through its tokens', and how surely it is voiced.
+
+        The line itself where there is no voice.
+        """
         steps = torch.arange(GRID, device=score.device)
         far = (steps - (line * PER_OCTAVE).unsqueeze(-1)).abs() > BEND
         best, place = score.masked_fill(far, -torch.inf).max(dim=2)
-        return place.to(line.dtype) / PER_OCTAVE, ((best - UNVOICED) / (VOICED - UNVOICED)).clamp(0.0, 1.0)
+        confidence = _confidence(best)
+        return torch.where(confidence > 0, place.to(line.dtype) / PER_OCTAVE, line), confidence
+
+
+def _confidence(correlation: Tensor) -> Tensor:
+    """How surely a frame has the pitch of a template: 0 to 1, same shape."""
+    return ((correlation - UNVOICED) / (VOICED - UNVOICED)).clamp(0.0, 1.0)
 
 
 def best_contour(evidence: Tensor) -> Tensor:
@@ -117,6 +135,20 @@ def best_contour(evidence: Tensor) -> Tensor:
         jumps = np.abs(np.arange(GRID) - places[token + 1][:, None])
         places[token] = (best[token] - JUMP / PER_OCTAVE * jumps).argmax(axis=1)
     return torch.from_numpy(places.T).to(evidence.device, evidence.dtype) / PER_OCTAVE
+
+
+def bridged(pitch: Tensor, durations: Tensor, is_voiced: Tensor) -> Tensor:
+    """Pitches (B, N) whose unvoiced tokens lie on lines between the middles of the voiced ones beside them.
+
+    Before the first and after the last voiced token the line is level; an utterance without any gets `FIRST`.
+    """
+    middles = (durations.cumsum(1) - durations / 2).cpu().numpy()
+    rows, voiced = pitch.cpu().numpy(), is_voiced.cpu().numpy()
+    lines = np.full_like(rows, FIRST)
+    for line, row, x, known in zip(lines, rows, middles, voiced, strict=True):
+        if known.any():
+            line[:] = np.interp(x, x[known], row[known])
+    return torch.from_numpy(lines).to(pitch.device)
 
 
 def contour(pitch: Tensor, durations: Tensor, start: int, frames: int) -> Tensor:

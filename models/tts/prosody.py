@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from models.mamba import length_mask
 from models.tts.condition import build_condition
 from models.tts.convolution import ResidualConvs
-from models.tts.pitch import Pitch
+from models.tts.pitch import FIRST, Pitch
 
 MOST_DROPOUT = 0.1  # more of it in front of an exponential would bias the mean
 LONGEST_TOKEN = 256  # frames; a token that lasts longer is a mistake, whatever was predicted
-FIRST_PITCH = 1.5  # octaves above the lowest, 184 Hz: between men's and women's
+UNVOICED_WEIGHT = 0.1  # of frames without voice: lines to voiced tokens start from the pitches of those beside them
 
 
 class ProsodyPredictor(nn.Module):
@@ -34,7 +34,7 @@ class ProsodyPredictor(nn.Module):
         self.duration = nn.Linear(d_model, 1)
         self.pitch = nn.Linear(d_model, 1) if config["pitch"] else None
         if self.pitch is not None:
-            nn.init.constant_(self.pitch.bias, FIRST_PITCH)
+            nn.init.constant_(self.pitch.bias, FIRST)
 
     def start_from(self, frames_per_token: float) -> None:
         """Sets the mean duration that an untrained predictor gives."""
@@ -68,6 +68,7 @@ def duration_loss(log_mean: Tensor, durations: Tensor, lengths: Tensor) -> Tenso
     return deviance.masked_fill(~valid, 0.0).sum()
 
 
-def pitch_loss(predicted: Tensor, heard: Pitch) -> Tensor:
-    """Squared error in octaves of predicted pitches (B, N), summed over voiced frames: a scalar."""
-    return (heard.voiced * (predicted - heard.token).square()).sum()
+def pitch_loss(predicted: Tensor, heard: Pitch, durations: Tensor) -> Tensor:
+    """Squared error in octaves of predicted pitches (B, N), summed over frames, voiced ones above all: a scalar."""
+    weight = heard.voiced + UNVOICED_WEIGHT * durations
+    return (weight * (predicted - heard.token).square()).sum()

@@ -13,11 +13,10 @@ from models.tts.decoder import Decoder, Plan
 from models.tts.durations import at_pace, positions, round_durations
 from models.tts.encoder import TextEncoder
 from models.tts.interface import Comparison, Synthesis
-from models.tts.pitch import Pitch
+from models.tts.pitch import TOP, Pitch
 from models.tts.prosody import ProsodyPredictor, duration_loss, pitch_loss
 
-DURATION_WEIGHT = 0.1
-PITCH_WEIGHT = 0.5
+DURATION_WEIGHT, PITCH_WEIGHT = 0.1, 0.5  # which make both losses about as large in the predictor that they share
 
 
 class TacoMamba(nn.Module):
@@ -73,7 +72,8 @@ class TacoMamba(nn.Module):
 
         `loss_sum` is to be minimised per `count` of frames. `mel_sum` is the absolute error in natural-log units,
         averaged over channels; `prior_sum` half the squared error of the tokens' means in deviations, averaged over
-        channels; `duration_sum` half the Poisson deviance of the durations; `pitch_sum` the squared error in octaves.
+        channels; `duration_sum` half the Poisson deviance of the durations; `pitch_sum`, of models with
+        pitch, the squared error in octaves, of voiced frames above all.
         """
         x = self._standardise(mel)
         plan, heard = self._align(tokens, token_lengths, mel, mel_lengths, speaker)
@@ -88,7 +88,7 @@ class TacoMamba(nn.Module):
         }
         loss = sums["before"] + sums["after"] + sums["prior"] + DURATION_WEIGHT * sums["duration"]
         if pitch is not None:
-            sums["pitch"] = pitch_loss(pitch, heard)
+            sums["pitch"] = pitch_loss(pitch, heard, plan.durations)
             loss = loss + PITCH_WEIGHT * sums["pitch"]
         natural = self._error(after.detach() * self.mel_std, x * self.mel_std, valid)
         rest = {f"{name}_sum": sums[name].detach() for name in ("prior", "duration", "pitch") if name in sums}
@@ -165,7 +165,7 @@ class TacoMamba(nn.Module):
             yield (after * self.mel_std + self.mel_mean)[0]
 
     def _plan(self, tokens: Tensor, speaker: Tensor | None, pace: float) -> Plan:
-        """One text, tokens (1, N), with predicted durations."""
+        """One text, tokens (1, N), with predicted durations and pitches."""
         lengths = torch.tensor([tokens.shape[1]], device=tokens.device)
         hidden = self.encoder(tokens, lengths, speaker)
         mean, pitch = self._prosody(hidden, lengths, speaker)
@@ -175,7 +175,7 @@ class TacoMamba(nn.Module):
     def _prosody(self, hidden: Tensor, lengths: Tensor, speaker: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Frames of each token before rounding, and its pitch in octaves above the lowest: (B, N) each."""
         log_mean, pitch = self.prosody(hidden, lengths, speaker)
-        return self.duration_scale * log_mean.exp(), pitch
+        return self.duration_scale * log_mean.exp(), None if pitch is None else pitch.clamp(0.0, TOP)
 
     def _chunks(self, plan: Plan, chunk: int) -> Iterator[Tensor]:
         """Standardised frames (1, t, n_mels), t a multiple of the reduction but at the end."""

@@ -73,7 +73,7 @@ class SpeakerRecognizer:
         try:
             model.load_state_dict(content["model"])
         except RuntimeError as error:
-            raise UserError(f"the weights in {checkpoint} do not fit its model configuration: train it anew") from error
+            raise UserError(f"the weights in {checkpoint} do not fit its own model configuration") from error
         processor = pick_device(device)
         use_backend(model, backend, processor)
         return cls(model, content, processor)

@@ -294,7 +294,10 @@ class _Bench:
         return track
 
     def _teacher_forced(self, row: Row, recording: Frames) -> float | None:
-        """Mean absolute error of the mel in natural-log units; None where the text has more tokens than frames."""
+        """Mean absolute error of the mel in natural-log units, with the recording's durations and pitches or frames.
+
+        None where the text has more tokens than frames.
+        """
         (encoded,) = self.synthesizer.front_end.encode([row.text])
         if len(encoded.tokens) > len(recording):
             return None

@@ -9,19 +9,22 @@ from utils.features.recipe import MelRecipe
 
 SECONDS = 0.25
 LEVEL = 0.05  # amplitude of the fundamental
-HIGHEST = 4000.0  # Hz; the n-th harmonic has 1/n of the fundamental's amplitude, as of a voice's source
 
 
 def tones(frequencies: np.ndarray, recipe: MelRecipe) -> np.ndarray:
     """The mean log-mel frame of a steady tone of each fundamental frequency in Hz: (F,) -> (F, n_mels) float32."""
     extract = MelExtractor(recipe)
     time = np.arange(int(SECONDS * recipe.sample_rate)) / recipe.sample_rate
-    highest = min(HIGHEST, recipe.sample_rate / 2)
-    return np.stack([_inner_frame(extract(_tone(frequency, time, highest))) for frequency in frequencies])
+    return np.stack(
+        [_inner_frame(extract(_tone(frequency, time, recipe.sample_rate / 2))) for frequency in frequencies]
+    )
 
 
 def _tone(frequency: float, time: np.ndarray, highest: float) -> np.ndarray:
-    """Harmonics whose phases grow with the square of their number, so that the tone has no sharp peaks (S,)."""
+    """Harmonics up to `highest` Hz, the n-th with 1/n of the first one's amplitude, like a voice's source (S,).
+
+    Their phases grow with the square of n, so that the tone has no sharp peaks.
+    """
     numbers = np.arange(1, int(highest / frequency) + 1)[:, None]
     waves = np.cos(2 * np.pi * frequency * numbers * time + 0.7 * numbers**2) / numbers
     return (LEVEL * waves.sum(0)).astype(np.float32)

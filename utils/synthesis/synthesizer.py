@@ -105,20 +105,24 @@ class Synthesizer:
             model.load_state_dict(content["model"])
             if model.has_durations:
                 model.duration_scale = content["metrics"].get("duration_scale", 1.0)
-        except (KeyError, ValueError, RuntimeError) as error:
-            raise UserError(f"the weights in {checkpoint} do not fit its model configuration: train it anew") from error
+        except KeyError as error:
+            raise UserError(
+                f"{checkpoint} says nothing of {error}: another version of this program made it: train it anew"
+            ) from error
+        except (ValueError, RuntimeError) as error:
+            raise UserError(f"the weights in {checkpoint} do not fit its own model configuration") from error
         processor = pick_device(device)
         use_backend(model, backend, processor)
         return cls(model, content, processor)
 
     @property
     def name(self) -> str:
-        """`tacomamba-causal`, `tacomamba-causal-lstm`, `tacotron2`, ..."""
+        """`tacomamba-causal`, `tacomamba-causal-lstm-no-pitch`, `tacotron2`, ..."""
         config = self.model_config
         if config["model"] != "tacomamba":
             return config["model"]
         mixer = "" if config["mixer"] == "mamba2" else f"-{config['mixer']}"
-        return f"{config['model']}-{config['decoder']}{mixer}"
+        return f"{config['model']}-{config['decoder']}{mixer}{'' if config['pitch'] else '-no-pitch'}"
 
     @property
     def parameters(self) -> int:

@@ -76,7 +76,6 @@ def tts_model_config(args: argparse.Namespace, n_mels: int, n_speakers: int, spe
         "encoder_layers",
         "encoder_expand",
         "reduction",
-        "pitch",
         "postnet_channels",
         "decoder_dim",
         "prenet_dim",
@@ -84,5 +83,7 @@ def tts_model_config(args: argparse.Namespace, n_mels: int, n_speakers: int, spe
         "guided_attention",
     )
     own = {name: getattr(args, name) for name in names} | {"encoder_d_state": state_size(args, args.encoder_mixer)}
+    if args.model == "tacomamba":
+        own["pitch"] = args.pitch
     voice = {"speaker": args.voice, "n_speakers": n_speakers, "speaker_dim": speaker_dim}
     return {**stack_config(args), **own, **voice, "n_mels": n_mels}
