@@ -79,8 +79,8 @@ def _benchmark(args: argparse.Namespace) -> None:
     lists = read_text_lists(args.data / "protocols" / args.protocol)
     timings = read_phones(args.phones)
     parts = {
-        "train": _utterances(store, lists.train, timings, args.phones),
-        "held-out": _utterances(store, [*lists.valid, *lists.test], timings, args.phones),
+        part: _utterances(store, part, names, timings, args.phones)
+        for part, names in zip(LISTS, (lists.train, [*lists.valid, *lists.test]), strict=True)
     }
     results = []
     for name, aligner in _aligners(args, store, lists.train, parts["train"]):
@@ -97,7 +97,9 @@ def _benchmark(args: argparse.Namespace) -> None:
     print(table)
 
 
-def _utterances(store: FeatureStore, names: Sequence[str], timings: dict[str, Timing], source: Path) -> list[Utterance]:
+def _utterances(
+    store: FeatureStore, part: str, names: Sequence[str], timings: dict[str, Timing], source: Path
+) -> list[Utterance]:
     """The utterances of a list that have a frame for every token, with their phones."""
     from utils.evaluation.boundaries import locate
 
@@ -105,11 +107,9 @@ def _utterances(store: FeatureStore, names: Sequence[str], timings: dict[str, Ti
     if missing:
         raise cli.UserError(f"{source} lacks {len(missing)} of the utterances, {missing[0]} for one")
     utterances = []
-    for item in (store.index[name] for name in names):
-        tokens, row = store.tokens(item), store.rows[item]
-        if len(tokens) <= row.frames:
-            symbols = [store.vocabulary.symbols[token] for token in tokens]
-            utterances.append(locate(item, symbols, row.frames, timings[row.utterance]))
+    for item in store.with_a_frame_a_token(store.listed(names, part)):
+        symbols, row = [store.vocabulary.symbols[token] for token in store.tokens(item)], store.rows[item]
+        utterances.append(locate(item, symbols, row.frames, timings[row.utterance]))
     if not utterances:
         raise cli.UserError(f"no utterance of a list of {source.parent.name} has a frame for every token")
     return utterances

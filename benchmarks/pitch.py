@@ -64,7 +64,10 @@ def _benchmark(args: argparse.Namespace) -> None:
     synthesizer = load_trained(args.checkpoint, store, lists.train)
     if not synthesizer.model.draws_harmonics:
         raise cli.UserError(f"{args.checkpoint} is a model without pitch")
-    items = _items(store, [*lists.valid, *lists.test])[: args.limit]
+    items = store.with_a_frame_a_token([*store.listed(lists.valid, "valid"), *store.listed(lists.test, "test")])
+    items = items[: args.limit]
+    if not items:
+        raise cli.UserError(f"no text that is held back in {args.data} can be aligned")
     _compare(store, synthesizer, items[0])  # librosa compiles at its first use
     results = _results([_compare(store, synthesizer, item) for item in cli.progress(items)])
     write_json(args.out / "results.json", results)
@@ -72,22 +75,12 @@ def _benchmark(args: argparse.Namespace) -> None:
     print(table(results))
 
 
-def _items(store: FeatureStore, names: Sequence[str]) -> list[int]:
-    """Those of the listed recordings that have a frame for every token."""
-    missing = [name for name in names if name not in store.index]
-    if missing:
-        raise cli.UserError(f"{store.directory} lacks {missing[0]}, which its lists name")
-    items = [item for item in map(store.index.get, names) if len(store.tokens(item)) <= store.rows[item].frames]
-    if not items:
-        raise cli.UserError(f"no text that is held back in {store.directory} can be aligned")
-    return items
-
-
 def _compare(store: FeatureStore, synthesizer: Synthesizer, item: int) -> dict[str, Any]:
     """Pitches of one recording in octaves, each (T,), what is voiced, and CPU seconds a second of speech."""
     import numpy as np
     import torch
 
+    from models.tts.durations import positions
     from models.tts.pitch import LOWEST, contour
     from utils.evaluation.speech_metrics import pitch
     from utils.features.audio import load_audio
@@ -97,16 +90,16 @@ def _compare(store: FeatureStore, synthesizer: Synthesizer, item: int) -> dict[s
     lengths = torch.tensor([mel.shape[1]])
     tokens = torch.from_numpy(store.tokens(item)).long()[None]
     token_lengths = torch.tensor([tokens.shape[1]])
-    durations = model.compare(tokens, token_lengths, mel, lengths).durations
-    heard, here = _timed(lambda: model.decoder.source.harmonics.track(mel, lengths, durations))
+    compared = model.compare(tokens, token_lengths, mel, lengths)
+    durations, heard = compared.durations, compared.heard
+    _, here = _timed(lambda: model.decoder.source.harmonics.track(mel, lengths, durations))
     truth, there = _timed(lambda: pitch(samples, store.recipe))
     if len(truth) != mel.shape[1]:
         raise cli.UserError(f"{store.rows[item].path} is not the recording that {store.directory} was made of")
-    with torch.no_grad():
-        predicted = model.prosody(model.encoder(tokens, token_lengths, None), token_lengths, None)[1]
-    lines = {"line": heard.token, "predicted": predicted}
-    drawn = {name: contour(line, durations, 0, mel.shape[1])[0].numpy() for name, line in lines.items()}
-    voiced = (heard.voiced / durations).gather(1, torch.arange(tokens.shape[1]).repeat_interleave(durations[0])[None])
+    where = positions(durations, 0, mel.shape[1])
+    lines = {"line": heard, "predicted": compared.predicted}
+    drawn = {name: contour(pitch.token, durations, where)[0].numpy() for name, pitch in lines.items()}
+    voiced = where.of(heard.voiced / durations)
     seconds = store.rows[item].seconds
     return {
         "truth": np.log2(truth / LOWEST),

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from models.tts.durations import positions
 from models.tts.pitch import (
     FIRST,
     GRID,
@@ -169,13 +170,14 @@ def test_the_best_contour_is_that_of_brute_force():
 
 def test_a_contour_joins_the_middles_of_tokens():
     pitch, durations = torch.tensor([[1.0, 2.0, 9.0]]), torch.tensor([[2, 4, 0]])
-    whole = contour(pitch, durations, 0, 7)
+    whole = contour(pitch, durations, positions(durations, 0, 7))
     third = 1 / 3  # from the middle at frame 1 to that at frame 4
     expected = [1.0, 1 + third / 2, 1 + 1.5 * third, 1 + 2.5 * third, 2.0, 2.0, 2.0]
     torch.testing.assert_close(whole, torch.tensor([expected]))
-    pieces = [contour(pitch, durations, start, 2) for start in (0, 2, 4)]
+    pieces = [contour(pitch, durations, positions(durations, start, 2)) for start in (0, 2, 4)]
     assert torch.equal(torch.cat(pieces, 1), whole[:, :6])
-    assert contour(torch.tensor([[1.5]]), torch.tensor([[3]]), 0, 3).tolist() == [[1.5] * 3]
+    one = torch.tensor([[3]])
+    assert contour(torch.tensor([[1.5]]), one, positions(one, 0, 3)).tolist() == [[1.5] * 3]
 
 
 def test_padding_and_company_change_no_pitch(harmonics):

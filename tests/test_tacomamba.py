@@ -8,7 +8,7 @@ import torch
 from models.tts import build_text_to_mel, condition
 from models.tts import decoder as decoder_module
 from models.tts.durations import at_pace, positions, round_durations
-from models.tts.pitch import GRID, TOP, contour
+from models.tts.pitch import GRID, TOP
 from models.tts.prosody import ProsodyPredictor, duration_loss, pitch_loss
 from utils import cli
 from utils.training.model_options import MIXERS, add_model_arguments
@@ -159,7 +159,7 @@ def test_the_prior_alone_trains_the_token_means_and_the_encoder():
     """The predecessor's alignment came from projections that no loss reached."""
     model, samples = make(), batch()
     args = samples["tokens"], samples["token_lengths"], samples["mel"], samples["mel_lengths"], None
-    model._prior(model._align(*args)[0], samples["mel"], torch.ones(3, 50, 1, dtype=torch.bool)).backward()
+    model._prior(model._align(*args), samples["mel"], torch.ones(3, 50, 1, dtype=torch.bool)).backward()
     first_mixer = model.encoder.stack.blocks[0].mixer
     for part in (model.token_mean, model.encoder.embedding, first_mixer.forward_mixer.in_proj):
         assert part.weight.grad.abs().sum() > 0
@@ -169,11 +169,11 @@ def test_the_prior_alone_trains_the_token_means_and_the_encoder():
 def test_durations_and_pitches_do_not_bend_the_encoder():
     model, samples = make(), batch()
     args = samples["tokens"], samples["token_lengths"], samples["mel"], samples["mel_lengths"], None
-    plan, heard = model._align(*args)
+    plan = model._align(*args)
     log_mean, pitch = model.prosody(plan.hidden, samples["token_lengths"], None)
     for loss in (
         duration_loss(log_mean, plan.durations, samples["token_lengths"]),
-        pitch_loss(pitch, heard, plan.durations),
+        pitch_loss(pitch, plan.pitch, plan.durations),
     ):
         loss.backward(retain_graph=True)
     assert model.prosody.duration.weight.grad.abs().sum() > 0 and model.prosody.pitch.weight.grad.abs().sum() > 0
@@ -190,7 +190,7 @@ def test_speech_has_the_harmonics_of_the_predicted_pitch():
         model.decoder.source.voicing.bias.fill_(1.0)
     tokens = batch()["tokens"][:1]
     plan = model._plan(tokens, None, pace=1.0)
-    line = contour(plan.pitch, plan.durations, 0, int(plan.durations.sum()))
+    line = plan.part(0, int(plan.durations.sum())).line
     assert line.std() > 1e-3
     expected = model.decoder.source.harmonics.drawn(line) * model.mel_std + model.mel_mean
     torch.testing.assert_close(model.synthesise(tokens).mel, expected[0], atol=1e-5, rtol=0)
@@ -274,7 +274,7 @@ def test_no_prediction_can_run_away():
     model = make()
     torch.nn.init.constant_(model.prosody.duration.bias, 1e9)
     torch.nn.init.constant_(model.prosody.pitch.bias, 1e9)
-    assert model._plan(torch.tensor([[4]]), None, 1.0).pitch.item() == pytest.approx(TOP)
+    assert model._plan(torch.tensor([[4]]), None, 1.0).pitch.token.item() == pytest.approx(TOP)
     assert model.synthesise(torch.tensor([[4]])).durations.tolist() == [256]
 
 
@@ -293,7 +293,7 @@ def test_the_voice_changes_mel_and_durations(kind):
     first, second = (model.synthesise(tokens, voices[row : row + 1]) for row in range(2))
     means = [model.predicted_lengths(tokens, torch.tensor([9]), voices[row : row + 1]).item() for row in range(2)]
     assert abs(means[0] - means[1]) > 1e-4
-    pitches = [model._plan(tokens, voices[row : row + 1], 1.0).pitch for row in range(2)]
+    pitches = [model._plan(tokens, voices[row : row + 1], 1.0).pitch.token for row in range(2)]
     assert (pitches[0] - pitches[1]).abs().max() > 1e-3
     shorter = min(len(first.mel), len(second.mel))
     assert (first.mel[:shorter] - second.mel[:shorter]).abs().max() > 1e-3

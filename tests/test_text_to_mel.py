@@ -67,7 +67,7 @@ def test_a_run_leaves_checkpoints_figures_pictures_and_sounds(run):
     assert [line["step"] for line in lines] == list(range(1, 9))
     assert {"loss", "mel", "prior", "duration", "pitch"} <= set(lines[0])
     assert lines[-1]["loss"] < lines[0]["loss"] and lines[-1]["valid_mel"] < 3
-    assert "valid_length_bias" in lines[-1]
+    assert "valid_length_bias" in lines[-1] and 0 < lines[-1]["valid_pitch"] < 2400
     for step in (4, 8):
         assert (run / "pictures" / f"speech-{step:08d}.png").stat().st_size > 10_000
         samples, rate = soundfile.read(run / "sounds" / f"speech-{step:08d}.wav")

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from models.stack import MixerStack
 from models.tts.condition import build_condition
 from models.tts.convolution import Postnet
-from models.tts.durations import positions
-from models.tts.pitch import TOP, Harmonics, contour
+from models.tts.durations import Positions, positions
+from models.tts.pitch import TOP, Harmonics, Pitch, contour
 
 KINDS = ("causal", "bidirectional", "ar")
 STREAMING_MIXERS = ("mamba", "mamba2")
@@ -28,11 +28,10 @@ class Upsampling(nn.Module):
         super().__init__()
         self.position = nn.Linear(2 * WAVES + 4, d_model)
 
-    def forward(self, hidden: Tensor, durations: Tensor, start: int, frames: int) -> Tensor:
-        """The frames from `start` on: (B, frames, D)."""
-        token, place, length = positions(durations, start, frames)
-        repeated = hidden.gather(1, token.unsqueeze(-1).expand(-1, -1, hidden.shape[2]))
-        return repeated + self.position(self._features(place.to(hidden.dtype), length.to(hidden.dtype)))
+    def forward(self, hidden: Tensor, where: Positions) -> Tensor:
+        """Those of frames: (B, frames, D)."""
+        place, length = where.place.to(hidden.dtype), where.length.to(hidden.dtype)
+        return where.of(hidden) + self.position(self._features(place, length))
 
     def _features(self, place: Tensor, length: Tensor) -> Tensor:
         """(B, T, 2 WAVES + 4): where in the token a frame lies, how far from both ends, how long the token is."""
@@ -84,8 +83,24 @@ class Plan(NamedTuple):
     base: Tensor  # (B, N, n_mels), standardised: a first guess of each token's frames, which the decoder adds to
     durations: Tensor  # (B, N) int64, frames of each token
     speaker: Tensor | None  # what `SpeakerCondition` takes
-    pitch: Tensor | None = None  # (B, N), octaves above the lowest, of each token, where the model draws harmonics
-    frame_pitch: Tensor | None = None  # (B, T), that of the true frames, where these are known
+    pitch: Pitch | None  # where the model draws harmonics
+
+    def part(self, start: int, frames: int) -> Part:
+        """The frames from `start` on."""
+        where = positions(self.durations, start, frames)
+        return Part(where, None if self.pitch is None else contour(self.pitch.token, self.durations, where))
+
+
+class Part(NamedTuple):
+    """Some frames of a plan."""
+
+    where: Positions
+    line: Tensor | None  # (B, frames), the way that pitch takes through the tokens
+
+    def first(self, frames: int) -> Part:
+        """The first of them."""
+        where = Positions(*(each[:, :frames] for each in self.where))
+        return Part(where, None if self.line is None else self.line[:, :frames])
 
 
 @dataclass
@@ -133,10 +148,11 @@ class Decoder(nn.Module):
         lengths = plan.durations.sum(1)
         frames = int(lengths.max())
         steps = -(-frames // self.reduction)
-        x = self._inputs(plan, 0, steps)
+        part = plan.part(0, steps * self.reduction)
+        x = self._inputs(plan, part)
         if self.prenet is not None:
             x = x + self.prenet(self._frames_before(mel, steps))
-        before = self._before(self.stack(x, -(-lengths // self.reduction)), plan, 0, frames)
+        before = self._before(self.stack(x, -(-lengths // self.reduction)), plan, part.first(frames))
         return before, before + self.postnet(before, lengths)
 
     def initial_state(self, batch: int) -> DecoderState:
@@ -155,21 +171,21 @@ class Decoder(nn.Module):
 
     def _advance(self, plan: Plan, steps: int, state: DecoderState) -> Tensor:
         """Frames before the postnet, made in one go; one step at a time for an autoregressive decoder."""
-        x = self._inputs(plan, state.frame, steps)
+        part = plan.part(state.frame, steps * self.reduction)
+        x = self._inputs(plan, part)
         if self.prenet is not None:
             x = x + self.prenet(state.last)
         x, state.mixers = self.stack.step(x, state.mixers)
-        frames = steps * self.reduction
-        before = self._before(x, plan, state.frame, frames)
-        state.frame, state.last = state.frame + frames, before[:, -1:]
+        before = self._before(x, plan, part)
+        state.frame, state.last = state.frame + before.shape[1], before[:, -1:]
         return before
 
-    def _inputs(self, plan: Plan, start: int, steps: int) -> Tensor:
+    def _inputs(self, plan: Plan, part: Part) -> Tensor:
         """(B, steps, D): the upsampled tokens, `reduction` frames joined."""
-        x = self.upsampling(plan.hidden, plan.durations, start, steps * self.reduction)
+        x = self.upsampling(plan.hidden, part.where)
         if self.source is not None:
-            x = x + self.source.told(contour(plan.pitch, plan.durations, start, steps * self.reduction))
-        x = self.join(x.unflatten(1, (steps, self.reduction)).flatten(2))
+            x = x + self.source.told(part.line)
+        x = self.join(x.unflatten(1, (-1, self.reduction)).flatten(2))
         return x if self.condition is None else x + self.condition(plan.speaker).unsqueeze(1)
 
     def _frames_before(self, mel: Tensor, steps: int) -> Tensor:
@@ -177,16 +193,13 @@ class Decoder(nn.Module):
         last = mel[:, self.reduction - 1 :: self.reduction]
         return F.pad(last, (0, 0, 1, 0))[:, :steps]
 
-    def _before(self, x: Tensor, plan: Plan, start: int, frames: int) -> Tensor:
-        """The stack's output (B, steps, D) as frames, on top of the tokens' means and of harmonics."""
-        mel = self._frames(self.output(x), frames).to(plan.base.dtype)
-        token = positions(plan.durations, start, frames)[0]
-        mel = mel + plan.base.gather(1, token.unsqueeze(-1).expand(-1, -1, self.n_mels))
+    def _before(self, x: Tensor, plan: Plan, part: Part) -> Tensor:
+        """The stack's output (B, steps, D) as the frames of `part`, on top of the tokens' means and of harmonics."""
+        frames = part.where.token.shape[1]
+        mel = self._frames(self.output(x), frames).to(plan.base.dtype) + part.where.of(plan.base)
         if self.source is None:
             return mel
-        pitch = plan.frame_pitch
-        if pitch is None:
-            pitch = contour(plan.pitch, plan.durations, start, frames)
+        pitch = part.line if plan.pitch.frame is None else plan.pitch.frame
         return mel + self._frames(self.source.voicing(x), frames) * self.source.harmonics.drawn(pitch)
 
     def _frames(self, x: Tensor, frames: int) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -35,8 +37,22 @@ def at_pace(mean: Tensor, pace: float) -> Tensor:
     return (mean * high).clamp(min=1.0)
 
 
-def positions(durations: Tensor, start: int, frames: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Token, place inside it and its duration for the frames from `start` on: durations (B, N) -> three (B, frames).
+class Positions(NamedTuple):
+    """Where frames lie in the text: (B, frames) int64 each."""
+
+    token: Tensor
+    place: Tensor  # inside the token, from 0 on
+    length: Tensor  # frames of the token
+
+    def of(self, values: Tensor) -> Tensor:
+        """What tokens have, for their frames: (B, N) or (B, N, D) -> (B, frames) or (B, frames, D)."""
+        if values.dim() == 2:
+            return values.gather(1, self.token)
+        return values.gather(1, self.token.unsqueeze(-1).expand(-1, -1, values.shape[2]))
+
+
+def positions(durations: Tensor, start: int, frames: int) -> Positions:
+    """Where the frames from `start` on lie, by the durations (B, N) of tokens.
 
     Frames beyond the last token that has any belong to it.
     """
@@ -45,4 +61,4 @@ def positions(durations: Tensor, start: int, frames: int) -> tuple[Tensor, Tenso
     last = (durations > 0).sum(1, keepdim=True) - 1
     token = torch.searchsorted(ends, frame, right=True).minimum(last)
     length = durations.gather(1, token)
-    return token, frame - ends.gather(1, token) + length, length
+    return Positions(token, frame - ends.gather(1, token) + length, length)

@@ -6,13 +6,17 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from models.tts.pitch import Pitch
+
 
 @dataclass(frozen=True)
 class Comparison:
-    """A model's mel of texts whose true mels set its lengths, and the alignment that it found between the two."""
+    """A model's mel of texts whose true mels set its lengths, and what it found in them."""
 
     mel: Tensor  # (B, T, n_mels), of no meaning beyond an utterance's length
     durations: Tensor  # (B, N) int64, frames of each token; an utterance's durations add up to its length
+    heard: Pitch | None = None  # that of the true mels, for models with pitch
+    predicted: Pitch | None = None  # that which the texts let expect
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.mamba import length_mask
-from models.tts.durations import positions
+from models.tts.durations import Positions, positions
 
 LOWEST, PER_OCTAVE, GRID = 65.0, 48, 141  # Hz, steps of 25 cents: up to 491 Hz
 TOP = (GRID - 1) / PER_OCTAVE  # octaves above LOWEST
@@ -37,8 +37,8 @@ class Pitch(NamedTuple):
     """Pitches in octaves above `LOWEST`; where there is no voice, on lines between those beside it."""
 
     token: Tensor  # (B, N)
-    frame: Tensor  # (B, T)
-    voiced: Tensor  # (B, N), how many frames of each token are voiced, doubtful ones in part
+    frame: Tensor | None = None  # (B, T), where it was heard, and None where it is read from a text
+    voiced: Tensor | None = None  # (B, N), how many frames of each token are voiced, doubtful ones in part
 
 
 def grid_hz() -> Tensor:
@@ -81,13 +81,12 @@ class Harmonics(nn.Module):
         """The pitch of log-mels (B, T, n_mels), natural logarithm, whose tokens last `durations` (B, N) frames."""
         with torch.autocast(mel.device.type, enabled=False):
             score = self._scores(mel.to(self.templates.dtype), mel_lengths)
-        token = positions(durations, 0, mel.shape[1])[0]
+        where = positions(durations, 0, mel.shape[1])
         evidence = score.new_zeros(*durations.shape, GRID)
-        evidence.scatter_add_(1, token.unsqueeze(-1).expand_as(score), _confidence(score).square())
+        evidence.scatter_add_(1, where.token.unsqueeze(-1).expand_as(score), _confidence(score).square())
         tokens = bridged(best_contour(evidence), durations, evidence.amax(2) > LEAST)
-        line = contour(tokens, durations, 0, mel.shape[1])
-        frame, confidence = self._frames(score, line)
-        return Pitch(tokens, frame, torch.zeros_like(tokens).scatter_add_(1, token, confidence))
+        frame, confidence = self._frames(score, contour(tokens, durations, where))
+        return Pitch(tokens, frame, torch.zeros_like(tokens).scatter_add_(1, where.token, confidence))
 
     def _scores(self, mel: Tensor, lengths: Tensor) -> Tensor:
         """Correlations (B, T, F) of templates and frames, averaged with their neighbours; 0 on padding."""
@@ -151,12 +150,12 @@ def bridged(pitch: Tensor, durations: Tensor, is_voiced: Tensor) -> Tensor:
     return torch.from_numpy(lines).to(pitch.device)
 
 
-def contour(pitch: Tensor, durations: Tensor, start: int, frames: int) -> Tensor:
-    """Pitches of the frames from `start` on, on straight lines between the middles of tokens: (B, N) -> (B, frames).
+def contour(pitch: Tensor, durations: Tensor, where: Positions) -> Tensor:
+    """Pitches of frames, on straight lines between the middles of tokens: (B, N) -> (B, frames).
 
     Before the first middle and after the last one the line is level. Tokens without frames are padding.
     """
-    token, place, length = positions(durations, start, frames)
+    token, place, length = where
     last = (durations > 0).sum(1, keepdim=True) - 1
     offset = (place + 0.5 - length / 2).to(pitch.dtype)  # from the middle of the frame's token
     other = torch.where(offset < 0, token - 1, token + 1).clamp(min=0).minimum(last)

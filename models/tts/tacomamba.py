@@ -76,9 +76,9 @@ class TacoMamba(nn.Module):
         pitch, the squared error in octaves, of voiced frames above all.
         """
         x = self._standardise(mel)
-        plan, heard = self._align(tokens, token_lengths, mel, mel_lengths, speaker)
+        plan = self._align(tokens, token_lengths, mel, mel_lengths, speaker)
         before, after = self.decoder(plan, x)
-        log_mean, pitch = self.prosody(plan.hidden, token_lengths, speaker)
+        log_mean, predicted = self.prosody(plan.hidden, token_lengths, speaker)
         valid = length_mask(mel_lengths, mel.shape[1]).unsqueeze(-1)
         sums = {
             "before": self._error(before, x, valid),
@@ -87,8 +87,8 @@ class TacoMamba(nn.Module):
             "duration": duration_loss(log_mean, plan.durations, token_lengths),
         }
         loss = sums["before"] + sums["after"] + sums["prior"] + DURATION_WEIGHT * sums["duration"]
-        if pitch is not None:
-            sums["pitch"] = pitch_loss(pitch, heard, plan.durations)
+        if plan.pitch is not None:
+            sums["pitch"] = pitch_loss(predicted, plan.pitch, plan.durations)
             loss = loss + PITCH_WEIGHT * sums["pitch"]
         natural = self._error(after.detach() * self.mel_std, x * self.mel_std, valid)
         rest = {f"{name}_sum": sums[name].detach() for name in ("prior", "duration", "pitch") if name in sums}
@@ -100,15 +100,13 @@ class TacoMamba(nn.Module):
 
     def _align(
         self, tokens: Tensor, token_lengths: Tensor, mel: Tensor, mel_lengths: Tensor, speaker: Tensor | None
-    ) -> tuple[Plan, Pitch | None]:
-        """The text with the durations and pitches that it has in the true mel, and what was heard of these."""
+    ) -> Plan:
+        """The text with the durations and pitches that it has in the true mel."""
         hidden = self.encoder(tokens, token_lengths, speaker)
         durations = self.aligner(self._standardise(mel), mel_lengths, tokens, token_lengths)
-        plan = Plan(hidden, self._means(hidden), durations, speaker)
-        if not self.draws_harmonics:
-            return plan, None
-        heard = self.decoder.source.harmonics.track(mel, mel_lengths, durations)
-        return plan._replace(pitch=heard.token, frame_pitch=heard.frame), heard
+        source = self.decoder.source
+        heard = None if source is None else source.harmonics.track(mel, mel_lengths, durations)
+        return Plan(hidden, self._means(hidden), durations, speaker, heard)
 
     def _means(self, hidden: Tensor) -> Tensor:
         with torch.autocast(hidden.device.type, enabled=False):
@@ -118,8 +116,7 @@ class TacoMamba(nn.Module):
         return ((prediction - x).abs() * valid).sum() / x.shape[2]
 
     def _prior(self, plan: Plan, x: Tensor, valid: Tensor) -> Tensor:
-        token = positions(plan.durations, 0, x.shape[1])[0]
-        mean = plan.base.gather(1, token.unsqueeze(-1).expand_as(x))
+        mean = positions(plan.durations, 0, x.shape[1]).of(plan.base)
         return ((mean - x).square() * valid).sum() / (2 * x.shape[2])
 
     @torch.no_grad()
@@ -130,9 +127,10 @@ class TacoMamba(nn.Module):
 
         An autoregressive decoder also sees the true frames before each.
         """
-        plan, _ = self._align(tokens, token_lengths, mel, mel_lengths, speaker)
+        plan = self._align(tokens, token_lengths, mel, mel_lengths, speaker)
         after = self.decoder(plan, self._standardise(mel))[1]
-        return Comparison(after * self.mel_std + self.mel_mean, plan.durations)
+        predicted = self._prosody(plan.hidden, token_lengths, speaker)[1]
+        return Comparison(after * self.mel_std + self.mel_mean, plan.durations, plan.pitch, predicted)
 
     @torch.no_grad()
     def predicted_lengths(self, tokens: Tensor, token_lengths: Tensor, speaker: Tensor | None = None) -> Tensor:
@@ -151,7 +149,7 @@ class TacoMamba(nn.Module):
             after = self.decoder(plan)[1]
         else:
             after = torch.cat(list(self._chunks(plan, frames)), dim=1)
-        alignment = torch.eye(tokens.shape[1], device=after.device)[positions(plan.durations, 0, frames)[0][0]]
+        alignment = torch.eye(tokens.shape[1], device=after.device)[positions(plan.durations, 0, frames).token[0]]
         return Synthesis((after * self.mel_std + self.mel_mean)[0], plan.durations[0], alignment, truncated=False)
 
     @torch.no_grad()
@@ -172,10 +170,10 @@ class TacoMamba(nn.Module):
         durations = round_durations(at_pace(mean, pace), lengths)
         return Plan(hidden, self._means(hidden), durations, speaker, pitch)
 
-    def _prosody(self, hidden: Tensor, lengths: Tensor, speaker: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Frames of each token before rounding, and its pitch in octaves above the lowest: (B, N) each."""
+    def _prosody(self, hidden: Tensor, lengths: Tensor, speaker: Tensor | None) -> tuple[Tensor, Pitch | None]:
+        """Frames (B, N) of each token before rounding, and its pitch."""
         log_mean, pitch = self.prosody(hidden, lengths, speaker)
-        return self.duration_scale * log_mean.exp(), None if pitch is None else pitch.clamp(0.0, TOP)
+        return self.duration_scale * log_mean.exp(), None if pitch is None else Pitch(pitch.clamp(0.0, TOP))
 
     def _chunks(self, plan: Plan, chunk: int) -> Iterator[Tensor]:
         """Standardised frames (1, t, n_mels), t a multiple of the reduction but at the end."""

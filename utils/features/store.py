@@ -17,7 +17,7 @@ A store is a folder:
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -111,6 +111,17 @@ class FeatureStore:
         """Tokens (N,) int32 of the transcript of row `i` between BOS and EOS; empty if it has none."""
         block, row = self._places[i]
         return self._blocks[block].tokens(row).copy()
+
+    def listed(self, utterances: Sequence[str], what: str) -> list[int]:
+        """Rows of the utterances of a list; `UserError`, with `what` list it is, if one is not stored."""
+        missing = [utterance for utterance in utterances if utterance not in self.index]
+        if missing:
+            raise UserError(f"utterance {missing[0]} of the {what} list is not in {self.directory}")
+        return [self.index[utterance] for utterance in utterances]
+
+    def with_a_frame_a_token(self, items: Sequence[int]) -> list[int]:
+        """Those rows among `items` whose tokens can be aligned to frames."""
+        return [item for item in items if len(self.tokens(item)) <= self.rows[item].frames]
 
 
 class _Block:

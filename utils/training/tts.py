@@ -80,12 +80,9 @@ class TextToMelTask:
         self.dataset = TextDataset(store, items, self.voices, self.order)
 
     def _usable(self, utterances: list[str], what: str) -> list[int]:
-        """Store items of utterances that can be aligned: each token needs a frame."""
-        missing = [utterance for utterance in utterances if utterance not in self.store.index]
-        if missing:
-            raise UserError(f"utterance {missing[0]} of the {what} list is not in {self.store.directory}")
-        items = [self.store.index[utterance] for utterance in utterances]
-        usable = [item for item in items if len(self.store.tokens(item)) <= self.store.rows[item].frames]
+        """Store items of utterances that can be aligned."""
+        items = self.store.listed(utterances, what)
+        usable = self.store.with_a_frame_a_token(items)
         if len(usable) < len(items):
             print(f"{len(items) - len(usable)} {what} utterances left out: they have fewer mel frames than symbols")
         return usable
@@ -158,15 +155,19 @@ class TextToMelTask:
 
         `valid_mel`: mean absolute error of the mel in natural-log units, with the durations and pitches of the
         recordings. `valid_length_bias`: predicted over true frames of all utterances together, less 1, for models that
-        predict durations. Neither without a validation list. Such models also get their `duration_scale`.
+        predict durations. `valid_pitch`: root of the mean square error in cents of the predicted pitch, on voiced
+        frames, for models that predict it. None of them without a validation list. Models with durations also get
+        their `duration_scale`.
         """
         figures = self._set_duration_scale(ranks) if self.model.has_durations else {}
         if not self.valid_items:
             return figures
-        error, frames, predicted = self._rows(self.valid_items, self._judge, 3, ranks).sum(0).tolist()
+        error, frames, predicted, squares, voiced = self._rows(self.valid_items, self._judge, 5, ranks).sum(0).tolist()
         figures = {"valid_mel": error / frames, **figures}
         if np.isfinite(predicted):
             figures["valid_length_bias"] = predicted / frames - 1
+        if np.isfinite(squares) and voiced:
+            figures["valid_pitch"] = (squares / voiced) ** 0.5
         return figures
 
     def _set_duration_scale(self, ranks: Ranks) -> dict[str, float]:
@@ -192,15 +193,22 @@ class TextToMelTask:
         return torch.stack([batch["mel_lengths"].double(), predicted.double()], dim=1).cpu().numpy()
 
     def _judge(self, items: list[int], device: torch.device) -> np.ndarray:
-        """For each item the summed error of its mel, its frames and its predicted frames (nan without): (n, 3)."""
+        """Sums of each item: (n, 5), nan for what the model does not predict.
+
+        The error of its mel, its frames, its predicted frames, the squared error of its pitch in cents, voiced frames.
+        """
         batch = self._batch(items, device)
         mel, lengths = batch["mel"], batch["mel_lengths"]
-        compared = self.model.compare(**batch).mel
-        predicted = self._predicted_lengths(batch)
-        predicted = torch.full_like(lengths, torch.nan, dtype=torch.float) if predicted is None else predicted
-        inside = length_mask(lengths, mel.shape[1])
-        error = ((compared - mel).abs().mean(2) * inside).sum(1)
-        return torch.stack([error.double(), lengths.double(), predicted.double()], dim=1).cpu().numpy()
+        compared, predicted = self.model.compare(**batch), self._predicted_lengths(batch)
+        error = ((compared.mel - mel).abs().mean(2) * length_mask(lengths, mel.shape[1])).sum(1)
+        columns = [error, lengths, None, None, None]
+        if predicted is not None:
+            columns[2] = predicted
+        if compared.heard is not None:
+            cents = 1200 * (compared.predicted.token - compared.heard.token)
+            columns[3:] = [(compared.heard.voiced * cents.square()).sum(1), compared.heard.voiced.sum(1)]
+        unknown = torch.full_like(error, torch.nan)
+        return torch.stack([(unknown if each is None else each).double() for each in columns], dim=1).cpu().numpy()
 
     def _predicted_lengths(self, batch: dict[str, Tensor]) -> Tensor | None:
         names = ("tokens", "token_lengths", "speaker")
