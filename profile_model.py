@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import train_tacomamba
 from utils import cli
 from utils.features.recipe import DEFAULT_RECIPE, RECIPES
-from utils.training.model_options import add_model_arguments, flags_of_other_tasks
+from utils.training.model_options import add_model_arguments, flags_of_other_families, flags_of_other_tasks
 from utils.training.speaker_options import (
     add_speaker_model_arguments,
     speaker_model_config,
@@ -86,7 +86,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = build_parser()
     args = parser.parse_args(argv)
     args.recipe = args.recipe or DEFAULT_RECIPE[args.task]
-    parser.report(_problems(args))
+    parser.report([*_problems(args), *flags_of_other_families(args, parser)])
     return cli.run(_profile, args)
 
 

@@ -21,7 +21,7 @@ from utils import cli
 from utils.memory import keep_few_compiled_operations, keep_freed_memory
 from utils.protocol import DEFAULT_PROTOCOL
 from utils.training import options, speaker_options, tts_options
-from utils.training.model_options import add_model_arguments, flags_of_other_tasks
+from utils.training.model_options import add_model_arguments, flags_of_other_families, flags_of_other_tasks
 
 if TYPE_CHECKING:
     from utils.features.store import FeatureStore
@@ -55,7 +55,7 @@ def main(argv: list[str] | None = None) -> int:
     """Parses the flags, trains, returns the exit code."""
     parser = build_parser()
     args = parser.parse_args(argv)
-    parser.report(_problems(args))
+    parser.report([*_problems(args), *flags_of_other_families(args, parser)])
     return cli.run(_train, args, notes=True)
 
 

@@ -281,6 +281,13 @@ def test_flags_of_the_other_task_are_refused(data, tmp_path, capsys):
     assert "--speaker-encoder" in message
 
 
+def test_flags_of_another_model_family_are_refused(data, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        train(data, tmp_path / "x", "--model", "tacotron2", "--decoder", "ar", "--attention-dim", "8")
+    message = capsys.readouterr().err
+    assert "--decoder is for --model tacomamba, not for --model tacotron2" in message and "--attention" not in message
+
+
 def test_an_autoregressive_decoder_needs_a_mixer_with_a_state(data, tmp_path, capsys):
     with pytest.raises(SystemExit):
         train(data, tmp_path / "x", "--decoder", "ar", "--mixer", "attention", "--steps", "1")

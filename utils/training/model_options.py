@@ -11,6 +11,11 @@ from utils.training.options import not_negative
 
 MODELS = {"speaker": ("tacomamba", "xvector", "ecapa"), "tts": ("tacomamba", "tacotron2")}
 MIXERS = ("mamba", "mamba2", "attention", "lstm", "conv")
+FAMILY_FLAGS = {  # each of one family, so that set beside another it would say something that does not come true
+    "tacomamba": ("mixer", "encoder_mixer", "decoder", "pitch"),
+    "ecapa": ("channels",),
+    "tacotron2": ("decoder_dim", "prenet_dim", "attention_dim", "guided_attention"),
+}
 DEFAULT_STATE = {"mamba": 16, "mamba2": 64}
 
 
@@ -49,6 +54,16 @@ def family_problems(args: argparse.Namespace, task: str) -> list[str]:
     if args.model in MODELS[task]:
         return []
     return [f"--model {args.model} is not for --task {task}, which has {', '.join(MODELS[task])}"]
+
+
+def flags_of_other_families(args: argparse.Namespace, parser: argparse.ArgumentParser) -> list[str]:
+    """A sentence for each flag that was set and that is only for models of another family than `args.model`."""
+    return [
+        f"--{name.replace('_', '-')} is for --model {family}, not for --model {args.model}"
+        for family, names in FAMILY_FLAGS.items()
+        for name in names
+        if family != args.model and family in MODELS[args.task] and getattr(args, name) != parser.get_default(name)
+    ]
 
 
 def flags_of_other_tasks(
