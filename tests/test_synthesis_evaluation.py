@@ -105,6 +105,7 @@ def test_figures_are_pooled_over_utterances():
     seconds = RECIPE.seconds(380)
     assert report["real_time_factor"]["vocoder"] == pytest.approx({"cpu": 3.8 / seconds, "wall": 3.8 / seconds})
     assert report["real_time_factor"]["acoustic_model"]["wall"] == pytest.approx(0.19 / seconds)
+    assert report["real_time_factor"]["whole"]["cpu"] == pytest.approx((0.38 + 3.8) / seconds)
     assert (report["truncated"], report["unknown_symbols"], report["utterances"]) == (1, {"☃": 1}, 2)
 
 

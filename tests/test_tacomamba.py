@@ -100,6 +100,20 @@ def test_a_stream_is_the_whole_in_pieces(mixer, decoder, reduction):
         torch.testing.assert_close(torch.cat(pieces), whole, atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("reduction", ["1", "2", "3"])
+def test_an_autoregressive_decoder_speaks_as_it_is_trained(reduction):
+    """Shown its own frames all at once, as in training the true ones, it makes the same frames again."""
+    model = make("--decoder", "ar", "--reduction", reduction)
+    plan = model._plan(batch()["tokens"][:1], None, pace=0.5)
+    with torch.no_grad():
+        model.decoder.postnet.output.weight.zero_(), model.decoder.postnet.output.bias.zero_()
+        spoken = torch.cat(list(model._chunks(plan, 16)), dim=1)
+        again, other = (model.decoder(plan, mel)[0] for mel in (spoken, torch.zeros_like(spoken)))
+    assert spoken.shape[1] > 30
+    torch.testing.assert_close(again, spoken, atol=1e-5, rtol=0)
+    assert (other - spoken).abs().max() > 1e-2
+
+
 def test_the_state_of_a_stream_does_not_grow():
     model = make("--reduction", "2")
     plan = model._plan(batch()["tokens"][:1], None, pace=0.25)

@@ -30,9 +30,9 @@ python test.py synthesize --checkpoint runs/voice --text-file story.txt --pace 1
 python test.py synthesize --checkpoint runs/voice --text-file sentences.txt --each-line --out spoken
 python test.py synthesize --checkpoint runs/voice --text "Good morning." --stream --vocoder hifigan --out speech.wav
 
-The text is read sentence by sentence. With --stream audio is written as it is made, piece by piece: the decoder has to
-be causal or ar, and the vocoder a HiFi-GAN. `--out -` writes 16-bit samples without a header to standard output, for
-`aplay -f S16_LE -r 22050`.
+The text is read sentence by sentence. With --stream sound is made and written piece by piece: the decoder has to be
+causal or ar, and the vocoder a HiFi-GAN. A file has its name when it is whole; to hear the beginning while the rest is
+made, `--stream --out -` writes 16-bit samples without a header to standard output, for `aplay -f S16_LE -r 22050`.
 """
 
 
@@ -64,7 +64,7 @@ def add_synthesis(commands: Any) -> None:
         "--picture", type=Path, metavar="PNG", help="picture of the mel and, of a text of up to a minute, its alignment"
     )
     group.add_argument(
-        "--stream", action=argparse.BooleanOptionalAction, default=False, help="write audio as it is made"
+        "--stream", action=argparse.BooleanOptionalAction, default=False, help="make and write sound piece by piece"
     )
     group.add_argument("--chunk", type=cli.positive_int, help=f"mel frames of a piece with --stream (default: {CHUNK})")
 
@@ -117,7 +117,8 @@ def _synthesize(args: argparse.Namespace) -> None:
 
 def _warn_of_unknown(reading: Reading) -> None:
     for symbol, count in sorted(reading.unknown.items()):
-        print(f"warning: the model never heard {symbol!r}, which stands {count} times in the text", file=sys.stderr)
+        times = "once" if count == 1 else f"{count} times"
+        print(f"warning: the model never heard {symbol!r}, which stands {times} in the text", file=sys.stderr)
 
 
 def _texts(args: argparse.Namespace) -> list[str]:

@@ -48,10 +48,7 @@ def build_synthesis_report(
         "copy_synthesis": _system_figures([one.copy for one in judged], *intervals),
         "duration": _duration_figures(judged, *intervals),
         "mel_l1": _teacher_forced(judged),
-        "real_time_factor": {
-            part: {"cpu": clock.cpu / seconds, "wall": clock.wall / seconds}
-            for part, clock in evaluation.clocks.items()
-        },
+        "real_time_factor": _real_time_factors(evaluation, seconds),
         "truncated": sum(one.truncated for one in judged),
         "unknown_symbols": dict(sorted(unknown.items())),
         "reasons": reasons,
@@ -59,6 +56,13 @@ def build_synthesis_report(
         "warnings": evaluation.warnings,
         **about,
     }
+
+
+def _real_time_factors(evaluation: SynthesisEvaluation, seconds: float) -> dict[str, dict[str, float]]:
+    """Seconds a second of speech of each part, and of all from text to sound."""
+    clocks = evaluation.clocks
+    factors = {part: {"cpu": clock.cpu / seconds, "wall": clock.wall / seconds} for part, clock in clocks.items()}
+    return {**factors, "whole": {kind: sum(one[kind] for one in factors.values()) for kind in ("cpu", "wall")}}
 
 
 def _system_figures(measured: Sequence[Measured], bootstrap: int, seed: int) -> dict[str, Any]:

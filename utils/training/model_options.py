@@ -11,7 +11,9 @@ from utils.training.options import not_negative
 
 MODELS = {"speaker": ("tacomamba", "xvector", "ecapa"), "tts": ("tacomamba", "tacotron2")}
 MIXERS = ("mamba", "mamba2", "attention", "lstm", "conv")
-FAMILY_FLAGS = {  # each of one family, so that set beside another it would say something that does not come true
+# Flags of one family each that say what kind of model it is: beside another family they would not come true. Sizes are
+# not among them, so that one line of flags can serve several families.
+FAMILY_FLAGS = {
     "tacomamba": ("mixer", "encoder_mixer", "decoder", "pitch"),
     "ecapa": ("channels",),
     "tacotron2": ("decoder_dim", "prenet_dim", "attention_dim", "guided_attention"),

@@ -99,7 +99,7 @@ def _add_run_arguments(run: argparse._ArgumentGroup) -> None:
         "--tensorboard",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="write TensorBoard scalars, pictures and sounds",
+        help="write TensorBoard's scalars, and pictures and sounds there and as files of the run",
     )
 
 
