@@ -136,7 +136,9 @@ def test_hard_sentences_are_spoken_judged_and_kept(
     assert (everything["length"], everything["insertions"] - everything["deletions"]) == (5, 1)
     assert found["reference"]["words"] > 0 and found["checkpoint"] == str(checkpoint)
     sounds = {path: path.stat().st_mtime_ns for path in (tmp_path / "hard" / "tiny").glob("*.wav")}
-    assert len(sounds) == 2
+    espeak = read_json(tmp_path / "results" / "hard" / "espeak-ng.json")
+    assert len(sounds) == 2 and len(list((tmp_path / "hard" / "espeak-ng").glob("*.wav"))) == 2
+    assert espeak["by"]["voice"] == "en-us" and espeak["sentences"][0]["seconds"] > 0.5
     again = hard.measure(args, "tiny", checkpoint, tmp_path / "evaluation")
     assert {**again, "measured": found["measured"]} == found
     assert {path: path.stat().st_mtime_ns for path in sounds} == sounds

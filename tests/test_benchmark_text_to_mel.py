@@ -55,15 +55,21 @@ def test_a_repeat_is_what_the_text_has_less_often():
 
 
 def test_errors_count_beyond_those_of_copy_synthesis():
-    """Copies lose 1 word in 10 and add 1 in 20; one of two sentences has a word too many, the other lacks three."""
+    """Copies lose 1 word in 10 and add 1 in 20; one of two sentences has a word too many, the other lacks three.
+
+    Another voice of the same sentences lacks two words of the other.
+    """
     copies = {"wer_insertions": 0.05, "wer_deletions": 0.1, "wer_length": 300, "wer": 0.2}
     lines = [line(1, "lists", "a b c d e f g h i j", "a b c d e f g h i j k"), line(2, "odd", "a b c d e", "a b")]
-    found = hard.summary(lines, copies)
+    same = [line(1, "lists", lines[0]["text"], lines[0]["text"]), line(2, "odd", "a b c d e", "a b c")]
+    found = hard.summary(lines, copies, same)
     assert list(found["categories"]) == ["lists", "odd", "all"]
     lists, odd, both = found["categories"].values()
     assert (lists["insertions"], lists["insertions_beyond"], lists["deletions_beyond"]) == (1, 0.5, -1)
     assert (odd["deletions"], odd["deletions_beyond"], odd["insertions_beyond"]) == (3, 2.5, -0.25)
     assert (lists["with_insertions"], odd["with_insertions"], both["with_deletions"]) == (0, 0, 1)
+    assert both["beyond_deletions"] == 0
+    assert hard.summary(lines, copies, 2 * same[:1])["categories"]["odd"]["beyond_deletions"] == 1
     assert (both["sentences"], both["length"], both["deletions_beyond"]) == (2, 15, 1.5)
     assert both["wer"] == pytest.approx(4 / 15) and both["truncated"] == 1 and both["with_repeats"] == 0
     assert [one["insertions_beyond"] for one in found["sentences"]] == [0.5, -0.25]
@@ -266,11 +272,12 @@ def test_sizes_that_differ_are_noted():
 
 def test_the_table_of_hard_sentences_has_a_row_per_category():
     copies = {"wer_insertions": 0.05, "wer_deletions": 0.1, "wer_length": 300, "wer": 0.2}
-    summary = hard.summary([line(1, "lists", "a b c d", "a b c d e"), line(2, "odd", "a b", "")], copies)
+    lines = [line(1, "lists", "a b c d", "a b c d e"), line(2, "odd", "a b", "")]
+    summary = hard.summary(lines, copies, [lines[0], line(2, "odd", "a b", "a b")])
     written = tables.table_hard([{"system": "causal", "by": {"asr": "whisper"}, **summary}])
     header, _, lists, odd, both = rows_of(written)
     assert [row[1] for row in (lists, odd, both)] == ["lists", "odd", "all"]
-    assert lists[4:10] == ["1", "+0.8", "0", "0", "-0.4", "0"] and odd[7:10] == ["2", "+1.8", "1"]
+    assert lists[4:12] == ["1", "+0.8", "0", "0", "0", "-0.4", "0", "0"] and odd[8:12] == ["2", "+1.8", "1", "1"]
     assert odd[-1] == "1" and both[3] == "6"
 
 

@@ -1,11 +1,17 @@
-"""A hundred hard sentences, judged on their audio: words inserted and left out beyond what copy-synthesis shows."""
+"""A hundred hard sentences, judged on their audio: words inserted and left out beyond what copy-synthesis shows.
+
+Copy-synthesis twice: of held-out recordings, which are the same voice with other texts, and of espeak-ng's speech,
+which is another voice with the same texts.
+"""
 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
+import tempfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -14,11 +20,17 @@ from utils.cli import UserError, progress
 from utils.files import atomic_write, read_json, write_json
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from utils.evaluation.asr import Transcriber
     from utils.synthesis.synthesizer import Synthesizer
     from utils.synthesis.vocoder import Vocoder
 
+    Speak = Callable[[str], "Spoken"]
+
 CATEGORIES = ("repeats", "numbers", "long", "twisters", "abbreviations", "words", "questions", "lists", "odd")
+ESPEAK, ESPEAK_VOICE, ESPEAK_RATE, ESPEAK_PITCH = "espeak-ng", "en-us", 165, 50
+PEAK = 0.5  # of espeak-ng's samples, which are soft, for a vocoder that learned a louder voice
 REPEAT = 4  # words that are heard again although the text does not have them again
 
 
@@ -28,6 +40,14 @@ class Sentence(NamedTuple):
     number: int
     category: str
     text: str
+
+
+class Spoken(NamedTuple):
+    """The sound (S,) of a sentence, whether it was cut off, and the symbols that its speaker does not know."""
+
+    samples: np.ndarray
+    truncated: bool
+    unknown: dict[str, int]
 
 
 def read_sentences(path: Path) -> list[Sentence]:
@@ -56,11 +76,8 @@ def measure(args: argparse.Namespace, name: str, checkpoint: Path, evaluation: P
     """Speaks and judges all sentences with one model; the result is kept in OUT/results/hard/NAME.json.
 
     `evaluation` is where the model's evaluation on held-out clips lies, or will: what copy-synthesis loses there.
-
-    Each sentence is kept as soon as it is judged, and its audio in OUT/hard/NAME/; those there already are not spoken
-    again by the same model, vocoder and recogniser.
+    espeak-ng's speech, through the same vocoder, is a result of its own.
     """
-    from utils.evaluation.asr import Transcriber
     from utils.synthesis.synthesizer import Synthesizer
     from utils.synthesis.vocoder import load_vocoder
 
@@ -70,42 +87,82 @@ def measure(args: argparse.Namespace, name: str, checkpoint: Path, evaluation: P
     report = evaluate(args, checkpoint, evaluation)
     synthesizer = Synthesizer.load(checkpoint, "cpu")
     vocoder = load_vocoder(str(args.vocoder), synthesizer.recipe)
-    by = {"model": synthesizer.model_hash, "vocoder": vocoder.name, "asr": str(args.asr)}
+    speakers = {
+        ESPEAK: ({"voice": ESPEAK_VOICE}, functools.partial(_by_espeak, synthesizer, vocoder)),
+        name: ({"model": synthesizer.model_hash}, functools.partial(_by_model, synthesizer, vocoder)),
+    }
+    lines: dict[str, list[dict[str, Any]]] = {}
+    for speaker, (what, speak) in speakers.items():
+        by = {**what, "vocoder": vocoder.name, "asr": str(args.asr)}
+        lines[speaker] = _judged(args, speaker, by, speak, sentences, synthesizer.recipe.sample_rate)
+        found = {
+            "system": speaker,
+            "checkpoint": str(checkpoint) if speaker == name else None,
+            "by": by,
+            **summary(lines[speaker], report["copy_synthesis"], lines[ESPEAK]),
+            "measured": machine(),
+        }
+        write_json(args.out / "results" / "hard" / f"{speaker}.json", found)
+    return found
+
+
+def _by_model(synthesizer: Synthesizer, vocoder: Vocoder, text: str) -> Spoken:
+    spoken = synthesizer.speak(text)
+    return Spoken(vocoder(spoken.mel), spoken.truncated, dict(spoken.unknown))
+
+
+def _by_espeak(synthesizer: Synthesizer, vocoder: Vocoder, text: str) -> Spoken:
+    """Copy-synthesis of what espeak-ng says for the text as the model reads it."""
+    import numpy as np
+    import soundfile
+
+    from utils.espeak import synthesise
+    from utils.features.audio import load_audio
+    from utils.features.mel import MelExtractor
+    from utils.text.frontend import split_sentences
+
+    sentence = {"text": " ".join(split_sentences(text)), "rate": ESPEAK_RATE, "pitch": ESPEAK_PITCH}
+    rate, (samples,) = synthesise({"voice": ESPEAK_VOICE, "sentences": [sentence]})
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "speech.wav"
+        soundfile.write(path, samples * (PEAK / max(1, np.abs(samples.astype(np.int64)).max())), rate)
+        audio = load_audio(path, synthesizer.recipe.sample_rate)
+    return Spoken(vocoder(MelExtractor(synthesizer.recipe)(audio)), False, {})
+
+
+def _judged(
+    args: argparse.Namespace, name: str, by: dict[str, Any], speak: Speak, sentences: Sequence[Sentence], rate: int
+) -> list[dict[str, Any]]:
+    """A line for each sentence.
+
+    Each is kept as soon as it is judged, and its audio in OUT/hard/NAME/; those there already are not spoken again by
+    the same speaker, vocoder and recogniser.
+    """
+    from utils.evaluation.asr import Transcriber
+
     path = args.out / "hard" / name / "sentences.jsonl"
     judged = {line["text"]: line for line in _read_lines(path) if line["by"] == by}
     missing = [sentence for sentence in sentences if sentence.text not in judged]
     transcriber = Transcriber.load(args.asr) if missing else None
     for sentence in progress(missing, unit="sentence", desc=name):
-        judged[sentence.text] = {**_judge(sentence, synthesizer, vocoder, transcriber, path.parent), "by": by}
+        judged[sentence.text] = {**_judge(sentence, speak(sentence.text), rate, transcriber, path.parent), "by": by}
         _append(path, judged[sentence.text])
-    found = {
-        "system": name,
-        "checkpoint": str(checkpoint),
-        "by": by,
-        **summary([judged[sentence.text] for sentence in sentences], report["copy_synthesis"]),
-        "measured": machine(),
-    }
-    write_json(args.out / "results" / "hard" / f"{name}.json", found)
-    return found
+    return [judged[sentence.text] for sentence in sentences]
 
 
-def _judge(
-    sentence: Sentence, synthesizer: Synthesizer, vocoder: Vocoder, transcriber: Transcriber, folder: Path
-) -> dict[str, Any]:
+def _judge(sentence: Sentence, spoken: Spoken, rate: int, transcriber: Transcriber, folder: Path) -> dict[str, Any]:
     import soundfile
 
     from utils.evaluation.asr import comparable, judge
 
-    spoken = synthesizer.speak(sentence.text)
-    audio, rate = vocoder(spoken.mel), synthesizer.recipe.sample_rate
     with atomic_write(folder / f"{sentence.number:03d}.wav") as file:
-        soundfile.write(file, audio, rate, format="WAV", subtype="PCM_16")
-    heard = judge(sentence.text, transcriber(audio, rate))
+        soundfile.write(file, spoken.samples, rate, format="WAV", subtype="PCM_16")
+    heard = judge(sentence.text, transcriber(spoken.samples, rate))
     return {
         **sentence._asdict(),
-        "seconds": len(audio) / rate,
+        "seconds": len(spoken.samples) / rate,
         "truncated": spoken.truncated,
-        "unknown_symbols": dict(spoken.unknown),
+        "unknown_symbols": spoken.unknown,
         "heard": heard.text,
         "words": heard.words._asdict(),
         "characters": heard.characters._asdict(),
@@ -113,22 +170,27 @@ def _judge(
     }
 
 
-def summary(lines: Sequence[dict[str, Any]], copy_synthesis: dict[str, Any]) -> dict[str, Any]:
+def summary(
+    lines: Sequence[dict[str, Any]], copy_synthesis: dict[str, Any], same_texts: Sequence[dict[str, Any]]
+) -> dict[str, Any]:
     """Figures of each category and of all, with what copy-synthesis of held-out clips lets expect per word.
 
     `insertions` and `deletions` are words; `*_beyond` is what exceeds the rate of copy-synthesis times the words of
-    the text, and negative where there are fewer. `with_*` are sentences where that is more than a word.
+    the text, and negative where there are fewer. `with_*` are sentences where that is more than a word, `beyond_*`
+    those of them where `same_texts`, another voice's lines of the same sentences, have less by more than a word, too.
     """
     rates = {kind: copy_synthesis[f"wer_{kind}"] for kind in ("insertions", "deletions")}
-    sentences = [{**line, **_beyond(line["words"], rates)} for line in lines]
+    pairs = zip(lines, same_texts, strict=True)
+    sentences = [{**line, **_beyond(line["words"], rates, same["words"])} for line, same in pairs]
     found = [name for name in CATEGORIES if any(line["category"] == name for line in sentences)]
     groups = {name: _figures([line for line in sentences if line["category"] == name]) for name in found}
     reference = {"rates": rates, "words": copy_synthesis["wer_length"], "wer": copy_synthesis["wer"]}
     return {"reference": reference, "categories": {**groups, "all": _figures(sentences)}, "sentences": sentences}
 
 
-def _beyond(words: dict[str, int], rates: dict[str, float]) -> dict[str, float]:
-    return {f"{kind}_beyond": words[kind] - rate * words["length"] for kind, rate in rates.items()}
+def _beyond(words: dict[str, int], rates: dict[str, float], same: dict[str, int]) -> dict[str, float]:
+    beyond = {f"{kind}_beyond": words[kind] - rate * words["length"] for kind, rate in rates.items()}
+    return {**beyond, **{f"{kind}_beyond_same": words[kind] - same[kind] for kind in rates}}
 
 
 def _figures(lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -139,13 +201,18 @@ def _figures(lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "seconds": sum(line["seconds"] for line in lines),
         **words,
         **beyond,
-        "with_insertions": sum(line["insertions_beyond"] > 1 for line in lines),
-        "with_deletions": sum(line["deletions_beyond"] > 1 for line in lines),
+        **_sentences_with("insertions", lines),
+        **_sentences_with("deletions", lines),
         "wer": (words["substitutions"] + words["insertions"] + words["deletions"]) / words["length"],
         "truncated": sum(line["truncated"] for line in lines),
         "with_repeats": sum(line["repeated"] > 0 for line in lines),
         "unheard": sum(not line["heard"] for line in lines),
     }
+
+
+def _sentences_with(kind: str, lines: Sequence[dict[str, Any]]) -> dict[str, int]:
+    found = [line for line in lines if line[f"{kind}_beyond"] > 1]
+    return {f"with_{kind}": len(found), f"beyond_{kind}": sum(line[f"{kind}_beyond_same"] > 1 for line in found)}
 
 
 def _append(path: Path, line: dict[str, Any]) -> None:
