@@ -110,7 +110,11 @@ def _add_voices(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--voice-units", choices=("char", "phoneme"), default="phoneme", help="what tokens stand for")
     group.add_argument("--voice-system", choices=SYSTEMS, default="causal", help="system to train on all voices")
     group.add_argument(
-        "--voice-kind", choices=("table", "embedding"), default="table", help="what tells the model the voice"
+        "--voice-kind",
+        choices=("table", "embedding"),
+        default="table",
+        help="what tells the model the voice: a table, or the embedding of a held-out recording, another one for each "
+        "sentence",
     )
     group.add_argument("--speaker-encoder", type=Path, help="speaker checkpoint for --voice-kind embedding")
     group.add_argument("--config-voices", type=Path, default=PRESET, help="preset of the training")

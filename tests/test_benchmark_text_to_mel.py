@@ -17,7 +17,7 @@ from benchmarks.synthesis.systems import NAMES, SEES_THE_PAST, SYSTEMS
 from utils.cli import UserError
 from utils.corpus.layouts import read_corpus
 from utils.evaluation.asr import judge
-from utils.features.store import FORMAT
+from utils.features.store import FORMAT, Row
 from utils.files import read_json, write_json, write_text
 from utils.protocol import FORMAT as PROTOCOL_FORMAT
 from utils.text.frontend import FrontEnd, split_sentences
@@ -304,6 +304,24 @@ def test_two_folders_become_one_corpus(tmp_path: Path):
     assert (tmp_path / "corpus" / found[1].path).resolve() == first / "wavs" / "LJ001-0001.wav"
     with pytest.raises(UserError, match="two names, not Kathleen and Kathleen"):
         voices.make_corpus([second, second], tmp_path / "other")
+
+
+def test_a_voice_is_taken_from_held_out_recordings_that_say_something_else():
+    """Each recording in turn, and never that of the text itself."""
+    rows = [
+        Row(f"{speaker}{number}", f"{speaker}{number}.wav", "", speaker, "c", "", text, seconds=1.0, frames=86)
+        for speaker, texts in (("a", "xyz"), ("b", "xw"))
+        for number, text in enumerate(texts)
+    ]
+    texts = {f"/raw/{row.path}": row.text for row in rows}
+    found = voices.references(rows, Path("/raw"), list("xyxyx"))
+    assert list(found) == ["a", "b"] and all(len(paths) == 5 for paths in found.values())
+    for speaker, paths in found.items():
+        assert all(Path(path).name.startswith(speaker) for path in paths)
+        assert not any(texts[path] == text for path, text in zip(paths, "xyxyx", strict=True))
+    assert len(set(found["a"])) == 3
+    with pytest.raises(UserError, match="b has no held-out recording that says anything but 'x'"):
+        voices.references([row for row in rows if row.speaker == "a" or row.text == "x"], Path("/raw"), ["x"])
 
 
 def test_voices_are_told_apart_by_the_mean_of_their_references():

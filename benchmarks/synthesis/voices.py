@@ -104,14 +104,16 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     store, lists = FeatureStore.open(data), read_text_lists(data / "protocols" / "default")
     heldout = [store.rows[store.index[name]] for split in SPLITS for name in getattr(lists, split)]
     rows = sentences_to_speak(heldout, store, lists, args.limit or args.voice_sentences)
-    spoken = _speak(args, run / "best.pt", run.with_name(f"{run.name}-spoken"), [row.text for row in rows])
+    texts = [row.text for row in rows]
+    said_by = references(heldout, Path(store.meta["raw"]), texts) if args.voice_kind == "embedding" else None
+    spoken = _speak(args, run / "best.pt", run.with_name(f"{run.name}-spoken"), texts, said_by)
     recordings = recordings_of(store, lists)
     found = {
         "system": name,
         "checkpoint": str(run / "best.pt"),
         "steps": read_json(run / DONE)["steps"],
         "parameters": read_json(run / "run.json")["parameters"],
-        "sentences": [row.text for row in rows],
+        "sentences": texts,
         **compare(_embed(args.judge_python, [*spoken, *recordings]), spoken, recordings),
         "report": report,
         "measured": machine(),
@@ -134,11 +136,36 @@ def sentences_to_speak(heldout: Sequence[Row], store: FeatureStore, lists: TextL
     return [row for *_, row in turns[:number]]
 
 
+def references(heldout: Sequence[Row], raw: Path, texts: Sequence[str]) -> dict[str, list[str]]:
+    """For each speaker the recordings to take the voice from, one a text: held-out ones that say something else."""
+    found: dict[str, list[str]] = {}
+    for speaker in sorted({row.speaker for row in heldout}):
+        own = [row for row in heldout if row.speaker == speaker]
+        order = np.random.default_rng(2).permutation(len(own))
+        turns = [own[order[number % len(own)]] for number in range(len(own) + len(texts))]
+        found[speaker] = []
+        for number, text in enumerate(texts):
+            other = next((row for row in turns[number : number + len(own)] if row.text != text), None)
+            if other is None:
+                raise UserError(f"{speaker} has no held-out recording that says anything but {text!r}")
+            found[speaker].append(str(raw / other.path))
+    return found
+
+
 Labelled = dict[Path, tuple[str, str]]  # audio file -> kind ("spoken", "reference", "recording"), voice
 
 
-def _speak(args: argparse.Namespace, checkpoint: Path, folder: Path, texts: Sequence[str]) -> Labelled:
-    """Every text in every voice of a checkpoint, in files; those there already were made by the same model."""
+def _speak(
+    args: argparse.Namespace,
+    checkpoint: Path,
+    folder: Path,
+    texts: Sequence[str],
+    said_by: dict[str, list[str]] | None = None,
+) -> Labelled:
+    """Every text in every voice of a checkpoint, in files; those there already were made by the same model.
+
+    `said_by` has the recording that each text takes the voice from; without it the checkpoint knows the voices.
+    """
     import soundfile
 
     from utils.synthesis.synthesizer import Synthesizer
@@ -150,10 +177,11 @@ def _speak(args: argparse.Namespace, checkpoint: Path, folder: Path, texts: Sequ
     files: Labelled = {}
     for speaker in synthesizer.speakers:
         for number, text in enumerate(texts, start=1):
-            path = folder / f"{speaker}-{number:02d}-{sha256_text(text)[:8]}.wav"
+            voice = speaker if said_by is None else said_by[speaker][number - 1]
+            path = folder / f"{speaker}-{number:02d}-{sha256_text(f'{voice} {text}')[:8]}.wav"
             files[path] = ("spoken", speaker)
             if not path.exists():
-                audio = vocoder(synthesizer.speak(text, speaker).mel)
+                audio = vocoder(synthesizer.speak(text, voice).mel)
                 with atomic_write(path) as file:
                     soundfile.write(file, audio, synthesizer.recipe.sample_rate, format="WAV", subtype="PCM_16")
     return files
