@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
+from utils.text.dates import MONTHS
 from utils.text.ends import STARTERS, stop_at_end, stop_before_capital, stop_before_starter
 
 # Read the same wherever they stand, with a point, in any case. Those in the first part stand before names.
@@ -24,6 +25,8 @@ _BEFORE_NAMES = {
     "lt": "lieutenant",
     "sgt": "sergeant",
     "col": "colonel",
+    "cpl": "corporal",
+    "pvt": "private",
     "mt": "mount",
 }
 _ABBREVIATIONS = {
@@ -42,6 +45,7 @@ _ABBREVIATIONS = {
     "blvd": "boulevard",
     "rd": "road",
     "hwy": "highway",
+    "et al": "et al",
     "etc": "et cetera",
     "&c": "et cetera",
     "vs": "versus",
@@ -54,6 +58,7 @@ _ABBREVIATIONS = {
     "ph.d": "p-h-d",
     "ll.d": "l-l-d",
 }
+_GO_ON = (*_BEFORE_NAMES, "et al")  # hardly ever at the end of a sentence
 _LISTS_END = ("etc", "&c")
 # Words themselves, or ends of sentences, unless written with a capital before a name.
 _TITLES = {
@@ -68,6 +73,7 @@ _TITLES = {
     "Supt": "superintendent",
     "Bart": "baronet",
     "Ft": "fort",
+    "Fr": "father",
 }
 TITLE_WORDS = (*_BEFORE_NAMES.values(), *_TITLES.values(), "doctor")
 _BARE_TITLES = {"Mr": "mister", "Mrs": "missus", "Ms": "miz", "Dr": "doctor", "St": "saint"}
@@ -84,8 +90,24 @@ _REFERENCES = {
     "art": "article",
     "apt": "apartment",
     "ca": "circa",
+    "tel": "telephone",
 }
-_DAYS_AND_MONTHS = {
+_LIMITS = {"max": "maximum", "min": "minimum"}
+# Behind a name and a comma; those that are also words or names (Miss., Pa., Tex.) are left out.
+_STATES = {
+    "Ala": "alabama",
+    "Ariz": "arizona",
+    "Calif": "california",
+    "Conn": "connecticut",
+    "Fla": "florida",
+    "Mass": "massachusetts",
+    "Mich": "michigan",
+    "Minn": "minnesota",
+    "Okla": "oklahoma",
+    "Tenn": "tennessee",
+    "Wis": "wisconsin",
+}
+_DAYS = {
     "Mon": "monday",
     "Tue": "tuesday",
     "Tues": "tuesday",
@@ -95,17 +117,11 @@ _DAYS_AND_MONTHS = {
     "Thurs": "thursday",
     "Fri": "friday",
     "Sat": "saturday",
-    "Jan": "january",
-    "Feb": "february",
-    "Mar": "march",
-    "Apr": "april",
-    "Aug": "august",
-    "Sep": "september",
-    "Sept": "september",
-    "Oct": "october",
-    "Nov": "november",
-    "Dec": "december",
 }
+# With a capital, for the rules of dates, which read a month beside a day.
+_MONTHS = {**{month.title()[:3]: month.title() for month in MONTHS if month != "may"}, "Sept": "September"}
+_DAYS_AND_MONTHS = {**_DAYS, **_MONTHS}
+_IN_RANGES = {**_DAYS_AND_MONTHS, "Sun": "sunday", "May": "May"}  # these two are words elsewhere
 _BEFORE_DOCTOR = frozenset("a the my his her our your their and or dear".split())
 
 
@@ -113,13 +129,27 @@ def _alternatives(words: Iterable[str]) -> str:
     return "|".join(re.escape(word) for word in sorted(words, key=len, reverse=True))
 
 
+def _from_to(names: Iterable[str]) -> str:
+    one = _alternatives([name for name in names for name in (name, name.upper())])
+    return rf"({one})\.?\s?[-–]\s?({one})"
+
+
 _NO_LETTER_BEFORE = r"(?<![^\W_])(?<![^\W_]['.])"
 _ABBREVIATION = re.compile(rf"{_NO_LETTER_BEFORE}((?i:{_alternatives(_ABBREVIATIONS)}))\.(?![a-z0-9.])")
 _BARE_TITLE = re.compile(rf"\b({_alternatives(_BARE_TITLES)})(?=\s[A-Z]|\s(?:and|&)\s[A-Z])")
 _STREET = re.compile(rf"(?:(?<![\w'])([\w']+)\s)?{_NO_LETTER_BEFORE}((?i:st|dr))\.(?![a-z0-9.])")
 _TITLE = re.compile(rf"{_NO_LETTER_BEFORE}({_alternatives(_TITLES)})\.(?=\s[A-Z])")
-_REFERENCE = re.compile(rf"(?i){_NO_LETTER_BEFORE}({_alternatives(_REFERENCES)})\.\s?(?=[0-9]|(?-i:(?!I\b)[IVXL]+\b))")
-_DATE = re.compile(rf"{_NO_LETTER_BEFORE}({_alternatives(_DAYS_AND_MONTHS)})\.(?!\s?[0-9]{{1,2}}(?![0-9]))")
+_REFERENCE = re.compile(
+    rf"(?i){_NO_LETTER_BEFORE}({_alternatives(_REFERENCES)})\.\s?(?=[+(]?[0-9]|(?-i:(?!I\b)[IVXL]+\b))"
+)
+_LIMIT = re.compile(  # not "5 min. 30 sec.", nor a man called Max
+    r"(?<![0-9-])(?<![0-9]\s)(?:\b(max|min|MAX|MIN)|(?<![^\W_]\s)\b(Max|Min))\.\s?(?=\.?[0-9])"
+)
+_CIRCA = re.compile(rf"{_NO_LETTER_BEFORE}c\.\s?(?=[1-9][0-9]{{2,3}}(?![0-9,.]*[0-9]))")
+_ESTABLISHED = re.compile(rf"{_NO_LETTER_BEFORE}[Ee]st\.\s?(?=[12][0-9]{{3}}(?![0-9,.]*[0-9]))")
+_STATE = re.compile(rf"(?<=[a-z], )({_alternatives(_STATES)})\.(?![^\W_])")
+_DATE = re.compile(rf"{_NO_LETTER_BEFORE}({_alternatives(_DAYS_AND_MONTHS)})\.(?![^\W_])")
+_DATE_RANGE = re.compile(rf"\b(?:{_from_to([*_DAYS, 'Sun'])}|{_from_to([*_MONTHS, 'May'])})(?![^\W_]|-[^\W_])\.?")
 _NAME = re.compile(r"(\s?)([A-Z][\w']*)")
 _WIFE = re.compile(r"\s(?:and|&)\s(?:missus|mister|miz)\b")
 _VERSUS = re.compile(r"(?<=[^\W_]) (?:v\. (?=[A-Z])|vs(?= ))")
@@ -135,8 +165,17 @@ def expand_abbreviations(text: str) -> str:
     text = _BARE_TITLE.sub(lambda match: _BARE_TITLES[match[1]], text)
     text = _TITLE.sub(lambda match: _TITLES[match[1]], text)
     text = _REFERENCE.sub(lambda match: _REFERENCES[match[1].lower()] + " ", text)
+    text = _LIMIT.sub(lambda match: _LIMITS[(match[1] or match[2]).lower()] + " ", text)
+    text = _ESTABLISHED.sub("established ", _CIRCA.sub("circa ", text))
+    text = _STATE.sub(lambda match: _STATES[match[1]] + stop_before_starter(match), text)
+    text = _DATE_RANGE.sub(_date_range, text)
     text = _DATE.sub(lambda match: _DAYS_AND_MONTHS[match[1]] + stop_before_starter(match), text)
     return _JUNIOR.sub(" junior", _VERSUS.sub(_versus, text))
+
+
+def _date_range(match: re.Match[str]) -> str:
+    first, last = (_IN_RANGES[name.title()] for name in match.groups() if name)
+    return f"{first} to {last}" + stop_before_starter(match)
 
 
 def _versus(match: re.Match[str]) -> str:
@@ -148,7 +187,7 @@ def _after_abbreviation(match: re.Match[str]) -> str:
     if match.string[match.end() : match.end() + 1].isalpha():
         return " "
     short = match[1].lower()
-    if short in _BEFORE_NAMES:
+    if short in _GO_ON:
         return stop_at_end(match)
     return stop_before_capital(match) if short in _LISTS_END else stop_before_starter(match)
 

@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -15,9 +16,10 @@ from utils.text.phonemes import phonemise
 from utils.text.symbols import fold
 from utils.text.vocabulary import BOS, EOS, UNITS, VOCABULARIES, Vocabulary
 
-VERSION = 2  # of what raw text becomes; stores of another version are refused
+VERSION = 3  # of what raw text becomes; stores of another version are refused
 LONGEST_SENTENCE = 400  # characters
 _GOES_ON = re.compile(r"([.!?]*[!?][\"')]*|\.{2,}[\"')]*|\.[\"')]+)(?=\s[a-z])")  # '"Stop!" he cried.'
+_ITEM = re.compile(r"^[ \t]*(?:([0-9]{1,3})[.)]|([-*•]))[ \t]+(?=\S)", re.MULTILINE)
 _UNCUT = "\ufdd0"  # stands behind such marks until the text is cut; Unicode keeps it for uses like this
 
 
@@ -76,13 +78,15 @@ class FrontEnd:
 def split_sentences(text: str) -> list[str]:
     """Normalised sentences of `text`, none empty and none longer than `LONGEST_SENTENCE` characters.
 
-    Cuts at empty lines, after . ! ? before a blank, and sentences that are too long after ; or :, else a comma, else at
-    a blank, else anywhere. Marks that stand alone join the sentence before them. A word that is written small goes on
-    with its sentence after ! ? ... and after quotes; a single point is left to the abbreviations.
+    Cuts at empty lines, before the items of a list, after . ! ? before a blank, and sentences that are too long after ;
+    or :, else a comma, else at a blank, else anywhere. Marks that stand alone join the sentence before them. A word
+    that is written small goes on with its sentence after ! ? ... and after quotes; a single point is left to the
+    abbreviations.
     """
     sentences: list[str] = []
-    marked = (_GOES_ON.sub(rf"\1{_UNCUT}", fold(paragraph)) for paragraph in re.split(r"\n\s*\n", text))
-    paragraphs = "\n".join(normalise(paragraph) for paragraph in marked)
+    parts = (part for paragraph in re.split(r"\n\s*\n", text) for part in _items(paragraph))
+    marked = (_GOES_ON.sub(rf"\1{_UNCUT}", fold(part)) for part in parts)
+    paragraphs = "\n".join(normalise(part) for part in marked)
     for sentence in re.sub(r"([.!?][\"')]*) ", r"\1\n", paragraphs).replace(_UNCUT, "").split("\n"):
         for piece in _bounded(sentence):
             is_mark = not any(char.isalnum() for char in piece)
@@ -91,6 +95,24 @@ def split_sentences(text: str) -> list[str]:
             else:
                 sentences.append(piece)
     return sentences
+
+
+def _items(paragraph: str) -> list[str]:
+    """`paragraph` cut before lines that begin items.
+
+    Prose may be wrapped before a dash or before a number that ends a sentence, so items are told by their being
+    several: two dashes, or numbers that follow each other.
+    """
+    marks = list(_ITEM.finditer(paragraph))
+    numbers = {int(mark[1]) for mark in marks if mark[1]}
+    dashes = sum(mark[1] is None for mark in marks)
+    starts = [
+        mark.start()
+        for mark in marks
+        if (numbers & {int(mark[1]) - 1, int(mark[1]) + 1} if mark[1] else dashes > 1 or mark[2] == "•")
+    ]
+    parts = (paragraph[start:end] for start, end in pairwise([0, *starts, len(paragraph)]))
+    return [re.sub(r"^\s*\*(?=\s)", "-", part) for part in parts]
 
 
 def _bounded(sentence: str) -> Iterator[str]:

@@ -14,7 +14,8 @@ import re
 
 from utils.text.abbreviations import TITLE_WORDS, expand_abbreviations
 from utils.text.ends import STARTERS, stop_before_starter
-from utils.text.numbers import Match, cardinal, expand_numbers, ordinal
+from utils.text.number_words import cardinal, ordinal
+from utils.text.numbers import Match, expand_numbers
 from utils.text.symbols import MINUS_ABOVE, SUPERSCRIPTS, fold
 
 _RULERS = (
@@ -22,7 +23,9 @@ _RULERS = (
     "George Gregory Gustav Henry Innocent Ivan James John Leo Leopold Louis Mary Max Napoleon Nicholas Otto Paul Peter "
     "Philip Pius Ramses Richard Robert Urban Victor Wilhelm William"
 ).split()
-_NUMBERED = "chapter book part volume act scene section article canto appendix phase type class stage level".split()
+_NUMBERED = (
+    "chapter book part volume act scene section article canto appendix phase type class stage level bowl".split()
+)
 _SYMBOLS = {
     "&": "and",
     "+": "plus",
@@ -30,6 +33,7 @@ _SYMBOLS = {
     "@": "at",
     "#": "hash",
     "%": "percent",
+    "‰": "per mille",
     "*": "asterisk",
     "/": "slash",
     "\\": "backslash",
@@ -59,7 +63,8 @@ _SYMBOLS = {
     "²": "squared",
     "³": "cubed",
 }
-_ACRONYM = re.compile(r"\b(?:UN|US|LA|VIP|EPA|YMCA)\b(?!\$)")  # other words in small letters; FBI is none
+# Other words in small letters; FBI is none, and an IT without an article may be one that is stressed.
+_ACRONYM = re.compile(r"\b(?:UN|US|LA|VIP|EPA|YMCA)\b(?!\$)|(?<=\b[Tt]he )(?:IT|WHO)\b|(?<=\b[Aa]n )IT\b")
 PASSES = 8  # a pass can bring an abbreviation to light ("Co.Mr."); the last one finds nothing to do, mostly the second
 _ROMAN = "(?=[IVXL])(?:XL|L?X{0,3})(?:IX|IV|V?I{0,3})"
 
@@ -80,7 +85,7 @@ def normalise(text: str) -> str:
 
 
 def _speak(text: str) -> str:
-    text = fold(text)
+    text = _EMPHASIS.sub(r"\2", fold(text))
     text = re.sub(rf"{MINUS_ABOVE}?[{SUPERSCRIPTS}]+", _power, text)
     text = expand_abbreviations(text)
     text = _expand_roman(text)
@@ -88,6 +93,9 @@ def _speak(text: str) -> str:
     text = _spell_letters(text)
     text = _SYMBOL.sub(lambda match: f" {_SYMBOLS[match[0]]} ", text)
     return _tidy(text.lower())
+
+
+_EMPHASIS = re.compile(r"(?<![\w*])(\*{1,3})((?=[\w\"'(])[^*]*[\w\"'.,;:?!)])\1(?![\w*])")  # *so*, but not /*/*
 
 
 def _power(match: Match) -> str:
@@ -106,13 +114,21 @@ _RULER = re.compile(
 _NUMBERED_PART = re.compile(
     rf"\b((?i:{'|'.join(_NUMBERED)})) (?!I\b(?![.,:;)]|$))({_ROMAN})(?![^\W_]|'(?!s\b))|"
     rf"\b(World War|WORLD WAR) ({_ROMAN})(?![^\W_]|'(?!s\b))|"
-    rf"\b((?i:{'|'.join(_NUMBERED)})) (?=[ivxl]{{2,7}}\b)({_ROMAN.lower()})(?![^\W_]|')"
+    rf"\b((?i:{'|'.join(_NUMBERED)})) (?=[ivxl]{{2,7}}\b)({_ROMAN.lower()})(?![^\W_]|')|"
+    r"\b(Phase|Type|Class|Stage|Level) (I)(?= [a-z])"
 )
+_SEQUEL = re.compile(
+    rf"\b(?!(?:An|{'|'.join(sorted(STARTERS))})\b)([A-Z][A-Za-z]*[a-z]) (?=[IVX]{{2}})(?![IVX]*L)"
+    rf"({_ROMAN})(?![^\W_]|'(?!s\b))"
+)
+_ROMAN_PLACE = re.compile(rf"\b(?!I\b)({_ROMAN})(?:(?<=[IVXL]{{2}})(?:st|nd|rd|th)\b|(?=[\s-][Cc]entur(?:y|ies)\b))")
 
 
 def _expand_roman(text: str) -> str:
     text = _RULER.sub(_ruler, text)
-    return _NUMBERED_PART.sub(_numbered_part, text)
+    text = _NUMBERED_PART.sub(_numbered_part, text)
+    text = _ROMAN_PLACE.sub(lambda match: ordinal(_roman(match[1])), text)
+    return _SEQUEL.sub(_numbered_part, text)
 
 
 def _ruler(match: Match) -> str:
@@ -142,6 +158,7 @@ _INITIALS = re.compile(
     rf"(?:(?<![\w'.])(?P<name>[A-Z][\w']*|{'|'.join(TITLE_WORDS)})(?P<blank> ))?(?<![^\W_])(?<![^\W_][.'])"
     r"(?P<letters>[A-Z]\.(?: [A-Z]\.)*)(?![^\W_])(?P<next>(?= [A-Z][\w'-]*))?"
 )
+_LETTERS_AND = re.compile(r"\b(?:[A-Z]{2}&[A-Z]|[A-Z]&A|A&[A-Z])\b")  # an A alone would be an article; R&D is words
 _LETTER_A = re.compile(r"(?<=[a-z]) A(?= [a-z])")
 _POINT = re.compile(r"(?<=[^\W_])\.(?=[^\W_])")
 
@@ -152,6 +169,7 @@ def _spell_letters(text: str) -> str:
     """
     text = _LETTERS.sub(lambda match: match[0].replace(".", "-").rstrip("-") + stop_before_starter(match), text)
     text = _INITIALS.sub(_initials, text)
+    text = _LETTERS_AND.sub(lambda match: "-".join(match[0]).replace("&", "and"), text)
     text = _LETTER_A.sub("-A", text)
     return _POINT.sub(_say_point, text)
 

@@ -1,6 +1,6 @@
-"""Digits in English text to words: dates, times, money, measures, fractions, ordinals, years, plain numbers.
+"""Digits in English text to words: money, measures, fractions, telephone numbers, ordinals, plain numbers; and dates.
 
-Every pattern begins at the first digit of a number (`_LEFT`) or at a sign, and repeats only what it bounds or what
+Every pattern begins at the first digit of a number (`LEFT`) or at a sign, and repeats only what it bounds or what
 nothing after it can match, so the time is linear in the text's length.
 """
 
@@ -10,23 +10,26 @@ import functools
 import re
 from collections.abc import Callable
 
-from num2words import num2words
-
+from utils.text.dates import DATES
 from utils.text.ends import stop_before_capital
+from utils.text.number_words import (
+    END,
+    LEFT,
+    LONGEST,
+    NUMBER,
+    cardinal,
+    is_year,
+    number,
+    one_by_one,
+    ordinal,
+    plural,
+    year,
+    year_or_number,
+)
 
 Match = re.Match[str]
 
-_LEFT = r"(?<![0-9.,])"
-_NUMBER = r"(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?"
-_END = r"(?![^\W_])"  # no letter or digit follows
-LONGEST = 15  # digits that are read as one number; longer ones are read one by one
 _PARTS = frozenset({*range(2, 11), 16, 32, 64, 100})  # denominators
-DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-MONTHS = tuple("january february march april may june july august september october november december".split())
-_MONTH = "|".join(
-    rf"{name.title()}|{name.upper()}|(?:{name[:3].title()}|{name[:3].upper()}){'t?' if name[:3] == 'sep' else ''}\.?"
-    for name in MONTHS
-)
 CURRENCIES = {  # one, many, a hundredth, hundredths
     "$": ("dollar", "dollars", "cent", "cents"),
     "£": ("pound", "pounds", "penny", "pence"),
@@ -35,21 +38,26 @@ CURRENCIES = {  # one, many, a hundredth, hundredths
     "¥": ("yen", "yen", "", ""),
 }
 _SIGNS = "".join(CURRENCIES)
+_COUNTRIES = {"US": "", "A": "australian ", "AU": "australian ", "C": "canadian ", "CA": "canadian "}  # before $
+_COUNTRY = rf"\b(?:{'|'.join(_COUNTRIES)})(?=\$)"
 _MAGNITUDES = {"k": "thousand", "m": "million", "b": "billion", "bn": "billion", "tn": "trillion"}
+INCH, FOOT = ("inch", "inches"), ("foot", "feet")
 UNITS = {
     "km": ("kilometer", "kilometers"),
     "m": ("meter", "meters"),
     "cm": ("centimeter", "centimeters"),
     "mm": ("millimeter", "millimeters"),
+    "μm": ("micrometer", "micrometers"),
     "km²": ("square kilometer", "square kilometers"),
     "m²": ("square meter", "square meters"),
     "m³": ("cubic meter", "cubic meters"),
     "mi": ("mile", "miles"),
     "yd": ("yard", "yards"),
-    "ft": ("foot", "feet"),
+    "ft": FOOT,
     "kg": ("kilogram", "kilograms"),
     "g": ("gram", "grams"),
     "mg": ("milligram", "milligrams"),
+    "μg": ("microgram", "micrograms"),
     "lb": ("pound", "pounds"),
     "lbs": ("pound", "pounds"),
     "oz": ("ounce", "ounces"),
@@ -60,6 +68,7 @@ UNITS = {
     "km/h": ("kilometer per hour", "kilometers per hour"),
     "m/s": ("meter per second", "meters per second"),
     "ms": ("millisecond", "milliseconds"),
+    "μs": ("microsecond", "microseconds"),
     "sec": ("second", "seconds"),
     "min": ("minute", "minutes"),
     "hr": ("hour", "hours"),
@@ -70,12 +79,16 @@ UNITS = {
     "GHz": ("gigahertz", "gigahertz"),
     "W": ("watt", "watts"),
     "kW": ("kilowatt", "kilowatts"),
+    "Ω": ("ohm", "ohms"),
+    "kΩ": ("kilohm", "kilohms"),
+    "MΩ": ("megohm", "megohms"),
     "KB": ("kilobyte", "kilobytes"),
     "kB": ("kilobyte", "kilobytes"),
     "MB": ("megabyte", "megabytes"),
     "GB": ("gigabyte", "gigabytes"),
     "TB": ("terabyte", "terabytes"),
     "%": ("percent", "percent"),
+    "‰": ("per mille", "per mille"),
     "°C": ("degree celsius", "degrees celsius"),
     "°F": ("degree fahrenheit", "degrees fahrenheit"),
     "°": ("degree", "degrees"),
@@ -83,45 +96,12 @@ UNITS = {
     **{sign: names[:2] for sign, names in CURRENCIES.items()},
 }
 _UNIT = "|".join(re.escape(unit) for unit in sorted(UNITS, key=len, reverse=True))
-
-
-@functools.lru_cache(maxsize=4096)
-def cardinal(digits: str) -> str:
-    """A whole number in words; one by one if it begins with 0 or is longer than `LONGEST` digits."""
-    digits = digits.replace(",", "")
-    if len(digits) > LONGEST or (digits[0] == "0" and len(digits) > 1):
-        return one_by_one(digits)
-    return str(num2words(int(digits))).replace(",", "")
-
-
-def one_by_one(digits: str) -> str:
-    """Digits each by its name."""
-    return " ".join(DIGITS[int(digit)] for digit in digits)
-
-
-@functools.lru_cache(maxsize=4096)
-def ordinal(number: int) -> str:
-    """A place in words: "twenty-second"."""
-    return str(num2words(number, to="ordinal")).replace(",", "")
-
-
-@functools.lru_cache(maxsize=1024)
-def year(digits: str) -> str:
-    """A year in words: four digits in pairs, two digits as they are."""
-    if len(digits) == 2:
-        return f"oh {DIGITS[int(digits[1])]}" if digits[0] == "0" else cardinal(digits)
-    return str(num2words(int(digits), to="year"))
-
-
-def number(text: str) -> str:
-    """A number with thousands separators or decimals in words; each part after a point digit by digit."""
-    whole, *decimals = text.split(".")
-    words = [cardinal(whole)] if whole else []
-    return " ".join([*words, *(f"point {one_by_one(part)}" for part in decimals)])
+_SQUARE = {**UNITS, "in": INCH}  # "in" alone is a word
 
 
 def expand_numbers(text: str) -> str:
     """`text` with every number of ASCII digits in words."""
+    text = _expand_inches(text)
     for pattern, spoken in _RULES:
         text = pattern.sub(spoken if isinstance(spoken, str) else functools.partial(_apart, spoken), text)
     return text
@@ -133,56 +113,55 @@ def _apart(spoken: Callable[[Match], str], match: Match) -> str:
     return " " * before.isalpha() + spoken(match) + " " * after.isalpha()
 
 
-def _iso_date(match: Match) -> str:
-    return f"{MONTHS[int(match[2]) - 1]} {ordinal(int(match[3]))}, {year(match[1])}"
+_INCHES = re.compile(
+    r"(?:\b([Aa]n?)\s)?(?<![\w.,])(?:([0-9]{1,3})'\s?)?"
+    r"((?:[0-9]{1,3}\s)?[0-9]{1,4}/[0-9]{1,4}|[0-9]{1,3}(?:\.[0-9]+)?)\"|\""
+)
 
 
-def _slash_date(match: Match) -> str:
-    first, second = int(match[1]), int(match[2])
-    month, day = (second, first) if first > 12 else (first, second)
-    if not (1 <= month <= 12 and 1 <= day <= 31):
-        return match[0]
-    return f"{MONTHS[month - 1]} {ordinal(day)}, {year(match[3])}"
+def _expand_inches(text: str) -> str:
+    """The mark of inches is that of quotes too: behind a number it ends a quotation if one is open."""
+    is_open = False
+
+    def spoken(match: Match) -> str:
+        nonlocal is_open
+        article, feet, inches = match.groups()
+        if inches is None or (is_open and feet is None):
+            is_open = not is_open
+            return match[0]
+        words = [article] if article else []
+        if feet:
+            words += feet, FOOT[feet != "1" and not article]
+        is_one = inches == "1" or ("/" in inches and " " not in inches)
+        return " ".join([*words, inches, INCH[not is_one and not article]])
+
+    return _INCHES.sub(spoken, text)
 
 
-def _month(name: str) -> str:
-    return next(month for month in MONTHS if month.startswith(name.lower()[:3]))
-
-
-def _month_day(match: Match) -> str:
-    if not _are_days(match[2], match[3]):
-        return match[0]
-    last = f" to {ordinal(int(match[3]))}" if match[3] else ""
-    return f"{_month(match[1])} {ordinal(int(match[2]))}{last}" + (f", {year(match[4])}" if match[4] else "")
-
-
-def _day_month(match: Match) -> str:
-    if not _are_days(match[1], match[2]):
-        return match[0]
-    last = f" to the {ordinal(int(match[2]))}" if match[2] else ""
-    return f"the {ordinal(int(match[1]))}{last} of {_month(match[3])}" + (f", {year(match[4])}" if match[4] else "")
-
-
-def _are_days(*days: str | None) -> bool:
-    return all(day is None or 1 <= int(day) <= 31 for day in days)
-
-
-def _time(match: Match) -> str:
-    hour, minute, second, half = match[1], match[2], match[3], match[4]
-    words = [cardinal(str(int(hour)))]
-    if minute and (minute != "00" or second):
-        words.append(f"oh {DIGITS[int(minute[1])]}" if minute[0] == "0" else cardinal(minute))
-    elif minute and not half:
-        words.append("o'clock")
-    if second:
-        words.append(f"and {cardinal(str(int(second)))} seconds")
-    return " ".join([*words, *([f"{half.lower()}-m"] if half else [])]) + stop_before_capital(match)
+def _feet(match: Match) -> str:
+    """As an attribute a measure has no plural: "a six foot tall man"."""
+    article, feet = match.groups()
+    return f"{article} {feet} {FOOT[0]}" if article else f"{feet} {FOOT[feet != '1']}"
 
 
 def _telephone(match: Match) -> str:
     if re.fullmatch("[0-9]+0-[0-9]+0", match[0]):  # round numbers: from one to the other
         return match[0].replace("-", " to ")
     return ", ".join(one_by_one(group) for group in re.findall("[0-9]+", match[0]))
+
+
+def _telephone_with_blanks(match: Match) -> str:
+    digits = sum(map(str.isdigit, match[0]))
+    return ", ".join(map(one_by_one, re.findall("[0-9]+", match[0]))) if 10 <= digits <= 15 else match[0]
+
+
+def _join_thousands(match: Match) -> str:
+    return match[0].replace(" ", ",")
+
+
+def _scientific(match: Match) -> str:
+    sign = "minus " * (match[2] == "-")
+    return f"{match[1]} times ten to the {sign}{int(match[3])}"
 
 
 def _money_range(match: Match) -> str:
@@ -192,8 +171,10 @@ def _money_range(match: Match) -> str:
 
 
 def _money(match: Match) -> str:
-    one, many, hundredth, hundredths = CURRENCIES[match[1]]
-    amount, letters, word, is_kind = match[2], match[3], match[4], match[5] is not None
+    one, many, hundredth, hundredths = CURRENCIES[match[2]]
+    country, amount = _COUNTRIES.get(match[1], ""), match[3]
+    letters, word, is_kind = match[4], match[5], match[6] is not None
+    one, many = country + one, country + many
     if letters or word:
         magnitude = _MAGNITUDES[letters.lower()] if letters else word.lower()
         return f"{number(amount)} {magnitude} {one if is_kind else many}"
@@ -211,37 +192,35 @@ def _measure(match: Match) -> str:
     return f"{number(match[1])} {UNITS[match[2]][match[1] != '1']}"
 
 
+def _square(match: Match) -> str:
+    """A number of squares, or what is paid "per sq. ft."."""
+    amount, per, unit = match.groups()
+    before = number(amount) + " " if amount else per or ""
+    return f"{before}square {_SQUARE[unit][not per and amount != '1']}"
+
+
 def _inches(match: Match) -> str:
-    return f"{number(match[1])} {'inch' if match[1] == '1' else 'inches'}" + stop_before_capital(match)
+    return f"{number(match[1])} {INCH[match[1] != '1']}" + stop_before_capital(match)
 
 
 def _fraction(match: Match) -> str:
-    """Parts of a whole that have a name; others are two numbers, as in 9/11 and 24/7."""
+    """Parts of a whole that have a name; others are two numbers or years, as in 9/11, 24/7 and 1998/99."""
     above, below = int(match[2]), int(match[3])
     if not (1 <= above < below and below in _PARTS):
-        return f"{cardinal(match[1]) + ' ' if match[1] else ''}{cardinal(match[2])} {cardinal(match[3])}"
+        last = year(match[3]) if is_year(match[2]) and len(match[3]) == 2 else year_or_number(match[3])
+        return f"{cardinal(match[1]) + ' ' if match[1] else ''}{year_or_number(match[2])} {last}"
     part = {2: "half", 4: "quarter"}.get(below) or ordinal(below)
     words = f"{cardinal(str(above))} {part if above == 1 else plural(part)}"
     return f"{cardinal(match[1])} and {words}" if match[1] else words
 
 
-def plural(words: str) -> str:
-    """Number words in the plural: "twenties", "sixes"."""
-    if words.endswith("y"):
-        return words[:-1] + "ies"
-    return words + ("es" if words.endswith("x") else "s")
-
-
 def _plain(match: Match) -> str:
-    digits = match[0]
-    is_year = len(digits) == 4 and digits.isdigit() and 1010 <= int(digits) <= 2099
-    return year(digits) if is_year else number(digits)
+    return year_or_number(match[0])
 
 
 def _decade(match: Match) -> str:
     digits = match[1]
-    is_year = len(digits) == 4 and "1010" <= digits <= "2099"
-    return plural(year(digits) if is_year else cardinal(digits).removeprefix("one "))
+    return plural(year(digits) if is_year(digits) else cardinal(digits).removeprefix("one "))
 
 
 def _ordinal(match: Match) -> str:
@@ -249,52 +228,58 @@ def _ordinal(match: Match) -> str:
     return ordinal(int(digits)) if len(digits) <= LONGEST else f"{one_by_one(digits)} {match[2]}"
 
 
+_POINT = r"(?:\.(?=\s[a-z0-9]|[,;:]))?"  # of a unit, where no sentence ends
+_BLANKS = r"[1-9][0-9]{0,2}(?:\s[0-9]{3}){1,4}"  # between thousands
 _RULES: tuple[tuple[re.Pattern[str], Callable[[Match], str] | str], ...] = tuple(
     (re.compile(pattern), spoken)
     for pattern, spoken in (
-        (r"(?<![0-9-])([0-9]{4})-(0[1-9]|1[0-2])-(0[1-9]|[12][0-9]|3[01])(?![0-9-])", _iso_date),
-        (r"([0-9](?:%|\s?[AaPp]\.?[Mm]\.?|:[0-5][0-9]))\s?[-–]\s?(?=[0-9])", r"\1 to "),
-        (r"(?<![0-9/])([0-9]{1,2})/([0-9]{1,2})/([0-9]{4}|[0-9]{2})(?![0-9/])", _slash_date),
+        (rf"(?<![^\s(\"])~\s?(?=[{_SIGNS}]?\.?[0-9])", "about "),
         (
-            r"(?<![0-9:.])([01]?[0-9]|2[0-4]):([0-5][0-9])(?::([0-5][0-9]))?(?![0-9:])"
-            rf"(?:\s?([AaPp])\.?\s?[Mm]{_END}\.?)?",
-            _time,
+            # Codes and hexadecimals are alike: 3E8, 3745e48, 4e45:5.
+            r"(?<![\w.,:])([0-9]{1,15}\.[0-9]{1,15}(?=[eE])|[0-9]{1,3}(?=e)|[0-9]{1,15}(?=[eE][-+]))[eE]([-+]?)"
+            rf"([0-9]{{1,3}}){END}(?![:-][0-9a-f])",
+            _scientific,
         ),
-        (rf"(?<![0-9:.,])([0-9]{{1,2}})(?:\.([0-5][0-9]))?()\s?([AaPp])\.?[Mm]{_END}\.?", _time),
+        *DATES,
+        (r"([0-9]%)\s?[-–]\s?(?=[0-9])", r"\1 to "),
         (
             r"(?<![0-9-])(?:\+?[0-9]{1,2}[ -])?(?:\([0-9]{3}\)\s?|[0-9]{3}[ -])?[0-9]{3}-[0-9]{4}(?![0-9-])",
             _telephone,
         ),
+        (r"(?<![\w+])\+[0-9]{1,3}(?:[ -](?:\([0-9]{1,4}\)|[0-9]{2,8})){2,5}(?![0-9-])", _telephone_with_blanks),
+        (r"(?<![0-9.,+-])0[0-9]{1,4}(?: [0-9]{2,8}){1,4}(?![0-9-])", _telephone_with_blanks),
         (
-            rf"\b({_MONTH})(?:\s|(?<=\.))([0-9]{{1,2}})(?:st|nd|rd|th)?(?:\s?[-–]\s?([0-9]{{1,2}}){_END})?"
-            r"(?:,?\s([12][0-9]{3}))?(?![0-9/.,]?[0-9]|[^\W_])",
-            _month_day,
+            # Without a unit only thousands that are round are told from numbers in a row: "rooms 12 345".
+            rf"(?<![\w.,/:+-])(?<![0-9]\s)(?:(?<=[{_SIGNS}])|(?=[0-9]{{1,3}}(?:\s[0-9]{{3}}){{0,3}}\s000)"
+            rf"|(?={_BLANKS}(?:\.[0-9]+)?\s?(?:{_UNIT}){END})){_BLANKS}(?!\s?[0-9])",
+            _join_thousands,
         ),
-        (
-            rf"(?:\b[Tt]he\s)?(?<![0-9.,/–-])([0-9]{{1,2}})(?:[-–]([0-9]{{1,2}}))?(?:st|nd|rd|th)?(?:\sof)?\s({_MONTH})"
-            rf"(?:,?\s([12][0-9]{{3}}))?{_END}",
-            _day_month,
-        ),
-        (rf"([{_SIGNS}])\s?({_NUMBER})(tn|bn|[kKmMbB]|)\s?[-–]\s?({_NUMBER})", _money_range),
+        (rf"((?:{_COUNTRY})?[{_SIGNS}])\s?({NUMBER})(tn|bn|[kKmMbB]|)\s?[-–]\s?({NUMBER})", _money_range),
         (r"(?<![0-9-])([0-9]{1,6})-([0-9]{1,4}/[0-9]{1,4})(?![0-9/])", r"\1 \2"),
         (rf"(?<=[0-9])\s?–\s?(?=[{_SIGNS}]?[0-9])|(?<=[0-9])-(?=[{_SIGNS}][0-9])", " to "),
         (r"(?<![0-9-])([0-9]{1,4})-([0-9]{1,4})(?![0-9-])", r"\1 to \2"),
         (r"(?<![0-9:])([0-9]{1,3}):([0-9]{1,3})(?![0-9:])", r"\1 to \2"),
+        (rf"(?<![^\s(\"])([{_SIGNS}])\s?-(?=\.?[0-9])", r"-\1"),
         (rf"(?<![^\s(\"])-(?=[{_SIGNS}]?\.?[0-9])", "minus "),
+        (r"(?<=[0-9])(?:\s\*\s|\*)(?=[0-9])", " times "),
         (
-            rf"(?:\bUS)?(?<![0-9])([{_SIGNS}])\s?({_NUMBER}|\.[0-9]{{2}}(?![0-9]))(?:\s?(tn|bn|[kKmMbB]){_END}"
+            rf"({_COUNTRY})?(?<![0-9])([{_SIGNS}])\s?({NUMBER}|\.[0-9]{{2}}(?![0-9]))(?:\s?(tn|bn|[kKmMbB]){END}"
             r"|[\s-](hundred|thousand|million|billion|trillion)\b(?:\sdollars\b)?)?(?=([\s-](?:bill|note|coin)s?\b)?)",
             _money,
         ),
-        (rf"{_LEFT}(?<!/)(?:([0-9]{{1,6}})\s)?([0-9]{{1,4}})/([0-9]{{1,4}})(?![0-9/])", _fraction),
-        (rf"{_LEFT}([0-9]{{1,3}})'\s?([0-9]{{1,2}})\"", r"\1 feet \2 inches"),
-        (rf"{_LEFT}({_NUMBER})\s?in\.{_END}", _inches),
+        (rf"{LEFT}(?<!/)(?:([0-9]{{1,6}})\s)?([0-9]{{1,4}})/([0-9]{{1,4}})(?![0-9/])", _fraction),
+        (rf"(?:\b([Aa]n?)\s)?{LEFT}({NUMBER})'(?=[\s-](?:tall|long|wide|high|deep|thick|across)\b)", _feet),
+        (rf"{LEFT}({NUMBER})\s?in\.{END}", _inches),
         (r"(?<=°)\s(?=[CF]\b)", ""),
-        (rf"{_LEFT}({_NUMBER})\s?({_UNIT}){_END}(?:\.(?=\s[a-z0-9]))?", _measure),
+        (rf"{LEFT}({NUMBER})\s?({_UNIT}){END}{_POINT}", _measure),
+        (
+            rf"(?:{LEFT}({NUMBER})\s?|\b([Pp]er )|\b)sq(?:\.\s?|\s)({_UNIT}|in(?=\.)){END}{_POINT}",
+            _square,
+        ),
         (r"\b[Nn]os\.\s?(?=[0-9])", "numbers "),
         (r"(?:\b[Nn]o\.\s?|#\s?)(?=[0-9])", "number "),
-        (rf"{_LEFT}([0-9]{{1,4}})'?s{_END}", _decade),
-        (rf"(?i){_LEFT}([0-9]+(?:,[0-9]{{3}})*)(st|nd|rd|th){_END}", _ordinal),
+        (rf"{LEFT}([0-9]{{1,4}})'?s{END}", _decade),
+        (rf"(?i){LEFT}([0-9]+(?:,[0-9]{{3}})*)(st|nd|rd|th){END}", _ordinal),
         (r"(?<=[^\W\d_])-?(?=[0-9])|(?<=[0-9])(?=[^\W\d_])", " "),
         (r"[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])(?:\.[0-9]+)?|[0-9]+(?:\.[0-9]+)*|(?<!\.)\.[0-9]+(?:\.[0-9]+)*", _plain),
     )

@@ -11,9 +11,11 @@ _SAME = {  # characters, and the one text that each of them becomes
     "'": "‘’‚‛′ʼʻʹ`´‹›＇",
     '"': "“”„‟″«»＂",
     "-": "‐‑‒﹣－",
-    " - ": "—―⸺⸻",
+    " - ": "—―⸺⸻•",
     " minus ": "−",
     "...": "…",
+    "/": "⁄",
+    "μ": "µ",  # the Greek letter for the micro sign
     "(": "[{",
     ")": "]}",
     "No. ": "№",
@@ -51,6 +53,10 @@ def _fold(char: str) -> str:
 
 
 _FOLDING = _Folding({ord(char): folded for folded, chars in _SAME.items() for char in chars})
+_NARROW = "\u00a0\u2009\u202f"  # blanks that no line breaks at: between digits they part thousands
+_THOUSANDS = re.compile(
+    rf"(?<![\w.,+-])(?<![0-9][{_NARROW}])[1-9][0-9]{{0,2}}(?:[{_NARROW}][0-9]{{3}})+(?![{_NARROW}]?[0-9])"
+)
 _ACCENTS = re.compile(r"(?<=[A-Za-z])[\u0300-\u036f]+")
 
 
@@ -59,5 +65,6 @@ def fold(text: str) -> str:
 
     Only Latin script is transliterated: what is not said by its spelling (Chinese, emoji) is left to be counted.
     """
-    folded = unicodedata.normalize("NFC", text).translate(_FOLDING)
+    text = _THOUSANDS.sub(lambda match: re.sub(f"[{_NARROW}]", ",", match[0]), unicodedata.normalize("NFC", text))
+    folded = text.translate(_FOLDING)
     return " ".join(_ACCENTS.sub("", folded).split())
