@@ -275,10 +275,10 @@ def test_contradictions_are_shown_together(run, tmp_path, capsys):
 
 def test_flags_of_the_other_task_are_refused(data, tmp_path, capsys):
     with pytest.raises(SystemExit):
-        train(data, tmp_path / "x", "--margin", "0.5", "--model", "xvector", "--voice", "embedding")
+        train(data, tmp_path / "x", "--margin", "0.5", "--model", "xvector", "--voice", "embedding", "--compile")
     message = capsys.readouterr().err
     assert "--margin is for --task speaker" in message and "--model xvector is not for --task tts" in message
-    assert "--speaker-encoder" in message
+    assert "--speaker-encoder" in message and "--compile is for --task speaker" in message
 
 
 def test_flags_of_another_model_family_are_refused(data, tmp_path, capsys):

@@ -113,7 +113,7 @@ def _add_machine_arguments(group: argparse._ArgumentGroup) -> None:
         "--compile",
         action=argparse.BooleanOptionalAction,
         default=False,
-        help="compile the model with torch.compile, which takes minutes at first",
+        help="compile the model with torch.compile, which takes minutes at first; not for text to mel",
     )
     group.add_argument(
         "--checkpoint-layers",
