@@ -105,6 +105,15 @@ def test_the_meter_lets_no_first_pass_take_longer_than_its_limit():
     assert signal.getitimer(signal.ITIMER_PROF) == (0.0, 0.0)
 
 
+def test_a_pass_shorter_than_a_tick_is_timed_after_a_limited_one():
+    """The limit's timer makes Linux count CPU time in ticks of milliseconds, a while beyond its end."""
+    meter = Meter(limit=100.0, budget=1e-5)
+    for _ in range(20):
+        with meter.limited():
+            pass
+        assert 0 < meter.times(lambda: sum(range(1000)))["min"] < 2e-3
+
+
 def test_repeats_stay_within_the_budget():
     clock = iter(range(1000))
     calls = []

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+FINE_READINGS, LONGEST_WAIT = 10, 0.1  # of a clock that is not counting in ticks; seconds
 SAMPLED = ("in_proj.weight", "conv1d.weight", "A_log", "D", "out_proj.weight")
 
 
@@ -68,6 +69,7 @@ class Meter:
             yield
         finally:
             signal.setitimer(signal.ITIMER_PROF, 0)
+            _await_fine_clock()
 
     def times(self, body: Callable[[], Any], clock: Callable[[], float] = time.process_time) -> dict[str, Any]:
         """Seconds of 3 to 15 calls of `body`, of one where that takes four times the budget."""
@@ -88,6 +90,13 @@ class Meter:
         with self.limited():
             body()
         return _status("VmHWM") - before
+
+
+def _await_fine_clock() -> None:
+    """Returns when CPU time is no longer counted in ticks, which Linux stops at the first tick without a timer."""
+    fine, end = 0, time.monotonic() + LONGEST_WAIT
+    while fine < FINE_READINGS and time.monotonic() < end:
+        fine = fine + 1 if time.process_time() != time.process_time() else 0
 
 
 def spread(times: list[float]) -> dict[str, Any]:
