@@ -15,8 +15,7 @@ MIXERS = ("mamba", "mamba2", "attention", "lstm", "conv")
 # not among them, so that one line of flags can serve several families.
 FAMILY_FLAGS = {
     "tacomamba": ("mixer", "encoder_mixer", "decoder", "pitch"),
-    "ecapa": ("channels",),
-    "tacotron2": ("decoder_dim", "prenet_dim", "attention_dim", "guided_attention"),
+    "tacotron2": ("guided_attention",),
 }
 DEFAULT_STATE = {"mamba": 16, "mamba2": 64}
 
