@@ -263,7 +263,7 @@ def test_script_takes_a_training_configuration_and_shows_a_table(capsys, tmp_pat
         (["--task", "tts", "--channels", "64"], "--channels is for --task speaker, not for --task tts"),
         (["--task", "tts", "--model", "xvector"], "--model xvector is not for --task tts"),
         (["--task", "tts", "--model", "tacotron2", "--no-pitch"], "--pitch is for --model tacomamba"),
-        (["--task", "tts", "--guided-attention", "9"], "--guided-attention is for --model tacotron2, not for --model ta"),
+        (["--task", "tts", "--guided-attention", "9"], "--guided-attention is for --model tacotron2"),
         (["--model", "ecapa", "--mixer", "lstm"], "--mixer is for --model tacomamba, not for --model ecapa"),
         (["--task", "tts", "--frames", "20", "--symbols", "21"], "--symbols 21 is too many for 20 mel frames"),
     ],
