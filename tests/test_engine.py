@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from inside import Inside
 from torch import Tensor
@@ -96,8 +96,20 @@ def wide(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
 def assert_close(got: dict[str, Tensor], want: dict[str, Tensor], bound: float) -> None:
     for name, expected in want.items():
         assert torch.isfinite(got[name]).all(), name
-        error = (got[name].double() - expected).abs().max() / expected.abs().max().clamp(min=1e-30)
+        error = (got[name].double() - expected).abs().max() / _scale(name, want).clamp(min=1e-30)
         assert error <= bound, f"{name}: {error:.1e}"
+
+
+def _scale(name: str, want: dict[str, Tensor]) -> Tensor:
+    """What errors are relative to: the largest value.
+
+    The gradient of dt_bias is the sum of those of dt. They may cancel, but their rounding does not: it grows with their
+    norm.
+    """
+    largest = want[name].abs().max()
+    if name != "gradient of dt_bias":
+        return largest
+    return torch.maximum(largest, want["gradient of dt"].square().sum((0, 1)).sqrt().max())
 
 
 OPTIONAL = ("D", "z", "dt_bias", "initial_state", "seq_idx")
@@ -105,6 +117,7 @@ OPTIONAL = ("D", "z", "dt_bias", "initial_state", "seq_idx")
 
 @BACKENDS
 @settings(max_examples=15, deadline=None)
+@example(sizes=(3, 20, 1, 1), missing=set(), softplus=True, seed=21)  # the gradients of dt nearly cancel
 @given(
     sizes=st.tuples(st.integers(1, 4), st.integers(2, 50), st.integers(1, 37), st.integers(1, 19)),
     missing=st.sets(st.sampled_from(OPTIONAL)),
@@ -112,7 +125,7 @@ OPTIONAL = ("D", "z", "dt_bias", "initial_state", "seq_idx")
     seed=st.integers(0, 99),
 )
 def test_scan_equals_the_definition(backend, sizes, missing, softplus, seed):
-    """Bound 2e-6 of the maximum in float32: any size, any of the optional inputs, outputs and all gradients."""
+    """Bound 2e-6 of the scale in float32: any size, any of the optional inputs, outputs and all gradients."""
     inputs = {name: value for name, value in scan_inputs(*sizes, seed).items() if name not in missing}
     if not softplus:
         inputs["dt"] = inputs["dt"].exp()
