@@ -64,6 +64,8 @@ def _problems(args: argparse.Namespace) -> list[str]:
         problems = [*speaker_options.speaker_model_problems(args), *speaker_options.speaker_problems(args)]
     else:
         problems = tts_options.tts_problems(args)
+    if args.task == "tts" and args.compile:
+        problems.append("--compile is for --task speaker: g++ 12 fails on what torch.compile makes of text to mel")
     problems += flags_of_other_tasks(args, OWN_FLAGS)
     if args.resume == "off" and args.out.is_dir() and any(args.out.iterdir()):
         problems.append(f"{args.out} is not empty: --resume auto goes on with the run there, another --out starts anew")

@@ -138,6 +138,8 @@ def test_hard_sentences_are_spoken_judged_and_kept(
     sounds = {path: path.stat().st_mtime_ns for path in (tmp_path / "hard" / "tiny").glob("*.wav")}
     espeak = read_json(tmp_path / "results" / "hard" / "espeak-ng.json")
     assert len(sounds) == 2 and len(list((tmp_path / "hard" / "espeak-ng").glob("*.wav"))) == 2
+    with pytest.raises(UserError, match="no model can have the name espeak-ng"):
+        hard.measure(args, "espeak-ng", checkpoint, tmp_path / "evaluation")
     assert espeak["by"]["voice"] == "en-us" and espeak["sentences"][0]["seconds"] > 0.5
     again = hard.measure(args, "tiny", checkpoint, tmp_path / "evaluation")
     assert {**again, "measured": found["measured"]} == found

@@ -29,7 +29,7 @@ def test_validation_texts_tell_it_where_training_texts_are_known_by_heart():
 
 @pytest.mark.parametrize("bias", [0.0, 0.03, 0.06, 0.12])
 def test_few_validation_texts_mislead_little_and_mend_what_training_texts_hide(bias):
-    """Root of the mean square over 300 draws, in percent of the length: training texts are off by the bias alone."""
+    """Error of the length, root of the mean square over 300 draws: training texts are off by the bias."""
     pairs = [(rows(64, 0.0, 2 * seed), rows(9, -bias, 2 * seed + 1)) for seed in range(300)]
     alone = [(held[:, 0].sum() / held[:, 1].sum(), duration_scale(trained, held)) for trained, held in pairs]
     held_out, mixed = (np.sqrt(np.mean((np.array(each) * (1 - bias) - 1) ** 2)) for each in zip(*alone, strict=True))

@@ -118,6 +118,7 @@ OPTIONAL = ("D", "z", "dt_bias", "initial_state", "seq_idx")
 @BACKENDS
 @settings(max_examples=15, deadline=None)
 @example(sizes=(3, 20, 1, 1), missing=set(), softplus=True, seed=21)  # the gradients of dt nearly cancel
+@example(sizes=(2, 15, 1, 19), missing={"z", "D"}, softplus=True, seed=10)  # so they do here
 @given(
     sizes=st.tuples(st.integers(1, 4), st.integers(2, 50), st.integers(1, 37), st.integers(1, 19)),
     missing=st.sets(st.sampled_from(OPTIONAL)),
@@ -125,7 +126,10 @@ OPTIONAL = ("D", "z", "dt_bias", "initial_state", "seq_idx")
     seed=st.integers(0, 99),
 )
 def test_scan_equals_the_definition(backend, sizes, missing, softplus, seed):
-    """Bound 2e-6 of the scale in float32: any size, any of the optional inputs, outputs and all gradients."""
+    """Bound 2e-6 in float32: any size, any of the optional inputs, outputs and all gradients.
+
+    Of the maximum; of the norm of what it sums up for the gradient of dt_bias, where that is more.
+    """
     inputs = {name: value for name, value in scan_inputs(*sizes, seed).items() if name not in missing}
     if not softplus:
         inputs["dt"] = inputs["dt"].exp()

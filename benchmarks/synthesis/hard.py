@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from utils.evaluation.asr import Transcriber
+    from utils.features.recipe import MelRecipe
     from utils.synthesis.synthesizer import Synthesizer
     from utils.synthesis.vocoder import Vocoder
 
@@ -80,15 +81,19 @@ def measure(args: argparse.Namespace, name: str, checkpoint: Path, evaluation: P
     """
     from utils.synthesis.synthesizer import Synthesizer
     from utils.synthesis.vocoder import load_vocoder
+    from utils.text.frontend import VERSION
 
+    if name == ESPEAK:
+        raise UserError(f"no model can have the name {ESPEAK}, which is what it is held against")
     if args.asr is None:
         raise UserError("hard sentences are judged by a recogniser: give --asr")
     sentences = read_sentences(args.sentences)[: args.limit]
     report = evaluate(args, checkpoint, evaluation)
     synthesizer = Synthesizer.load(checkpoint, "cpu")
     vocoder = load_vocoder(str(args.vocoder), synthesizer.recipe)
+    espeak = {"voice": ESPEAK_VOICE, "rate": ESPEAK_RATE, "pitch": ESPEAK_PITCH, "front_end_version": VERSION}
     speakers = {
-        ESPEAK: ({"voice": ESPEAK_VOICE}, functools.partial(_by_espeak, synthesizer, vocoder)),
+        ESPEAK: (espeak, functools.partial(_by_espeak, synthesizer.recipe, vocoder)),
         name: ({"model": synthesizer.model_hash}, functools.partial(_by_model, synthesizer, vocoder)),
     }
     lines: dict[str, list[dict[str, Any]]] = {}
@@ -111,7 +116,7 @@ def _by_model(synthesizer: Synthesizer, vocoder: Vocoder, text: str) -> Spoken:
     return Spoken(vocoder(spoken.mel), spoken.truncated, dict(spoken.unknown))
 
 
-def _by_espeak(synthesizer: Synthesizer, vocoder: Vocoder, text: str) -> Spoken:
+def _by_espeak(recipe: MelRecipe, vocoder: Vocoder, text: str) -> Spoken:
     """Copy-synthesis of what espeak-ng says for the text as the model reads it."""
     import numpy as np
     import soundfile
@@ -126,8 +131,8 @@ def _by_espeak(synthesizer: Synthesizer, vocoder: Vocoder, text: str) -> Spoken:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "speech.wav"
         soundfile.write(path, samples * (PEAK / max(1, np.abs(samples.astype(np.int64)).max())), rate)
-        audio = load_audio(path, synthesizer.recipe.sample_rate)
-    return Spoken(vocoder(MelExtractor(synthesizer.recipe)(audio)), False, {})
+        audio = load_audio(path, recipe.sample_rate)
+    return Spoken(vocoder(MelExtractor(recipe)(audio)), False, {})
 
 
 def _judged(

@@ -6,7 +6,7 @@ import argparse
 import json
 import subprocess
 import tempfile
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -141,14 +141,14 @@ def references(heldout: Sequence[Row], raw: Path, texts: Sequence[str]) -> dict[
     found: dict[str, list[str]] = {}
     for speaker in sorted({row.speaker for row in heldout}):
         own = [row for row in heldout if row.speaker == speaker]
-        order = np.random.default_rng(2).permutation(len(own))
-        turns = [own[order[number % len(own)]] for number in range(len(own) + len(texts))]
+        turns = deque(own[place] for place in np.random.default_rng(2).permutation(len(own)))
         found[speaker] = []
-        for number, text in enumerate(texts):
-            other = next((row for row in turns[number : number + len(own)] if row.text != text), None)
+        for text in texts:
+            other = next((row for row in turns if row.text != text), None)
             if other is None:
                 raise UserError(f"{speaker} has no held-out recording that says anything but {text!r}")
             found[speaker].append(str(raw / other.path))
+            turns.rotate(-1)
     return found
 
 

@@ -201,14 +201,12 @@ class TextToMelTask:
         mel, lengths = batch["mel"], batch["mel_lengths"]
         compared, predicted = self.model.compare(**batch), self._predicted_lengths(batch)
         error = ((compared.mel - mel).abs().mean(2) * length_mask(lengths, mel.shape[1])).sum(1)
-        columns = [error, lengths, None, None, None]
-        if predicted is not None:
-            columns[2] = predicted
+        squares = voiced = unknown = torch.full_like(error, torch.nan)
         if compared.heard is not None:
             cents = 1200 * (compared.predicted.token - compared.heard.token)
-            columns[3:] = [(compared.heard.voiced * cents.square()).sum(1), compared.heard.voiced.sum(1)]
-        unknown = torch.full_like(error, torch.nan)
-        return torch.stack([(unknown if each is None else each).double() for each in columns], dim=1).cpu().numpy()
+            squares, voiced = (compared.heard.voiced * cents.square()).sum(1), compared.heard.voiced.sum(1)
+        columns = error, lengths, unknown if predicted is None else predicted, squares, voiced
+        return torch.stack([each.double() for each in columns], dim=1).cpu().numpy()
 
     def _predicted_lengths(self, batch: dict[str, Tensor]) -> Tensor | None:
         names = ("tokens", "token_lengths", "speaker")

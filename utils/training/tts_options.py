@@ -61,8 +61,6 @@ def tts_problems(args: argparse.Namespace) -> list[str]:
             problems.append(f"--decoder ar goes on from a state, which only --mixer {able} has, not {args.mixer}")
     if args.model == "tacotron2" and args.d_model % 2:
         problems.append(f"--d-model {args.d_model} must be even: half of tacotron2's encoder goes each way")
-    if getattr(args, "compile", False):  # a flag of training, which a profile does not have
-        problems.append("--compile is for --task speaker: g++ 12 fails on what torch.compile makes of text to mel")
     if args.voice == "embedding" and args.speaker_encoder is None:
         problems.append("--voice embedding needs --speaker-encoder, a checkpoint that --task speaker trained")
     if args.voice != "embedding" and args.speaker_encoder is not None:
