@@ -103,6 +103,17 @@ def processed(librispeech_root: Path, tmp_path_factory: pytest.TempPathFactory) 
 
 
 @pytest.fixture(scope="session")
+def processed_voice(ljspeech_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What preprocess.py makes of `ljspeech_root`: features of one voice, in characters."""
+    import preprocess
+
+    out = tmp_path_factory.mktemp("processed") / "voice"
+    words = ["--dataset", "ljspeech", "--raw", str(ljspeech_root), "--out", str(out), "--num-proc", "1"]
+    assert preprocess.main(words) == 0
+    return out
+
+
+@pytest.fixture(scope="session")
 def trained_run(processed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run folder of a small model that train_tacomamba.py trained on `processed` for a few seconds."""
     import train_tacomamba

@@ -31,12 +31,9 @@ def train(data: Path, out: Path, *words: str) -> int:
 
 
 @pytest.fixture(scope="module")
-def data(ljspeech_root, tmp_path_factory) -> Path:
+def data(processed_voice) -> Path:
     """Features of one voice, in characters."""
-    out = tmp_path_factory.mktemp("processed") / "voice"
-    words = ["--dataset", "ljspeech", "--raw", str(ljspeech_root), "--out", str(out), "--num-proc", "1"]
-    assert preprocess.main(words) == 0
-    return out
+    return processed_voice
 
 
 @pytest.fixture(scope="module")
