@@ -24,12 +24,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from utils.cli import Parser, UserError, cores, fraction, non_negative_int, positive_int, run, save_config
+from utils.cli import Parser, cores, fraction, non_negative_int, positive_int, run, save_config
 from utils.corpus.catalog import DATASETS, LAYOUT
 from utils.corpus.layouts import Utterance, read_corpus
+from utils.errors import UserError
 from utils.features.recipe import DEFAULT_RECIPE, RECIPES
 from utils.files import read_json
-from utils.protocol import DEFAULT_PROTOCOL
+from utils.lists import DEFAULT_PROTOCOL
 
 if TYPE_CHECKING:
     from utils.features.store import FeatureStore
@@ -143,7 +144,7 @@ def _require_own_folder(out: Path) -> None:
 
 def _request(args: argparse.Namespace, utterances: Sequence[Utterance]) -> dict[str, Any]:
     """All that a protocol follows from, kept with it to tell whether it is the one asked for."""
-    from utils.protocol import read_speakers
+    from utils.lists import read_speakers
 
     meta = args.out / "meta.json"
     splits = {utterance.split for utterance in utterances} | (
@@ -182,7 +183,7 @@ def _protocol_is_asked_for(args: argparse.Namespace) -> bool:
 def _rehearse_protocol(args: argparse.Namespace, utterances: Sequence[Utterance], request: dict[str, Any]) -> None:
     """Finds out before hours of work whether there are speakers enough; lengths do not matter for that."""
     from utils.features.store import Row
-    from utils.protocol import make_protocol
+    from utils.speaker.protocol import make_protocol
 
     rows = [Row(**asdict(utterance), seconds=1.0, frames=1) for utterance in utterances]
     make_protocol(rows, args.seed, args.protocol, request["heldout"], args.valid_speakers, max_trials=1)
@@ -190,8 +191,8 @@ def _rehearse_protocol(args: argparse.Namespace, utterances: Sequence[Utterance]
 
 def _make_protocol(args: argparse.Namespace, store: FeatureStore, request: dict[str, Any]) -> str | None:
     """Makes the splits; returns why there can be none, unless they were asked for."""
-    from utils.protocol import make_protocol, write_protocol
-    from utils.text_lists import write_text_lists
+    from utils.speaker.protocol import make_protocol, write_protocol
+    from utils.tts.text_lists import write_text_lists
 
     folder = args.out / "protocols" / args.protocol
     if args.task == "tts":

@@ -19,14 +19,15 @@ from typing import TYPE_CHECKING, Any
 
 import train_tacomamba
 from utils import cli
+from utils.errors import ExitCode
 from utils.features.recipe import DEFAULT_RECIPE, RECIPES
-from utils.training.model_options import add_model_arguments, flags_of_other_families, flags_of_other_tasks
-from utils.training.speaker_options import (
+from utils.speaker.options import (
     add_speaker_model_arguments,
     speaker_model_config,
     speaker_model_problems,
 )
-from utils.training.tts_options import add_tts_model_arguments, tts_model_config, tts_problems
+from utils.training.model_options import add_model_arguments, flags_of_other_families, flags_of_other_tasks
+from utils.tts.options import add_tts_model_arguments, tts_model_config, tts_problems
 
 if TYPE_CHECKING:
     from torch import nn
@@ -137,14 +138,14 @@ def _profile(args: argparse.Namespace) -> int:
     step = profile_step(model, optimizer, batch, loss, lambda: torch.nn.utils.clip_grad_norm_(model.parameters(), 5.0))
     shown = _shown(args)
     print(_as_json(shown, config, layers, step) if args.json else _as_text(shown, layers, step, args.depth))
-    return cli.ExitCode.DONE
+    return ExitCode.DONE
 
 
 def _speaker_step(args: argparse.Namespace) -> tuple[dict[str, Any], nn.Module, dict[str, Any]]:
     """The configuration of a speaker model, the model, and arguments of its forward pass."""
     import torch
 
-    from models import build_speaker_model
+    from models.speaker import build_speaker_model
 
     config = speaker_model_config(args, RECIPES[args.recipe].n_mels)
     samples, frames = _samples(args), _frames(args)
@@ -162,7 +163,7 @@ def _tts_step(args: argparse.Namespace) -> tuple[dict[str, Any], nn.Module, dict
     import torch
 
     from models.tts import build_text_to_mel
-    from utils.evaluation.recognizer import SpeakerRecognizer
+    from utils.speaker.recognizer import SpeakerRecognizer
     from utils.text.vocabulary import SPECIAL, VOCABULARIES
 
     speaker_dim = 0

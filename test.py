@@ -15,21 +15,44 @@ Exit codes: 0 done, 2 bad input.
 
 from __future__ import annotations
 
+import argparse
 import sys
+from pathlib import Path
+from typing import Any
 
 from utils import cli
-from utils.commands.evaluation import add_evaluation
-from utils.commands.recognition import add_recognition
-from utils.commands.synthesis import add_synthesis
+from utils.commands import CONFIG, add_command, add_report_arguments, require_out
+from utils.errors import UserError
+from utils.lists import DEFAULT_PROTOCOL
+from utils.speaker import commands as speaker
+from utils.tts import commands as tts
+
+_EVALUATE = """Measure a model by its task; writes report.json, pictures, what was judged, and config.yaml.
+
+python test.py evaluate --checkpoint runs/demo --data data/processed/demo --out evaluation
+python test.py evaluate --checkpoint runs/demo --trials trials.txt --audio-root data/raw --out evaluation
+python test.py evaluate --checkpoint runs/demo --identification train.txt test.txt --audio-root data/raw --out report
+python test.py evaluate --checkpoint runs/voice --data data/processed/ljspeech --vocoder griffin-lim --out evaluation
+
+A speaker recogniser: with --data, stored features and their protocol: trials of the held-out speakers, and the
+classifier's answers on the identification lists. With --audio-root, raw audio that was never preprocessed: a trial list
+(`1|0 path path`), or two lists of `speaker path` lines: each speaker of the first is enrolled, each recording of the
+second identified.
+
+Text to mel: the texts of lists of --data are spoken, and measured beside their recordings sent through the same
+vocoder: mel-cepstral distortion, pitch, length, time; with --asr also what a speech recogniser understands.
+"""
+
+TASKS = {"speaker": speaker, "tts": tts}
 
 
 def build_parser() -> cli.Parser:
     """The flags of this script."""
     parser = cli.Parser(description=__doc__)
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    add_evaluation(commands)
-    add_recognition(commands)
-    add_synthesis(commands)
+    _add_evaluate(commands)
+    for task in TASKS.values():
+        task.add_commands(commands)
     return parser
 
 
@@ -39,6 +62,54 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     parser.report(args.problems(args))
     return cli.run(args.body, args)
+
+
+def _add_evaluate(commands: Any) -> None:
+    parser = add_command(commands, "evaluate", _evaluate, _EVALUATE, _evaluate_problems)
+    stored = parser.add_argument_group("stored features")
+    stored.add_argument("--data", type=Path, help="folder that preprocess.py wrote")
+    stored.add_argument("--protocol", help=f"which of its protocols (default: {DEFAULT_PROTOCOL})")
+    for task in TASKS.values():
+        task.add_evaluate_arguments(parser)
+    add_report_arguments(parser)
+
+
+def _evaluate_problems(args: argparse.Namespace) -> list[str]:
+    """Sentences about flags that contradict each other."""
+    problems = []
+    raw = {"--trials": args.trials, "--identification": args.identification, "--audio-root": args.audio_root}
+    given = [flag for flag, value in raw.items() if value is not None]
+    if args.data is not None:
+        problems += [f"--data and {flag} contradict: stored features have their own lists" for flag in given]
+    elif not given:
+        problems.append("nothing to evaluate on: give --data, or --audio-root with --trials or --identification")
+    elif given == ["--audio-root"]:
+        problems.append("--audio-root needs --trials or --identification")
+    elif args.audio_root is None:
+        problems.append(f"{' and '.join(given)} need --audio-root, the folder that the paths start from")
+    if args.protocol is not None and args.data is None:
+        problems.append("--protocol needs --data")
+    return problems
+
+
+def _evaluate(args: argparse.Namespace) -> None:
+    from utils.checkpoint import load_checkpoint
+
+    require_out(args.out)
+    task = load_checkpoint(args.checkpoint)["task"]
+    foreign = [name for other, module in TASKS.items() if other != task for name in _own_flags(module)]
+    given = [f"--{name.replace('_', '-')}" for name in foreign if getattr(args, name) is not None]
+    if given:
+        raise UserError(f"{args.checkpoint} holds a model for {task}, which knows nothing of {' and '.join(given)}")
+    TASKS[task].evaluate(args)
+    cli.save_config(args.out / CONFIG, args)
+
+
+def _own_flags(task: Any) -> list[str]:
+    """The flags of `evaluate` that only this task has."""
+    parser = cli.Parser(add_help=False)
+    task.add_evaluate_arguments(parser)
+    return list(vars(parser.parse_args([])))
 
 
 if __name__ == "__main__":

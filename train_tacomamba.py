@@ -18,10 +18,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from utils import cli
-from utils.memory import keep_few_compiled_operations, keep_freed_memory
-from utils.protocol import DEFAULT_PROTOCOL
-from utils.training import options, speaker_options, tts_options
+from utils.device import keep_few_compiled_operations, keep_freed_memory
+from utils.errors import ExitCode
+from utils.lists import DEFAULT_PROTOCOL
+from utils.speaker import options as speaker_options
+from utils.training import options
 from utils.training.model_options import add_model_arguments, flags_of_other_families, flags_of_other_tasks
+from utils.tts import options as tts_options
 
 if TYPE_CHECKING:
     from utils.features.store import FeatureStore
@@ -108,7 +111,7 @@ def _fit(args: argparse.Namespace, ranks: Ranks) -> int:
         trainer.restore(resumed)
     if trainer.step >= args.steps:
         print(f"{args.out} is trained to step {trainer.step} already")
-        return cli.ExitCode.DONE
+        return ExitCode.DONE
     if ranks.is_main:
         if args.resume not in ("auto", "off"):
             trainer.store.begin_from(Path(args.resume))
@@ -121,12 +124,12 @@ def _task(args: argparse.Namespace, store: FeatureStore, is_new: bool) -> Task:
     """What is to be trained, freshly initialised; one that is not new is to be restored from a checkpoint."""
     folder = args.data / "protocols" / args.protocol
     if args.task == "speaker":
-        from utils.protocol import read_protocol
-        from utils.training.speaker import SpeakerTask
+        from utils.speaker.protocol import read_protocol
+        from utils.speaker.task import SpeakerTask
 
         return SpeakerTask(store, read_protocol(folder), args)
-    from utils.text_lists import read_text_lists
-    from utils.training.tts import TextToMelTask
+    from utils.tts.task import TextToMelTask
+    from utils.tts.text_lists import read_text_lists
 
     return TextToMelTask(store, read_text_lists(folder), args, is_new)
 

@@ -33,13 +33,14 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from utils import cli  # noqa: E402
+from utils.errors import UserError  # noqa: E402
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from utils.evaluation.boundaries import Timing, Utterance
+    from benchmarks.boundaries import Timing, Utterance
     from utils.features.store import FeatureStore
-    from utils.synthesis.synthesizer import Synthesizer
+    from utils.tts.synthesizer import Synthesizer
 
     Aligner = Callable[[Sequence[Utterance]], list[np.ndarray]]  # durations (N,) in frames of each utterance
 
@@ -68,14 +69,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _benchmark(args: argparse.Namespace) -> None:
-    from utils.evaluation.boundaries import figures, read_phones
+    from benchmarks.boundaries import figures, read_phones
     from utils.features.store import FeatureStore
     from utils.files import write_json, write_text
-    from utils.text_lists import read_text_lists
+    from utils.tts.text_lists import read_text_lists
 
     store = FeatureStore.open(args.data)
     if store.vocabulary is None or store.vocabulary.units != "phoneme":
-        raise cli.UserError(f"{args.data} has no phonemes as tokens: preprocess.py --task tts --units phoneme")
+        raise UserError(f"{args.data} has no phonemes as tokens: preprocess.py --task tts --units phoneme")
     lists = read_text_lists(args.data / "protocols" / args.protocol)
     timings = read_phones(args.phones)
     parts = {
@@ -101,17 +102,17 @@ def _utterances(
     store: FeatureStore, part: str, names: Sequence[str], timings: dict[str, Timing], source: Path
 ) -> list[Utterance]:
     """The utterances of a list that have a frame for every token, with their phones."""
-    from utils.evaluation.boundaries import locate
+    from benchmarks.boundaries import locate
 
     missing = [name for name in names if name not in timings]
     if missing:
-        raise cli.UserError(f"{source} lacks {len(missing)} of the utterances, {missing[0]} for one")
+        raise UserError(f"{source} lacks {len(missing)} of the utterances, {missing[0]} for one")
     utterances = []
     for item in store.with_a_frame_a_token(store.listed(names, part)):
         symbols, row = [store.vocabulary.symbols[token] for token in store.tokens(item)], store.rows[item]
         utterances.append(locate(item, symbols, row.frames, timings[row.utterance]))
     if not utterances:
-        raise cli.UserError(f"no utterance of a list of {source.parent.name} has a frame for every token")
+        raise UserError(f"no utterance of a list of {source.parent.name} has a frame for every token")
     return utterances
 
 
@@ -119,7 +120,7 @@ def _aligners(
     args: argparse.Namespace, store: FeatureStore, names: Sequence[str], training: Sequence[Utterance]
 ) -> Iterator[tuple[str, Aligner]]:
     """Those that need no model, and the checkpoints; `names` are the training list, `training` what is used of it."""
-    from utils.evaluation.boundaries import average_aligner, uniform_durations
+    from benchmarks.boundaries import average_aligner, uniform_durations
 
     average = average_aligner(training)
     yield "uniform", lambda utterances: [uniform_durations(each) for each in utterances]
@@ -134,8 +135,8 @@ def _symbol_aligner(store: FeatureStore, training: Sequence[Utterance]) -> Align
     import numpy as np
     import torch
 
+    from benchmarks.boundaries import uniform_durations
     from models.tts.alignment import gaussian_score, monotonic_path
-    from utils.evaluation.boundaries import uniform_durations
 
     frames = np.concatenate([store.mel(each.item) for each in training])
     centre, scale = frames.mean(axis=0), np.maximum(frames.std(axis=0), 1e-5)
@@ -206,8 +207,8 @@ def _add_ratios(results: list[dict[str, Any]]) -> None:
 
 def _table(results: Sequence[dict[str, Any]]) -> str:
     """Markdown: one row per aligner and list."""
+    from benchmarks.boundaries import WITHIN
     from benchmarks.text import markdown
-    from utils.evaluation.boundaries import WITHIN
 
     header = ["aligner", "list", "mean error [95 %]", "median", *(f"within {limit} ms" for limit in WITHIN), "signed"]
     header += ["stops: mean, signed", "others: mean, signed", *(f"{base} / this" for base in BASES)]

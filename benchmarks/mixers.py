@@ -23,6 +23,7 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.grid.plan import MALLOC_SETTINGS, PLANS  # noqa: E402
 from utils import cli  # noqa: E402
+from utils.errors import UserError  # noqa: E402
 
 DOCUMENT = ROOT / "docs" / "benchmarks.md"
 QUICK_SECTIONS = ["mixers", "errors"]
@@ -79,9 +80,9 @@ def _measure(args: argparse.Namespace, store: object) -> None:
     cells.require_linux()
     unknown = sorted(set(args.systems or ()) - set(SYSTEMS))
     if unknown:
-        raise cli.UserError(f"there is no system {', '.join(unknown)}; there are {', '.join(SYSTEMS)}")
+        raise UserError(f"there is no system {', '.join(unknown)}; there are {', '.join(SYSTEMS)}")
     if args.peers and not args.peers.is_dir():
-        raise cli.UserError(f"there is no folder {args.peers}; benchmarks/peers.py makes it")
+        raise UserError(f"there is no folder {args.peers}; benchmarks/peers.py makes it")
     if os.getloadavg()[0] > BUSY:
         _warn(f"the load average is {os.getloadavg()[0]:.2f}: something else is running, or was until just now")
     limits = cells.Limits(args.memory_gib, args.pass_seconds or (10.0 if args.quick else 120.0))

@@ -21,6 +21,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from utils import cli  # noqa: E402
+from utils.errors import UserError  # noqa: E402
 
 PACKAGES = {"mambapy": "1.2.0", "transformers": "5.23.0", "tokenizers": "0.23.3", "regex": "2026.11.15"}
 REPOSITORIES = {
@@ -67,7 +68,7 @@ def _clone(folder: Path, name: str) -> None:
 def _run(command: list[str]) -> None:
     result = subprocess.run(command, capture_output=True, text=True)
     if result.returncode:
-        raise cli.UserError(f"`{' '.join(command)}` ended with {result.returncode}: {result.stderr.strip()}")
+        raise UserError(f"`{' '.join(command)}` ended with {result.returncode}: {result.stderr.strip()}")
 
 
 def version(folder: Path | None, name: str) -> str | None:

@@ -24,12 +24,13 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from utils import cli  # noqa: E402
+from utils.errors import UserError  # noqa: E402
 
 if TYPE_CHECKING:
     import numpy as np
 
     from utils.features.store import FeatureStore
-    from utils.synthesis.synthesizer import Synthesizer
+    from utils.tts.synthesizer import Synthesizer
 
 FAR = 300.0  # cents
 HEARD = {"frame": "of frames", "line": "of symbols", "predicted": "predicted"}
@@ -57,17 +58,17 @@ def _benchmark(args: argparse.Namespace) -> None:
     from benchmarks.synthesis.trained import load_trained
     from utils.features.store import FeatureStore
     from utils.files import write_json, write_text
-    from utils.text_lists import read_text_lists
+    from utils.tts.text_lists import read_text_lists
 
     torch.set_num_threads(1)
     store, lists = FeatureStore.open(args.data), read_text_lists(args.data / "protocols" / args.protocol)
     synthesizer = load_trained(args.checkpoint, store, lists.train)
     if not synthesizer.model.draws_harmonics:
-        raise cli.UserError(f"{args.checkpoint} is a model without pitch")
+        raise UserError(f"{args.checkpoint} is a model without pitch")
     items = store.with_a_frame_a_token([*store.listed(lists.valid, "valid"), *store.listed(lists.test, "test")])
     items = items[: args.limit]
     if not items:
-        raise cli.UserError(f"no text that is held back in {args.data} can be aligned")
+        raise UserError(f"no text that is held back in {args.data} can be aligned")
     _compare(store, synthesizer, items[0])  # librosa compiles at its first use
     results = _results([_compare(store, synthesizer, item) for item in cli.progress(items)])
     write_json(args.out / "results.json", results)
@@ -82,8 +83,8 @@ def _compare(store: FeatureStore, synthesizer: Synthesizer, item: int) -> dict[s
 
     from models.tts.durations import positions
     from models.tts.pitch import LOWEST, contour
-    from utils.evaluation.speech_metrics import pitch
     from utils.features.audio import load_audio
+    from utils.tts.speech_metrics import pitch
 
     samples = load_audio(Path(store.meta["raw"]) / store.rows[item].path, store.recipe.sample_rate)
     model, mel = synthesizer.model, torch.from_numpy(store.mel(item))[None]
@@ -95,7 +96,7 @@ def _compare(store: FeatureStore, synthesizer: Synthesizer, item: int) -> dict[s
     _, here = _timed(lambda: model.decoder.source.harmonics.track(mel, lengths, durations))
     truth, there = _timed(lambda: pitch(samples, store.recipe))
     if len(truth) != mel.shape[1]:
-        raise cli.UserError(f"{store.rows[item].path} is not the recording that {store.directory} was made of")
+        raise UserError(f"{store.rows[item].path} is not the recording that {store.directory} was made of")
     where = positions(durations, 0, mel.shape[1])
     lines = {"line": heard, "predicted": compared.predicted}
     drawn = {name: contour(pitch.token, durations, where)[0].numpy() for name, pitch in lines.items()}
@@ -123,7 +124,7 @@ def _results(rows: list[dict[str, Any]]) -> dict[str, Any]:
     truth, voiced = (np.concatenate([row[name] for row in rows]) for name in ("truth", "voiced"))
     both = voiced & ~np.isnan(truth)
     if not both.any():
-        raise cli.UserError("no frame of these recordings is voiced for both")
+        raise UserError("no frame of these recordings is voiced for both")
     differences = {name: 1200 * np.abs(np.concatenate([row[name] for row in rows]) - truth)[both] for name in HEARD}
     deviation = float(1200 * truth[both].std())
     return {

@@ -27,6 +27,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from utils import cli  # noqa: E402
+from utils.errors import UserError  # noqa: E402
 
 SPLITS = ("train-clean-100", "train-clean-100-notext")
 SHAPE = ("--subsampling", "4")
@@ -97,14 +98,14 @@ def _script(name: str, *words: object) -> None:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     result = subprocess.run(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     if result.returncode:
-        raise cli.UserError(f"`{' '.join(command[1:])}` ended with {result.returncode}: {result.stderr.strip()}")
+        raise UserError(f"`{' '.join(command[1:])}` ended with {result.returncode}: {result.stderr.strip()}")
 
 
 def _result(args: argparse.Namespace, model: str, seed: int) -> dict[str, Any]:
     """Figures of one model and seed over all folds, from its last checkpoints; kept in a file once made."""
-    from utils.evaluation.pooled import pool
-    from utils.evaluation.report import identification_report, verification_report
     from utils.files import read_json, write_json
+    from utils.speaker.pooled import pool
+    from utils.speaker.report import identification_report, verification_report
 
     path = args.out / f"{model}-seed{seed}-folds{'_'.join(map(str, args.folds))}.json"
     if path.exists():
@@ -132,8 +133,8 @@ def _evaluate(args: argparse.Namespace, model: str, fold: int, seed: int) -> Any
     """The fold's trial list on raw audio, and identification among the speakers this run was trained on."""
     import torch
 
-    from utils.evaluation.evaluate import evaluate_audio, evaluate_features
-    from utils.evaluation.recognizer import SpeakerRecognizer
+    from utils.speaker.evaluate import evaluate_audio, evaluate_features
+    from utils.speaker.recognizer import SpeakerRecognizer
 
     torch.set_num_threads(args.jobs)
     recognizer = SpeakerRecognizer.load(_run(args, model, fold, seed) / "last.pt", "cpu")

@@ -21,6 +21,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from utils import cli  # noqa: E402
+from utils.errors import UserError  # noqa: E402
 
 PARTS = ("exactness", "state", "memory", "first-piece")
 MIB = 2**20
@@ -50,15 +51,15 @@ def _benchmark(args: argparse.Namespace) -> None:
 
     from benchmarks.synthesis.runs import machine
     from utils.files import read_json, write_json, write_text
-    from utils.synthesis.synthesizer import Synthesizer
-    from utils.synthesis.vocoder import load_vocoder
+    from utils.tts.synthesizer import Synthesizer
+    from utils.tts.vocoder import load_vocoder
 
     torch.set_num_threads(1)
     synthesizer = Synthesizer.load(args.checkpoint, "cpu")
     synthesizer.require_streaming()
     vocoder = None if args.vocoder is None else load_vocoder(args.vocoder, synthesizer.recipe)
     if vocoder is not None and not vocoder.can_stream:
-        raise cli.UserError(f"{vocoder.name} cannot stream: give a HiFi-GAN")
+        raise UserError(f"{vocoder.name} cannot stream: give a HiFi-GAN")
     path = args.out / "streaming.json"
     about = {**synthesizer.description(args.checkpoint), "vocoder": args.vocoder}
     found: dict[str, Any] = read_json(path) if path.exists() else {}

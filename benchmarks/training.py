@@ -27,6 +27,7 @@ sys.path.insert(0, str(ROOT))
 
 import train_tacomamba  # noqa: E402
 from utils import cli  # noqa: E402
+from utils.errors import UserError  # noqa: E402
 
 PRESET = ROOT / "configs" / "speaker-small.yaml"
 BLOCK = 5
@@ -78,7 +79,7 @@ def _blocks(args: argparse.Namespace, run: str, ranks: int, *words: object) -> l
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     result = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
     if result.returncode:
-        raise cli.UserError(f"{run} ended with {result.returncode}: {result.stderr.strip().splitlines()[-1]}")
+        raise UserError(f"{run} ended with {result.returncode}: {result.stderr.strip().splitlines()[-1]}")
     return read_log(args.out / run)[1:]
 
 
@@ -114,8 +115,8 @@ def _task(words: list[str]) -> tuple[argparse.Namespace, Any]:
     import torch
 
     from utils.features.store import FeatureStore
-    from utils.protocol import read_protocol
-    from utils.training.speaker import SpeakerTask
+    from utils.speaker.protocol import read_protocol
+    from utils.speaker.task import SpeakerTask
 
     parsed = train_tacomamba.build_parser().parse_args(words)
     torch.manual_seed(parsed.seed)
@@ -201,7 +202,7 @@ def padding(args: argparse.Namespace) -> dict[str, Any]:
     import numpy as np
 
     from utils.features.store import FeatureStore
-    from utils.protocol import read_protocol
+    from utils.speaker.protocol import read_protocol
     from utils.training.sampling import BucketOrder, EpochOrder
 
     store = FeatureStore.open(args.data)

@@ -12,7 +12,7 @@ from utils import cli
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = sorted(str(path.relative_to(ROOT)) for path in [*ROOT.glob("*.py"), *ROOT.glob("benchmarks/*.py")])
-MODULES = ["utils.demo", "utils.plots"]  # those that are run with python -m
+MODULES = ["utils.demo", "utils.training.curves"]  # those that are run with python -m
 
 
 def load_script(name: str):

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from models.tts.alignment import SymbolAligner, gaussian_score, monotonic_path
-from utils.training.aligning import Batch, fit
+from utils.tts.aligning import Batch, fit
 
 
 def brute_force(score: np.ndarray) -> tuple[float, list[int]]:

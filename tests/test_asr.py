@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from utils.cli import UserError
-from utils.evaluation.asr import ErrorCounts, Transcriber, comparable, count_errors, judge
+from utils.errors import UserError
 from utils.features.audio import load_audio
+from utils.tts.asr import ErrorCounts, Transcriber, comparable, count_errors, judge
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from utils.cli import UserError
+from utils.errors import UserError
 from utils.features.audio import load_audio, read_audio
 
 

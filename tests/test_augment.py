@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from utils.features.store import FeatureStore
-from utils.training.augment import add_noise, spec_augment
+from utils.speaker.augment import add_noise, spec_augment
+from utils.speaker.options import add_speaker_arguments
+from utils.speaker.task import CropDataset
 from utils.training.sampling import EpochOrder
-from utils.training.speaker import CropDataset, feature_statistics
-from utils.training.speaker_options import add_speaker_arguments
 
 FILL = np.arange(80, dtype=np.float32) + 100
 
@@ -49,7 +49,7 @@ def crops(processed, *words: str) -> CropDataset:
     args.seed, args.batch_frames = 0, None
     store = FeatureStore.open(processed)
     items = list(range(0, len(store), 3))
-    mean, _ = feature_statistics(store, items, 0)
+    mean, _ = store.statistics(items, 0)
     order = EpochOrder(len(items), args.seed, batch_size=8)
     return CropDataset(store, items, list(range(len(items))), mean, order, args)
 
@@ -75,5 +75,5 @@ def test_an_utterance_shorter_than_the_crop_is_repeated(processed):
 def test_statistics_are_those_of_the_given_utterances(processed):
     store = FeatureStore.open(processed)
     frames = np.concatenate([store.mel(item) for item in (1, 4, 7)]).astype(np.float64)
-    mean, std = feature_statistics(store, [1, 4, 7], 0)
+    mean, std = store.statistics([1, 4, 7], 0)
     assert np.allclose(mean, frames.mean(0), atol=1e-4) and np.allclose(std, frames.std(0), atol=1e-3)

@@ -9,9 +9,7 @@ from shown_commands import load_script
 
 import preprocess
 import train_tacomamba
-from utils.checkpoint import load_checkpoint, save_checkpoint
-from utils.corpus.demo_voice import Settings, build_demo_voice
-from utils.evaluation.boundaries import (
+from benchmarks.boundaries import (
     Timing,
     Utterance,
     average_aligner,
@@ -23,12 +21,14 @@ from utils.evaluation.boundaries import (
     read_phones,
     uniform_durations,
 )
+from utils.checkpoint import load_checkpoint, save_checkpoint
+from utils.corpus.demo_voice import Settings, build_demo_voice
 from utils.features.mel import MelExtractor
 from utils.features.recipe import RECIPES
 from utils.features.store import FeatureStore
 from utils.files import read_json
-from utils.synthesis.synthesizer import Synthesizer
-from utils.text_lists import read_text_lists
+from utils.tts.synthesizer import Synthesizer
+from utils.tts.text_lists import read_text_lists
 
 RECIPE = RECIPES["hifigan-22k"]
 HOP = 1000 * RECIPE.seconds(1)  # ms

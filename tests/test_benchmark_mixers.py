@@ -15,7 +15,7 @@ from benchmarks import peers
 from benchmarks.grid import cells, sections, systems, tables
 from benchmarks.grid.measure import Meter, Pass, kept_for_backward
 from benchmarks.grid.plan import GRID, PLANS, is_checked, plan
-from utils import cli
+from utils.errors import ExitCode
 
 SMALL = {"section": "mixers", "system": "torch", "d_model": 64, "length": 32, "batch": 2, "malloc": "default"}
 LIMITS = cells.Limits()
@@ -231,9 +231,9 @@ def test_the_plan_has_every_system_and_no_cell_twice(quick):
 
 def test_wrong_words_are_told_in_a_sentence(tmp_path, capsys):
     script = load_script("benchmarks/mixers.py")
-    assert script.main(["--out", str(tmp_path), "--systems", "mambo"]) == cli.ExitCode.BAD_INPUT
+    assert script.main(["--out", str(tmp_path), "--systems", "mambo"]) == ExitCode.BAD_INPUT
     assert "there is no system mambo" in capsys.readouterr().err
-    assert script.main(["--out", str(tmp_path), "--peers", str(tmp_path / "none")]) == cli.ExitCode.BAD_INPUT
+    assert script.main(["--out", str(tmp_path), "--peers", str(tmp_path / "none")]) == ExitCode.BAD_INPUT
     assert "benchmarks/peers.py makes it" in capsys.readouterr().err
-    assert script.main(["--out", str(tmp_path), "--show"]) == cli.ExitCode.DONE
+    assert script.main(["--out", str(tmp_path), "--show"]) == ExitCode.DONE
     assert "Nothing has been measured yet." in capsys.readouterr().out

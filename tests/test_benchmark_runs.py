@@ -13,16 +13,16 @@ import pytest
 from shown_commands import load_script
 
 from benchmarks.synthesis import hard, runs, streaming
-from utils.cli import UserError
-from utils.evaluation import synthesis
-from utils.evaluation.synthesis import SynthesisEvaluation
+from utils.errors import UserError
 from utils.features.recipe import RECIPES
 from utils.features.store import FeatureStore
 from utils.files import read_json, sha256_file, write_text
-from utils.protocol import as_lines, read_lines
-from utils.synthesis.synthesizer import Synthesizer
-from utils.text_lists import read_text_lists
+from utils.lists import as_lines, read_lines
 from utils.training.runlog import read_log
+from utils.tts import evaluate as synthesis
+from utils.tts.evaluate import SynthesisEvaluation
+from utils.tts.synthesizer import Synthesizer
+from utils.tts.text_lists import read_text_lists
 
 SCRIPT, STREAMING = "benchmarks/text_to_mel.py", "benchmarks/streaming.py"
 

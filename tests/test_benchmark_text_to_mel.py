@@ -14,13 +14,13 @@ from shown_commands import load_script
 
 from benchmarks.synthesis import hard, runs, streaming, tables, voices
 from benchmarks.synthesis.systems import NAMES, SEES_THE_PAST, SYSTEMS
-from utils.cli import UserError
 from utils.corpus.layouts import read_corpus
-from utils.evaluation.asr import judge
+from utils.errors import UserError
 from utils.features.store import FORMAT, Row
 from utils.files import read_json, write_json, write_text
-from utils.protocol import FORMAT as PROTOCOL_FORMAT
+from utils.lists import SPLITS_FORMAT
 from utils.text.frontend import FrontEnd, split_sentences
+from utils.tts.asr import judge
 
 ROOT = Path(__file__).resolve().parents[1]
 SENTENCES = ROOT / "benchmarks" / "hard_sentences.txt"
@@ -110,7 +110,7 @@ def a_store(folder: Path, train: str = "ab", valid: str = "c", recipe: str = "01
     splits = {"speech": {"source": source}}
     write_json(folder / "meta.json", {"format": FORMAT, "recipe": recipe, "text": {"units": "char"}, "splits": splits})
     lists = folder / "protocols" / "default"
-    write_json(lists / "protocol.json", {"format": PROTOCOL_FORMAT})
+    write_json(lists / "protocol.json", {"format": SPLITS_FORMAT})
     for name, utterances in {"train": train, "valid": valid, "test": "d"}.items():
         write_text(lists / f"{name}.txt", "".join(f"{utterance}\n" for utterance in utterances))
     return folder
@@ -184,7 +184,7 @@ def test_a_report_is_taken_for_the_same_model_lists_and_judges():
 def test_systems_are_of_one_size():
     """By the flags and the preset that table A uses, each as train_tacomamba.py would build it."""
     from models.tts import build_text_to_mel
-    from utils.training.tts_options import tts_model_config, tts_problems
+    from utils.tts.options import tts_model_config, tts_problems
 
     assert list(NAMES) == list(SYSTEMS) and set(SEES_THE_PAST) < set(SYSTEMS)
     parser = load_script("train_tacomamba.py").build_parser()

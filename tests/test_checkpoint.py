@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from utils.checkpoint import BEST, load_checkpoint, model_hash, save_checkpoint
-from utils.cli import UserError
+from utils.errors import UserError
 
 
 @pytest.fixture

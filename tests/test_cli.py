@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from utils import cli
-from utils.cli import ExitCode
+from utils.errors import ExitCode, TooMuchBadData, UserError
 
 
 def build_parser() -> cli.Parser:
@@ -193,8 +193,8 @@ def test_help_shows_defaults(capsys):
     [
         (lambda args: None, 0, ""),
         (lambda args: 7, 7, ""),
-        (lambda args: _raise(cli.UserError("the folder is empty")), 2, "error: the folder is empty\n"),
-        (lambda args: _raise(cli.TooMuchBadData("9 of 10 are broken")), 3, "error: 9 of 10 are broken\n"),
+        (lambda args: _raise(UserError("the folder is empty")), 2, "error: the folder is empty\n"),
+        (lambda args: _raise(TooMuchBadData("9 of 10 are broken")), 3, "error: 9 of 10 are broken\n"),
         (lambda args: _raise(KeyboardInterrupt()), 130, "error: interrupted\n"),
     ],
 )

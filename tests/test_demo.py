@@ -13,12 +13,12 @@ import pytest
 import soundfile
 
 from utils import demo
-from utils.cli import UserError
 from utils.corpus.demo_voice import Settings, make_plan
 from utils.corpus.layouts import read_corpus
-from utils.evaluation.asr import comparable
+from utils.errors import UserError
 from utils.stages import Runner, Stage, StageFailed, run_command, shown_interpreter
-from utils.text_lists import read_text_lists, write_text_lists
+from utils.tts.asr import comparable
+from utils.tts.text_lists import read_text_lists, write_text_lists
 
 APPEND = "import sys; open(sys.argv[1], 'a').write(sys.argv[2]); print('said', sys.argv[2])"
 

@@ -12,10 +12,10 @@ import pytest
 import soundfile
 
 from download import DEMO_DEFAULTS
-from utils.cli import UserError
 from utils.corpus.demo import SAMPLE_RATE, Settings, _resample, build_demo, make_plan
 from utils.corpus.sentences import transcript
 from utils.corpus.voices import VOICES, Voice
+from utils.errors import UserError
 from utils.espeak import synthesise
 from utils.files import read_json
 

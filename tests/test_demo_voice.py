@@ -9,13 +9,13 @@ import soundfile
 import yaml
 
 import download
+from benchmarks.boundaries import STOPS, read_phones
 from tests.test_demo_corpus import contents
-from utils.cli import UserError
 from utils.corpus.demo_voice import BLOCK, LEVEL, SILENCE, VOICE, Settings, build_demo_voice, make_plan
 from utils.corpus.layouts import read_corpus
 from utils.corpus.sentences import transcript
+from utils.errors import UserError
 from utils.espeak import synthesise, synthesise_with_phones
-from utils.evaluation.boundaries import STOPS, read_phones
 from utils.files import read_json
 
 RATE = 22_050

@@ -13,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
-from utils.cli import UserError
-from utils.evaluation.enrolment import UNKNOWN, EnrolmentStore, locked_store, speech_seconds, write_embeddings
-from utils.evaluation.identification import enrolment_mean, unit
+from utils.errors import UserError
+from utils.speaker.enrollment import UNKNOWN, EnrolmentStore, locked_store, speech_seconds, write_embeddings
+from utils.speaker.identification import enrolment_mean, unit
 
 MODEL, RECIPE = "0123456789abcdef", "recipe"
 RATE = 16_000

@@ -16,11 +16,11 @@ import torch
 from safetensors import safe_open
 
 from utils.checkpoint import load_checkpoint, save_checkpoint
-from utils.evaluation.identification import unit
-from utils.evaluation.recognizer import SpeakerRecognizer, middle
-from utils.evaluation.report import CONDITIONS
 from utils.features.store import FeatureStore
-from utils.protocol import read_protocol, write_protocol
+from utils.speaker.identification import unit
+from utils.speaker.protocol import read_protocol, write_protocol
+from utils.speaker.recognizer import SpeakerRecognizer, middle
+from utils.speaker.report import CONDITIONS
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -16,7 +16,7 @@ import torch
 from test_training import ROOT, flags, losses, train
 
 from utils.checkpoint import BEST, LAST, load_checkpoint, save_checkpoint
-from utils.cli import UserError
+from utils.errors import UserError
 from utils.training.checkpoints import CheckpointStore
 
 

@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from utils import files
-from utils.cli import UserError
+from utils.errors import UserError
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from models.hifigan import HiFiGAN, HiFiGANConfig, HiFiGANStream, fold_weight_norm
+from models.tts.hifigan import HiFiGAN, HiFiGANConfig, HiFiGANStream, fold_weight_norm
 
 # The geometry of the published V1 and V3 with few channels, and one that exercises every inequality between kernel and
 # rate: equal, less than double, more than triple.

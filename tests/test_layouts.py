@@ -4,8 +4,8 @@ from collections import Counter
 
 import pytest
 
-from utils.cli import UserError
 from utils.corpus.layouts import find_splits, parse_path, read_corpus, sexes
+from utils.errors import UserError
 
 
 @pytest.mark.parametrize("below", ["", "LibriSpeech", "LibriSpeech/train-tiny"])

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from utils.cli import UserError
+from utils.errors import UserError
 from utils.features.audio import load_audio
 from utils.features.mel import MelExtractor, import_torchaudio
 from utils.features.recipe import RECIPES, MelRecipe

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from utils.evaluation.metrics import bootstrap_eer, det_curve, eer, error_rates, min_dcf, normal_deviate, rates_at
+from utils.speaker.metrics import bootstrap_eer, det_curve, eer, error_rates, min_dcf, normal_deviate, rates_at
 
 
 @st.composite

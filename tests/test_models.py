@@ -9,20 +9,20 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from models import build_speaker_model
-from models.losses import AAMSoftmax
 from models.mamba import Mamba, Mamba2
 from models.mixers import build_mixer, reverse_by_length
-from models.pooling import AttentiveStatisticsPooling, StatisticsPooling
-from models.speaker import Subsampling
+from models.speaker import build_speaker_model
+from models.speaker.losses import AAMSoftmax
+from models.speaker.model import Subsampling
+from models.speaker.pooling import AttentiveStatisticsPooling, StatisticsPooling
 from models.stack import MixerStack
 from utils import cli
-from utils.training.model_options import MIXERS, add_model_arguments
-from utils.training.speaker_options import (
+from utils.speaker.options import (
     add_speaker_model_arguments,
     speaker_model_config,
     speaker_model_problems,
 )
+from utils.training.model_options import MIXERS, add_model_arguments
 
 LENGTHS = torch.tensor([23, 9, 1])
 

@@ -16,8 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_engine import assert_close, conv_inputs, conv_reference, results, scan_inputs, wide
 
-from models.engine import reference
-from models.engine.errors import Unsupported
+from models.engine import Unsupported, reference
 from models.engine.native import build, ops
 
 try:

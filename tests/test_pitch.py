@@ -202,7 +202,7 @@ def test_of_a_real_voice_it_hears_what_pyin_hears(harmonics, real_data):
     Tokens are taken as 5 frames long, about a phoneme's length.
     """
     pytest.importorskip("librosa")
-    from utils.evaluation.speech_metrics import pitch
+    from utils.tts.speech_metrics import pitch
 
     differences = []
     for path in sorted((real_data / "tts_dev" / "LJSpeech-1.1" / "wavs").glob("*.wav"))[:60:10]:

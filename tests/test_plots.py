@@ -10,14 +10,16 @@ import pytest
 from matplotlib.colors import to_rgb
 from matplotlib.image import imread
 
-from utils import plots
-from utils.evaluation.metrics import det_curve, eer
+from utils.plots import COLORS
+from utils.speaker import plots
+from utils.speaker.metrics import det_curve, eer
+from utils.training import curves as curves_module
 
 
-def colours_in(path: Path) -> list[bool]:
-    """Which of the palette's colours cover at least ten pixels of a picture."""
+def colors_in(path: Path) -> list[bool]:
+    """Which of the palette's colors cover at least ten pixels of a picture."""
     pixels = imread(path)[..., :3].reshape(-1, 3)
-    return [bool((np.abs(pixels - to_rgb(colour)).max(axis=1) < 0.01).sum() >= 10) for colour in plots.COLOURS[:6]]
+    return [bool((np.abs(pixels - to_rgb(color)).max(axis=1) < 0.01).sum() >= 10) for color in COLORS[:6]]
 
 
 def scores(seed: int, distance: float) -> tuple[np.ndarray, np.ndarray]:
@@ -34,7 +36,7 @@ def test_det_shows_every_curve(tmp_path: Path):
     curves = {f"system {distance}": curve(*scores(1, distance)) for distance in (0.1, 0.7, 2.0)}
     plots.draw_det(tmp_path / "a.png", curves, "three systems")
     plots.draw_det(tmp_path / "b.png", curves, "three systems")
-    assert colours_in(tmp_path / "a.png") == [True, True, True, False, False, False]
+    assert colors_in(tmp_path / "a.png") == [True, True, True, False, False, False]
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
 
 
@@ -42,14 +44,14 @@ def test_det_shows_every_curve(tmp_path: Path):
 def test_det_of_useless_reversed_and_perfect_systems(tmp_path: Path, distance: float):
     """Rates of 0 and 1 have no normal deviate; the axes end before them."""
     plots.draw_det(tmp_path / "det.png", {"system": curve(*scores(2, distance))}, "extreme")
-    assert colours_in(tmp_path / "det.png")[0]
+    assert colors_in(tmp_path / "det.png")[0]
 
 
 def test_scores_with_and_without_spread(tmp_path: Path):
     values, targets = scores(3, 1.0)
     plots.draw_scores(tmp_path / "a.png", values, targets, {"EER threshold": 0.3, "other": 0.9}, "scores")
     plots.draw_scores(tmp_path / "b.png", np.full(2, 0.5), np.array([True, False]), {}, "constant")
-    assert colours_in(tmp_path / "a.png")[:2] == [True, True]
+    assert colors_in(tmp_path / "a.png")[:2] == [True, True]
 
 
 def test_most_confused_are_chosen_and_keep_their_order():
@@ -79,11 +81,11 @@ def test_curves_of_several_runs(tmp_path: Path):
     first = write_log(tmp_path / "first", [*steps, {"step": 29, "valid_eer": 0.1, "valid_threshold": 0.5}])
     second = write_log(tmp_path / "second", steps[:20], tail='{"step": 21, "lo')  # the run goes on as we look
     out = tmp_path / "curves.png"
-    assert plots.main([str(first), str(second), "--out", str(out)]) == 0
-    assert colours_in(out) == [True, True, False, False, False, False]
+    assert curves_module.main([str(first), str(second), "--out", str(out)]) == 0
+    assert colors_in(out) == [True, True, False, False, False, False]
 
 
 def test_curves_of_no_run_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    assert plots.main([str(tmp_path / "nowhere"), "--out", str(tmp_path / "curves.png")]) == 2
+    assert curves_module.main([str(tmp_path / "nowhere"), "--out", str(tmp_path / "curves.png")]) == 2
     assert "no log lines in" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())

@@ -15,9 +15,9 @@ import soundfile
 import yaml
 
 import preprocess
-from utils.cli import UserError
+from utils.errors import UserError
 from utils.features.store import FeatureStore
-from utils.protocol import read_protocol
+from utils.speaker.protocol import read_protocol
 from utils.text.frontend import VERSION, FrontEnd
 
 REPOSITORY = Path(preprocess.__file__).parent

@@ -185,7 +185,7 @@ SMALL = ["--d-model", "32", "--headdim", "16", "--n-layers", "1", "--batch-size"
 def test_script_prints_json_that_adds_up(kind, capsys):
     assert profile_model.main([*SMALL, "--speakers", "7", "--json", *kind]) == 0
     content = json.loads(capsys.readouterr().out)
-    from models import build_speaker_model
+    from models.speaker import build_speaker_model
 
     require_sums(content, build_speaker_model(content["model_config"], 7))
     assert content["step_bytes"]["batch"] == (2 * 20 * 80) * FLOAT + 2 * 8 + 2 * 8

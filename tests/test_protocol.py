@@ -6,22 +6,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from utils.cli import UserError
 from utils.corpus.layouts import read_corpus
+from utils.errors import UserError
 from utils.features.store import FeatureStore, Row
-from utils.protocol import (
-    Trial,
-    check_disjoint,
-    make_protocol,
-    make_trials,
-    read_identification,
-    read_protocol,
-    read_speakers,
-    read_trials,
-    write_protocol,
-    write_trials,
-)
-from utils.text_lists import write_text_lists
+from utils.lists import Trial, read_identification, read_speakers, read_trials, write_trials
+from utils.speaker.protocol import check_disjoint, make_protocol, make_trials, read_protocol, write_protocol
+from utils.tts.text_lists import write_text_lists
 
 PARTS = ("train", "valid", "utterance_test", "chapter_test")
 

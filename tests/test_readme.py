@@ -14,8 +14,8 @@ import torch
 from shown_commands import ROOT, SCRIPTS, lines_of, load_script, parse, split_command
 from test_vocoder import TINY
 
-from models.hifigan import HiFiGAN, HiFiGANConfig
-from utils.cli import ExitCode
+from models.tts.hifigan import HiFiGAN, HiFiGANConfig
+from utils.errors import ExitCode
 
 DOCUMENTS = ["README.md", *(path.relative_to(ROOT).as_posix() for path in sorted(ROOT.glob("docs/*.md")))]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

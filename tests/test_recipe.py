@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from utils.cli import UserError
+from utils.errors import UserError
 from utils.features.recipe import DEFAULT_RECIPE, RECIPES, MelRecipe, require_same
 
 SPEAKER, HIFIGAN = RECIPES["speaker-16k"], RECIPES["hifigan-22k"]

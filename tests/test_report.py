@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from utils.cli import UserError
-from utils.evaluation.identification import Answer, answers, by_part, confusion_matrix, enrol, unit
-from utils.evaluation.metrics import eer
-from utils.evaluation.pooled import pool, read_evaluation
-from utils.evaluation.report import CONDITIONS, Evaluation, build_report, table, write_report
-from utils.evaluation.trials import DURATIONS, Origin, TrialSet
-from utils.protocol import Trial
+from utils.errors import UserError
+from utils.lists import Trial
+from utils.speaker.identification import Answer, answers, by_part, confusion_matrix, enrol, unit
+from utils.speaker.metrics import eer
+from utils.speaker.pooled import pool, read_evaluation
+from utils.speaker.report import CONDITIONS, Evaluation, build_report, table, write_report
+from utils.speaker.trials import DURATIONS, Origin, TrialSet
 
 # Two recordings of two chapters each of six speakers, every other one a woman.
 ORIGINS = {

@@ -8,7 +8,7 @@ from itertools import islice
 import numpy as np
 import pytest
 
-from utils.cli import UserError
+from utils.errors import UserError
 from utils.training.sampling import BucketOrder, EpochOrder, ShareBatches
 from utils.training.schedule import linear_warmup, warmup_cosine
 

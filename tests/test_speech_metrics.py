@@ -11,8 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from utils.cli import UserError
-from utils.evaluation.speech_metrics import (
+from utils.errors import UserError
+from utils.features.mel import MelExtractor
+from utils.features.recipe import RECIPES
+from utils.tts.speech_metrics import (
     CEPSTRA,
     PitchErrors,
     bootstrap_ratio,
@@ -24,8 +26,6 @@ from utils.evaluation.speech_metrics import (
     pitch_errors,
     warp,
 )
-from utils.features.mel import MelExtractor
-from utils.features.recipe import RECIPES
 
 RECIPE = RECIPES["hifigan-22k"]
 DECIBEL = 20 / math.log(10)  # dB in a natural-log unit of amplitude

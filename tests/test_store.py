@@ -5,7 +5,7 @@ import datasets
 import numpy as np
 import pytest
 
-from utils.cli import UserError
+from utils.errors import UserError
 from utils.features.audio import load_audio
 from utils.features.mel import MelExtractor
 from utils.features.recipe import RECIPES

@@ -17,11 +17,14 @@ from matplotlib import colormaps
 from matplotlib.colors import to_rgb
 from matplotlib.image import imread
 
-from utils.cli import UserError
-from utils.evaluation.asr import judge
-from utils.evaluation.speech_metrics import PitchErrors
-from utils.evaluation.synthesis import Clock, Judged, Measured, Sample, SynthesisEvaluation, evaluate_synthesis
-from utils.evaluation.synthesis_report import (
+from utils.errors import UserError
+from utils.features.recipe import RECIPES
+from utils.features.store import FeatureStore, Row
+from utils.files import read_json, sha256_file, write_json
+from utils.tts.asr import judge
+from utils.tts.evaluate import Clock, Judged, Measured, Sample, SynthesisEvaluation, evaluate_synthesis
+from utils.tts.plots import draw_speech
+from utils.tts.report import (
     AUDIO,
     DURATIONS,
     UTTERANCES,
@@ -29,14 +32,11 @@ from utils.evaluation.synthesis_report import (
     synthesis_table,
     write_synthesis_report,
 )
-from utils.features.recipe import RECIPES
-from utils.features.store import FeatureStore, Row
-from utils.files import read_json, sha256_file, write_json
-from utils.plots import draw_speech
-from utils.text_lists import read_text_lists
+from utils.tts.speech_metrics import PitchErrors
+from utils.tts.text_lists import read_text_lists
 
 if TYPE_CHECKING:
-    from utils.synthesis.synthesizer import Synthesizer
+    from utils.tts.synthesizer import Synthesizer
 
 RECIPE = RECIPES["hifigan-22k"]
 TEXTS = ("The cat sat on the mat.", "Paid $2, twice.")
@@ -189,7 +189,7 @@ def voice_data(ljspeech_root: Path, tmp_path_factory: pytest.TempPathFactory) ->
 def synthesizer(voice_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Synthesizer:
     """A small model that train_tacomamba.py has hardly trained."""
     import train_tacomamba
-    from utils.synthesis.synthesizer import Synthesizer
+    from utils.tts.synthesizer import Synthesizer
 
     run = tmp_path_factory.mktemp("runs") / "voice"
     model = ["--d-model", "16", "--n-layers", "1", "--encoder-layers", "1", "--headdim", "8", "--d-state", "8"]

@@ -12,7 +12,7 @@ from models.tts.pitch import GRID, TOP
 from models.tts.prosody import ProsodyPredictor, duration_loss, pitch_loss
 from utils import cli
 from utils.training.model_options import MIXERS, add_model_arguments
-from utils.training.tts_options import (
+from utils.tts.options import (
     CONDITIONS,
     DECODERS,
     STATEFUL_MIXERS,

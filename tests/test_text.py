@@ -5,7 +5,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from utils.cli import UserError
+from utils.errors import UserError
 from utils.text.frontend import LONGEST_SENTENCE, FrontEnd, split_sentences
 from utils.text.normalise import normalise
 from utils.text.vocabulary import VOCABULARIES, Vocabulary

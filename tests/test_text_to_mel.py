@@ -177,7 +177,7 @@ def test_each_line_of_a_file_gets_a_wav(run, tmp_path):
     ids=["one symbol", "long vowel", "repeats", "marks", "no blanks", "1,000 words", "unknown", "blanks", "emoji"],
 )  # fmt: skip
 def test_odd_texts_are_spoken_in_a_sane_time(run, text, capsys):
-    from utils.synthesis.synthesizer import Synthesizer
+    from utils.tts.synthesizer import Synthesizer
 
     spoken = Synthesizer.load(run, "cpu").speak(text)
     assert np.isfinite(spoken.mel).all() and not spoken.truncated
@@ -187,7 +187,7 @@ def test_odd_texts_are_spoken_in_a_sane_time(run, text, capsys):
 
 def test_symbols_that_the_model_never_heard_are_told_and_left_out(run, tmp_path, capsys):
     """In a sentence, as a whole sentence, and a mark of the table that no training text has."""
-    from utils.synthesis.synthesizer import Synthesizer
+    from utils.tts.synthesizer import Synthesizer
 
     synthesizer = Synthesizer.load(run, "cpu")
     assert "?" not in synthesizer.trained and "." in synthesizer.trained
@@ -296,8 +296,8 @@ def test_an_autoregressive_decoder_needs_a_mixer_with_a_state(data, tmp_path, ca
 def test_dropout_does_not_bias_durations(data, tmp_path, ema):
     """With dropout the mean of what is predicted is right, without it another; the checkpoint knows by how much."""
     from utils.features.store import FeatureStore
-    from utils.synthesis.synthesizer import Synthesizer
-    from utils.text_lists import read_text_lists
+    from utils.tts.synthesizer import Synthesizer
+    from utils.tts.text_lists import read_text_lists
 
     words = ["--steps", "60", "--save-every", "60", "--dropout", "0.5", "--ema", ema, "--no-tensorboard"]
     words += ["--valid-utterances", "1"]  # the training texts alone tell the scale

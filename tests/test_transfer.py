@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 
 from tests.file_server import FileServer
-from utils.cli import UserError
 from utils.corpus.catalog import Archive
 from utils.corpus.transfer import Patience, obtain
+from utils.errors import UserError
 from utils.files import read_json
 
 REPOSITORY = Path(__file__).resolve().parents[1]

@@ -8,13 +8,13 @@ import pytest
 import torch
 from conftest import speak
 
-from models.hifigan import HiFiGAN, HiFiGANConfig, fold_weight_norm
-from utils.cli import UserError
+from models.tts.hifigan import HiFiGAN, HiFiGANConfig, fold_weight_norm
+from utils.errors import UserError
 from utils.features.audio import load_audio
 from utils.features.mel import MelExtractor
 from utils.features.recipe import RECIPES
-from utils.synthesis.griffin_lim import GriffinLim
-from utils.synthesis.vocoder import load_vocoder
+from utils.tts.griffin_lim import GriffinLim
+from utils.tts.vocoder import load_vocoder
 
 SPEAKER, HIFIGAN = RECIPES["speaker-16k"], RECIPES["hifigan-22k"]
 POWER = dataclasses.replace(SPEAKER, power=2.0, mel_norm="none", mel_scale="htk", log_floor=1e-10)

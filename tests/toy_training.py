@@ -23,9 +23,10 @@ from torch import Tensor, nn
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from models.losses import AAMSoftmax  # noqa: E402
 from models.norm import BatchNorm  # noqa: E402
+from models.speaker.losses import AAMSoftmax  # noqa: E402
 from utils import cli  # noqa: E402
+from utils.errors import UserError  # noqa: E402
 from utils.features.recipe import DEFAULT_RECIPE, RECIPES  # noqa: E402
 from utils.training import distributed, options  # noqa: E402
 from utils.training.checkpoints import CheckpointStore  # noqa: E402
@@ -159,7 +160,7 @@ def train(scenario: dict[str, Any], ranks: distributed.Ranks) -> dict[str, Any]:
     result: dict[str, Any] = {"code": None, "error": ""}
     try:
         result["code"] = trainer.fit()
-    except cli.UserError as error:
+    except UserError as error:
         result["error"] = str(error)
     result |= {"step": trainer.step, "trained": task.trained, "validated": task.validated}
     result["weights"] = {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}

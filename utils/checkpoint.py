@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from utils.cli import UserError
+from utils.errors import UserError
 from utils.files import atomic_write, sha256_file, write_text
 
 FORMAT = 1

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import enum
 import itertools
 import logging
 import os
@@ -13,32 +12,12 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
+from models.engine import BACKENDS
+from utils.errors import ExitCode, UserError
+from utils.files import write_text
+
 T = TypeVar("T")
 N = TypeVar("N", int, float)
-
-
-BACKENDS = ("auto", "torch", "native", "mamba_ssm", "decomposed")  # of models.engine, listed here without its torch
-
-
-class ExitCode(enum.IntEnum):
-    """Exit codes of all scripts; a signal that stops a script gives 128 + its number."""
-
-    DONE = 0
-    BAD_INPUT = 2
-    TOO_MUCH_BAD_DATA = 3
-    INTERRUPTED = 130
-
-
-class UserError(Exception):
-    """Something the user can mend; its text is one sentence, shown on stderr without a traceback."""
-
-    exit_code = ExitCode.BAD_INPUT
-
-
-class TooMuchBadData(UserError):
-    """The corpus holds more unreadable files than the user allowed."""
-
-    exit_code = ExitCode.TOO_MUCH_BAD_DATA
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter):
@@ -322,7 +301,5 @@ def plain_arguments(args: argparse.Namespace) -> dict[str, Any]:
 def save_config(path: Path, args: argparse.Namespace) -> None:
     """Writes the resolved arguments as a YAML file that `--config` accepts."""
     import yaml
-
-    from utils.files import write_text
 
     write_text(path, yaml.safe_dump(plain_arguments(args), sort_keys=True, allow_unicode=True))

@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from utils import cli
-from utils.cli import UserError
 from utils.corpus.records import RECORD
+from utils.errors import ExitCode, UserError
 from utils.files import read_json
-from utils.protocol import DEFAULT_PROTOCOL
+from utils.lists import DEFAULT_PROTOCOL
 from utils.stages import Runner, Stage, StageFailed
 
 ENROLLED = 3  # voices among which the closing recording is identified
@@ -87,7 +87,7 @@ def _enrolment_stages(raw: Path, protocol: Path, best: Path, out: Path) -> Itera
 def held_out_recordings(raw: Path, protocol: Path) -> dict[str, tuple[list[Path], list[Path]]]:
     """Speakers that the protocol holds out, sorted, with the recordings of their first and of their last chapter."""
     from utils.corpus.layouts import read_corpus
-    from utils.protocol import read_speakers
+    from utils.lists import read_speakers
 
     chapters: dict[str, dict[str, list[Path]]] = {name: {} for name in read_speakers(protocol / "heldout_speakers.txt")}
     for utterance in read_corpus(raw, "librispeech"):
@@ -154,8 +154,8 @@ def sentence_files(out: Path) -> tuple[Path, Path]:
 def require_unread(sentence: str, raw: Path, lists: Path) -> None:
     """`UserError` if the training list in `lists` holds a recording of `raw` that says `sentence`, by its words."""
     from utils.corpus.layouts import read_corpus
-    from utils.evaluation.asr import comparable
-    from utils.text_lists import read_text_lists
+    from utils.tts.asr import comparable
+    from utils.tts.text_lists import read_text_lists
 
     trained, wanted = set(read_text_lists(lists).train), comparable(sentence)
     for utterance in read_corpus(raw, "ljspeech"):
@@ -284,7 +284,7 @@ def _demo(args: argparse.Namespace) -> int:
         print(f"error: {failure}; the same command goes on from there", file=sys.stderr)
         return failure.code
     print(f"\n{summary(recogniser, voice, args)}")
-    return cli.ExitCode.DONE
+    return ExitCode.DONE
 
 
 if __name__ == "__main__":

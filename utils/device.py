@@ -1,13 +1,20 @@
-"""Which processor, and which implementation of the Mamba mixers, a command runs on."""
+"""What a command runs on: the device, the backend of the Mamba mixers, and the memory that the process keeps."""
 
 from __future__ import annotations
+
+import ctypes
+import os
 
 import torch
 from torch import nn
 
 from models.engine.backends import resolve, set_backend
 from models.mamba import StateSpaceMixer
-from utils.cli import UserError
+from utils.errors import UserError
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # from malloc.h
+LARGEST_KEPT = 32 * 2**20  # bytes; what glibc itself may grow this threshold to
+COMPILED_KEPT = 256  # enough for all operations of a model on batches of one shape
 
 
 def pick_device(name: str) -> torch.device:
@@ -32,3 +39,26 @@ def use_backend(model: nn.Module, backend: str, device: torch.device) -> None:
             resolve(backend, mixer, device.type)
     except ValueError as error:
         raise UserError(f"--backend {backend}: {error}") from error
+
+
+def keep_freed_memory() -> bool:
+    """Makes malloc keep freed blocks of up to 32 MiB, for this process; False where the C library is not glibc.
+
+    glibc returns large blocks as soon as they are free and asks for them again at the next step, page by page, each set
+    to zero by the system. Kept, they cost no more memory than the largest step needs.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):
+        return False
+    return bool(mallopt(M_MMAP_THRESHOLD, LARGEST_KEPT)) and bool(mallopt(M_TRIM_THRESHOLD, 2**31 - 1))
+
+
+def keep_few_compiled_operations() -> None:
+    """Makes oneDNN keep `COMPILED_KEPT` operations, or as many as the environment says; call it before torch computes.
+
+    By default it keeps 1024, each for one shape. Where every batch has another shape, as in text to mel in bf16, few of
+    them are ever used again.
+    """
+    if not any(f"{name}_PRIMITIVE_CACHE_CAPACITY" in os.environ for name in ("ONEDNN", "DNNL")):
+        os.environ["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] = str(COMPILED_KEPT)

@@ -24,7 +24,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from utils.cli import UserError
+from utils.errors import UserError
 
 if TYPE_CHECKING:
     import numpy as np

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from utils.cli import UserError
+from utils.errors import UserError
 
 
 @contextlib.contextmanager

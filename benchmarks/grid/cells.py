@@ -17,7 +17,7 @@ from typing import Any
 
 from benchmarks import peers
 from benchmarks.grid.systems import SYSTEMS
-from utils.cli import UserError
+from utils.errors import UserError
 from utils.files import read_json, write_json
 
 ROOT = Path(__file__).resolve().parents[2]

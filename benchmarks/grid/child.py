@@ -43,7 +43,7 @@ def set_malloc(setting: str) -> bool:
     if setting == "default":
         return False
     if setting == "training":
-        from utils.memory import keep_freed_memory
+        from utils.device import keep_freed_memory
 
         return keep_freed_memory()
     mallopt = ctypes.CDLL(None).mallopt

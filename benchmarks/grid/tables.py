@@ -154,7 +154,7 @@ def _malloc(store: Store) -> str:
             heading = f"{TITLES[mixer]}, ours against the fastest peer that is right, malloc as `{setting}`:"
             parts += [heading, ratios(matching(mine, malloc=setting), check_errors(grid))]
     note = (
-        "What glibc does with freed memory. `training`: as `utils/memory.py` sets it for training; `default`: as it "
+        "What glibc does with freed memory. `training`: as `utils/device.py` sets it for training; `default`: as it "
         "comes; `large`: it keeps everything, which helps most whoever has the largest tensors. d_model 256."
     )
     return "\n\n".join(["### malloc", note, *parts]) if parts else ""

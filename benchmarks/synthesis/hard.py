@@ -16,16 +16,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from benchmarks.synthesis.runs import evaluate, evaluation_of, machine
-from utils.cli import UserError, progress
+from utils.cli import progress
+from utils.errors import UserError
 from utils.files import atomic_write, read_json, write_json
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from utils.evaluation.asr import Transcriber
     from utils.features.recipe import MelRecipe
-    from utils.synthesis.synthesizer import Synthesizer
-    from utils.synthesis.vocoder import Vocoder
+    from utils.tts.asr import Transcriber
+    from utils.tts.synthesizer import Synthesizer
+    from utils.tts.vocoder import Vocoder
 
     Speak = Callable[[str], "Spoken"]
 
@@ -79,9 +80,9 @@ def measure(args: argparse.Namespace, name: str, checkpoint: Path, evaluation: P
     `evaluation` is where the model's evaluation on held-out clips lies, or will: what copy-synthesis loses there.
     espeak-ng's speech, through the same vocoder, is a result of its own.
     """
-    from utils.synthesis.synthesizer import Synthesizer
-    from utils.synthesis.vocoder import load_vocoder
     from utils.text.frontend import VERSION
+    from utils.tts.synthesizer import Synthesizer
+    from utils.tts.vocoder import load_vocoder
 
     if name == ESPEAK:
         raise UserError(f"no model can have the name {ESPEAK}, which is what it is held against")
@@ -143,7 +144,7 @@ def _judged(
     Each is kept as soon as it is judged, and its audio in OUT/hard/NAME/; those there already are not spoken again by
     the same speaker, vocoder and recogniser.
     """
-    from utils.evaluation.asr import Transcriber
+    from utils.tts.asr import Transcriber
 
     path = args.out / "hard" / name / "sentences.jsonl"
     judged = {line["text"]: line for line in _read_lines(path) if line["by"] == by}
@@ -158,7 +159,7 @@ def _judged(
 def _judge(sentence: Sentence, spoken: Spoken, rate: int, transcriber: Transcriber, folder: Path) -> dict[str, Any]:
     import soundfile
 
-    from utils.evaluation.asr import comparable, judge
+    from utils.tts.asr import comparable, judge
 
     with atomic_write(folder / f"{sentence.number:03d}.wav") as file:
         soundfile.write(file, spoken.samples, rate, format="WAV", subtype="PCM_16")

@@ -25,9 +25,10 @@ from pathlib import Path
 from typing import IO, Any
 
 from benchmarks.synthesis.systems import SYSTEMS
-from utils.cli import UserError, cores
+from utils.cli import cores
+from utils.errors import UserError
 from utils.files import read_json, sha256_file, write_json
-from utils.protocol import DEFAULT_PROTOCOL, training_list_hash
+from utils.lists import DEFAULT_PROTOCOL, training_list_hash
 from utils.training.runlog import read_log
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -120,7 +121,7 @@ def basis(one: Training, device: str) -> dict[str, Any]:
     `UserError` if the features or their lists are missing.
     """
     from utils.features.store import read_meta
-    from utils.text_lists import read_text_lists
+    from utils.tts.text_lists import read_text_lists
 
     meta = read_meta(one.data)
     if meta is None:
@@ -269,8 +270,8 @@ def judged_by(checkpoint: Path, data: Path) -> dict[str, Any]:
     """What figures of a checkpoint follow from: its `model` (hash), the `splits` (sha256 of the lists' files), and
     whether it was trained on `another_list` than that of the data.
     """
-    from utils.synthesis.synthesizer import Synthesizer
-    from utils.text_lists import read_text_lists
+    from utils.tts.synthesizer import Synthesizer
+    from utils.tts.text_lists import read_text_lists
 
     synthesizer, folder = Synthesizer.load(checkpoint, "cpu"), data / "protocols" / DEFAULT_PROTOCOL
     return {
@@ -338,7 +339,7 @@ def result(args: argparse.Namespace, one: Training, run: Path) -> dict[str, Any]
 def _frames_seen(data: Path, protocol: str, log: Sequence[dict[str, Any]]) -> float:
     """Mel frames that a run was trained on: its samples, each of the training list's mean length."""
     from utils.features.store import FeatureStore
-    from utils.text_lists import read_text_lists
+    from utils.tts.text_lists import read_text_lists
 
     store = FeatureStore.open(data)
     lengths = [store.rows[store.index[name]].frames for name in read_text_lists(data / "protocols" / protocol).train]

@@ -18,8 +18,8 @@ def main(words: list[str]) -> int:
     import torch
 
     from benchmarks.synthesis.streaming import stream_mel
-    from utils.synthesis.synthesizer import Synthesizer
-    from utils.synthesis.vocoder import load_vocoder
+    from utils.tts.synthesizer import Synthesizer
+    from utils.tts.vocoder import load_vocoder
 
     order: dict[str, Any] = json.loads(words[0])
     torch.set_num_threads(1)

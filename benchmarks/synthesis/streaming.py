@@ -15,10 +15,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from utils.cli import UserError
-from utils.clock import cpu_seconds
-from utils.synthesis.synthesizer import Synthesizer
-from utils.synthesis.vocoder import Vocoder
+from utils.errors import UserError
+from utils.tts.evaluate import cpu_seconds
+from utils.tts.synthesizer import Synthesizer
+from utils.tts.vocoder import Vocoder
 
 ROOT = Path(__file__).resolve().parents[2]
 CHUNK = 16

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from utils.cli import UserError
+from utils.errors import UserError
 from utils.features.recipe import require_same
 from utils.features.store import FeatureStore
-from utils.protocol import training_list_hash
-from utils.synthesis.synthesizer import Synthesizer
+from utils.lists import training_list_hash
+from utils.tts.synthesizer import Synthesizer
 
 
 def load_trained(

@@ -27,14 +27,14 @@ from benchmarks.synthesis.runs import (
     train,
 )
 from benchmarks.synthesis.systems import SYSTEMS
-from utils.cli import UserError
 from utils.corpus.layouts import Utterance, read_corpus
+from utils.errors import UserError
 from utils.files import atomic_write, read_json, sha256_text, write_json, write_text
 
 if TYPE_CHECKING:
     from utils.features.store import FeatureStore, Row
-    from utils.synthesis.synthesizer import Synthesizer
-    from utils.text_lists import TextLists
+    from utils.tts.synthesizer import Synthesizer
+    from utils.tts.text_lists import TextLists
 
 PART = "voices"
 REFERENCES = 20  # recordings that a voice is known by
@@ -83,7 +83,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     The result is kept in OUT/results/voices/SYSTEM.json.
     """
     from utils.features.store import FeatureStore
-    from utils.text_lists import read_text_lists
+    from utils.tts.text_lists import read_text_lists
 
     _embed(args.judge_python, [])  # before an hour of training
     folder = args.out / PART
@@ -168,8 +168,8 @@ def _speak(
     """
     import soundfile
 
-    from utils.synthesis.synthesizer import Synthesizer
-    from utils.synthesis.vocoder import load_vocoder
+    from utils.tts.synthesizer import Synthesizer
+    from utils.tts.vocoder import load_vocoder
 
     synthesizer: Synthesizer = Synthesizer.load(checkpoint, "cpu")
     vocoder = load_vocoder(str(args.vocoder), synthesizer.recipe)

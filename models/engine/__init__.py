@@ -1,1 +1,7 @@
-"""The state-space mathematics of Mamba and Mamba-2: `interface` is what the rest of the project calls."""
+"""The operations of Mamba and Mamba-2 with interchangeable backends; reference.py is their definition."""
+
+BACKENDS = ("auto", "torch", "native", "mamba_ssm", "decomposed")
+
+
+class Unsupported(ValueError):
+    """A call that a backend cannot compute, although another one can; the message is a sentence that says why."""

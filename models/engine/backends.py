@@ -14,12 +14,11 @@ import logging
 import torch
 from torch import nn
 
-from models.engine import mamba_ssm
+from models.engine import BACKENDS, mamba_ssm
 from models.engine.native import build
 
 logger = logging.getLogger("tacomamba")
 
-BACKENDS = ("auto", "torch", "native", "mamba_ssm", "decomposed")  # utils.cli lists them too
 FASTEST_FIRST = {"cpu": ("native",), "cuda": ("mamba_ssm",)}  # before torch, which comes last everywhere
 
 

@@ -11,10 +11,9 @@ from typing import Any
 
 from torch import Tensor
 
-from models.engine import conv, decomposed, mamba_ssm, reference
+from models.engine import Unsupported, conv, decomposed, mamba_ssm, reference
 from models.engine import selective_scan as torch_scan
 from models.engine import ssd as torch_ssd
-from models.engine.errors import Unsupported
 from models.engine.native import ops as native
 
 CONVOLUTIONS = {

@@ -18,8 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.engine import reference
-from models.engine.errors import Unsupported
+from models.engine import Unsupported, reference
 from models.engine.selective_scan import selective_scan as torch_selective_scan
 
 KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)

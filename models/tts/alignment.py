@@ -72,7 +72,7 @@ class SymbolAligner(nn.Module):
     """Durations by one Gaussian for each symbol, all with one covariance.
 
     `mean` (V, n_mels) are the symbols' means; `whitening` (n_mels, n_mels) turns the covariance into the identity.
-    `utils.training.aligning.fit` estimates both before training starts; they are buffers of the model. The mean of the
+    `utils.tts.aligning.fit` estimates both before training starts; they are buffers of the model. The mean of the
     utterance is taken off first: it is the speaker's and the recording's.
     """
 

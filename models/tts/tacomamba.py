@@ -25,10 +25,10 @@ class TacoMamba(nn.Module):
     The most likely monotonic path under one Gaussian a symbol gives the durations to train with. Each token also owns a
     mean mel, a projection of the encoder, which the likelihood along the path trains (the prior loss), and which the
     decoder refines; and a pitch, heard in the mel (`models.tts.pitch`) and predicted from the text, at which the
-    decoder draws harmonics. `config` is `utils.training.tts_options.tts_model_config`.
+    decoder draws harmonics. `config` is `utils.tts.options.tts_model_config`.
 
     `duration_scale` is what predicted durations are multiplied by: those of a network without dropout differ from the
-    unbiased ones that it was trained to give with it. `utils.training.tts` measures it whenever it validates.
+    unbiased ones that it was trained to give with it. `utils.tts.task` measures it whenever it validates.
     """
 
     has_durations = True  # which a pace can stretch

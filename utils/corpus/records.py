@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from utils.cli import UserError
+from utils.errors import UserError
 from utils.files import read_json, staging_directory
 
 RECORD = ".complete"  # lies inside the folder it speaks of, so that both come and go together

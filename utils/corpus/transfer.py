@@ -19,10 +19,11 @@ from typing import Any
 import requests
 import urllib3
 
-from utils.cli import UserError, progress
+from utils.cli import progress
 from utils.corpus.catalog import Archive
 from utils.corpus.records import Say, disk_errors, only_one, read_record
 from utils.corpus.unpack import unpack
+from utils.errors import UserError
 from utils.files import read_json, write_json
 
 BLOCK = 1 << 18

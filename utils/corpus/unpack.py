@@ -11,9 +11,10 @@ from lzma import LZMAError
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from utils.cli import UserError, progress
+from utils.cli import progress
 from utils.corpus.catalog import Archive
 from utils.corpus.records import RECORD, count_recordings, remove_leftovers
+from utils.errors import UserError
 from utils.files import write_json
 
 STAGING = ".unpacking-"

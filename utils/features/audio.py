@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from utils.cli import UserError
+from utils.errors import UserError
 
 # What recorders that write to a pipe leave in a WAV's header, and what libsndfile makes of such a FLAC's.
 _UNKNOWN_LENGTH = 0xFFFFFFFF

@@ -25,8 +25,9 @@ from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
-from utils.cli import TooMuchBadData, UserError, progress
+from utils.cli import progress
 from utils.corpus.layouts import Utterance
+from utils.errors import TooMuchBadData, UserError
 from utils.features.extract import Shard, make_shard
 from utils.features.recipe import MelRecipe, require_same
 from utils.features.store import FORMAT, FeatureStore, read_meta

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from utils.cli import UserError
 from utils.corpus.layouts import Utterance
+from utils.errors import UserError
 from utils.features.audio import load_audio
 from utils.features.recipe import MelRecipe
 from utils.files import write_json

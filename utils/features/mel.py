@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from utils.cli import UserError
+from utils.errors import UserError
 from utils.features.recipe import MelRecipe
 
 
@@ -85,3 +85,12 @@ class MelExtractor:
         spectrum = power.sqrt() if recipe.power == 1.0 else power
         mel = self._mel_scale(spectrum)  # (n_mels, T)
         return mel.clamp_min(recipe.log_floor).log().T.contiguous().numpy()
+
+
+def checked_mel(mel: np.ndarray, recipe: MelRecipe) -> np.ndarray:
+    """`mel` as contiguous float32; `ValueError` if it is not (T, n_mels), `UserError` if it is not finite."""
+    if mel.ndim != 2 or mel.shape[1] != recipe.n_mels:
+        raise ValueError(f"mels must be of shape (T, {recipe.n_mels}), not {mel.shape}")
+    if not np.isfinite(mel).all():
+        raise UserError("the mel holds values that are not finite numbers, so no sound can be made of it")
+    return np.ascontiguousarray(mel, dtype=np.float32)

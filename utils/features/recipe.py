@@ -9,7 +9,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from utils.cli import UserError
+from utils.errors import UserError
 
 CHOICES = {
     "window": ("hann",),

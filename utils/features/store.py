@@ -12,7 +12,7 @@ A store is a folder:
     config.yaml           the arguments of the last preprocess.py
     speaker_embeddings/   one embedding of each recording, biometric data, where train_tacomamba.py --voice embedding
                           made them
-    protocols/NAME/       splits and trial lists (utils/protocol.py)
+    protocols/NAME/       splits and trial lists (utils/speaker/protocol.py)
 """
 
 from __future__ import annotations
@@ -25,13 +25,15 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from utils.cli import UserError
 from utils.corpus.layouts import Utterance
+from utils.errors import UserError
 from utils.features.recipe import MelRecipe
 from utils.files import read_json
 from utils.text.vocabulary import Vocabulary
 
 FORMAT = 2
+STATISTICS_UTTERANCES = 2000
+MIN_STD = 1e-3
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +113,24 @@ class FeatureStore:
         """Tokens (N,) int32 of the transcript of row `i` between BOS and EOS; empty if it has none."""
         block, row = self._places[i]
         return self._blocks[block].tokens(row).copy()
+
+    def statistics(self, items: Sequence[int], seed: int) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and deviation of each mel channel over (at most 2000, drawn by `seed`) rows, each (n_mels,) float32.
+
+        An utterance with values that are not finite is left out; training steps that meet it are skipped and logged.
+        """
+        if len(items) > STATISTICS_UTTERANCES:
+            chosen = np.random.default_rng([seed, 4]).choice(len(items), STATISTICS_UTTERANCES, replace=False)
+            items = [items[position] for position in sorted(chosen)]
+        count, total, squares = 0, 0.0, 0.0
+        for item in items:
+            mel = self.mel(item).astype(np.float64)
+            if not np.isfinite(mel).all():
+                continue
+            count, total, squares = count + len(mel), total + mel.sum(0), squares + np.square(mel).sum(0)
+        mean = total / count
+        std = np.sqrt(np.maximum(squares / count - mean**2, MIN_STD**2))
+        return mean.astype(np.float32), std.astype(np.float32)
 
     def listed(self, utterances: Sequence[str], what: str) -> list[int]:
         """Rows of the utterances of a list; `UserError`, with `what` list it is, if one is not stored."""

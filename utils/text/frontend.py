@@ -10,7 +10,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from utils.cli import UserError
+from utils.errors import UserError
 from utils.text.normalise import normalise
 from utils.text.phonemes import phonemise
 from utils.text.symbols import fold

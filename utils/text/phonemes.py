@@ -18,7 +18,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 
-from utils.cli import UserError
+from utils.errors import UserError
 from utils.espeak import ESPEAK_CHARS_UTF8, REPOSITORY, Espeak, require_espeak
 
 VOICE = "en-us"

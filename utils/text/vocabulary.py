@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from utils.cli import UserError
+from utils.errors import UserError
 
 PAD, UNKNOWN, BOS, EOS = SPECIAL = ("<pad>", "<unk>", "<s>", "</s>")
 PUNCTUATION = ".,;:?!-'\"()"

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from utils.checkpoint import BEST, LAST, hash_path, load_checkpoint, save_checkpoint
-from utils.cli import UserError
+from utils.errors import UserError
 from utils.files import write_text
 
 

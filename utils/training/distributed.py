@@ -12,8 +12,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from utils.cli import UserError
 from utils.device import pick_device
+from utils.errors import UserError
 
 T = TypeVar("T")
 

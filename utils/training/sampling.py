@@ -12,7 +12,7 @@ from typing import Protocol
 import numpy as np
 from torch.utils.data import Sampler
 
-from utils.cli import UserError
+from utils.errors import UserError
 
 POOL_BATCHES = 100  # batches of like length are formed among so many batches' worth of utterances
 JITTER = 0.05  # of a length where utterances are ordered by length, so that neighbours change from epoch to epoch

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
-from utils.cli import UserError, progress
+from utils.cli import progress
+from utils.errors import UserError
 from utils.features.recipe import MelRecipe, require_same
 from utils.training.checkpoints import CheckpointStore
 from utils.training.distributed import Ranks

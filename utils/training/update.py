@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from utils.cli import UserError
 from utils.device import use_backend
+from utils.errors import UserError
 from utils.training.distributed import Ranks
 from utils.training.ema import Ema
 from utils.training.schedule import warmup_cosine

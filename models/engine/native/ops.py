@@ -12,7 +12,7 @@ import ctypes
 import torch
 from torch import Tensor
 
-from models.engine.errors import Unsupported
+from models.engine import Unsupported
 from models.engine.native.build import load
 from models.engine.reference import needs_gradient
 

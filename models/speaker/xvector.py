@@ -1,0 +1,47 @@
+"""The x-vector baseline (Snyder et al. 2018, "X-vectors: robust DNN embeddings for speaker recognition", table 1)."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.mamba import length_mask
+from models.norm import BatchNorm
+from models.speaker.pooling import StatisticsPooling
+
+LAYERS = ((512, 5, 1), (512, 3, 2), (512, 3, 3), (512, 1, 1), (1500, 1, 1))
+
+
+class TDNNLayer(nn.Module):
+    """Dilated convolution over time, ReLU, batch norm: (B, L, D), lengths (B,) -> (B, L, C), zeros on padding."""
+
+    def __init__(self, in_dim: int, out_dim: int, kernel: int, dilation: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv1d(in_dim, out_dim, kernel, dilation=dilation, padding=dilation * (kernel // 2))
+        self.norm = BatchNorm(out_dim)
+
+    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+        y = self.norm(F.relu(self.conv(x.transpose(1, 2)).transpose(1, 2)))
+        return y * length_mask(lengths, y.shape[1]).unsqueeze(-1)
+
+
+class XVector(nn.Module):
+    """Five TDNN layers, statistics pooling, and the affine layer segment6: (B, L, n_mels) -> (B, embedding_dim).
+
+    The paper's 24 MFCCs are our log-mels, and its segment7 and softmax give way to the loss all models here share.
+    """
+
+    def __init__(self, n_mels: int, embedding_dim: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList()
+        width = n_mels
+        for out_dim, kernel, dilation in LAYERS:
+            self.layers.append(TDNNLayer(width, out_dim, kernel, dilation))
+            width = out_dim
+        self.pooling = StatisticsPooling()
+        self.embedding = nn.Linear(2 * width, embedding_dim)
+
+    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = layer(x, lengths)
+        return self.embedding(self.pooling(x, lengths))

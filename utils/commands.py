@@ -1,0 +1,70 @@
+"""What the subcommands of test.py share."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from utils import cli
+from utils.errors import UserError
+
+REPORT, CONFIG = "report.json", "config.yaml"
+PARTS_OF_REPORTS = ("recordings.txt", "identification.txt", "utterances.jsonl")  # which one that was cut short may hold
+
+Problems = Callable[[argparse.Namespace], list[str]]
+
+
+def add_command(
+    commands: Any, name: str, body: Any, description: str, problems: Problems = lambda args: [], model: bool = True
+) -> cli.Parser:
+    """A subcommand that runs `body(args)` unless `problems(args)` says what contradicts; with a model's flags."""
+    parser = commands.add_parser(name, help=description.partition("\n")[0], description=description)
+    parser.set_defaults(body=body, problems=problems)
+    if model:
+        parser.add_config()
+        group = parser.add_argument_group("model")
+        group.add_argument("--checkpoint", type=Path, required=True, help="checkpoint file, or run folder")
+        cli.add_device_arguments(group)
+    parser.add_argument("--json", action=argparse.BooleanOptionalAction, default=False, help="print the result as JSON")
+    return parser
+
+
+def print_json(content: Any) -> None:
+    """Prints plain values as indented JSON."""
+    print(json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False))
+
+
+def add_report_arguments(parser: cli.Parser) -> None:
+    """Adds the flags of commands that write a report."""
+    group = parser.add_argument_group("report")
+    group.add_argument("--out", type=Path, required=True, help="folder for the report and its pictures")
+    group.add_argument(
+        "--bootstrap", type=cli.positive_int, default=1000, help="draws of speakers or utterances for an interval"
+    )
+    group.add_argument("--seed", type=cli.non_negative_int, default=0, help="seed of the draws")
+
+
+def require_out(out: Path) -> None:
+    """`UserError` if reports cannot be written to `out`; called before the work, not after it."""
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out {out} is a file; a folder is needed")
+    if out.is_dir() and any(out.iterdir()) and not any((out / name).exists() for name in (REPORT, *PARTS_OF_REPORTS)):
+        raise UserError(f"{out} holds other files and no {REPORT}: choose a new or empty folder for --out")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"the folder {out} cannot be made: {error.strerror}") from error
+
+
+def show_report(args: argparse.Namespace, report: dict[str, Any], table: str) -> None:
+    """Prints warnings to stderr, and the report as a table or, with --json, as JSON."""
+    for warning in report["warnings"]:
+        print(f"warning: {warning}", file=sys.stderr)
+    if args.json:
+        print_json(report)
+    else:
+        print(f"{report['title']}\n\n{table}\n\nreport and pictures: {args.out}")

@@ -1,0 +1,205 @@
+"""The subcommands of test.py for speaker recognition."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from utils import cli
+from utils.commands import REPORT, add_command, add_report_arguments, print_json, require_out, show_report
+from utils.lists import DEFAULT_PROTOCOL
+
+if TYPE_CHECKING:
+    from utils.speaker.recognizer import SpeakerRecognizer
+
+
+def add_evaluate_arguments(parser: cli.Parser) -> None:
+    """Adds the flags of `evaluate` that only speaker recognition has."""
+    raw = parser.add_argument_group("raw audio")
+    raw.add_argument("--audio-root", type=Path, help="folder that the paths in the lists start from")
+    raw.add_argument("--trials", type=Path, help="list of `1|0 path path` lines")
+    raw.add_argument(
+        "--identification", type=Path, nargs=2, metavar=("TRAIN", "TEST"), help="lists of `speaker path` lines"
+    )
+
+
+def evaluate(args: argparse.Namespace) -> None:
+    """Evaluates a recognizer on stored features or on raw audio, and writes the report."""
+    from utils.speaker.evaluate import evaluate_audio, evaluate_features
+
+    recognizer = _load(args)
+    if args.data is not None:
+        evaluation = evaluate_features(recognizer, args.data, args.protocol or DEFAULT_PROTOCOL)
+    else:
+        lists = tuple(args.identification) if args.identification else None
+        evaluation = evaluate_audio(recognizer, args.audio_root, args.trials, lists)
+    _finish(args, evaluation, recognizer.description(args.checkpoint))
+
+
+def _finish(args: argparse.Namespace, evaluation: Any, about: dict[str, Any]) -> None:
+    """Writes and prints the report."""
+    from utils.speaker.report import build_report, table, write_report
+
+    about = {**about, "config": cli.plain_arguments(args)}
+    report = build_report(evaluation, about, args.bootstrap, args.seed)
+    write_report(args.out, report, evaluation)
+    show_report(args, report, table(report))
+
+
+def add_commands(commands: Any) -> None:
+    """Adds the subcommands."""
+    _add_pool(commands)
+    _add_embed(commands)
+    _add_enroll(commands)
+    _add_identify(commands)
+    _add_verify(commands)
+
+
+def _add_pool(commands: Any) -> None:
+    description = "Report several evaluations as one, such as the folds of a cross-validation."
+    parser = add_command(commands, "pool", _pool, description, model=False)
+    parser.add_argument("evaluations", type=Path, nargs="+", metavar="EVALUATION", help="--out folders of evaluate")
+    add_report_arguments(parser)
+
+
+def _pool(args: argparse.Namespace) -> None:
+    from utils.files import read_json
+    from utils.speaker.pooled import pool, read_evaluation
+
+    evaluations = [read_evaluation(folder) for folder in args.evaluations]
+    reports = [read_json(folder / REPORT) for folder in args.evaluations]
+    models = [model for report in reports for model in report.get("models", [report.get("model")])]
+    require_out(args.out)
+    names = " and ".join(sorted({model["name"] for model in models}))
+    _finish(args, pool(f"{names}, {len(evaluations)} evaluations pooled", evaluations), {"models": models})
+
+
+def _add_embed(commands: Any) -> None:
+    description = "Print or store the embedding of each recording, scaled to length 1."
+    parser = add_command(commands, "embed", _embed, description, _embed_problems)
+    parser.add_argument("audio", nargs="+", type=Path, metavar="AUDIO", help="recordings")
+    parser.add_argument("--out", type=Path, help="safetensors file for the embeddings, instead of printing them")
+
+
+def _add_enroll(commands: Any) -> None:
+    description = "Add a speaker to a store: the mean embedding of the recordings."
+    parser = add_command(commands, "enroll", _enroll, description, _enroll_problems)
+    parser.add_argument("audio", nargs="+", type=Path, metavar="AUDIO", help="recordings of the one speaker")
+    parser.add_argument("--store", type=Path, required=True, help="store of enrolled speakers, made if there is none")
+    parser.add_argument("--name", required=True, help="the speaker's name")
+    parser.add_argument(
+        "--replace", action=argparse.BooleanOptionalAction, default=False, help="enroll anew a name that is enrolled"
+    )
+
+
+def _add_identify(commands: Any) -> None:
+    description = "Say who of the enrolled speakers is speaking, or that it is nobody of them."
+    parser = add_command(commands, "identify", _identify, description)
+    parser.add_argument("audio", nargs="+", type=Path, metavar="AUDIO", help="recordings, each judged by itself")
+    parser.add_argument("--store", type=Path, required=True, help="store of enrolled speakers")
+    _add_threshold(parser)
+
+
+def _add_verify(commands: Any) -> None:
+    parser = add_command(commands, "verify", _verify, "Say whether two recordings are of the same speaker.")
+    parser.add_argument("a", type=Path, metavar="A", help="a recording")
+    parser.add_argument("b", type=Path, metavar="B", help="another recording")
+    _add_threshold(parser)
+
+
+def _add_threshold(parser: cli.Parser) -> None:
+    help = "cosine from which on it is the same speaker (default: the checkpoint's, tuned on its validation trials)"
+    parser.add_argument("--threshold", type=_cosine, help=help)
+
+
+def _cosine(text: str) -> float:
+    value = float(text)
+    if not -1 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"must lie between -1 and 1, not {text}")
+    return value
+
+
+def _embed_problems(args: argparse.Namespace) -> list[str]:
+    if args.out is not None and args.json:
+        return ["--out and --json contradict: embeddings are stored or printed"]
+    return []
+
+
+def _enroll_problems(args: argparse.Namespace) -> list[str]:
+    twice = sorted({str(path) for path in args.audio if args.audio.count(path) > 1})
+    return [f"{path} is given twice: it would count twice in the mean" for path in twice]
+
+
+def _load(args: argparse.Namespace) -> SpeakerRecognizer:
+    from utils.speaker.recognizer import SpeakerRecognizer
+
+    return SpeakerRecognizer.load(args.checkpoint, args.device, args.backend)
+
+
+def _embed(args: argparse.Namespace) -> None:
+    recognizer = _load(args)
+    embeddings = recognizer.embed_files(args.audio)
+    names = [str(path) for path in args.audio]
+    if args.out is not None:
+        from utils.speaker.enrollment import write_embeddings
+
+        write_embeddings(args.out, names, embeddings, recognizer.model_hash)
+        print(f"wrote {len(names)} embeddings of {embeddings.shape[1]} numbers to {args.out}")
+    elif args.json:
+        items = [{"audio": name, "embedding": row.tolist()} for name, row in zip(names, embeddings, strict=True)]
+        print_json({"model_hash": recognizer.model_hash, "embeddings": items})
+    else:
+        for name, row in zip(names, embeddings, strict=True):
+            print(name, *(f"{value:.6f}" for value in row))
+
+
+def _enroll(args: argparse.Namespace) -> None:
+    from dataclasses import asdict
+
+    from utils.speaker.enrollment import EnrolmentStore, locked_store
+
+    recognizer = _load(args)
+    owner = recognizer.model_hash, recognizer.recipe.hash
+    EnrolmentStore.begin(args.store, *owner).check_name(args.name, args.replace)
+    embeddings, seconds = recognizer.embed_speech(args.audio)
+    with locked_store(args.store, *owner) as store:
+        added = store.enroll(args.name, embeddings, sum(seconds), args.replace)
+    if args.json:
+        print_json({"store": str(args.store), "model_hash": recognizer.model_hash, "enrolled": asdict(added)})
+    else:
+        print(
+            f"enrolled {added.name} from {added.count} recordings, {added.seconds:.1f} s; "
+            f"{args.store} holds {len(store.speakers)} speakers"
+        )
+
+
+def _identify(args: argparse.Namespace) -> None:
+    from utils.speaker.enrollment import EnrolmentStore
+
+    recognizer = _load(args)
+    threshold = recognizer.decision_threshold(args.threshold)
+    store = EnrolmentStore.load(args.store, recognizer.model_hash)
+    embeddings, _ = recognizer.embed_speech(args.audio)
+    results = [store.identify(embedding, threshold) for embedding in embeddings]
+    if args.json:
+        answers = [{"audio": str(path), **result.to_dict()} for path, result in zip(args.audio, results, strict=True)]
+        print_json({"store": str(args.store), "model_hash": recognizer.model_hash, "results": answers})
+        return
+    for path, result in zip(args.audio, results, strict=True):
+        margin = "no other speaker" if result.margin is None else f"margin {result.margin:.3f}"
+        print(f"{path}: {result.name} (best {result.best} {result.score:.3f}, threshold {threshold:.3f}, {margin})")
+        print("".join(f"  {score:7.3f}  {name}\n" for name, score in result.scores), end="")
+
+
+def _verify(args: argparse.Namespace) -> None:
+    recognizer = _load(args)
+    threshold = recognizer.decision_threshold(args.threshold)
+    (first, second), _ = recognizer.embed_speech([args.a, args.b])
+    score = float(first @ second)
+    answer = {"a": str(args.a), "b": str(args.b), "score": score, "threshold": threshold, "same": score >= threshold}
+    if args.json:
+        print_json({**answer, "model_hash": recognizer.model_hash})
+    else:
+        decision = "same speaker" if answer["same"] else "different speakers"
+        print(f"{decision} (score {score:.3f}, threshold {threshold:.3f})")

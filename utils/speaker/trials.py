@@ -1,0 +1,102 @@
+"""Verification trials as arrays: who stands on each side, the conditions they fall into, and their scores."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from utils.lists import Trial, join_fields
+
+DURATIONS: dict[str, float | None] = {"full": None, "1.5s": 1.5, "3s": 3.0}
+"""Name of a duration -> seconds kept of the middle of both sides (None: all); shorter recordings are used whole."""
+
+_SCORING_BLOCK = 1 << 16  # trials scored at once, so that memory stays O(N) with a small factor
+
+
+class Origin(NamedTuple):
+    """Where a recording comes from; `sex` is "F", "M" or "" where it is not known."""
+
+    speaker: str
+    chapter: str
+    sex: str
+
+
+@dataclass(frozen=True)
+class TrialSet:
+    """N trials over M distinct recordings.
+
+    `items` (M paths) and `origins` (M) describe the recordings; `targets` (N,) bool, `a` and `b` (N,) int64 index them.
+    """
+
+    items: tuple[str, ...]
+    origins: tuple[Origin, ...]
+    targets: NDArray[np.bool_]
+    a: NDArray[np.int64]
+    b: NDArray[np.int64]
+
+    @classmethod
+    def build(cls, trials: Sequence[Trial], origins: Mapping[str, Origin]) -> TrialSet:
+        """Numbers the recordings of `trials` in the order of their paths; `origins` must hold each path."""
+        items = sorted({path for trial in trials for path in (trial.a, trial.b)})
+        index = {path: number for number, path in enumerate(items)}
+        return cls(
+            items=tuple(items),
+            origins=tuple(origins[path] for path in items),
+            targets=np.array([trial.target for trial in trials], dtype=bool),
+            a=np.array([index[trial.a] for trial in trials], dtype=np.int64),
+            b=np.array([index[trial.b] for trial in trials], dtype=np.int64),
+        )
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def sides(self, field: str) -> tuple[NDArray[np.str_], NDArray[np.str_]]:
+        """A field of `Origin` for both sides of each trial, (N,) and (N,)."""
+        values = np.array([getattr(origin, field) for origin in self.origins], dtype=np.str_)
+        return values[self.a], values[self.b]
+
+    def speakers(self) -> dict[str, str]:
+        """Speaker -> sex of everybody who occurs in the trials, in order of name."""
+        return dict(sorted((origin.speaker, origin.sex) for origin in self.origins))
+
+    def labels_match_paths(self) -> bool:
+        """Whether a trial is a target exactly when its two paths name one speaker."""
+        first, second = self.sides("speaker")
+        return bool(np.array_equal(first == second, self.targets))
+
+    def same_sex(self) -> NDArray[np.bool_]:
+        """Trials whose two sides have one sex, known for both: the confusions that are not easy."""
+        first, second = self.sides("sex")
+        return (first == second) & (first != "")
+
+    def cross_chapter(self) -> NDArray[np.bool_]:
+        """Target trials across two chapters, and all non-targets.
+
+        A chapter is a recording session; pairs within one flatter the system because the room agrees too. Non-targets
+        never share a session, so they all stay.
+        """
+        first, second = self.sides("chapter")
+        return ~self.targets | (first != second)
+
+    def score(self, embeddings: NDArray[np.float32]) -> NDArray[np.float64]:
+        """Cosines (N,) of unit-normalised `embeddings` (M, D) of the recordings."""
+        scores = np.empty(len(self))
+        for start in range(0, len(self), _SCORING_BLOCK):
+            block = slice(start, start + _SCORING_BLOCK)
+            first, second = embeddings[self.a[block]], embeddings[self.b[block]]
+            scores[block] = np.einsum("nd,nd->n", first, second, dtype=np.float64)
+        return scores
+
+    def lines(self, scores: Iterable[float]) -> Iterator[str]:
+        """`score target path-a path-b` of each trial; nine digits tell all float32 scores apart."""
+        for score, target, a, b in zip(scores, self.targets, self.a, self.b, strict=True):
+            yield join_fields(f"{score:.9g}", str(int(target)), self.items[a], self.items[b])
+
+    def recordings(self) -> Iterator[str]:
+        """`path speaker chapter sex` of each recording, `-` for what is not known."""
+        for item, origin in zip(self.items, self.origins, strict=True):
+            yield join_fields(item, *(value or "-" for value in origin))

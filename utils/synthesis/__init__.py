@@ -1,1 +1,0 @@
-"""From text to log-mels, and from log-mels to sound."""

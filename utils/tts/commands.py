@@ -1,0 +1,258 @@
+"""The subcommands of test.py for text to mel."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from utils import cli
+from utils.commands import add_command, print_json, show_report
+from utils.errors import UserError
+from utils.lists import DEFAULT_PROTOCOL
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from utils.tts.synthesizer import Reading, Synthesizer
+    from utils.tts.vocoder import Vocoder
+
+PACES = 0.25, 4.0
+CHUNK = 32  # mel frames
+MOST_CELLS = 4_000_000  # of a picture's alignment: that of a longer text would show nothing and fill the memory
+
+_SYNTHESIZE = """Speak a text with a text-to-mel model, into a WAV file.
+
+python test.py synthesize --checkpoint runs/voice --text "Good morning." --out morning.wav --picture morning.png
+python test.py synthesize --checkpoint runs/voice --text-file story.txt --pace 1.1 --out story.wav
+python test.py synthesize --checkpoint runs/voice --text-file sentences.txt --each-line --out spoken
+python test.py synthesize --checkpoint runs/voice --text "Good morning." --stream --vocoder hifigan --out speech.wav
+
+The text is read sentence by sentence. With --stream sound is made and written piece by piece: the decoder has to be
+causal or ar, and the vocoder a HiFi-GAN. A file has its name when it is whole; to hear the beginning while the rest is
+made, `--stream --out -` writes 16-bit samples without a header to standard output, for `aplay -f S16_LE -r 22050`.
+"""
+
+
+def add_evaluate_arguments(parser: cli.Parser) -> None:
+    """Adds the flags of `evaluate` that only text to mel has."""
+    group = parser.add_argument_group("text to mel")
+    group.add_argument(
+        "--split", nargs="+", choices=("train", "valid", "test"), help="lists of texts, judged together (default: test)"
+    )
+    group.add_argument(
+        "--vocoder", help="griffin-lim, or the file or folder of a HiFi-GAN checkpoint (default: griffin-lim)"
+    )
+    group.add_argument("--asr", type=Path, metavar="FOLDER", help="faster-whisper model that says what it understands")
+    group.add_argument("--limit", type=cli.positive_int, help="at most so many utterances")
+
+
+def evaluate(args: argparse.Namespace) -> None:
+    """Evaluates a text-to-mel model on texts of stored features, and writes the report."""
+    from utils.tts.evaluate import evaluate_synthesis
+    from utils.tts.report import build_synthesis_report, synthesis_table, write_synthesis_report
+    from utils.tts.synthesizer import Synthesizer
+
+    synthesizer = Synthesizer.load(args.checkpoint, args.device, args.backend)
+    evaluation = evaluate_synthesis(
+        synthesizer,
+        args.data,
+        args.protocol or DEFAULT_PROTOCOL,
+        args.split or ["test"],
+        args.vocoder or "griffin-lim",
+        args.asr,
+        args.limit,
+        args.seed,
+    )
+    about = {**synthesizer.description(args.checkpoint), "config": cli.plain_arguments(args)}
+    report = build_synthesis_report(evaluation, about, args.bootstrap, args.seed)
+    write_synthesis_report(args.out, report, evaluation)
+    show_report(args, report, synthesis_table(report))
+
+
+def add_commands(commands: Any) -> None:
+    """Adds the subcommand."""
+    parser = add_command(commands, "synthesize", _synthesize, _SYNTHESIZE, _problems)
+    group = parser.add_argument_group("text")
+    group.add_argument("--text", help="what to say")
+    group.add_argument("--text-file", type=Path, metavar="FILE", help="UTF-8 text file with what to say")
+    group.add_argument(
+        "--each-line",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="speak each line of --text-file into a file of its own, OUT/0001.wav and so on",
+    )
+    group = parser.add_argument_group("voice")
+    group.add_argument(
+        "--speaker", help="one of the training speakers, or a recording whose voice is taken (default: the first)"
+    )
+    group.add_argument("--pace", type=_pace, default=1.0, help="1.2 speaks 20 %% faster")
+    group.add_argument(
+        "--vocoder", default="griffin-lim", help="griffin-lim, or the file or folder of a HiFi-GAN checkpoint"
+    )
+    group = parser.add_argument_group("output")
+    group.add_argument(
+        "--out", required=True, metavar="WAV", help="file to write, folder with --each-line, - for stdout"
+    )
+    group.add_argument(
+        "--picture", type=Path, metavar="PNG", help="picture of the mel and, of a text of up to a minute, its alignment"
+    )
+    group.add_argument(
+        "--stream", action=argparse.BooleanOptionalAction, default=False, help="make and write sound piece by piece"
+    )
+    group.add_argument("--chunk", type=cli.positive_int, help=f"mel frames of a piece with --stream (default: {CHUNK})")
+
+
+def _pace(text: str) -> float:
+    """argparse type: a factor on the speed of speech."""
+    value = cli.positive_float(text)
+    if not PACES[0] <= value <= PACES[1]:
+        raise argparse.ArgumentTypeError(f"must lie between {PACES[0]:g} and {PACES[1]:g}, not {text}")
+    return value
+
+
+def _problems(args: argparse.Namespace) -> list[str]:
+    problems = []
+    if (args.text is None) == (args.text_file is None):
+        problems.append("give either --text or --text-file")
+    if args.each_line and args.text_file is None:
+        problems.append("--each-line needs --text-file")
+    if args.stream and (args.picture is not None or args.each_line):
+        problems.append("--stream writes one sound and nothing else: leave out --picture and --each-line")
+    if args.out == "-" and (args.json or args.each_line):
+        problems.append("--out - puts the sound where --json and --each-line would put other things")
+    if args.picture is not None and args.each_line:
+        problems.append("--picture is of one text: leave out --each-line")
+    if args.chunk is not None and not args.stream:
+        problems.append("--chunk needs --stream")
+    return problems
+
+
+def _synthesize(args: argparse.Namespace) -> None:
+    from utils.tts.synthesizer import Synthesizer
+    from utils.tts.vocoder import load_vocoder
+
+    texts = _texts(args)
+    synthesizer = Synthesizer.load(args.checkpoint, args.device, args.backend)
+    synthesizer.require_pace(args.pace)
+    vocoder = load_vocoder(args.vocoder, synthesizer.recipe, synthesizer.device)
+    readings = synthesizer.read_all(texts)  # one that it cannot read is refused before anything is written
+    if args.stream:
+        _stream(args, synthesizer, vocoder, readings[0])
+        return
+    made = []
+    bar = cli.progress(readings, unit="text", disable=None if len(readings) > 1 else True)
+    for number, (text, reading) in enumerate(zip(texts, bar, strict=True), start=1):
+        path = Path(args.out) / f"{number:04d}.wav" if args.each_line else args.out
+        made.append(_speak(args, synthesizer, vocoder, text, reading, path))
+    if args.json:
+        print_json({"model_hash": synthesizer.model_hash, "vocoder": vocoder.name, "spoken": made})
+
+
+def _warn_of_unknown(reading: Reading) -> None:
+    for symbol, count in sorted(reading.unknown.items()):
+        times = "once" if count == 1 else f"{count} times"
+        print(f"warning: the model never heard {symbol!r}, which stands {times} in the text", file=sys.stderr)
+
+
+def _texts(args: argparse.Namespace) -> list[str]:
+    """The texts to speak; `UserError` if there is nothing in the file."""
+    if args.text is not None:
+        try:
+            args.text.encode()
+        except UnicodeEncodeError as error:  # Python keeps bytes of the command line that are not UTF-8 as surrogates
+            raise UserError("--text is not UTF-8 text") from error
+        return [args.text]
+    try:
+        content = args.text_file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{args.text_file} is not UTF-8 text") from error
+    lines = [line.strip() for line in content.splitlines() if line.strip()]
+    if not lines:
+        raise UserError(f"{args.text_file} is empty: there is nothing to say")
+    return lines if args.each_line else [content]
+
+
+def _speak(
+    args: argparse.Namespace, synthesizer: Synthesizer, vocoder: Vocoder, text: str, reading: Reading, out: str | Path
+) -> dict[str, Any]:
+    """Speaks a text into a file; what was done, as plain values."""
+    spoken = synthesizer.speak(reading, args.speaker, args.pace)
+    samples = vocoder(spoken.mel)
+    rate = synthesizer.recipe.sample_rate
+    with _sound_file(out, rate) as write:
+        write(samples)
+    if args.picture is not None:
+        from utils.tts.plots import draw_speech
+
+        title = text if len(text) <= 70 else f"{text[:70]}..."
+        cells = len(spoken.mel) * len(spoken.symbols)
+        alignment = spoken.alignment if cells <= MOST_CELLS else None
+        draw_speech(args.picture, spoken.mel, alignment, spoken.symbols, synthesizer.recipe, title)
+    _warn_of_unknown(reading)
+    if spoken.truncated:
+        print("warning: the model found no end and was stopped at the limit on a sentence's length", file=sys.stderr)
+    seconds = len(samples) / rate
+    if not args.json:
+        file = sys.stderr if str(out) == "-" else sys.stdout
+        print(f"{out}: {seconds:.2f} s, {len(spoken.symbols)} symbols, read as: {spoken.spoken}", file=file)
+    return {
+        "out": str(out),
+        "seconds": seconds,
+        "symbols": len(spoken.symbols),
+        "read_as": spoken.spoken,
+        "unknown": dict(spoken.unknown),
+        "truncated": spoken.truncated,
+    }
+
+
+def _stream(args: argparse.Namespace, synthesizer: Synthesizer, vocoder: Vocoder, reading: Reading) -> None:
+    """Writes each piece of sound as soon as it is known, and says how soon the first one was."""
+    synthesizer.require_streaming()
+    _warn_of_unknown(reading)
+    began = time.perf_counter()
+    pieces = vocoder.stream(synthesizer.stream(reading, args.speaker, args.pace, args.chunk or CHUNK))
+    first, samples = None, 0
+    with _sound_file(args.out, synthesizer.recipe.sample_rate) as write:
+        for piece in pieces:
+            write(piece)
+            first = time.perf_counter() - began if first is None else first
+            samples += len(piece)
+    seconds = samples / synthesizer.recipe.sample_rate
+    told: dict[str, Any] = {
+        "out": args.out,
+        "seconds": seconds,
+        "first_sound_s": first,
+        "all_s": time.perf_counter() - began,
+        "read_as": reading.spoken,
+        "unknown": dict(reading.unknown),
+    }
+    if args.json:
+        print_json(told)
+    else:
+        file = sys.stderr if args.out == "-" else sys.stdout
+        pace = f"the first sound after {first:.2f} s, all after {told['all_s']:.2f} s"
+        print(f"{args.out}: {seconds:.2f} s, {pace}, read as: {reading.spoken}", file=file)
+
+
+@contextlib.contextmanager
+def _sound_file(out: str | Path, rate: int) -> Iterator[Callable[[np.ndarray], None]]:
+    """A function that appends samples (S,) to a 16-bit WAV file, or for "-" to standard output without a header."""
+    import soundfile
+
+    from utils.files import atomic_write
+
+    if str(out) == "-":
+        yield _write_raw
+        return
+    with atomic_write(out) as file, soundfile.SoundFile(file, "w", rate, 1, "PCM_16", format="WAV") as sound:
+        yield sound.write
+
+
+def _write_raw(samples: np.ndarray) -> None:
+    sys.stdout.buffer.write((samples.clip(-1, 1) * 32767).round().astype("<i2").tobytes())
+    sys.stdout.buffer.flush()

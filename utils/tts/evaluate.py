@@ -1,0 +1,319 @@
+"""What an evaluation of text to mel measures: held-out texts, synthesised and copied through one vocoder.
+
+Copy-synthesis sends a recording's own mel through the vocoder: what it loses is the vocoder's, the rest is the
+acoustic model's. Both are measured on the mels of the audio that comes out, so that their figures have one unit.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import resource
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from utils.cli import progress
+from utils.errors import UserError
+from utils.features.audio import load_audio
+from utils.features.mel import MelExtractor
+from utils.features.recipe import MelRecipe, require_same
+from utils.features.store import FeatureStore, Row
+from utils.files import sha256_file
+from utils.lists import training_list_hash
+from utils.tts.asr import Transcriber, Transcript, judge
+from utils.tts.speech_metrics import PitchErrors, pitch, pitch_errors, warp
+from utils.tts.text_lists import TextLists, read_text_lists
+from utils.tts.vocoder import Vocoder, load_vocoder
+
+if TYPE_CHECKING:
+    from utils.tts.synthesizer import Spoken, Synthesizer
+
+SPLITS = ("train", "valid", "test")
+SAMPLES = 4  # utterances whose audio and picture are kept
+
+Frames = NDArray[np.float32]
+
+
+def cpu_seconds() -> float:
+    """CPU seconds so far of all threads of this process, and of the processes that it started and waited for."""
+    children = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return time.process_time() + children.ru_utime + children.ru_stime
+
+
+@dataclass
+class Clock:
+    """Time that a part took, in s."""
+
+    cpu: float = 0.0
+    wall: float = 0.0
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[None]:
+        """Adds what the block takes; the CPU time is that of all threads, and of espeak-ng's process."""
+        cpu, wall = cpu_seconds(), time.perf_counter()
+        yield
+        self.cpu += cpu_seconds() - cpu
+        self.wall += time.perf_counter() - wall
+
+
+class Measured(NamedTuple):
+    """One piece of audio held against its recording; None for what could not be measured.
+
+    `distortion` is the sum of the frames' distances in dB over the `steps` of the DTW path.
+    """
+
+    frames: int
+    distortion: float
+    steps: int
+    pitch: PitchErrors | None
+    transcript: Transcript | None
+
+
+class Judged(NamedTuple):
+    """An utterance: its row of the store, its synthesis and its copy, and the teacher-forced error of its mel."""
+
+    row: Row
+    mel_l1: float | None
+    truncated: bool
+    unknown: Counter[str]
+    synthesis: Measured
+    copy: Measured
+
+
+class Sample(NamedTuple):
+    """An utterance to listen to and look at."""
+
+    row: Row
+    recording: Frames
+    spoken: Spoken
+    synthesis: Frames
+    copy: Frames
+
+
+@dataclass
+class SynthesisEvaluation:
+    """Raw results. `reasons` says why a figure is missing ("f0", "copy_f0", "asr"); `warnings` are for the user."""
+
+    title: str
+    source: dict[str, Any]
+    recipe: MelRecipe
+    judged: list[Judged] = field(default_factory=list)
+    samples: list[Sample] = field(default_factory=list)
+    clocks: dict[str, Clock] = field(
+        default_factory=lambda: {part: Clock() for part in ("text", "acoustic_model", "vocoder")}
+    )
+    reasons: dict[str, str] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+
+
+def evaluate_synthesis(
+    synthesizer: Synthesizer,
+    data: Path,
+    protocol_name: str,
+    splits: Sequence[str] = ("test",),
+    vocoder: str = "griffin-lim",
+    asr: Path | None = None,
+    limit: int | None = None,
+    seed: int = 0,
+) -> SynthesisEvaluation:
+    """Speaks the texts of splits of a feature store in the voices of their recordings, and measures the results.
+
+    Args:
+        splits: of `SPLITS`; their utterances are judged together.
+        vocoder: a name that `load_vocoder` takes.
+        asr: folder of a faster-whisper model; None leaves error rates out.
+        limit: at most so many utterances, drawn by `seed`.
+
+    Raises:
+        UserError: data, protocol, vocoder or recogniser are missing or do not fit the checkpoint.
+    """
+    store = FeatureStore.open(data)
+    require_same(store.recipe, synthesizer.recipe, f"the features in {data}", "the checkpoint")
+    folder = data / "protocols" / protocol_name
+    lists = read_text_lists(folder)
+    voice = load_vocoder(vocoder, store.recipe, synthesizer.device)
+    transcriber = None if asr is None else Transcriber.load(asr)
+    evaluation = SynthesisEvaluation(f"{synthesizer.name} on {data.resolve().name}", {}, store.recipe)
+    evaluation.source = {
+        "data": str(data),
+        "protocol": protocol_name,
+        "splits": {split: sha256_file(folder / f"{split}.txt") for split in splits},
+        "vocoder": voice.name,
+        "asr": None if asr is None else str(asr),
+        "asr_sha256": None if asr is None else sha256_file(asr / "model.bin"),
+    }
+    rows = _rows(evaluation, synthesizer, store, lists, limit, seed)
+    _explain(evaluation, store, rows, transcriber)
+    bench = _Bench(evaluation, synthesizer, store, voice, transcriber)
+    bench.warm_up(rows[0])
+    for row in progress(rows, unit="utt", desc=" and ".join(evaluation.source["splits"])):
+        bench.judge(row)
+    unaligned = sum(one.mel_l1 is None for one in evaluation.judged)
+    if unaligned:
+        evaluation.warnings.append(f"{unaligned} utterances have fewer frames than symbols: no teacher-forced mel L1")
+    return evaluation
+
+
+def _rows(
+    evaluation: SynthesisEvaluation,
+    synthesizer: Synthesizer,
+    store: FeatureStore,
+    lists: TextLists,
+    limit: int | None,
+    seed: int,
+) -> list[Row]:
+    """The utterances to speak; warns of what is left out, and of a test that may have been trained on."""
+    if training_list_hash(lists.train) != synthesizer.training_list:
+        evaluation.warnings.append(
+            f"the checkpoint was not trained on the training list of protocol {evaluation.source['protocol']}: "
+            "unless its data were others altogether, it may have been trained on these utterances"
+        )
+    splits = evaluation.source["splits"]
+    utterances = [utterance for split in splits for utterance in getattr(lists, split)]
+    unknown = [utterance for utterance in utterances if utterance not in store.index]
+    if unknown:
+        raise UserError(f"utterance {unknown[0]} of the protocol is not in {store.directory}")
+    rows = [store.rows[store.index[utterance]] for utterance in utterances]
+    rows = _with_voices(evaluation, synthesizer, rows)
+    encoded = synthesizer.front_end.encode([row.text or "" for row in rows])
+    speaking = [row for row, text in zip(rows, encoded, strict=True) if not text.says_nothing]
+    if len(speaking) < len(rows):
+        evaluation.warnings.append(f"{len(rows) - len(speaking)} utterances without a text to speak were left out")
+    if not speaking:
+        raise UserError(f"{' and '.join(splits)} of {store.directory} hold no utterance with a text to speak")
+    if limit is not None and limit < len(speaking):
+        chosen = np.random.default_rng(seed).permutation(len(speaking))[:limit]
+        speaking = [speaking[place] for place in sorted(chosen)]
+    return speaking
+
+
+def _with_voices(evaluation: SynthesisEvaluation, synthesizer: Synthesizer, rows: list[Row]) -> list[Row]:
+    """The utterances by speakers that a model of many voices has; a model of one voice speaks for all of them."""
+    known = [row for row in rows if row.speaker in synthesizer.speakers]
+    strangers = ", ".join(sorted({row.speaker for row in rows}.difference(synthesizer.speakers)))
+    if not strangers:
+        return rows
+    if len(synthesizer.speakers) == 1:
+        voice = synthesizer.speakers[0]
+        evaluation.warnings.append(f"the checkpoint speaks as {voice}, the recordings are {strangers}")
+        return rows
+    if not known:
+        raise UserError(f"the checkpoint has no voice {strangers}; it has {', '.join(synthesizer.speakers)}")
+    left_out = f"{len(rows) - len(known)} utterances were left out"
+    evaluation.warnings.append(f"{left_out}: the checkpoint has no voice {strangers}")
+    return known
+
+
+def _explain(
+    evaluation: SynthesisEvaluation, store: FeatureStore, rows: list[Row], transcriber: Transcriber | None
+) -> None:
+    """Notes why figures will be missing."""
+    if transcriber is None:
+        evaluation.reasons["asr"] = "no --asr was given"
+    if importlib.util.find_spec("librosa") is None:
+        evaluation.reasons["f0"] = "librosa is not installed (pip install -r requirements-eval.txt)"
+    elif not all(_recording(store, row).is_file() for row in rows):
+        evaluation.reasons["copy_f0"] = f"the recordings are not in {store.meta['raw']}: F0 is held against the copies"
+
+
+def _recording(store: FeatureStore, row: Row) -> Path:
+    return Path(store.meta["raw"]) / row.path
+
+
+class _Bench:
+    """Everything that it takes to speak and to measure an utterance."""
+
+    def __init__(
+        self,
+        evaluation: SynthesisEvaluation,
+        synthesizer: Synthesizer,
+        store: FeatureStore,
+        vocoder: Vocoder,
+        transcriber: Transcriber | None,
+    ) -> None:
+        self.evaluation, self.synthesizer, self.store = evaluation, synthesizer, store
+        self.vocoder, self.transcriber = vocoder, transcriber
+        self.recipe = store.recipe
+        self.extractor = MelExtractor(store.recipe)
+        self.has_pitch = "f0" not in evaluation.reasons
+
+    def speaker(self, row: Row) -> str | None:
+        """Whom the synthesizer is asked for; nobody where it has one voice."""
+        return row.speaker if len(self.synthesizer.speakers) > 1 else None
+
+    def warm_up(self, row: Row) -> None:
+        """Speaks once untimed: first calls load and compile."""
+        self.vocoder(self.synthesizer.speak(row.text, self.speaker(row)).mel)
+
+    def judge(self, row: Row) -> None:
+        """Speaks an utterance, copies its recording, measures both, and notes the results."""
+        clocks, recording = self.evaluation.clocks, self.store.mel(self.store.index[row.utterance])
+        with clocks["text"].running():
+            reading = self.synthesizer.read(row.text)
+        with clocks["acoustic_model"].running():
+            spoken = self.synthesizer.speak(reading, self.speaker(row))
+        with clocks["vocoder"].running():
+            audio = self.vocoder(spoken.mel)
+        copied = self.vocoder(recording)
+        reference = self._reference_pitch(row, copied)
+        copy_reference = None if "copy_f0" in self.evaluation.reasons else reference
+        self.evaluation.judged.append(
+            Judged(
+                row,
+                self._teacher_forced(row, recording),
+                spoken.truncated,
+                spoken.unknown,
+                self._measure(row, audio, recording, reference),
+                self._measure(row, copied, recording, copy_reference),
+            )
+        )
+        if len(self.evaluation.samples) < SAMPLES:
+            self.evaluation.samples.append(Sample(row, recording, spoken, audio, copied))
+
+    def _measure(self, row: Row, audio: Frames, recording: Frames, reference: NDArray | None) -> Measured:
+        short = max(0, self.recipe.min_samples - len(audio))  # a model that stops at once has said less than a frame
+        mel = self.extractor(np.pad(audio, (0, short)))
+        warped = warp(mel, recording, self.recipe.power)
+        errors = None if reference is None else pitch_errors(pitch(audio, self.recipe), reference, warped.path)
+        heard = None if self.transcriber is None else self.transcriber(audio, self.recipe.sample_rate)
+        transcript = None if heard is None else judge(row.text, heard)
+        return Measured(len(mel), float(warped.distances.sum()), len(warped.path), errors, transcript)
+
+    def _reference_pitch(self, row: Row, copied: Frames) -> NDArray | None:
+        """The pitch (T,) of the recording, or of its copy where the recording is not at hand."""
+        if not self.has_pitch:
+            return None
+        if "copy_f0" in self.evaluation.reasons:
+            return pitch(copied, self.recipe)
+        track = pitch(load_audio(_recording(self.store, row), self.recipe.sample_rate), self.recipe)
+        if len(track) != row.frames:
+            raise UserError(
+                f"{_recording(self.store, row)} is not the recording that {self.store.directory} was made of"
+            )
+        return track
+
+    def _teacher_forced(self, row: Row, recording: Frames) -> float | None:
+        """Mean absolute error of the mel in natural-log units, with the recording's durations and pitches or frames.
+
+        None where the text has more tokens than frames.
+        """
+        (encoded,) = self.synthesizer.front_end.encode([row.text])
+        if len(encoded.tokens) > len(recording):
+            return None
+        device = next(self.synthesizer.model.parameters()).device
+        compared = self.synthesizer.model.compare(
+            torch.from_numpy(encoded.tokens).long()[None].to(device),
+            torch.tensor([len(encoded.tokens)], device=device),
+            torch.from_numpy(recording)[None].to(device),
+            torch.tensor([len(recording)], device=device),
+            self.synthesizer.voice(self.speaker(row)),
+        )
+        return float(np.abs(compared.mel[0].cpu().numpy() - recording).mean(dtype=np.float64))

@@ -1,0 +1,74 @@
+"""Pictures of text to mel: spectrograms with alignments, and lengths."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from utils.features.recipe import MelRecipe
+from utils.plots import COLORS, new_figure, save_figure, tidy
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_MOST_SYMBOLS = 60  # names of more tokens would cover each other
+
+
+def draw_speech(
+    path: Path,
+    mel: NDArray,
+    alignment: NDArray | None,
+    symbols: Sequence[str],
+    recipe: MelRecipe,
+    title: str,
+    recording: NDArray | None = None,
+) -> None:
+    """A log-mel spectrogram (T, M) and its alignment (T, N) on one time axis; `recording` (U, M) is drawn above it.
+
+    `symbols` (N) name the alignment's tokens, from the bottom up.
+    """
+    shown = {"synthesis": mel} if recording is None else {"recording": recording, "synthesis": mel}
+    longest = recipe.seconds(max(len(frames) for frames in shown.values()))
+    heights = [2.2] * len(shown) + ([] if alignment is None else [min(8.0, 1.2 + 0.11 * alignment.shape[1])])
+    figure = new_figure(min(16.0, max(6.4, 1.8 + 1.5 * longest)), 0.7 + sum(heights))
+    panels = figure.subplots(len(heights), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0]
+    limits = {"vmin": min(frames.min() for frames in shown.values()), "vmax": max(f.max() for f in shown.values())}
+    for axes, (name, frames) in zip(panels, shown.items(), strict=False):
+        image = _draw_frames(axes, frames, recipe.seconds(len(frames)), cmap="magma", **limits)
+        axes.set_title(name, fontsize=10)
+        axes.set_ylabel("mel channel")
+    figure.colorbar(image, ax=panels[: len(shown)], label="natural log", pad=0.01)
+    if alignment is not None:
+        _draw_frames(panels[-1], alignment, recipe.seconds(len(alignment)), cmap="Blues", vmin=0, vmax=1)
+        panels[-1].set_title("alignment", fontsize=10)
+        panels[-1].set_ylabel("token")
+        if len(symbols) <= _MOST_SYMBOLS:
+            panels[-1].set_yticks(np.arange(len(symbols)) + 0.5, symbols, fontsize=6, parse_math=False)
+    panels[-1].set_xlim(0, longest)
+    panels[-1].set_xlabel("time (s)")
+    figure.suptitle(title, parse_math=False)  # the title may be a text that speaks of dollars
+    save_figure(figure, path)
+
+
+def _draw_frames(axes: Axes, frames: NDArray, seconds: float, **colors: Any) -> Any:
+    """Frames (T, K) as an image over `seconds`, channel 0 at the bottom."""
+    values, extent = np.asarray(frames, dtype=np.float32).T, (0, seconds, 0, frames.shape[1])
+    return axes.imshow(values, extent=extent, origin="lower", aspect="auto", interpolation="nearest", **colors)
+
+
+def draw_durations(path: Path, true: NDArray, predicted: NDArray, title: str) -> None:
+    """Predicted against true lengths (N,) of utterances in s, with the line on which they are equal."""
+    figure = new_figure(5.2, 5.4)
+    axes = figure.subplots()
+    limit = 1.05 * max(float(np.max(true)), float(np.max(predicted)))
+    axes.plot([0, limit], [0, limit], color="#999999", linewidth=0.8, linestyle=":")
+    axes.plot(true, predicted, "o", color=COLORS[0], markersize=4, alpha=0.7)
+    tidy(axes)
+    axes.set(xlim=(0, limit), ylim=(0, limit), aspect="equal", title=title)
+    axes.set_xlabel("length of the recording (s)")
+    axes.set_ylabel("length of the synthesis (s)")
+    save_figure(figure, path)

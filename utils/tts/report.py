@@ -1,0 +1,207 @@
+"""Reports of an evaluation of text to mel: figures beside those of copy-synthesis, audio and pictures."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from utils.commands import REPORT
+from utils.files import atomic_write, write_json, write_text
+from utils.plots import percent
+from utils.tts import plots
+from utils.tts.asr import ErrorCounts
+from utils.tts.evaluate import Judged, Measured, Sample, SynthesisEvaluation
+from utils.tts.speech_metrics import PitchErrors, bootstrap_ratio, length_errors
+
+UTTERANCES, DURATIONS, AUDIO = "utterances.jsonl", "durations.png", "samples"
+SYSTEMS = {"synthesis": "synthesis", "copy_synthesis": "copy-synthesis"}
+_PITCH = ("f0_rmse_hz", "f0_rmse_cents", "voicing_error", "voiced_frames")
+
+
+def build_synthesis_report(
+    evaluation: SynthesisEvaluation, about: dict[str, Any], bootstrap: int = 1000, seed: int = 0
+) -> dict[str, Any]:
+    """The content of report.json; `about` describes the model and the command.
+
+    `synthesis` and `copy_synthesis` hold the same figures: `mcd` in dB, F0, `cer` and `wer` with their kinds of errors;
+    null where `reasons` says why. Rates and biases are fractions; an error rate can exceed 1. An interval `*_ci`
+    covers 95 % of `bootstrap` draws of the utterances; it is null for a single one.
+    """
+    judged, intervals = evaluation.judged, (bootstrap, seed)
+    seconds = evaluation.recipe.seconds(sum(one.synthesis.frames for one in judged))
+    unknown: Counter[str] = sum((one.unknown for one in judged), Counter())
+    synthesis = _system_figures([one.synthesis for one in judged], *intervals)
+    reasons = dict(evaluation.reasons)
+    if synthesis["voiced_frames"] == 0:
+        reasons["synthesis_f0"] = "no frame is voiced both in the synthesis and in the recording"
+    return {
+        "title": evaluation.title,
+        "utterances": len(judged),
+        "speakers": len({one.row.speaker for one in judged}),
+        "seconds": evaluation.recipe.seconds(sum(one.row.frames for one in judged)),
+        "synthesis": synthesis,
+        "copy_synthesis": _system_figures([one.copy for one in judged], *intervals),
+        "duration": _duration_figures(judged, *intervals),
+        "mel_l1": _teacher_forced(judged),
+        "real_time_factor": _real_time_factors(evaluation, seconds),
+        "truncated": sum(one.truncated for one in judged),
+        "unknown_symbols": dict(sorted(unknown.items())),
+        "reasons": reasons,
+        "source": evaluation.source,
+        "warnings": evaluation.warnings,
+        **about,
+    }
+
+
+def _real_time_factors(evaluation: SynthesisEvaluation, seconds: float) -> dict[str, dict[str, float]]:
+    """Seconds a second of speech of each part, and of all from text to sound."""
+    clocks = evaluation.clocks
+    factors = {part: {"cpu": clock.cpu / seconds, "wall": clock.wall / seconds} for part, clock in clocks.items()}
+    return {**factors, "whole": {kind: sum(one[kind] for one in factors.values()) for kind in ("cpu", "wall")}}
+
+
+def _system_figures(measured: Sequence[Measured], bootstrap: int, seed: int) -> dict[str, Any]:
+    sums, steps = [one.distortion for one in measured], [one.steps for one in measured]
+    figures: dict[str, Any] = {"mcd": sum(sums) / sum(steps), "mcd_ci": bootstrap_ratio(sums, steps, bootstrap, seed)}
+    pitches = [one.pitch for one in measured if one.pitch is not None]
+    figures |= PitchErrors.total(pitches).figures() if pitches else dict.fromkeys(_PITCH)
+    transcripts = [one.transcript for one in measured if one.transcript is not None]
+    figures |= _error_rates("cer", [one.characters for one in transcripts], bootstrap, seed)
+    return figures | _error_rates("wer", [one.words for one in transcripts], bootstrap, seed)
+
+
+def _error_rates(name: str, counts: Sequence[ErrorCounts], bootstrap: int, seed: int) -> dict[str, Any]:
+    """An error rate pooled over utterances, its interval, and what it is made of."""
+    total = ErrorCounts.total(counts) if counts else None
+    if total is None or not total.length:
+        return dict.fromkeys((name, f"{name}_ci", *(f"{name}_{kind}" for kind in ErrorCounts._fields)))
+    interval = bootstrap_ratio([one.errors for one in counts], [one.length for one in counts], bootstrap, seed)
+    shares = {f"{name}_{kind}": getattr(total, kind) / total.length for kind in ErrorCounts._fields[:3]}
+    return {name: total.errors / total.length, f"{name}_ci": interval, **shares, f"{name}_length": total.length}
+
+
+def _duration_figures(judged: Sequence[Judged], bootstrap: int, seed: int) -> dict[str, Any]:
+    predicted, true = [one.synthesis.frames for one in judged], [one.row.frames for one in judged]
+    errors = length_errors(predicted, true)
+    interval = bootstrap_ratio(np.subtract(predicted, true), true, bootstrap, seed)
+    return {"bias": errors["duration_bias"], "bias_ci": interval, "error": errors["duration_error"]}
+
+
+def _teacher_forced(judged: Sequence[Judged]) -> float | None:
+    """Mean over frames and channels of all utterances that have it."""
+    pairs = [(one.mel_l1, one.row.frames) for one in judged if one.mel_l1 is not None]
+    return sum(error * frames for error, frames in pairs) / sum(frames for _, frames in pairs) if pairs else None
+
+
+def synthesis_table(report: dict[str, Any]) -> str:
+    """The figures for people: synthesis beside copy-synthesis, then what only synthesis has."""
+    systems = [report[system] for system in SYSTEMS]
+    lines = [f"{'':<26}" + "".join(f"{name:<36}" for name in SYSTEMS.values())]
+    for label, key, show in _ROWS:
+        if any(figures[key] is not None for figures in systems):
+            lines.append(f"{label:<26}" + "".join(f"{_with_interval(figures, key, show):<36}" for figures in systems))
+    lines += [f"{_MISSING[key]:<26}{reason}" for key, reason in report["reasons"].items()]
+    lines += ["", *_synthesis_lines(report)]
+    counts = f"{report['utterances']} utterances of {report['speakers']} speakers, {report['seconds']:.0f} s"
+    stopped = f"; {report['truncated']} stopped at the limit on their length" if report["truncated"] else ""
+    return "\n".join([*(line.rstrip() for line in lines), "", counts + stopped])
+
+
+def _synthesis_lines(report: dict[str, Any]) -> list[str]:
+    duration, l1 = report["duration"], report["mel_l1"]
+    lines = [
+        f"{'duration bias':<26}{_with_interval(duration, 'bias', _signed)}",
+        f"{'duration error':<26}{percent(duration['error'])} of an utterance",
+        f"{'teacher-forced mel L1':<26}{'-' if l1 is None else f'{l1:.3f} (natural log)'}",
+    ]
+    for part, times in report["real_time_factor"].items():
+        label = f"RTF of the {part.replace('_', ' ')}"
+        lines.append(f"{label:<26}{times['cpu']:.3f} in CPU time, {times['wall']:.3f} by the clock")
+    return lines
+
+
+def _signed(rate: float) -> str:
+    return f"{100 * rate:+.2f} %"
+
+
+def _with_interval(figures: dict[str, Any], key: str, show: Callable[[float], str]) -> str:
+    if figures[key] is None:
+        return "-"
+    interval = figures.get(f"{key}_ci")
+    return show(figures[key]) + (f" ({' to '.join(show(bound) for bound in interval)})" if interval else "")
+
+
+# Label, figure, and how it is shown.
+_ROWS: tuple[tuple[str, str, Callable[[float], str]], ...] = (
+    ("MCD", "mcd", lambda value: f"{value:.2f} dB"),
+    ("F0 RMSE", "f0_rmse_hz", lambda value: f"{value:.1f} Hz"),
+    ("F0 RMSE", "f0_rmse_cents", lambda value: f"{value:.0f} cents"),
+    ("voicing error", "voicing_error", percent),
+    ("CER", "cer", percent),
+    ("WER", "wer", percent),
+    ("  words inserted", "wer_insertions", percent),
+    ("  words deleted", "wer_deletions", percent),
+)
+_MISSING = {"f0": "F0", "synthesis_f0": "F0 of synthesis", "copy_f0": "F0 of copy-synthesis", "asr": "CER and WER"}
+
+
+def write_synthesis_report(out: Path, report: dict[str, Any], evaluation: SynthesisEvaluation) -> None:
+    """Writes report, utterances, audio and pictures into `out`; files of an earlier evaluation there give way.
+
+    `report.json` is written last, so that where it stands, everything does.
+    """
+    for name in (REPORT, UTTERANCES, DURATIONS):
+        (out / name).unlink(missing_ok=True)
+    shutil.rmtree(out / AUDIO, ignore_errors=True)
+    lines = (json.dumps(_utterance(one, evaluation), ensure_ascii=False) + "\n" for one in evaluation.judged)
+    write_text(out / UTTERANCES, "".join(lines))
+    for sample in evaluation.samples:
+        _write_sample(out / AUDIO, sample, evaluation)
+    seconds = evaluation.recipe.seconds
+    true = np.array([seconds(one.row.frames) for one in evaluation.judged])
+    predicted = np.array([seconds(one.synthesis.frames) for one in evaluation.judged])
+    plots.draw_durations(out / DURATIONS, true, predicted, f"{evaluation.title}: lengths")
+    write_json(out / REPORT, report)
+
+
+def _utterance(one: Judged, evaluation: SynthesisEvaluation) -> dict[str, Any]:
+    """A line of utterances.jsonl."""
+    return {
+        "utterance": one.row.utterance,
+        "speaker": one.row.speaker,
+        "text": one.row.text,
+        "seconds": evaluation.recipe.seconds(one.row.frames),
+        "predicted_seconds": evaluation.recipe.seconds(one.synthesis.frames),
+        "truncated": one.truncated,
+        "unknown_symbols": dict(sorted(one.unknown.items())),
+        "mel_l1": one.mel_l1,
+        **{name: _measured(measured) for name, measured in zip(SYSTEMS, (one.synthesis, one.copy), strict=True)},
+    }
+
+
+def _measured(measured: Measured) -> dict[str, Any]:
+    figures: dict[str, Any] = {"mcd": measured.distortion / measured.steps}
+    if measured.pitch is not None:
+        figures |= measured.pitch.figures()
+    if measured.transcript is not None:
+        heard = measured.transcript
+        figures |= {"heard": heard.text, "characters": heard.characters._asdict(), "words": heard.words._asdict()}
+    return figures
+
+
+def _write_sample(folder: Path, sample: Sample, evaluation: SynthesisEvaluation) -> None:
+    import soundfile
+
+    recipe, name = evaluation.recipe, sample.row.utterance
+    for system, audio in (("synthesis", sample.synthesis), ("copy", sample.copy)):
+        with atomic_write(folder / f"{name}.{system}.wav") as file:
+            soundfile.write(file, audio, recipe.sample_rate, format="WAV", subtype="PCM_16")
+    spoken = sample.spoken
+    picture = folder / f"{name}.png"
+    plots.draw_speech(picture, spoken.mel, spoken.alignment, spoken.symbols, recipe, name, sample.recording)

@@ -1,0 +1,261 @@
+"""Text to mel as a task: tokens and stored log-mels in, a mel model out, validated by its error on held-back texts."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from torch.utils.data import Dataset
+
+from models.mamba import length_mask
+from models.tts import build_text_to_mel
+from models.tts.pitch import grid_hz
+from utils.errors import UserError
+from utils.features.harmonics import tones
+from utils.features.store import FeatureStore
+from utils.lists import training_list_hash
+from utils.text.frontend import VERSION
+from utils.training.distributed import Ranks
+from utils.training.runlog import RunLog
+from utils.training.sampling import BucketOrder, EpochOrder, Order
+from utils.tts.aligning import Batch, fit
+from utils.tts.duration_scale import duration_scale
+from utils.tts.options import tts_model_config
+from utils.tts.text_lists import TextLists
+from utils.tts.voices import Voices
+
+VALID_BATCH = 8
+SCALED_UTTERANCES = 64  # training texts whose lengths show how far durations are off without dropout
+ALIGNED_UTTERANCES = 2000
+ALIGNED_BATCH = 16
+
+
+class TextDataset(Dataset):
+    """Whole utterances: tokens (N,), log-mel (T, n_mels), and what tells the voice."""
+
+    def __init__(self, store: FeatureStore, items: list[int], voices: Voices, order: Order) -> None:
+        self.store, self.items, self.voices, self.order = store, items, voices, order
+
+    def __getitem__(self, place: int) -> tuple[np.ndarray, np.ndarray, Any]:
+        item = self.items[self.order[place]]
+        return self.store.tokens(item), self.store.mel(item), self.voices.at(item, place)
+
+
+class TextToMelTask:
+    """Training text to mel on the text lists of a feature store: a `utils.training.task.Task`.
+
+    The alignment of a new one is estimated, which takes a while; one that is not new gets its from a checkpoint.
+    """
+
+    name = "tts"
+    score_name = "valid_mel"
+
+    def __init__(self, store: FeatureStore, lists: TextLists, args: argparse.Namespace, is_new: bool = True) -> None:
+        self.store, self.lists, self.args = store, lists, args
+        if store.vocabulary is None:
+            raise UserError(f"{store.directory} has no transcripts: preprocess.py --task tts makes features with them")
+        items = self._usable(lists.train, "training")
+        if not items:
+            raise UserError("no training utterance has as many mel frames as symbols")
+        self.voices = Voices(store, items, args)
+        self.speakers = self.voices.speakers
+        self.symbol_counts = self._count_symbols(items)
+        self.valid_items = self._choose_valid()
+        self.scaled_items = _drawn(items, SCALED_UTTERANCES, [args.seed, 7])
+        self.config = tts_model_config(args, store.recipe.n_mels, len(self.speakers), self.voices.dim)
+        self.model = build_text_to_mel(self.config, len(store.vocabulary))
+        self._set_statistics(items, is_new)
+        frames = [store.rows[item].frames for item in items]
+        self.order: Order = (
+            BucketOrder(frames, args.seed, args.batch_frames)
+            if args.batch_frames
+            else EpochOrder(len(frames), args.seed, args.batch_size)
+        )
+        self.dataset = TextDataset(store, items, self.voices, self.order)
+
+    def _usable(self, utterances: list[str], what: str) -> list[int]:
+        """Store items of utterances that can be aligned."""
+        items = self.store.listed(utterances, what)
+        usable = self.store.with_a_frame_a_token(items)
+        if len(usable) < len(items):
+            print(f"{len(items) - len(usable)} {what} utterances left out: they have fewer mel frames than symbols")
+        return usable
+
+    def _choose_valid(self) -> list[int]:
+        """At most `--valid-utterances` store items of the validation list, by speakers that are trained on."""
+        items, known = self._usable(self.lists.valid, "validation"), set(self.speakers)
+        spoken = [item for item in items if self.voices.of_item[item] in known]
+        if len(spoken) < len(items):
+            print(f"{len(items) - len(spoken)} validation utterances left out: nobody is trained who speaks them")
+        if not spoken:
+            print("no validation: it needs an utterance by a speaker that is trained; the last checkpoint is the best")
+        return sorted(_drawn(spoken, self.args.valid_utterances, [self.args.seed, 3]))
+
+    def _count_symbols(self, items: list[int]) -> dict[str, int]:
+        """How often each symbol of the vocabulary stands in the training texts."""
+        symbols = self.store.vocabulary.symbols
+        counts = sum((np.bincount(self.store.tokens(item), minlength=len(symbols)) for item in items), 0)
+        return dict(zip(symbols, counts.tolist(), strict=True))
+
+    def _set_statistics(self, items: list[int], is_new: bool) -> None:
+        mean, std = self.store.statistics(items, self.args.seed)
+        frames = sum(self.store.rows[item].frames for item in items)
+        tokens = sum(len(self.store.tokens(item)) for item in items)
+        self.model.set_statistics(torch.from_numpy(mean), torch.from_numpy(std), frames / tokens)
+        if self.model.draws_harmonics:
+            self.model.set_tones(torch.from_numpy(tones(grid_hz().numpy(), self.store.recipe)))
+        if self.model.has_durations and is_new:
+            fit(self.model.aligner, lambda: self._aligned_batches(items, mean, std))
+
+    def _aligned_batches(self, items: list[int], mean: np.ndarray, std: np.ndarray) -> Iterator[Batch]:
+        """Standardised batches of (at most `ALIGNED_UTTERANCES`) training utterances, of like length in each."""
+        items = _drawn(items, ALIGNED_UTTERANCES, [self.args.seed, 6])
+        items = sorted(items, key=lambda item: self.store.rows[item].frames)
+        for start in range(0, len(items), ALIGNED_BATCH):
+            part = items[start : start + ALIGNED_BATCH]
+            mels = [(self.store.mel(item) - mean) / std for item in part]
+            finite = [place for place, mel in enumerate(mels) if np.isfinite(mel).all()]
+            if finite:
+                batch = self.collate([(self.store.tokens(part[place]), mels[place], None) for place in finite])
+                yield batch["tokens"], batch["token_lengths"], batch["mel"], batch["mel_lengths"]
+
+    def collate(self, samples: list[tuple[np.ndarray, np.ndarray, Any]]) -> dict[str, Tensor]:
+        """Right-padded `tokens` (B, N) and `mel` (B, T, n_mels), their lengths (B,), `speaker` (B,) or (B, E)."""
+        tokens, mels, speakers = zip(*samples, strict=True)
+        batch = {
+            "tokens": pad_sequence([torch.from_numpy(part).long() for part in tokens], batch_first=True),
+            "token_lengths": torch.tensor([len(part) for part in tokens]),
+            "mel": pad_sequence([torch.from_numpy(part) for part in mels], batch_first=True),
+            "mel_lengths": torch.tensor([len(part) for part in mels]),
+        }
+        if speakers[0] is not None:
+            batch["speaker"] = torch.from_numpy(np.stack([np.asarray(speaker) for speaker in speakers]))
+        return batch
+
+    def inputs(self, batch: dict[str, Tensor], step: int) -> dict[str, Any]:
+        """The model's arguments: the batch."""
+        return batch
+
+    def frames(self, batch: dict[str, Tensor]) -> int:
+        """Mel frames in a batch, without padding."""
+        return int(batch["mel_lengths"].sum())
+
+    def utterance(self, place: int) -> str:
+        """The id of the utterance at a place of the run."""
+        return self.store.rows[self.dataset.items[self.order[place]]].utterance
+
+    def validate(self, ranks: Ranks) -> dict[str, float]:
+        """Figures of the validation list.
+
+        `valid_mel`: mean absolute error of the mel in natural-log units, with the durations and pitches of the
+        recordings. `valid_length_bias`: predicted over true frames of all utterances together, less 1, for models that
+        predict durations. `valid_pitch`: root of the mean square error in cents of the predicted pitch, on voiced
+        frames, for models that predict it. None of them without a validation list. Models with durations also get
+        their `duration_scale`.
+        """
+        figures = self._set_duration_scale(ranks) if self.model.has_durations else {}
+        if not self.valid_items:
+            return figures
+        error, frames, predicted, squares, voiced = self._rows(self.valid_items, self._judge, 5, ranks).sum(0).tolist()
+        figures = {"valid_mel": error / frames, **figures}
+        if np.isfinite(predicted):
+            figures["valid_length_bias"] = predicted / frames - 1
+        if np.isfinite(squares) and voiced:
+            figures["valid_pitch"] = (squares / voiced) ** 0.5
+        return figures
+
+    def _set_duration_scale(self, ranks: Ranks) -> dict[str, float]:
+        self.model.duration_scale = 1.0
+        lists = self.scaled_items, self.valid_items
+        trained, held_out = (self._rows(items, self._lengths, 2, ranks) for items in lists)
+        self.model.duration_scale = duration_scale(trained, held_out)
+        return {"duration_scale": self.model.duration_scale}
+
+    def _rows(
+        self, items: list[int], judge: Callable[[list[int], torch.device], np.ndarray], columns: int, ranks: Ranks
+    ) -> np.ndarray:
+        """What `judge` says of items, of a few at a time, (n, columns); each is judged on one rank."""
+        share = ranks.share(len(items))
+        parts = (share[start : start + VALID_BATCH] for start in range(0, len(share), VALID_BATCH))
+        rows = [judge([items[number] for number in part], ranks.device) for part in parts]
+        return ranks.join_rows(np.concatenate([np.empty((0, columns)), *rows]), len(items))
+
+    def _lengths(self, items: list[int], device: torch.device) -> np.ndarray:
+        """Frames and predicted frames of each item: (n, 2)."""
+        batch = self._batch(items, device)
+        predicted = self._predicted_lengths(batch)
+        return torch.stack([batch["mel_lengths"].double(), predicted.double()], dim=1).cpu().numpy()
+
+    def _judge(self, items: list[int], device: torch.device) -> np.ndarray:
+        """Sums of each item: (n, 5), nan for what the model does not predict.
+
+        The error of its mel, its frames, its predicted frames, the squared error of its pitch in cents, voiced frames.
+        """
+        batch = self._batch(items, device)
+        mel, lengths = batch["mel"], batch["mel_lengths"]
+        compared, predicted = self.model.compare(**batch), self._predicted_lengths(batch)
+        error = ((compared.mel - mel).abs().mean(2) * length_mask(lengths, mel.shape[1])).sum(1)
+        squares = voiced = unknown = torch.full_like(error, torch.nan)
+        if compared.heard is not None:
+            cents = 1200 * (compared.predicted.token - compared.heard.token)
+            squares, voiced = (compared.heard.voiced * cents.square()).sum(1), compared.heard.voiced.sum(1)
+        columns = error, lengths, unknown if predicted is None else predicted, squares, voiced
+        return torch.stack([each.double() for each in columns], dim=1).cpu().numpy()
+
+    def _predicted_lengths(self, batch: dict[str, Tensor]) -> Tensor | None:
+        names = ("tokens", "token_lengths", "speaker")
+        return self.model.predicted_lengths(**{name: batch[name] for name in names if name in batch})
+
+    def _batch(self, items: list[int], device: torch.device) -> dict[str, Tensor]:
+        samples = [(self.store.tokens(item), self.store.mel(item), self.voices.at(item, None)) for item in items]
+        return {name: tensor.to(device) for name, tensor in self.collate(samples).items()}
+
+    def show(self, log: RunLog, step: int) -> None:
+        """The first validation utterance as it is spoken now: its mel under the true one, its alignment, its sound."""
+        from utils.tts.plots import draw_speech
+        from utils.tts.vocoder import GRIFFIN_LIM, load_vocoder
+
+        if not self.valid_items:
+            return
+        item = self.valid_items[0]
+        device = next(self.model.parameters()).device
+        batch = self._batch([item], device)
+        made = self.model.synthesise(batch["tokens"], batch.get("speaker"))
+        mel, alignment = made.mel.cpu().numpy(), made.alignment.cpu().numpy()
+        symbols = [self.store.vocabulary.symbols[token] for token in self.store.tokens(item)]
+        title = f"{self.store.rows[item].utterance}, step {step}"
+        shown = mel, alignment, symbols, self.store.recipe, title, self.store.mel(item)
+        log.picture(step, "speech", lambda path: draw_speech(path, *shown))
+        if np.isfinite(mel).all():
+            vocoder = load_vocoder(GRIFFIN_LIM, self.store.recipe)
+            log.sound(step, "speech", vocoder(mel), self.store.recipe.sample_rate)
+
+    def description(self) -> dict[str, Any]:
+        """What a checkpoint needs beside the weights."""
+        return {
+            "model_config": self.config,
+            "recipe": self.store.recipe.to_dict(),
+            "recipe_hash": self.store.recipe.hash,
+            "vocabulary": self.store.vocabulary.to_dict(),
+            "front_end_version": VERSION,
+            "symbol_counts": self.symbol_counts,
+            "speakers": self.speakers,
+            "training_list": training_list_hash(self.lists.train),
+            "recognizer_hash": None if self.voices.recognizer is None else self.voices.hash,
+        }
+
+    def attachments(self) -> dict[str, Any]:
+        """The recogniser that hears reference recordings, and the training speakers' embeddings (n_speakers, E)."""
+        return {"recognizer": self.voices.recognizer, "speaker_embeddings": self.voices.means()}
+
+
+def _drawn(items: list[int], most: int, seed: list[int]) -> list[int]:
+    """`items`, or `most` of them drawn by `seed` where they are more."""
+    if len(items) <= most:
+        return items
+    return np.random.default_rng(seed).choice(items, most, replace=False).tolist()

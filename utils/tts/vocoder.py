@@ -1,0 +1,183 @@
+"""Vocoders: log-mels to samples, by Griffin-Lim or by a HiFi-GAN checkpoint in the format of its authors."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from models.tts.hifigan import HiFiGAN, HiFiGANConfig, HiFiGANStream, fold_weight_norm
+from utils.errors import UserError
+from utils.features.mel import checked_mel
+from utils.features.recipe import RECIPES, MelRecipe, require_same
+from utils.files import read_json
+from utils.tts.griffin_lim import GRIFFIN_LIM, GriffinLim
+
+CONFIG = "config.json"
+PIECE = 64  # frames that go through HiFi-GAN together: larger pieces fall out of the processor's cache
+
+
+class Vocoder(Protocol):
+    """Turns log-mels of `recipe` into sound at its sample rate."""
+
+    name: str
+    recipe: MelRecipe
+    can_stream: bool
+
+    def __call__(self, mel: np.ndarray) -> np.ndarray:
+        """Natural-log mels (T, n_mels) float32 to samples (T * hop_length,) float32 in -1..1.
+
+        Frame t of the recipe lies in the sound where it lies in the audio it was made from. `UserError` for values
+        that are not finite, `ValueError` for another shape.
+        """
+
+    def stream(self, mels: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+        """Pieces (t, n_mels) of any lengths to pieces (s,) of what `__call__` makes of the whole, as they are final.
+
+        Equal to 1e-4; memory does not grow with the number of pieces. `UserError` at once if the vocoder cannot.
+        """
+
+
+def load_vocoder(name: str, recipe: MelRecipe, device: str | torch.device = "cpu") -> Vocoder:
+    """The vocoder called `name` for mels of `recipe`: "griffin-lim", or the path of a HiFi-GAN checkpoint.
+
+    The path is a checkpoint file with its config.json beside it, or a folder that holds both. `UserError` if it cannot
+    be loaded or was made for another recipe.
+    """
+    if name == GRIFFIN_LIM:
+        return GriffinLim(recipe)
+    if not Path(name).exists():
+        raise UserError(
+            f"there is no vocoder {name}: it is {GRIFFIN_LIM}, or the file or folder of a HiFi-GAN checkpoint"
+        )
+    return HiFiGANVocoder(Path(name), recipe, device)
+
+
+class HiFiGANVocoder:
+    """The generator of a published HiFi-GAN checkpoint; `UserError` as `load_vocoder` says."""
+
+    can_stream = True
+
+    def __init__(self, path: Path, recipe: MelRecipe, device: str | torch.device = "cpu") -> None:
+        file = find_checkpoint(path)
+        config, own_recipe = read_config(file.with_name(CONFIG))
+        require_same(own_recipe, recipe, f"the vocoder {path}", "the mels")
+        self.name, self.recipe = str(path), recipe
+        self.model = load_generator(file, config).to(device)
+        self._device = torch.device(device)
+
+    def __call__(self, mel: np.ndarray) -> np.ndarray:
+        mel = checked_mel(mel, self.recipe)
+        pieces = (mel[start : start + PIECE] for start in range(0, len(mel), PIECE))
+        return np.concatenate([np.zeros(0, np.float32), *self.stream(pieces)])
+
+    def stream(self, mels: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+        stream = HiFiGANStream(self.model)
+        for mel in mels:
+            yield from self._push(stream, checked_mel(mel, self.recipe), last=False)
+        yield from self._push(stream, np.zeros((0, self.recipe.n_mels), np.float32), last=True)
+
+    def _push(self, stream: HiFiGANStream, mel: np.ndarray, last: bool) -> Iterator[np.ndarray]:
+        """The samples that `mel` completes, if any."""
+        # Convolutions round to 10 bits on newer GPUs unless told not to: pieces would not equal the whole.
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+            samples = stream.push(torch.from_numpy(mel).T[None].to(self._device), last)[0]
+        if len(samples):
+            yield samples.cpu().numpy()
+
+
+def find_checkpoint(path: Path) -> Path:
+    """The checkpoint file at `path`, or the one in the folder `path`.
+
+    The authors call generators g_00000000 or generator_NAME, and what training saves beside them do_00000000.
+    """
+    if not path.is_dir():
+        return path
+    files = sorted(file for file in path.iterdir() if file.is_file() and _is_checkpoint(file))
+    if not files:
+        raise UserError(f"the folder {path} holds no HiFi-GAN checkpoint")
+    if len(files) > 1:
+        raise UserError(f"{path} holds {len(files)} checkpoints, give one: {', '.join(map(str, files))}")
+    return files[0]
+
+
+def _is_checkpoint(file: Path) -> bool:
+    named = file.name.startswith(("g_", "generator")) and not file.suffix
+    return named or (file.suffix in (".pt", ".pth", ".tar", ".ckpt") and not file.name.startswith("do_"))
+
+
+def read_config(path: Path) -> tuple[HiFiGANConfig, MelRecipe]:
+    """A published config.json: the generator's shape, and the recipe of the mels it was trained on."""
+    fields = read_json(path)
+    if not isinstance(fields, dict):
+        raise UserError(f"{path} is not the configuration of a HiFi-GAN")
+    try:
+        config = HiFiGANConfig.from_dict(fields)
+        recipe = _recipe(fields)
+    except KeyError as error:
+        raise UserError(f"{path} is not the configuration of a HiFi-GAN: {error.args[0]} missing") from error
+    except (ValueError, UserError) as error:
+        raise UserError(f"{path} is not the configuration of a HiFi-GAN: {error}") from error
+    if config.hop_length != recipe.hop_length:
+        raise UserError(
+            f"{path} is not the configuration of a HiFi-GAN: its upsample_rates make {config.hop_length} samples "
+            f"of a frame, its hop_size is {recipe.hop_length}"
+        )
+    return config, recipe
+
+
+def _recipe(fields: dict[str, Any]) -> MelRecipe:
+    """The recipe that the public HiFi-GAN code follows, with the numbers that its configuration sets."""
+    rate, f_max = fields["sampling_rate"], fields["fmax"]
+    return dataclasses.replace(
+        RECIPES["hifigan-22k"],
+        sample_rate=rate,
+        n_fft=fields["n_fft"],
+        win_length=fields["win_size"],
+        hop_length=fields["hop_size"],
+        n_mels=fields["num_mels"],
+        f_min=fields["fmin"],
+        f_max=rate / 2 if f_max is None and isinstance(rate, int) else f_max,
+    )
+
+
+def load_generator(path: Path, config: HiFiGANConfig) -> HiFiGAN:
+    """A generator with the weights of a published checkpoint, weight norm folded, without gradients, on the CPU."""
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch.load has no error type of its own: EOFError, RuntimeError, UnpicklingError ...
+        reason = str(error).strip().split("\n")[0] or type(error).__name__
+        raise UserError(f"{path} is not a checkpoint that can be loaded: {reason}") from error
+    state = checkpoint.get("generator") if isinstance(checkpoint, dict) else None
+    if not isinstance(state, dict) or not all(isinstance(n, str) and isinstance(t, Tensor) for n, t in state.items()):
+        raise UserError(f'{path} is not a HiFi-GAN checkpoint: it has no weights under "generator"')
+    try:
+        state = fold_weight_norm({name: tensor.float() for name, tensor in state.items()})
+    except ValueError as error:
+        raise UserError(f"the weights of {path} are damaged: {error}") from error
+    with torch.device("meta"):  # shapes only: nothing is drawn and nothing filled twice
+        model = HiFiGAN(config)
+    _check_weights(path, state, model.state_dict())
+    model.load_state_dict(state, assign=True)
+    return model.eval().requires_grad_(False)
+
+
+def _check_weights(path: Path, have: dict[str, Tensor], want: dict[str, Tensor]) -> None:
+    """`UserError` unless names and shapes are those the configuration gives, and all values are finite."""
+    wrong = [f"no {name}" for name in want if name not in have]
+    wrong += [f"{name}, which is unknown" for name in have if name not in want]
+    wrong += [
+        f"{name} of shape {tuple(have[name].shape)} where it gives {tuple(want[name].shape)}"
+        for name in want
+        if name in have and have[name].shape != want[name].shape
+    ]
+    if wrong:
+        more = f", and {len(wrong) - 1} more differences" if len(wrong) > 1 else ""
+        raise UserError(f"the weights of {path} do not fit its {CONFIG}: they have {wrong[0]}{more}")
+    if not all(tensor.isfinite().all() for tensor in have.values()):
+        raise UserError(f"{path} holds weights that are not finite numbers")

@@ -1,0 +1,104 @@
+"""What a text-to-mel model is told of the voice: nothing, a number, or an embedding by our own recogniser."""
+
+from __future__ import annotations
+
+import argparse
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save
+from torch import Tensor
+
+from utils.checkpoint import load_checkpoint
+from utils.errors import UserError
+from utils.features.store import FeatureStore
+from utils.files import atomic_write
+from utils.speaker.recognizer import SpeakerRecognizer
+
+# What of a recogniser's checkpoint goes into a checkpoint of text to mel, so that it can hear a reference recording.
+KEPT = ("model_config", "recipe", "recipe_hash", "speakers", "metrics", "step", "training_list", "model")
+
+
+def kept_recognizer(checkpoint: dict[str, Any]) -> dict[str, Any]:
+    """The part of a speaker checkpoint that is needed to embed recordings."""
+    return {name: checkpoint[name] for name in KEPT}
+
+
+def store_embeddings(store: FeatureStore, recognizer: SpeakerRecognizer) -> np.ndarray:
+    """Embeddings (len(store), E) float32 of length 1 of all recordings of a store, read from its raw audio.
+
+    Kept in the store's folder under the recogniser's hash, because listening to a corpus takes long.
+    """
+    path = store.directory / "speaker_embeddings" / f"{recognizer.model_hash}.safetensors"
+    names = [row.utterance for row in store.rows]
+    if path.exists():
+        try:
+            known = load_file(path)
+        except SafetensorError as error:
+            raise UserError(f"{path} is damaged: delete it, and it is made anew") from error
+        if set(names) <= set(known):
+            return np.stack([known[name] for name in names])
+    raw = Path(store.meta["raw"])
+    if not (raw / store.rows[0].path).is_file():
+        raise UserError(f"speaker embeddings are made from the recordings, and {raw / store.rows[0].path} is not there")
+    embeddings = recognizer.embed_files([raw / row.path for row in store.rows], desc="voices")
+    with atomic_write(path) as file:
+        file.write(save(dict(zip(names, embeddings, strict=True))))
+    return embeddings
+
+
+class Voices:
+    """What a model is told of the speaker of an utterance, by `--voice`.
+
+    `embeddings` (len(store), E) are those of single recordings; training takes another recording of the same speaker
+    than the one to be spoken, as synthesis from a reference recording does.
+    """
+
+    def __init__(self, store: FeatureStore, items: list[int], args: argparse.Namespace) -> None:
+        self.kind = args.voice
+        self.seed = args.seed
+        self.of_item = [row.speaker for row in store.rows]
+        self.speakers = sorted({self.of_item[item] for item in items})
+        if self.kind == "none" and len(self.speakers) > 1:
+            raise UserError(f"the training list has {len(self.speakers)} speakers: give --voice table or embedding")
+        self.numbers = {speaker: number for number, speaker in enumerate(self.speakers)}
+        self.recognizer = self.embeddings = None
+        self.recordings: dict[str, list[int]] = defaultdict(list)
+        if self.kind == "embedding":
+            checkpoint = load_checkpoint(args.speaker_encoder)
+            recognizer = SpeakerRecognizer.load(args.speaker_encoder, "cpu", args.backend)
+            self.recognizer, self.hash = kept_recognizer(checkpoint), recognizer.model_hash
+            self.embeddings = store_embeddings(store, recognizer)
+            for item in items:
+                self.recordings[self.of_item[item]].append(item)
+
+    @property
+    def dim(self) -> int:
+        """Numbers of an embedding; 0 without."""
+        return 0 if self.embeddings is None else self.embeddings.shape[1]
+
+    def means(self) -> Tensor | None:
+        """The training speakers' enrolments: unit-normalised means (n_speakers, E)."""
+        if self.embeddings is None:
+            return None
+        means = torch.stack([torch.from_numpy(self._mean(speaker)) for speaker in self.speakers])
+        return torch.nn.functional.normalize(means, dim=-1)
+
+    def _mean(self, speaker: str) -> np.ndarray:
+        return self.embeddings[self.recordings[speaker]].mean(0)
+
+    def at(self, item: int, place: int | None) -> Any:
+        """The model's input for an utterance: None, an id, or an embedding (E,); the speaker's mean without a place."""
+        speaker = self.of_item[item]
+        if self.kind == "none":
+            return None
+        if self.kind == "table":
+            return self.numbers[speaker]
+        if place is None:
+            return self._mean(speaker)
+        others = [other for other in self.recordings[speaker] if other != item] or [item]
+        return self.embeddings[others[np.random.default_rng([self.seed, 5, place]).integers(len(others))]]
