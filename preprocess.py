@@ -123,7 +123,7 @@ def preprocess(args: argparse.Namespace) -> None:
     reason = None if made_before else _make_protocol(args, store, request)
     if not is_new and made_before:
         print(f"{args.out} is complete, and so is its protocol {args.protocol}: nothing to do")
-    _summarise(args, store, reason)
+    _summarize(args, store, reason)
 
 
 def _require_texts(utterances: Sequence[Utterance]) -> None:
@@ -210,7 +210,7 @@ def _make_protocol(args: argparse.Namespace, store: FeatureStore, request: dict[
     return None
 
 
-def _summarise(args: argparse.Namespace, store: FeatureStore, no_protocol: str | None) -> None:
+def _summarize(args: argparse.Namespace, store: FeatureStore, no_protocol: str | None) -> None:
     from utils.features.store import shard_paths
 
     shards = shard_paths(args.out, store.meta)

@@ -1,4 +1,4 @@
-"""Use and judge a trained model: a speaker recogniser, or text to mel.
+"""Use and judge a trained model: a speaker recognizer, or text to mel.
 
 python test.py evaluate --checkpoint runs/demo --data data/processed/demo --out runs/demo/evaluation
 python test.py evaluate --checkpoint runs/demo --trials trials.txt --audio-root data/raw/librispeech --out report
@@ -34,13 +34,13 @@ python test.py evaluate --checkpoint runs/demo --trials trials.txt --audio-root 
 python test.py evaluate --checkpoint runs/demo --identification train.txt test.txt --audio-root data/raw --out report
 python test.py evaluate --checkpoint runs/voice --data data/processed/ljspeech --vocoder griffin-lim --out evaluation
 
-A speaker recogniser: with --data, stored features and their protocol: trials of the held-out speakers, and the
+A speaker recognizer: with --data, stored features and their protocol: trials of the held-out speakers, and the
 classifier's answers on the identification lists. With --audio-root, raw audio that was never preprocessed: a trial list
 (`1|0 path path`), or two lists of `speaker path` lines: each speaker of the first is enrolled, each recording of the
 second identified.
 
 Text to mel: the texts of lists of --data are spoken, and measured beside their recordings sent through the same
-vocoder: mel-cepstral distortion, pitch, length, time; with --asr also what a speech recogniser understands.
+vocoder: mel-cepstral distortion, pitch, length, time; with --asr also what a speech recognizer understands.
 """
 
 TASKS = {"speaker": speaker, "tts": tts}

@@ -1,4 +1,4 @@
-"""Train a speaker recogniser or text to mel, on one process or many.
+"""Train a speaker recognizer or text to mel, on one process or many.
 
 python train_tacomamba.py --task speaker --data data/processed/demo --config configs/speaker-tiny.yaml --out runs/demo
 python train_tacomamba.py --task speaker --data data/processed/demo --out runs/demo --resume auto
@@ -121,7 +121,7 @@ def _fit(args: argparse.Namespace, ranks: Ranks) -> int:
 
 
 def _task(args: argparse.Namespace, store: FeatureStore, is_new: bool) -> Task:
-    """What is to be trained, freshly initialised; one that is not new is to be restored from a checkpoint."""
+    """What is to be trained, freshly initialized; one that is not new is to be restored from a checkpoint."""
     folder = args.data / "protocols" / args.protocol
     if args.task == "speaker":
         from utils.speaker.protocol import read_protocol

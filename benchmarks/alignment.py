@@ -7,7 +7,7 @@
         --phones data/raw/demo-voice/DemoVoice-1.0/phones.jsonl --checkpoint runs/a runs/b --out runs/alignment
 
 A model's durations give each token a start: that of frame t is the edge between frames t - 1 and t, halfway between
-their centres. A phone of espeak-ng, one or more IPA letters, starts with the token of its first letter, or with a
+their centers. A phone of espeak-ng, one or more IPA letters, starts with the token of its first letter, or with a
 stress mark right before that one. Blanks, punctuation, and pauses have no counterpart and are not measured; letters on
 which the tokens and espeak-ng's events disagree are left out, and the share of phones that remain is shown.
 
@@ -16,7 +16,7 @@ after the phone before has ended: plosives and affricates, where a model may wel
 it belongs to, are also shown apart. Beside the models stand two aligners that do not listen: `uniform` gives all tokens
 of an utterance the same time, `average` gives each symbol its mean true duration in the training list, stretched to
 the length of the utterance. And one that listens without a network: `symbols` has one mean mel per symbol, whatever
-its neighbours, estimated on the training list from equal durations by a few rounds of alignment and averaging (hard
+its neighbors, estimated on the training list from equal durations by a few rounds of alignment and averaging (hard
 EM). 95 % intervals are of the mean, over utterances.
 """
 
@@ -139,14 +139,14 @@ def _symbol_aligner(store: FeatureStore, training: Sequence[Utterance]) -> Align
     from models.tts.alignment import gaussian_score, monotonic_path
 
     frames = np.concatenate([store.mel(each.item) for each in training])
-    centre, scale = frames.mean(axis=0), np.maximum(frames.std(axis=0), 1e-5)
+    center, scale = frames.mean(axis=0), np.maximum(frames.std(axis=0), 1e-5)
     means: dict[str, np.ndarray] = {}
 
     def mel(utterance: Utterance) -> np.ndarray:
-        return (store.mel(utterance.item) - centre) / scale
+        return (store.mel(utterance.item) - center) / scale
 
     def durations(utterance: Utterance) -> np.ndarray:
-        of_tokens = np.stack([means.get(symbol, np.zeros_like(centre)) for symbol in utterance.symbols])
+        of_tokens = np.stack([means.get(symbol, np.zeros_like(center)) for symbol in utterance.symbols])
         score = gaussian_score(torch.from_numpy(mel(utterance))[None], torch.from_numpy(of_tokens)[None])
         lengths = torch.tensor([len(utterance.symbols)]), torch.tensor([utterance.frames])
         return monotonic_path(score, *lengths)[0].numpy()

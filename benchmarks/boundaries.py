@@ -115,9 +115,9 @@ def _letters(symbol: str) -> str:
 
 
 def edge(recipe: MelRecipe, frame: Any) -> Any:
-    """The second at which frame number `frame` begins: halfway between its centre and that of the one before.
+    """The second at which frame number `frame` begins: halfway between its center and that of the one before.
 
-    Frame t is centred at (t + 1/2) hop_length with "hifigan" padding, and at t hop_length + win_length / 2 without.
+    Frame t is centered at (t + 1/2) hop_length with "hifigan" padding, and at t hop_length + win_length / 2 without.
     """
     offset = 0.0 if recipe.padding == "hifigan" else (recipe.win_length - recipe.hop_length) / 2
     return (frame * recipe.hop_length + offset) / recipe.sample_rate

@@ -149,7 +149,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _problems(args: argparse.Namespace) -> list[str]:
     problems = []
     if "hard" in args.parts and args.asr is None:
-        problems.append("hard sentences are judged by a recogniser: give --asr, or other --parts")
+        problems.append("hard sentences are judged by a recognizer: give --asr, or other --parts")
     if args.asr is not None and not (args.asr / "model.bin").is_file():
         problems.append(f"--asr {args.asr} is not a folder of a faster-whisper model")
     if args.vocoder != "griffin-lim" and not Path(args.vocoder).exists():

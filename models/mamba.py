@@ -239,6 +239,6 @@ def _initial_dt_bias(size: int, low: float = 1e-3, high: float = 0.1, floor: flo
 
 
 def _exempt_from_decay(*parameters: nn.Parameter) -> None:
-    """Marks parameters that the optimiser must not pull towards zero: that would change the model's time scales."""
+    """Marks parameters that the optimizer must not pull towards zero: that would change the model's time scales."""
     for parameter in parameters:
         parameter.no_weight_decay = True

@@ -1,4 +1,4 @@
-"""Batch normalisation over the global batch, on any back end of torch.distributed."""
+"""Batch normalization over the global batch, on any back end of torch.distributed."""
 
 from __future__ import annotations
 

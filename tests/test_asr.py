@@ -1,4 +1,4 @@
-"""Error counts on strings whose errors can be counted by hand, and a real recogniser where there is one."""
+"""Error counts on strings whose errors can be counted by hand, and a real recognizer where there is one."""
 
 from __future__ import annotations
 

@@ -124,7 +124,7 @@ def test_a_finished_run_is_not_taken_for_one_of_another_preset(
 def test_hard_sentences_are_spoken_judged_and_kept(
     trained: tuple[argparse.Namespace, runs.Training], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    """Two sentences by a recogniser that always hears the same; a second call speaks none of them again."""
+    """Two sentences by a recognizer that always hears the same; a second call speaks none of them again."""
     args, one = trained
     checkpoint = runs.train(args, one, 1) / "best.pt"
     (tmp_path / "list.txt").write_text("repeats|the river the river\nwords|boats\n", encoding="utf-8")

@@ -142,11 +142,11 @@ def test_what_a_word_gets_wrong_is_a_sentence(words, sentence, refused):
 
 def test_all_errors_are_shown_at_once(config, refused):
     path = config("n-layers: 3\nbatch-size: many\n")
-    problems = refused(["--config", path, "--lr", "-1", "--mixer", "gru", "--colour", "red"])
+    problems = refused(["--config", path, "--lr", "-1", "--mixer", "gru", "--color", "red"])
     assert [problem.split(" (")[0] for problem in problems] == [
         f"{path}: there is no flag --n-layers",
         "argument --batch-size: must be a whole number, not 'many'",
-        "there is no flag --colour",
+        "there is no flag --color",
         "argument --lr: must be above 0, not -1",
         "argument --mixer: invalid choice: 'gru'",
         "the following arguments are required: --data, --out",

@@ -16,7 +16,7 @@ from utils.corpus.demo import SAMPLE_RATE, Settings, _resample, build_demo, make
 from utils.corpus.sentences import transcript
 from utils.corpus.voices import VOICES, Voice
 from utils.errors import UserError
-from utils.espeak import synthesise
+from utils.espeak import synthesize
 from utils.files import read_json
 
 SMALL = Settings(voices=3, utterances_per_voice=2, seed=5)
@@ -122,14 +122,14 @@ def test_missing_espeak_is_said_in_a_sentence(tmp_path, monkeypatch):
 @pytest.mark.parametrize("voice", ["en-us+nobody", "xx", "en-us+ALICIA"])
 def test_voices_that_do_not_exist_are_refused(voice):
     with pytest.raises(UserError, match="could not speak"):
-        synthesise({"voice": voice, "sentences": [{"text": "Hello.", "rate": 160, "pitch": 50}]})
+        synthesize({"voice": voice, "sentences": [{"text": "Hello.", "rate": 160, "pitch": 50}]})
 
 
 def test_breath_is_not_drawn_by_the_clock():
     job = {"voice": "en-us+victor", "sentences": [{"text": "It was a long way home.", "rate": 160, "pitch": 50}]}
-    _, (first,) = synthesise(job)
+    _, (first,) = synthesize(job)
     time.sleep(1.1)  # espeak-ng would seed its breath noise with the time in seconds
-    _, (second,) = synthesise(job)
+    _, (second,) = synthesize(job)
     assert np.array_equal(first, second)
 
 
@@ -185,7 +185,7 @@ def spectra_of(voices):
     texts = [f"{subject} moved the yellow boat near the old harbour." for subject in ("The teacher", "Our uncle")]
 
     def speak(voice):
-        rate, spoken = synthesise(
+        rate, spoken = synthesize(
             {"voice": voice.name, "sentences": [{"text": t, "rate": 165, "pitch": voice.pitch} for t in texts]}
         )
         return [mean_spectrum(samples, rate) for samples in spoken]

@@ -15,7 +15,7 @@ from utils.corpus.demo_voice import BLOCK, LEVEL, SILENCE, VOICE, Settings, buil
 from utils.corpus.layouts import read_corpus
 from utils.corpus.sentences import transcript
 from utils.errors import UserError
-from utils.espeak import synthesise, synthesise_with_phones
+from utils.espeak import synthesize, synthesize_with_phones
 from utils.files import read_json
 
 RATE = 22_050
@@ -62,10 +62,10 @@ def test_ljspeech_layout(full):
     assert {each.speaker for each in utterances} == {"DemoVoice-1.0"}
     assert [each.text for each in utterances] == [text for block in make_plan(FULL) for text in block.texts]
     for line in (full / "metadata.csv").read_text("utf-8").splitlines():
-        name, text, normalised = line.split("|")
+        name, text, normalized = line.split("|")
         info = soundfile.info(full / "wavs" / f"{name}.wav")
         assert (info.samplerate, info.channels, info.subtype) == (RATE, 1, "PCM_16")
-        assert 1.9 < info.duration < 5.5 and text == normalised
+        assert 1.9 < info.duration < 5.5 and text == normalized
     assert 11 < read_json(full / ".complete")["seconds"] / 60 < 14
 
 
@@ -113,9 +113,9 @@ def test_phones_start_where_the_sound_does(full):
 def test_asking_for_phones_changes_no_sample():
     texts = ["The judge tore the tough brown paper, at last.", "Four oars or more?"]
     job = {"voice": VOICE.name, "sentences": [{"text": text, "rate": 160, "pitch": 40} for text in texts]}
-    rate, plain = synthesise(job)
+    rate, plain = synthesize(job)
     assert (rate, len(plain)) == (RATE, 2)
-    _, noted, phones = synthesise_with_phones(job)
+    _, noted, phones = synthesize_with_phones(job)
     assert all(np.array_equal(one, other) for one, other in zip(plain, noted, strict=True))
     assert [phone.symbol for phone in phones[0]][:5] == ["ð", "ə", "dʒ", "ˈʌ", "dʒ"]
     assert [phone.symbol for phone in phones[1] if phone.symbol] == ["f", "ˈɔː", "ɹ", "ˈɔːɹ", "z", "ɔːɹ", "m", "ˈɔːɹ"]

@@ -88,7 +88,7 @@ def test_python_versions_agree():
     assert "(3, 11) <= sys.version_info[:2] <= (3, 13)" in (ROOT / "Makefile").read_text(encoding="utf-8")
 
 
-def test_licence_is_the_verbatim_text_and_is_named_everywhere():
+def test_license_is_the_verbatim_text_and_is_named_everywhere():
     text = (ROOT / "LICENSE").read_bytes()
     # The text at apache.org, which Apache-licensed distributions on PyPI carry byte for byte.
     assert hashlib.sha256(text).hexdigest() == "cfc7749b96f63bd31c3c42b5c471bf756814053e847c10f3eb003417bc523d30"

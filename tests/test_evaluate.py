@@ -1,4 +1,4 @@
-"""test.py on a trained model: reports from features and from raw audio, enrolment, identification, and refusals."""
+"""test.py on a trained model: reports from features and from raw audio, enrollment, identification, and refusals."""
 
 from __future__ import annotations
 
@@ -359,7 +359,7 @@ def test_audio_that_cannot_serve_is_refused(trained_run, voices, tmp_path, capsy
 
 def test_stores_that_cannot_serve_are_refused(trained_run, voices, tmp_path, capsys):
     model, store, audio = ["--checkpoint", trained_run], tmp_path / "store", voices["101"][0]
-    assert "there is no enrolment store" in refused(capsys, "identify", *model, "--store", store, audio)
+    assert "there is no enrollment store" in refused(capsys, "identify", *model, "--store", store, audio)
     store.write_bytes(b"")
     assert "is empty" in refused(capsys, "identify", *model, "--store", store, audio)
     enroll = ["enroll", *model, "--store", store, "--name", "Ada", audio]
@@ -407,7 +407,7 @@ def test_a_refusal_in_a_process_of_its_own(trained_run, tmp_path):
     command = [sys.executable, ROOT / "test.py", "identify", "--checkpoint", trained_run, "--store", "none", "a.wav"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "error: there is no enrolment store at none; enroll somebody first\n"
+    assert done.stderr == "error: there is no enrollment store at none; enroll somebody first\n"
 
 
 @pytest.mark.real

@@ -110,7 +110,7 @@ def test_ljspeech_layout(ljspeech_root):
     utterances = read_corpus(ljspeech_root, "ljspeech")
     assert len(utterances) == 24 and {u.split for u in utterances} == {u.speaker for u in utterances} == {"Voice-1.0"}
     assert utterances[0].path == "wavs/VX001-0000.wav" and utterances[0].chapter == "VX001"
-    assert utterances[0].text.endswith(", number three.")  # the normalised column
+    assert utterances[0].text.endswith(", number three.")  # the normalized column
     above = read_corpus(ljspeech_root.parent, "ljspeech", ["Voice-1.0"])
     assert above[0].path == "Voice-1.0/wavs/VX001-0000.wav" and len(above) == 24
 
@@ -121,11 +121,11 @@ def test_ljspeech_metadata_is_never_quoted(ljspeech_root, tmp_path):
         'B-2|he said."|he said\u2028."\n',
         "\n",
         "C-3|two columns\n",
-        "D-4|not normalised|\r\n",
+        "D-4|not normalized|\r\n",
     ]
     (tmp_path / "metadata.csv").write_text("".join(lines), encoding="utf-8")
     texts = {u.utterance: u.text for u in read_corpus(tmp_path, "ljspeech")}
-    assert texts == {"A-1": '"Well', "B-2": 'he said\u2028."', "C-3": "two columns", "D-4": "not normalised"}
+    assert texts == {"A-1": '"Well', "B-2": 'he said\u2028."', "C-3": "two columns", "D-4": "not normalized"}
 
 
 @pytest.mark.parametrize("line", ["../../etc/passwd|two|two", "alone", "a|b|c|d", "|text"])

@@ -28,8 +28,8 @@ def filterbank(recipe: MelRecipe) -> np.ndarray:
     bins = np.arange(recipe.n_fft // 2 + 1) * recipe.sample_rate / recipe.n_fft
     edges = mel_to_hertz(np.linspace(hertz_to_mel(recipe.f_min), hertz_to_mel(recipe.f_max), recipe.n_mels + 2))
     rows = []
-    for low, centre, high in zip(edges, edges[1:], edges[2:], strict=False):
-        triangle = np.minimum((bins - low) / (centre - low), (high - bins) / (high - centre))
+    for low, center, high in zip(edges, edges[1:], edges[2:], strict=False):
+        triangle = np.minimum((bins - low) / (center - low), (high - bins) / (high - center))
         rows.append(np.maximum(triangle, 0) * 2 / (high - low))
     return np.array(rows)
 

@@ -278,12 +278,12 @@ def test_every_model_learns_four_speakers(words):
 
 
 def test_a_causal_encoder_refuses_utterance_statistics():
-    config = {**model_config("--causal"), "normalise": "utterance"}
+    config = {**model_config("--causal"), "normalize": "utterance"}
     with pytest.raises(ValueError, match="causal"):
         build_speaker_model(config, 4)
 
 
 def test_contradicting_model_flags_are_all_reported():
-    args = Namespace(model="xvector", mixer="mamba2", causal=True, normalise="utterance")
+    args = Namespace(model="xvector", mixer="mamba2", causal=True, normalize="utterance")
     problems = speaker_model_problems(args)
     assert len(problems) == 2

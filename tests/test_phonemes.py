@@ -12,7 +12,7 @@ import pytest
 
 from utils.corpus.sentences import sentences
 from utils.text.frontend import FrontEnd
-from utils.text.phonemes import phonemise
+from utils.text.phonemes import phonemize
 from utils.text.vocabulary import VOCABULARIES
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -48,18 +48,18 @@ def texts() -> list[str]:
 
 @pytest.fixture(scope="module")
 def together(texts) -> list[str]:
-    return phonemise(texts)
+    return phonemize(texts)
 
 
 def test_exact_phonemes():
-    assert dict(zip(PHONEMES, phonemise(list(PHONEMES)), strict=True)) == PHONEMES
-    assert phonemise([]) == []
+    assert dict(zip(PHONEMES, phonemize(list(PHONEMES)), strict=True)) == PHONEMES
+    assert phonemize([]) == []
 
 
 def test_a_text_has_its_phonemes_in_any_batch(texts, together):
     order = random.Random(1).sample(range(len(texts)), len(texts))
-    assert phonemise([texts[i] for i in order]) == [together[i] for i in order]
-    assert [phonemise([texts[i]])[0] for i in (0, 250)] == [together[0], together[250]]
+    assert phonemize([texts[i] for i in order]) == [together[i] for i in order]
+    assert [phonemize([texts[i]])[0] for i in (0, 250)] == [together[0], together[250]]
 
 
 def test_the_table_has_every_phoneme_and_every_mark_is_kept(texts, together):
@@ -80,7 +80,7 @@ def test_the_table_has_every_phoneme_and_every_mark_is_kept(texts, together):
     ],
 )
 def test_long_texts_are_said_to_the_end(text, word, count):
-    words = phonemise([text])[0].split()
+    words = phonemize([text])[0].split()
     assert len(words) == count and (word is None or set(words) == {word})
 
 
@@ -108,7 +108,7 @@ def test_real_transcripts_are_known_to_both_tables(real_data):
 def test_without_espeak_a_sentence_says_what_to_install(tmp_path):
     (tmp_path / "espeakng_loader.py").write_text("raise ImportError('not here')")
     script = (
-        "from utils.cli import run; from utils.text.phonemes import phonemise; raise SystemExit(run(phonemise, ['a']))"
+        "from utils.cli import run; from utils.text.phonemes import phonemize; raise SystemExit(run(phonemize, ['a']))"
     )
     answer = subprocess.run(
         [sys.executable, "-c", script],
@@ -125,7 +125,7 @@ def test_without_espeak_a_sentence_says_what_to_install(tmp_path):
 
 def test_only_the_worker_loads_the_library():
     script = (
-        "from utils.text.phonemes import phonemise; phonemise(['hello']); "
+        "from utils.text.phonemes import phonemize; phonemize(['hello']); "
         "assert 'libespeak-ng' not in open('/proc/self/maps').read()"
     )
     if not Path("/proc/self/maps").exists():

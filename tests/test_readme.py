@@ -30,7 +30,7 @@ NOT_RUN = {
     "python preprocess.py": "the fixtures `processed` and `house` have run it",
     "python train_tacomamba.py": "the fixtures `trained_run` and `house` have run it",
     "python test.py evaluate --checkpoint runs/mini": "needs what the network gives",
-    "python test.py evaluate --checkpoint runs/voice": "needs a speech recogniser; tests/test_asr.py and others run it",
+    "python test.py evaluate --checkpoint runs/voice": "needs a speech recognizer; tests/test_asr.py and others run it",
     "conda": "is not on every machine",
     "pip install": "changes the environment that runs the tests",
     "pip download": "needs the network, and the two after it too",
@@ -164,7 +164,7 @@ def test_make_help_names_every_target():
     assert set(line.split(maxsplit=1)[1].split(", ")) == set(targets)
 
 
-def test_python_block_recognises_a_speaker_in_three_lines(house, monkeypatch):
+def test_python_block_recognizes_a_speaker_in_three_lines(house, monkeypatch):
     (block,) = (block for block in blocks("README.md", "python") if "SpeakerRecognizer" in block)
     monkeypatch.chdir(house)
     assert len(lines_of(block)) == 3

@@ -52,7 +52,7 @@ def test_whole_numbers_for_frequencies_are_the_same_recipe():
         ({"padding": "same"}, "padding is 'same'; it can be none, hifigan"),
         ({"n_mels": "80"}, "n_mels must be of type int"),
         ({"n_mels": True}, "n_mels must be of type int"),
-        ({"colour": "red"}, "exactly the fields sample_rate"),
+        ({"color": "red"}, "exactly the fields sample_rate"),
     ],
 )
 def test_impossible_recipes_are_refused(change, sentence):

@@ -10,7 +10,7 @@ import pytest
 
 from utils.errors import UserError
 from utils.lists import Trial
-from utils.speaker.identification import Answer, answers, by_part, confusion_matrix, enrol, unit
+from utils.speaker.identification import Answer, answers, by_part, confusion_matrix, enroll, unit
 from utils.speaker.metrics import eer
 from utils.speaker.pooled import pool, read_evaluation
 from utils.speaker.report import CONDITIONS, Evaluation, build_report, table, write_report
@@ -137,10 +137,10 @@ def test_parts_of_identification():
     assert by_part(train, test) == {"utterance": [0, 3], "chapter": [1, 2]}
 
 
-def test_identification_by_enrolment_names_the_nearest():
+def test_identification_by_enrollment_names_the_nearest():
     vectors = embed(PATHS, noise=0.1)
     speakers = [ORIGINS[path].speaker for path in PATHS]
-    names, enrolled = enrol(speakers[::2], vectors[::2])
+    names, enrolled = enroll(speakers[::2], vectors[::2])
     given = answers(list(zip(speakers, PATHS, strict=True))[1::2], vectors[1::2] @ enrolled.T, names)
     assert [answer.named for answer in given] == speakers[1::2]
     assert np.linalg.norm(enrolled, axis=1) == pytest.approx(np.ones(6))

@@ -114,8 +114,8 @@ def test_pitch_of_a_glide_is_found_in_the_frames_of_the_mels():
     audio, true = glide(100, 240, 1.5)
     found = pitch(audio, RECIPE)
     assert len(found) == len(MelExtractor(RECIPE)(audio)) == RECIPE.frames(len(audio))
-    centres = np.arange(len(found)) * RECIPE.hop_length - RECIPE.pad[0] + RECIPE.n_fft // 2
-    expected = true[centres]
+    centers = np.arange(len(found)) * RECIPE.hop_length - RECIPE.pad[0] + RECIPE.n_fft // 2
+    expected = true[centers]
     voiced = ~np.isnan(found)
     assert (voiced != ~np.isnan(expected)).sum() <= 6  # frames that lie across either edge of the tone
     both = voiced & ~np.isnan(expected)

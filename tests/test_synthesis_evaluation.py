@@ -1,4 +1,4 @@
-"""Evaluation of synthesised speech: figures of results made by hand, files on disk, and a real model measured."""
+"""Evaluation of synthesized speech: figures of results made by hand, files on disk, and a real model measured."""
 
 from __future__ import annotations
 

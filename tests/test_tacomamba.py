@@ -92,7 +92,7 @@ def test_padding_and_company_change_nothing(decoder, reduction):
 def test_a_stream_is_the_whole_in_pieces(mixer, decoder, reduction):
     model = make("--decoder", decoder, "--mixer", mixer, "--reduction", reduction)
     tokens = batch()["tokens"][:1]
-    whole = model.synthesise(tokens).mel
+    whole = model.synthesize(tokens).mel
     for chunk in (1, 5, 16, 1000):
         pieces = list(model.stream(tokens, chunk=chunk))
         step = -(-chunk // int(reduction)) * int(reduction)
@@ -207,14 +207,14 @@ def test_speech_has_the_harmonics_of_the_predicted_pitch():
     line = plan.part(0, int(plan.durations.sum())).line
     assert line.std() > 1e-3
     expected = model.decoder.source.harmonics.drawn(line) * model.mel_std + model.mel_mean
-    torch.testing.assert_close(model.synthesise(tokens).mel, expected[0], atol=1e-5, rtol=0)
+    torch.testing.assert_close(model.synthesize(tokens).mel, expected[0], atol=1e-5, rtol=0)
 
 
 def test_a_model_without_pitch_has_no_trace_of_it():
     model = make("--no-pitch")
     assert not model.draws_harmonics and "pitch_sum" not in model(**batch())
     assert not any("source" in name or "pitch" in name for name in model.state_dict())
-    assert model.synthesise(batch()["tokens"][:1]).mel.isfinite().all()
+    assert model.synthesize(batch()["tokens"][:1]).mel.isfinite().all()
 
 
 def test_total_durations_come_out_unbiased_on_texts_that_were_not_seen():
@@ -271,7 +271,7 @@ def test_positions_say_which_token_a_frame_is_in():
 def test_pace_shortens_and_stretches():
     model = make()
     tokens = batch()["tokens"][:1]
-    normal, fast, slow = (len(model.synthesise(tokens, pace=pace).mel) for pace in (1.0, 2.0, 0.5))
+    normal, fast, slow = (len(model.synthesize(tokens, pace=pace).mel) for pace in (1.0, 2.0, 0.5))
     assert fast == pytest.approx(normal / 2, abs=1) and slow == pytest.approx(2 * normal, abs=1)
 
 
@@ -289,12 +289,12 @@ def test_no_prediction_can_run_away():
     torch.nn.init.constant_(model.prosody.duration.bias, 1e9)
     torch.nn.init.constant_(model.prosody.pitch.bias, 1e9)
     assert model._plan(torch.tensor([[4]]), None, 1.0).pitch.token.item() == pytest.approx(TOP)
-    assert model.synthesise(torch.tensor([[4]])).durations.tolist() == [256]
+    assert model.synthesize(torch.tensor([[4]])).durations.tolist() == [256]
 
 
 @pytest.mark.parametrize("decoder", DECODERS)
 def test_one_symbol_is_a_text(decoder):
-    made = make("--decoder", decoder).synthesise(torch.tensor([[4]]))
+    made = make("--decoder", decoder).synthesize(torch.tensor([[4]]))
     assert made.mel.shape == (int(made.durations.sum()), 10) and made.mel.isfinite().all()
     assert made.alignment.sum(1).tolist() == [1.0] * len(made.mel)
 
@@ -304,7 +304,7 @@ def test_the_voice_changes_mel_and_durations(kind):
     model = make("--voice", kind, *(["--speaker-encoder", "x"] if kind == "embedding" else []))
     voices = torch.tensor([0, 1]) if kind == "table" else torch.randn(2, 6)
     tokens = batch()["tokens"][:1]
-    first, second = (model.synthesise(tokens, voices[row : row + 1]) for row in range(2))
+    first, second = (model.synthesize(tokens, voices[row : row + 1]) for row in range(2))
     means = [model.predicted_lengths(tokens, torch.tensor([9]), voices[row : row + 1]).item() for row in range(2)]
     assert abs(means[0] - means[1]) > 1e-4
     pitches = [model._plan(tokens, voices[row : row + 1], 1.0).pitch.token for row in range(2)]
@@ -312,7 +312,7 @@ def test_the_voice_changes_mel_and_durations(kind):
     shorter = min(len(first.mel), len(second.mel))
     assert (first.mel[:shorter] - second.mel[:shorter]).abs().max() > 1e-3
     if kind == "embedding":  # its length says nothing of the voice
-        loud = model.synthesise(tokens, 5 * voices[:1]).mel
+        loud = model.synthesize(tokens, 5 * voices[:1]).mel
         torch.testing.assert_close(loud, first.mel, atol=1e-5, rtol=1e-5)
 
 

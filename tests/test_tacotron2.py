@@ -94,13 +94,13 @@ def test_speakers_change_speech():
     first, second = (model.compare(*batch, torch.full((3,), voice)).mel for voice in (0, 1))
     assert (first - second).abs().max() > 1e-3
     tokens = torch.tensor([[1, 2, 3]])
-    spoken = [model.synthesise(tokens, torch.tensor([voice])).mel[:2] for voice in (0, 1)]
+    spoken = [model.synthesize(tokens, torch.tensor([voice])).mel[:2] for voice in (0, 1)]
     assert (spoken[0] - spoken[1]).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("reduction", [1, 2])
 def test_teacher_forced_on_its_own_speech_it_says_the_same(reduction):
-    """Float64, within 1e-10: one parallel pass over synthesised frames gives those frames and that attention again."""
+    """Float64, within 1e-10: one parallel pass over synthesized frames gives those frames and that attention again."""
     model = never_stops(reduction=reduction)
     tokens, lengths = torch.tensor([[1, 5, 2, 8]]), torch.tensor([4])
     with torch.no_grad():
@@ -188,7 +188,7 @@ def test_learns_two_utterances_by_heart():
     model.eval()
     guess = (mel[0, :24] + 5).abs().mean()  # the error of a model that says the mean
     for row, (n, frames) in enumerate(zip(token_lengths.tolist(), mel_lengths.tolist(), strict=True)):
-        spoken = model.synthesise(tokens[row : row + 1, :n])
+        spoken = model.synthesize(tokens[row : row + 1, :n])
         assert not spoken.truncated
         assert abs(len(spoken.mel) - frames) <= 2
         both = min(len(spoken.mel), frames)
@@ -199,8 +199,8 @@ def test_learns_two_utterances_by_heart():
 
 
 def test_speech_without_end_is_cut_off():
-    assert len(never_stops(reduction=4).synthesise(torch.tensor([[1]])).mel) == 1720  # 20 s of the speech recipe
-    spoken = never_stops(reduction=4).synthesise(torch.ones(1, 80, dtype=torch.int64))
+    assert len(never_stops(reduction=4).synthesize(torch.tensor([[1]])).mel) == 1720  # 20 s of the speech recipe
+    spoken = never_stops(reduction=4).synthesize(torch.ones(1, 80, dtype=torch.int64))
     assert spoken.truncated and len(spoken.mel) == 80 * 25
     assert spoken.alignment.shape == (2000, 80) and spoken.durations.sum() == 2000
     torch.testing.assert_close(spoken.alignment.sum(1), torch.ones(2000).double())
@@ -209,7 +209,7 @@ def test_speech_without_end_is_cut_off():
 def test_speech_ends_where_the_stop_token_says_so():
     model = never_stops(reduction=2)
     torch.nn.init.constant_(model.stop.bias, 50.0)
-    spoken = model.synthesise(torch.tensor([[1, 2]]))
+    spoken = model.synthesize(torch.tensor([[1, 2]]))
     assert len(spoken.mel) == 2 and not spoken.truncated
 
 
@@ -227,9 +227,9 @@ def test_texts_of_one_symbol_and_more_symbols_than_frames(tokens, frames):
 def test_same_text_gives_same_speech():
     """Bit for bit, in whatever state the global random numbers are, while training draws from them."""
     model, tokens = never_stops(), torch.tensor([[1, 3, 5]])
-    first = model.synthesise(tokens).mel
+    first = model.synthesize(tokens).mel
     torch.manual_seed(99)
-    assert torch.equal(first, model.synthesise(tokens).mel)
+    assert torch.equal(first, model.synthesize(tokens).mel)
     batch, losses = padded_batch(0, 0.0), []
     for seed in (5, 5, 6):
         torch.manual_seed(seed)
@@ -273,7 +273,7 @@ def test_refuses_what_attention_cannot_do():
     model, tokens = make_model().eval(), torch.tensor([[1, 2]])
     assert not model.can_stream and model.predicted_lengths(tokens, torch.tensor([2])) is None
     with pytest.raises(ValueError, match="pace"):
-        model.synthesise(tokens, pace=1.2)
+        model.synthesize(tokens, pace=1.2)
     with pytest.raises(ValueError, match="cannot stream"):
         model.stream(tokens)
     with pytest.raises(ValueError, match="must be even"):

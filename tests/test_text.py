@@ -7,7 +7,7 @@ import pytest
 
 from utils.errors import UserError
 from utils.text.frontend import LONGEST_SENTENCE, FrontEnd, split_sentences
-from utils.text.normalise import normalise
+from utils.text.normalize import normalize
 from utils.text.vocabulary import VOCABULARIES, Vocabulary
 
 SPECIAL = ["<pad>", "<unk>", "<s>", "</s>"]
@@ -154,5 +154,5 @@ def test_sentences_that_are_too_long_are_cut_at_the_best_place():
 )
 def test_any_length_is_cut_without_loss(text):
     pieces = split_sentences(text)
-    assert "".join(pieces).replace(" ", "") == normalise(text).replace(" ", "")
-    assert all(0 < len(piece) <= LONGEST_SENTENCE and normalise(piece) == piece for piece in pieces)
+    assert "".join(pieces).replace(" ", "") == normalize(text).replace(" ", "")
+    assert all(0 < len(piece) <= LONGEST_SENTENCE and normalize(piece) == piece for piece in pieces)

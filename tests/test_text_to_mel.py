@@ -145,7 +145,7 @@ def test_standard_output_gets_samples_and_nothing_else(run, tmp_path):
     assert np.abs(np.frombuffer(process.stdout, "<i2").astype(int) - samples).max() <= 1  # rounded by another hand
 
 
-def test_an_evaluation_by_the_script_judges_with_the_recogniser_that_was_given(
+def test_an_evaluation_by_the_script_judges_with_the_recognizer_that_was_given(
     run, data, tmp_path, monkeypatch, capsys
 ):
     asr = fake_whisper.install(tmp_path, monkeypatch)

@@ -99,7 +99,7 @@ def test_a_finished_run_is_left_alone(uninterrupted, processed, capsys):
 
 def test_a_run_folder_in_use_and_contradictions_are_refused_together(uninterrupted, processed, capsys):
     with pytest.raises(SystemExit) as exit_:
-        train(processed, uninterrupted, "--causal", "--normalise", "utterance", "--headdim", "7")
+        train(processed, uninterrupted, "--causal", "--normalize", "utterance", "--headdim", "7")
     assert exit_.value.code == 2
     message = capsys.readouterr().err
     assert "is not empty" in message and "--headdim 7" in message and "contradict" in message

@@ -58,8 +58,8 @@ def archive_of(content, *servers, **changes):
     return dataclasses.replace(archive, **changes)
 
 
-def serve(content=CONTENT, **behaviour):
-    return FileServer({"/dev-clean.tar.gz": content}, **behaviour)
+def serve(content=CONTENT, **behavior):
+    return FileServer({"/dev-clean.tar.gz": content}, **behavior)
 
 
 def place_part(root, content):

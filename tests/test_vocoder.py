@@ -99,7 +99,7 @@ def test_griffin_lim_gives_back_the_mel_frame_by_frame(recipe):
 @ALL_RECIPES
 @pytest.mark.parametrize("sound", ["click", "onset"])
 def test_griffin_lim_keeps_events_in_their_place(recipe, sound):
-    """Within 2 ms, at several places between the frames' centres."""
+    """Within 2 ms, at several places between the frames' centers."""
     rate = recipe.sample_rate
     for place in (9000, 9071, 9133):
         audio = 1e-4 * np.random.default_rng(1).standard_normal(20_000).astype(np.float32)

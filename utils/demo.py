@@ -1,10 +1,10 @@
-"""Both pipelines on synthetic speech: a voice that is recognised, and a voice that reads a sentence aloud.
+"""Both pipelines on synthetic speech: a voice that is recognized, and a voice that reads a sentence aloud.
 
 python -m utils.demo
 python -m utils.demo --out runs/second --preset configs/speaker-small.yaml
 python -m utils.demo --voice-out runs/second-voice --voice-preset configs/tts-small.yaml
 
-Corpora, features, training and report of a speaker recogniser, and then of text to mel.
+Corpora, features, training and report of a speaker recognizer, and then of text to mel.
 Every command is shown before it runs, to be copied and changed. A stage that is finished is not repeated, one that was
 interrupted is continued; deleting the --out or --voice-out folder starts that half anew. The exit code is that of the
 stage that failed.
@@ -61,11 +61,11 @@ def speaker_stages(args: argparse.Namespace) -> Iterator[Stage]:
         inputs=(best,),
         outputs=(report / "report.json",),
     )
-    yield from _enrolment_stages(corpus.parent, protocol.parent, best, out)
+    yield from _enrollment_stages(corpus.parent, protocol.parent, best, out)
 
 
-def _enrolment_stages(raw: Path, protocol: Path, best: Path, out: Path) -> Iterator[Stage]:
-    """Enrols held-out voices from one chapter and identifies a recording of another chapter by one of them."""
+def _enrollment_stages(raw: Path, protocol: Path, best: Path, out: Path) -> Iterator[Stage]:
+    """Enrolls held-out voices from one chapter and identifies a recording of another chapter by one of them."""
     voices = held_out_recordings(raw, protocol)
     names = list(voices)[:ENROLLED]
     store = out / "voices.safetensors"
@@ -163,16 +163,16 @@ def require_unread(sentence: str, raw: Path, lists: Path) -> None:
             raise UserError(f"the model would be trained on the sentence that it is to read: {utterance.path} says it")
 
 
-def summary(recogniser: Runner, voice: Runner, args: argparse.Namespace) -> str:
+def summary(recognizer: Runner, voice: Runner, args: argparse.Namespace) -> str:
     """The closing table: wall times, then what came of both halves."""
     lines, total = [f"{'stage':<20}wall time"], 0.0
-    for runner in (recogniser, voice):
+    for runner in (recognizer, voice):
         for name in runner.stages:
             kept = "  (earlier)" if name in runner.kept else ""
             lines.append(f"{name:<18}{runner.seconds(name):>9.1f} s{kept}")
             total += runner.seconds(name)
     lines.append(f"{'all':<18}{total:>9.1f} s")
-    lines += ["", *_recogniser_lines(args.out), "", *_voice_lines(args.voice_out)]
+    lines += ["", *_recognizer_lines(args.out), "", *_voice_lines(args.voice_out)]
     lines += [
         "",
         "All voices here are synthetic (espeak-ng), the one that the model learned to speak with too:",
@@ -181,9 +181,9 @@ def summary(recogniser: Runner, voice: Runner, args: argparse.Namespace) -> str:
     return "\n".join(lines)
 
 
-def _recogniser_lines(out: Path) -> Iterator[str]:
+def _recognizer_lines(out: Path) -> Iterator[str]:
     """Figures, pictures, and who was identified."""
-    yield from _recogniser_figures(read_json(out / "report" / "report.json"))
+    yield from _recognizer_figures(read_json(out / "report" / "report.json"))
     yield from _pictures(sorted((out / "report").glob("*.png")))
     (result,) = read_json(out / "identification.json")["results"]
     spoken = Path(result["audio"]).parent.parent.name
@@ -198,7 +198,7 @@ def _pictures(paths: Iterable[Path]) -> Iterator[str]:
         yield f"picture:    {path}"
 
 
-def _recogniser_figures(report: dict[str, Any]) -> Iterator[str]:
+def _recognizer_figures(report: dict[str, Any]) -> Iterator[str]:
     for part in ("utterance", "chapter"):
         figures = report["identification"][part]
         shown = figures.get("reason")
@@ -240,7 +240,7 @@ def _voice_figures(report: dict[str, Any]) -> Iterator[str]:
 def build_parser() -> cli.Parser:
     """The flags of the demo."""
     parser = cli.Parser(prog="python -m utils.demo", description=__doc__)
-    group = parser.add_argument_group("speaker recogniser")
+    group = parser.add_argument_group("speaker recognizer")
     group.add_argument("--data", type=Path, default=Path("data/processed/demo"), help="folder of the features")
     group.add_argument("--out", type=Path, default=Path("runs/demo"), help="run folder: model, report, wall times")
     group.add_argument(
@@ -275,15 +275,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _demo(args: argparse.Namespace) -> int:
-    recogniser, voice = Runner(args.out / "stages.json"), Runner(args.voice_out / "stages.json")
+    recognizer, voice = Runner(args.out / "stages.json"), Runner(args.voice_out / "stages.json")
     try:
-        for runner, stages in ((recogniser, speaker_stages(args)), (voice, voice_stages(args))):
+        for runner, stages in ((recognizer, speaker_stages(args)), (voice, voice_stages(args))):
             for stage in stages:
                 runner.run(stage)
     except StageFailed as failure:
         print(f"error: {failure}; the same command goes on from there", file=sys.stderr)
         return failure.code
-    print(f"\n{summary(recogniser, voice, args)}")
+    print(f"\n{summary(recognizer, voice, args)}")
     return ExitCode.DONE
 
 

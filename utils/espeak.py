@@ -80,7 +80,7 @@ def require_espeak() -> Any:
     return espeakng_loader
 
 
-def synthesise(job: Mapping[str, Any]) -> tuple[int, list[np.ndarray]]:
+def synthesize(job: Mapping[str, Any]) -> tuple[int, list[np.ndarray]]:
     """Speaks a job in a fresh process.
 
     Args:
@@ -97,8 +97,8 @@ def synthesise(job: Mapping[str, Any]) -> tuple[int, list[np.ndarray]]:
     return answer["sample_rate"], sentences
 
 
-def synthesise_with_phones(job: Mapping[str, Any]) -> tuple[int, list[np.ndarray], list[list[Phone]]]:
-    """As `synthesise`, and each sentence's phones in order of their starts."""
+def synthesize_with_phones(job: Mapping[str, Any]) -> tuple[int, list[np.ndarray], list[list[Phone]]]:
+    """As `synthesize`, and each sentence's phones in order of their starts."""
     answer, sentences = _serve({**job, "phones": True})
     return answer["sample_rate"], sentences, [[Phone(*phone) for phone in phones] for phones in answer["phones"]]
 

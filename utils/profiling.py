@@ -41,7 +41,7 @@ class Layer:
 class StepMemory:
     """Bytes alive in a training step that is not the first: `resident` before it, and the peak of each phase.
 
-    `resident` is parameters, buffers, optimiser state and the batch; gradients are freed before the forward pass.
+    `resident` is parameters, buffers, optimizer state and the batch; gradients are freed before the forward pass.
     """
 
     parameters: int
@@ -181,7 +181,7 @@ def profile_step(
     loss: Callable[[], Tensor],
     before_update: Callable[[], Any] = lambda: None,
 ) -> StepMemory:
-    """Runs two training steps and measures the second, when the optimiser's state exists.
+    """Runs two training steps and measures the second, when the optimizer's state exists.
 
     `loss()` is the forward pass from `batch`, any nesting of tensors, to a scalar; `before_update` runs between
     backward and update (clipping, say).
@@ -267,11 +267,11 @@ def step_table(step: StepMemory) -> str:
         ("parameters", step.parameters),
         ("buffers", step.buffers),
         ("batch", step.batch),
-        ("optimiser state", step.optimizer_state),
+        ("optimizer state", step.optimizer_state),
         ("gradients", step.gradients),
         ("peak of forward", step.forward_peak),
         ("peak of backward", step.backward_peak),
-        ("peak of optimiser", step.optimizer_peak),
+        ("peak of optimizer", step.optimizer_peak),
         ("peak of the step", step.peak),
     ]
     return "\n".join(f"{name:<18}{size / MIB:>12,.2f} MiB" for name, size in figures)

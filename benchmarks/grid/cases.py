@@ -11,7 +11,7 @@ from torch import Tensor
 def scan_inputs(mixer: str, case: str, length: int, seed: int = 0) -> dict[str, Tensor]:
     """Arguments of `models.engine.selective_scan` ("mamba") or `ssd` ("mamba2") in float32, small but for the length.
 
-    usual: A = -1 to -N, dt log-uniform in 1e-3 to 0.1, as at initialisation. hard: dt up to 1. gaps: usual, dt = 0 in
+    usual: A = -1 to -N, dt log-uniform in 1e-3 to 0.1, as at initialization. hard: dt up to 1. gaps: usual, dt = 0 in
     stretches. slow: dt = 1e-3, A = -1e-2. slow-random: the same with dt uniform in 0 to 2e-3.
     """
     draw = torch.Generator().manual_seed(seed)

@@ -134,7 +134,7 @@ def _threads(cell: Cell, folder: Path | None, meter: Meter) -> dict[str, Any]:
 
 
 def _training_step(cell: Cell, folder: Path | None, meter: Meter) -> dict[str, Any]:
-    """One optimiser step of a stack of mixers that classifies sequences: time and peak memory."""
+    """One optimizer step of a stack of mixers that classifies sequences: time and peak memory."""
     from models.engine.backends import set_backend
     from models.stack import MixerStack
 

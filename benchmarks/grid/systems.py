@@ -205,7 +205,7 @@ def _mamba_ssm_combined(system: System, d_model: int, folder: Path, chunk: int) 
 
 
 def _module(path: Path) -> Any:
-    """A peer's file as a module; its neighbours can be imported by their bare names, as it does."""
+    """A peer's file as a module; its neighbors can be imported by their bare names, as it does."""
     sys.path.append(str(path.parent))
     specification = importlib.util.spec_from_file_location(f"peer_{path.parent.name.replace('-', '_')}", path)
     module = importlib.util.module_from_spec(specification)

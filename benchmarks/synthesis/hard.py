@@ -87,7 +87,7 @@ def measure(args: argparse.Namespace, name: str, checkpoint: Path, evaluation: P
     if name == ESPEAK:
         raise UserError(f"no model can have the name {ESPEAK}, which is what it is held against")
     if args.asr is None:
-        raise UserError("hard sentences are judged by a recogniser: give --asr")
+        raise UserError("hard sentences are judged by a recognizer: give --asr")
     sentences = read_sentences(args.sentences)[: args.limit]
     report = evaluate(args, checkpoint, evaluation)
     synthesizer = Synthesizer.load(checkpoint, "cpu")
@@ -122,13 +122,13 @@ def _by_espeak(recipe: MelRecipe, vocoder: Vocoder, text: str) -> Spoken:
     import numpy as np
     import soundfile
 
-    from utils.espeak import synthesise
+    from utils.espeak import synthesize
     from utils.features.audio import load_audio
     from utils.features.mel import MelExtractor
     from utils.text.frontend import split_sentences
 
     sentence = {"text": " ".join(split_sentences(text)), "rate": ESPEAK_RATE, "pitch": ESPEAK_PITCH}
-    rate, (samples,) = synthesise({"voice": ESPEAK_VOICE, "sentences": [sentence]})
+    rate, (samples,) = synthesize({"voice": ESPEAK_VOICE, "sentences": [sentence]})
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "speech.wav"
         soundfile.write(path, samples * (PEAK / max(1, np.abs(samples.astype(np.int64)).max())), rate)
@@ -142,7 +142,7 @@ def _judged(
     """A line for each sentence.
 
     Each is kept as soon as it is judged, and its audio in OUT/hard/NAME/; those there already are not spoken again by
-    the same speaker, vocoder and recogniser.
+    the same speaker, vocoder and recognizer.
     """
     from utils.tts.asr import Transcriber
 

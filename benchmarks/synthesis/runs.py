@@ -247,7 +247,7 @@ def evaluation_of(run: Path) -> Path:
 def evaluate(args: argparse.Namespace, checkpoint: Path, out: Path, data: Path | None = None) -> dict[str, Any]:
     """The report of test.py evaluate on the texts that were held back.
 
-    One that is there already is taken if it is of the same model, lists, vocoder, recogniser and limit.
+    One that is there already is taken if it is of the same model, lists, vocoder, recognizer and limit.
     """
     words: dict[str, Any] = {
         "checkpoint": str(checkpoint),

@@ -175,7 +175,7 @@ def first_pieces(synthesizer: Synthesizer, vocoder: Vocoder | None, repeats: int
         tokens = _tokens(synthesizer, text)
         times = {"reading": _now() - began}
         began = _now()
-        mel = model.synthesise(tokens, voice).mel
+        mel = model.synthesize(tokens, voice).mel
         times["offline"] = _now() - began
         times |= _timed("mel", model.stream(tokens, voice, 1.0, CHUNK))
         if vocoder is not None:

@@ -12,7 +12,7 @@ from benchmarks.text import markdown
 from utils.files import read_json
 
 NOT_INTELLIGIBLE = 0.6  # a CER from which speech is called so
-COPY_IS_FINE = 0.3  # a CER of copy-synthesis up to which the recogniser and the vocoder are not to blame
+COPY_IS_FINE = 0.3  # a CER of copy-synthesis up to which the recognizer and the vocoder are not to blame
 SIZES = 0.1  # by which parameters of systems that are compared may differ
 
 Result = dict[str, Any]
@@ -33,7 +33,7 @@ def read_results(folder: Path) -> list[Result]:
 
 
 def table_a(results: list[Result]) -> str:
-    """A row per system, its seeds beside each other; no error rate of a recogniser, which would be taken for a rank."""
+    """A row per system, its seeds beside each other; no error rate of a recognizer, which would be taken for a rank."""
     by_system: dict[str, list[Result]] = defaultdict(list)
     for one in results:
         by_system[one["system"]].append(one)
@@ -118,7 +118,7 @@ def intelligible(results: Sequence[Result]) -> list[str]:
     if None in (copy, *rates) or min(rates) <= NOT_INTELLIGIBLE:
         return []
     if copy > COPY_IS_FINE:
-        return [f"Copy-synthesis has a CER of {_percent(copy)}: the vocoder or the recogniser says nothing here."]
+        return [f"Copy-synthesis has a CER of {_percent(copy)}: the vocoder or the recognizer says nothing here."]
     return [f"**Not intelligible at this budget**: every CER exceeds {NOT_INTELLIGIBLE:.0%}, copy-synthesis is fine."]
 
 

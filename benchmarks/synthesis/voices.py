@@ -203,7 +203,7 @@ def recordings_of(store: FeatureStore, lists: TextLists) -> Labelled:
 
 
 def _embed(python: str, files: Sequence[Path]) -> dict[Path, NDArray[np.float64]]:
-    """Unit-normalised embeddings (E,) by the judge, in a process of the interpreter that has it."""
+    """Unit-normalized embeddings (E,) by the judge, in a process of the interpreter that has it."""
     with tempfile.TemporaryDirectory() as folder:
         order, answer = Path(folder) / "files.json", Path(folder) / "embeddings.json"
         write_json(order, [str(path.absolute()) for path in files])

@@ -16,7 +16,7 @@ from models.stack import MixerStack
 
 
 class FeatureNorm(nn.Module):
-    """Standardises log-mels with the training set's mean and deviation per channel: (B, T, n_mels) -> same.
+    """Standardizes log-mels with the training set's mean and deviation per channel: (B, T, n_mels) -> same.
 
     With `per_utterance` the utterance's own mean is subtracted as well, which takes out the recording's channel but
     needs the whole utterance, so that a causal encoder cannot have it. Padding comes out as zeros.
@@ -86,7 +86,7 @@ class SpeakerModel(nn.Module):
         self.embedding_dim = embedding_dim
 
     def embed(self, mel: Tensor, lengths: Tensor) -> Tensor:
-        """Embeddings, not normalised: mel (B, T, n_mels), lengths (B,) in frames -> (B, embedding_dim) float32."""
+        """Embeddings, not normalized: mel (B, T, n_mels), lengths (B,) in frames -> (B, embedding_dim) float32."""
         return self.encoder(self.feature_norm(mel, lengths), lengths).float()
 
     def classify(self, embedding: Tensor) -> Tensor:
@@ -101,12 +101,12 @@ class SpeakerModel(nn.Module):
 
 
 def build_speaker_model(config: dict, n_speakers: int) -> SpeakerModel:
-    """The model of a configuration (`utils.speaker.options.speaker_model_config`), freshly initialised.
+    """The model of a configuration (`utils.speaker.options.speaker_model_config`), freshly initialized.
 
     Raises ValueError for a contradiction, such as a causal encoder with per-utterance statistics.
     """
     n_mels, embedding_dim, kind = config["n_mels"], config["embedding_dim"], config["model"]
-    per_utterance = config["normalise"] == "utterance"
+    per_utterance = config["normalize"] == "utterance"
     if kind == "tacomamba":
         if config["causal"] and per_utterance:
             raise ValueError("a causal encoder cannot use per-utterance statistics: streaming must equal offline")

@@ -8,7 +8,7 @@ from models.tts.tacomamba import TacoMamba
 
 
 def build_text_to_mel(config: dict, n_symbols: int) -> nn.Module:
-    """The model of a configuration (`utils.tts.options.tts_model_config`), freshly initialised."""
+    """The model of a configuration (`utils.tts.options.tts_model_config`), freshly initialized."""
     if config["model"] == "tacomamba":
         return TacoMamba(config, n_symbols)
     if config["model"] == "tacotron2":

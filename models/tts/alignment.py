@@ -1,7 +1,7 @@
 """Which token each mel frame belongs to: the most likely monotonic path, found by dynamic programming.
 
-Kim et al. 2020, "Glow-TTS", section 3.2 (monotonic alignment search), vectorised over batch and text. The likelihood is
-that of the mel itself under one Gaussian a symbol, as in the forced alignment of speech recognisers (Rabiner 1989,
+Kim et al. 2020, "Glow-TTS", section 3.2 (monotonic alignment search), vectorized over batch and text. The likelihood is
+that of the mel itself under one Gaussian a symbol, as in the forced alignment of speech recognizers (Rabiner 1989,
 section IV): it is found before training, and closer than by means that an encoder projects and that learn with the
 model. docs/benchmarks.md, "Boundaries of phones", has the errors of both.
 """
@@ -29,7 +29,7 @@ def gaussian_score(x: Tensor, mean: Tensor) -> Tensor:
 
 @torch.no_grad()
 def monotonic_path(score: Tensor, token_lengths: Tensor, mel_lengths: Tensor) -> Tensor:
-    """The durations that maximise the summed score of a monotonic path that uses all tokens and all frames.
+    """The durations that maximize the summed score of a monotonic path that uses all tokens and all frames.
 
     Args:
         score: (B, N, T), of token n at frame t.
@@ -82,10 +82,10 @@ class SymbolAligner(nn.Module):
         self.register_buffer("whitening", torch.eye(n_mels))
 
     def forward(self, x: Tensor, mel_lengths: Tensor, tokens: Tensor, token_lengths: Tensor) -> Tensor:
-        """Standardised mels x (B, T, n_mels), tokens (B, N), lengths (B,) -> durations (B, N) int64."""
+        """Standardized mels x (B, T, n_mels), tokens (B, N), lengths (B,) -> durations (B, N) int64."""
         with torch.autocast(x.device.type, enabled=False):
-            centred = without_mean(x, mel_lengths).to(self.mean.dtype)
-            score = gaussian_score(centred @ self.whitening, self.mean[tokens] @ self.whitening)
+            centered = without_mean(x, mel_lengths).to(self.mean.dtype)
+            score = gaussian_score(centered @ self.whitening, self.mean[tokens] @ self.whitening)
         return monotonic_path(score, token_lengths, mel_lengths)
 
 

@@ -80,7 +80,7 @@ class Plan(NamedTuple):
     """What is to be said, and when: all that a decoder speaks from."""
 
     hidden: Tensor  # (B, N, D), of the tokens
-    base: Tensor  # (B, N, n_mels), standardised: a first guess of each token's frames, which the decoder adds to
+    base: Tensor  # (B, N, n_mels), standardized: a first guess of each token's frames, which the decoder adds to
     durations: Tensor  # (B, N) int64, frames of each token
     speaker: Tensor | None  # what `SpeakerCondition` takes
     pitch: Pitch | None  # where the model draws harmonics
@@ -114,7 +114,7 @@ class DecoderState:
 
 
 class Decoder(nn.Module):
-    """Tokens, their durations and pitches to standardised mels, before and after the postnet.
+    """Tokens, their durations and pitches to standardized mels, before and after the postnet.
 
     One step of the stack makes `reduction` frames (the reduction factor of Tacotron).
     """
@@ -141,9 +141,9 @@ class Decoder(nn.Module):
         self.postnet = Postnet(n_mels, config["postnet_channels"], POSTNET_LAYERS, self.is_causal, config["dropout"])
 
     def forward(self, plan: Plan, mel: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """All frames at once: two standardised mels (B, T, n_mels), before and after the postnet.
+        """All frames at once: two standardized mels (B, T, n_mels), before and after the postnet.
 
-        mel: (B, T, n_mels), standardised, the true frames that an autoregressive decoder goes on from.
+        mel: (B, T, n_mels), standardized, the true frames that an autoregressive decoder goes on from.
         """
         lengths = plan.durations.sum(1)
         frames = int(lengths.max())
@@ -161,7 +161,7 @@ class Decoder(nn.Module):
         return DecoderState(0, self.stack.initial_state(batch), self.postnet.initial_state(batch), last)
 
     def step(self, plan: Plan, steps: int, state: DecoderState) -> Tensor:
-        """The next steps * reduction standardised mel frames (B, t, n_mels); changes `state`."""
+        """The next steps * reduction standardized mel frames (B, t, n_mels); changes `state`."""
         if self.prenet is None:
             before = self._advance(plan, steps, state)
         else:

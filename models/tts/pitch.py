@@ -89,7 +89,7 @@ class Harmonics(nn.Module):
         return Pitch(tokens, frame, torch.zeros_like(tokens).scatter_add_(1, where.token, confidence))
 
     def _scores(self, mel: Tensor, lengths: Tensor) -> Tensor:
-        """Correlations (B, T, F) of templates and frames, averaged with their neighbours; 0 on padding."""
+        """Correlations (B, T, F) of templates and frames, averaged with their neighbors; 0 on padding."""
         channels = round(COMPARED * mel.shape[2])
         x = F.normalize(without_envelope(mel)[..., :channels], dim=-1)
         score = x @ F.normalize(self.templates[:, :channels], dim=-1).T

@@ -47,7 +47,7 @@ class TacoMamba(nn.Module):
 
     @property
     def can_stream(self) -> bool:
-        """Whether `stream` gives what `synthesise` gives, piece by piece."""
+        """Whether `stream` gives what `synthesize` gives, piece by piece."""
         return self.decoder.can_stream
 
     def set_statistics(self, mean: Tensor, std: Tensor, frames_per_token: float) -> None:
@@ -70,12 +70,12 @@ class TacoMamba(nn.Module):
     ) -> dict[str, Tensor]:
         """Losses of a batch as sums over its frames: tokens (B, N), mel (B, T, n_mels) natural log, lengths (B,).
 
-        `loss_sum` is to be minimised per `count` of frames. `mel_sum` is the absolute error in natural-log units,
+        `loss_sum` is to be minimized per `count` of frames. `mel_sum` is the absolute error in natural-log units,
         averaged over channels; `prior_sum` half the squared error of the tokens' means in deviations, averaged over
         channels; `duration_sum` half the Poisson deviance of the durations; `pitch_sum`, of models with
         pitch, the squared error in octaves, of voiced frames above all.
         """
-        x = self._standardise(mel)
+        x = self._standardize(mel)
         plan = self._align(tokens, token_lengths, mel, mel_lengths, speaker)
         before, after = self.decoder(plan, x)
         log_mean, predicted = self.prosody(plan.hidden, token_lengths, speaker)
@@ -95,7 +95,7 @@ class TacoMamba(nn.Module):
         parts = {"mel_sum": natural, **rest}
         return {"loss_sum": loss, "count": mel_lengths.sum(), **parts}
 
-    def _standardise(self, mel: Tensor) -> Tensor:
+    def _standardize(self, mel: Tensor) -> Tensor:
         return (mel - self.mel_mean) / self.mel_std
 
     def _align(
@@ -103,7 +103,7 @@ class TacoMamba(nn.Module):
     ) -> Plan:
         """The text with the durations and pitches that it has in the true mel."""
         hidden = self.encoder(tokens, token_lengths, speaker)
-        durations = self.aligner(self._standardise(mel), mel_lengths, tokens, token_lengths)
+        durations = self.aligner(self._standardize(mel), mel_lengths, tokens, token_lengths)
         source = self.decoder.source
         heard = None if source is None else source.harmonics.track(mel, mel_lengths, durations)
         return Plan(hidden, self._means(hidden), durations, speaker, heard)
@@ -128,7 +128,7 @@ class TacoMamba(nn.Module):
         An autoregressive decoder also sees the true frames before each.
         """
         plan = self._align(tokens, token_lengths, mel, mel_lengths, speaker)
-        after = self.decoder(plan, self._standardise(mel))[1]
+        after = self.decoder(plan, self._standardize(mel))[1]
         predicted = self._prosody(plan.hidden, token_lengths, speaker)[1]
         return Comparison(after * self.mel_std + self.mel_mean, plan.durations, plan.pitch, predicted)
 
@@ -141,7 +141,7 @@ class TacoMamba(nn.Module):
         return mean.clamp(min=1.0).masked_fill(~valid, 0.0).sum(1)
 
     @torch.no_grad()
-    def synthesise(self, tokens: Tensor, speaker: Tensor | None = None, pace: float = 1.0) -> Synthesis:
+    def synthesize(self, tokens: Tensor, speaker: Tensor | None = None, pace: float = 1.0) -> Synthesis:
         """The mel of one text, tokens (1, N); `pace` 1.2 speaks 20 % faster."""
         plan = self._plan(tokens, speaker, pace)
         frames = int(plan.durations.sum())
@@ -156,7 +156,7 @@ class TacoMamba(nn.Module):
     def stream(
         self, tokens: Tensor, speaker: Tensor | None = None, pace: float = 1.0, chunk: int = 32
     ) -> Iterator[Tensor]:
-        """The mel of `synthesise` in pieces (t, n_mels) of `chunk` frames, rounded up to whole decoder steps."""
+        """The mel of `synthesize` in pieces (t, n_mels) of `chunk` frames, rounded up to whole decoder steps."""
         if not self.can_stream:
             raise ValueError("this model cannot stream: its decoder needs the whole sentence or has no state to carry")
         for after in self._chunks(self._plan(tokens, speaker, pace), chunk):
@@ -176,7 +176,7 @@ class TacoMamba(nn.Module):
         return self.duration_scale * log_mean.exp(), None if pitch is None else Pitch(pitch.clamp(0.0, TOP))
 
     def _chunks(self, plan: Plan, chunk: int) -> Iterator[Tensor]:
-        """Standardised frames (1, t, n_mels), t a multiple of the reduction but at the end."""
+        """Standardized frames (1, t, n_mels), t a multiple of the reduction but at the end."""
         state, total = self.decoder.initial_state(1), int(plan.durations.sum())
         steps = max(1, -(-chunk // self.decoder.reduction))
         while state.frame < total:

@@ -41,8 +41,8 @@ class NormalisedConvs(nn.Module):
             ConvLayer(before, after, KERNEL, causal=False)
             for before, after in zip(channels, channels[1:], strict=False)
         )
-        normalised = channels[1:-1] if linear_end else channels[1:]
-        self.norms = nn.ModuleList(nn.LayerNorm(size) for size in normalised)
+        normalized = channels[1:-1] if linear_end else channels[1:]
+        self.norms = nn.ModuleList(nn.LayerNorm(size) for size in normalized)
         self.activation, self.dropout = activation, nn.Dropout(dropout)
 
     def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
@@ -175,7 +175,7 @@ class AttentionLSTM(nn.Module):
 
 
 class Prediction(NamedTuple):
-    """What the decoder says about a batch, mels standardised."""
+    """What the decoder says about a batch, mels standardized."""
 
     before: Tensor  # (B, T, n_mels)
     after: Tensor  # (B, T, n_mels), with the postnet
@@ -220,11 +220,11 @@ class Tacotron2(nn.Module):
     ) -> dict[str, Tensor]:
         """Losses of a batch as sums over its frames: tokens (B, N), mel (B, T, n_mels) natural log, lengths (B,).
 
-        `loss_sum` is to be minimised per `count` of frames. `mel_sum` is the absolute error in natural-log units,
+        `loss_sum` is to be minimized per `count` of frames. `mel_sum` is the absolute error in natural-log units,
         averaged over channels; `stop_sum` the cross-entropy of the stop token; `attention_sum` the share of attention
         far from the diagonal. The last two are of steps, each counted as the frames that it makes.
         """
-        x = self._standardise(mel, mel_lengths)
+        x = self._standardize(mel, mel_lengths)
         prediction = self._predict(tokens, token_lengths, x, mel_lengths, speaker)
         valid = length_mask(mel_lengths, mel.shape[1]).unsqueeze(-1)
         before, after = ((part - x).masked_fill(~valid, 0.0).abs() for part in (prediction.before, prediction.after))
@@ -236,7 +236,7 @@ class Tacotron2(nn.Module):
         parts = {"mel_sum": natural, "stop_sum": stop.detach(), "attention_sum": attention.detach()}
         return {"loss_sum": loss, "count": mel_lengths.sum(), **parts}
 
-    def _standardise(self, mel: Tensor, lengths: Tensor) -> Tensor:
+    def _standardize(self, mel: Tensor, lengths: Tensor) -> Tensor:
         padding = ~length_mask(lengths, mel.shape[1]).unsqueeze(-1)
         return ((mel - self.mel_mean) / self.mel_std).masked_fill(padding, 0.0)
 
@@ -272,7 +272,7 @@ class Tacotron2(nn.Module):
 
         A text with more tokens than frames has no such path; each of its frames goes to the token it attends to most.
         """
-        x = self._standardise(mel, mel_lengths)
+        x = self._standardize(mel, mel_lengths)
         prediction = self._predict(tokens, token_lengths, x, mel_lengths, speaker)
         weights = prediction.weights.repeat_interleave(self.reduction, dim=1)[:, : mel.shape[1]]  # (B, T, N)
         weights = weights * length_mask(mel_lengths, mel.shape[1]).unsqueeze(-1)
@@ -284,7 +284,7 @@ class Tacotron2(nn.Module):
         return Comparison(prediction.after * self.mel_std + self.mel_mean, durations)
 
     @torch.no_grad()
-    def synthesise(self, tokens: Tensor, speaker: Tensor | None = None, pace: float = 1.0) -> Synthesis:
+    def synthesize(self, tokens: Tensor, speaker: Tensor | None = None, pace: float = 1.0) -> Synthesis:
         """The mel of one text, tokens (1, N), step by step until the stop token is likelier than not.
 
         Speech that does not end by itself is cut at 20 s or 25 frames a token, whichever is more. Durations count the

@@ -30,7 +30,7 @@ from utils.corpus.records import (
 )
 from utils.corpus.sentences import sentences, transcript
 from utils.corpus.voices import VOICES, Voice
-from utils.espeak import require_espeak, synthesise
+from utils.espeak import require_espeak, synthesize
 from utils.files import sha256_text, write_json, write_text
 
 SPLIT = "demo"
@@ -202,7 +202,7 @@ def _record_speaker(job: tuple[Speaker, Path, int]) -> float:
     import soundfile
 
     speaker, split, seed = job
-    rate, spoken = synthesise(
+    rate, spoken = synthesize(
         {
             "voice": speaker.voice.name,
             "sentences": [

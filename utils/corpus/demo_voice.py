@@ -30,7 +30,7 @@ from utils.corpus.records import (
 )
 from utils.corpus.sentences import varied_sentences
 from utils.corpus.voices import VOICES
-from utils.espeak import Phone, require_espeak, synthesise_with_phones
+from utils.espeak import Phone, require_espeak, synthesize_with_phones
 from utils.files import sha256_text, write_json, write_text
 
 DATASET = "demo-voice"
@@ -156,7 +156,7 @@ def _record_block(block: Block, wavs: Path) -> list[Spoken]:
     import soundfile
 
     items = [{"text": text, "rate": RATE, "pitch": VOICE.pitch} for text in block.texts]
-    rate, recordings, phones = synthesise_with_phones({"voice": VOICE.name, "sentences": items})
+    rate, recordings, phones = synthesize_with_phones({"voice": VOICE.name, "sentences": items})
     silence = round(SILENCE * rate)
     spoken = []
     for number, (text, samples, found) in enumerate(zip(block.texts, recordings, phones, strict=True), start=1):

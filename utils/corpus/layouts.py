@@ -136,8 +136,8 @@ def _read_ljspeech(raw: Path, split: str, folder: Path) -> Iterator[Utterance]:
         row = [field.strip() for field in line.split("|")]  # nothing is quoted
         name = row[0]
         if len(row) not in (2, 3) or not name or Path(name).name != name:
-            raise UserError(f"line {number} of {table} is not `id|text` or `id|text|normalised text`")
-        text = row[-1] or row[1]  # the second where nobody normalised it
+            raise UserError(f"line {number} of {table} is not `id|text` or `id|text|normalized text`")
+        text = row[-1] or row[1]  # the second where nobody normalized it
         yield Utterance(
             utterance=name,
             path=_clip(folder, name).relative_to(raw).as_posix(),

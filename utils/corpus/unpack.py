@@ -24,7 +24,7 @@ BLOCK = 1 << 20
 def unpack(path: Path, archive: Archive, folder: Path) -> dict[str, Any]:
     """Unpacks the tar at `path` so that `folder`/`archive.folder` appears at once, complete, with its record.
 
-    Files beside that folder in the archive (SPEAKERS.TXT, licences), the same in all archives of a corpus, are
+    Files beside that folder in the archive (SPEAKERS.TXT, licenses), the same in all archives of a corpus, are
     moved beside it.
 
     Returns:

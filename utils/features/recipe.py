@@ -34,7 +34,7 @@ class MelRecipe:
     (n_fft - hop_length) // 2 samples on both sides by reflection (Kong et al., "HiFi-GAN", 2020, its public code),
     which gives samples // hop_length frames.
 
-    `normalisation` "none": no statistics of the utterance enter its features; models normalise with those of their
+    `normalisation` "none": no statistics of the utterance enter its features; models normalize with those of their
     training set.
     """
 
@@ -94,7 +94,7 @@ class MelRecipe:
     def pad(self) -> tuple[int, int]:
         """Samples added before and after the audio so that torch's `n_fft`-long frames fall as `padding` says.
 
-        With "none" these samples lie where the window, centred in n_fft, is zero: they shift the frames and are
+        With "none" these samples lie where the window, centered in n_fft, is zero: they shift the frames and are
         never seen.
         """
         if self.padding == "hifigan":

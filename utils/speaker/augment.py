@@ -8,7 +8,7 @@ TILT = 3.0  # largest difference between the noise's level at the two ends of th
 
 
 def add_noise(mel: np.ndarray, generator: np.random.Generator, lowest_snr: float, highest_snr: float) -> np.ndarray:
-    """`mel`, the natural log of magnitudes, with steady noise of a random colour at a random ratio in dB.
+    """`mel`, the natural log of magnitudes, with steady noise of a random color at a random ratio in dB.
 
     Speech and noise have independent phases, so their powers add. The noise's power in a cell is exponentially
     distributed, as that of a Gaussian noise's Fourier coefficient, and its log falls or rises along the mel axis.

@@ -157,11 +157,11 @@ def _embed(args: argparse.Namespace) -> None:
 def _enroll(args: argparse.Namespace) -> None:
     from dataclasses import asdict
 
-    from utils.speaker.enrollment import EnrolmentStore, locked_store
+    from utils.speaker.enrollment import EnrollmentStore, locked_store
 
     recognizer = _load(args)
     owner = recognizer.model_hash, recognizer.recipe.hash
-    EnrolmentStore.begin(args.store, *owner).check_name(args.name, args.replace)
+    EnrollmentStore.begin(args.store, *owner).check_name(args.name, args.replace)
     embeddings, seconds = recognizer.embed_speech(args.audio)
     with locked_store(args.store, *owner) as store:
         added = store.enroll(args.name, embeddings, sum(seconds), args.replace)
@@ -175,11 +175,11 @@ def _enroll(args: argparse.Namespace) -> None:
 
 
 def _identify(args: argparse.Namespace) -> None:
-    from utils.speaker.enrollment import EnrolmentStore
+    from utils.speaker.enrollment import EnrollmentStore
 
     recognizer = _load(args)
     threshold = recognizer.decision_threshold(args.threshold)
-    store = EnrolmentStore.load(args.store, recognizer.model_hash)
+    store = EnrollmentStore.load(args.store, recognizer.model_hash)
     embeddings, _ = recognizer.embed_speech(args.audio)
     results = [store.identify(embedding, threshold) for embedding in embeddings]
     if args.json:

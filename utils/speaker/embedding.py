@@ -1,4 +1,4 @@
-"""Unit-normalised embeddings of many spectrograms at once."""
+"""Unit-normalized embeddings of many spectrograms at once."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ BATCH_FRAMES = 16_000  # padded frames in one forward: 160 s of audio; a longer 
 
 @torch.inference_mode()
 def embed_mels(model: SpeakerModel, mels: Sequence[Mel], device: torch.device) -> NDArray[np.float32]:
-    """Unit-normalised embeddings (n, D) of log-mel spectrograms (T_i, n_mels), by a model in eval mode.
+    """Unit-normalized embeddings (n, D) of log-mel spectrograms (T_i, n_mels), by a model in eval mode.
 
     They are run in batches of like length, padded; lengths mask the padding, so that neither order nor company
     changes an embedding beyond the order of floating-point sums.

@@ -1,6 +1,6 @@
 """Enrolled speakers in one file, and who of them is speaking.
 
-A store is a safetensors file: `embeddings` (S, D), one unit-normalised mean per speaker, and JSON metadata that says
+A store is a safetensors file: `embeddings` (S, D), one unit-normalized mean per speaker, and JSON metadata that says
 whose they are, from how many recordings and seconds, since when, and by which model. Embeddings of different models
 cannot be compared, so a store belongs to the model that began it.
 """
@@ -20,13 +20,13 @@ from numpy.typing import NDArray
 
 from utils.errors import UserError
 from utils.files import atomic_write
-from utils.speaker.identification import enrolment_mean
+from utils.speaker.identification import enrollment_mean
 
 UNKNOWN = "unknown"
 """The answer when no enrolled speaker reaches the threshold; nobody can be enrolled under it."""
 
 MIN_SPEECH_SECONDS = 0.5
-_FORMAT = "tacomamba-enrolment-1"
+_FORMAT = "tacomamba-enrollment-1"
 _FRAME_SECONDS, _HOP_SECONDS = 0.025, 0.010
 _RANGE_DB = 35.0  # speech spans about 30 dB from its vowels to its weak consonants
 _FLOOR_DBFS = -60.0  # quieter than any usable recording; keeps the noise of an empty one from counting as speech
@@ -58,7 +58,7 @@ def require_speech(path: str | Path, waveform: NDArray[np.float32], sample_rate:
 
 
 @dataclass(frozen=True)
-class Enrolment:
+class Enrollment:
     """What a speaker's embedding was made of: number of recordings, their seconds in all, and the day (UTC)."""
 
     name: str
@@ -86,43 +86,44 @@ class Identification:
         return {**asdict(self), "scores": [{"name": name, "score": score} for name, score in self.scores]}
 
 
-class EnrolmentStore:
+class EnrollmentStore:
     """Speakers enrolled with one model; see the module for the file."""
 
     def __init__(self, model_hash: str, recipe_hash: str) -> None:
         self.model_hash, self.recipe_hash = model_hash, recipe_hash
-        self.speakers: list[Enrolment] = []
+        self.speakers: list[Enrollment] = []
         self._embeddings: list[NDArray[np.float32]] = []
 
     @classmethod
-    def load(cls, path: str | Path, model_hash: str) -> EnrolmentStore:
+    def load(cls, path: str | Path, model_hash: str) -> EnrollmentStore:
         """Reads a store; `UserError` if it is missing, empty, damaged, or made with another model than `model_hash`."""
         from safetensors import SafetensorError, safe_open
 
         if not Path(path).is_file():
-            raise UserError(f"there is no enrolment store at {path}; enroll somebody first")
+            raise UserError(f"there is no enrollment store at {path}; enroll somebody first")
         if not Path(path).stat().st_size:
-            raise UserError(f"the enrolment store {path} is empty; enroll somebody first")
+            raise UserError(f"the enrollment store {path} is empty; enroll somebody first")
         try:
             with safe_open(path, framework="numpy") as file:
-                about = json.loads((file.metadata() or {}).get("enrolment", "{}"))
+                metadata = file.metadata() or {}
+                about = json.loads(metadata.get("enrollment", metadata.get("enrolment", "{}")))  # the older spelling
                 embeddings = file.get_tensor("embeddings") if about.get("format") == _FORMAT else None
         except (SafetensorError, ValueError, OSError) as error:
-            raise UserError(f"{path} is not an enrolment store, or it is damaged: {error}") from error
+            raise UserError(f"{path} is not an enrollment store, or it is damaged: {error}") from error
         if embeddings is None:
-            raise UserError(f"{path} is a safetensors file, but not an enrolment store")
+            raise UserError(f"{path} is a safetensors file, but not an enrollment store")
         if about["model_hash"] != model_hash:
             raise UserError(
                 f"the store {path} was made with model {about['model_hash']}, the checkpoint is model {model_hash}; "
                 "embeddings of different models cannot be compared"
             )
         store = cls(model_hash, about["recipe_hash"])
-        store.speakers = [Enrolment(**speaker) for speaker in about["speakers"]]
+        store.speakers = [Enrollment(**speaker) for speaker in about["speakers"]]
         store._embeddings = list(embeddings)
         return store
 
     @classmethod
-    def begin(cls, path: str | Path, model_hash: str, recipe_hash: str) -> EnrolmentStore:
+    def begin(cls, path: str | Path, model_hash: str, recipe_hash: str) -> EnrollmentStore:
         """The store at `path` to add to; a new one if there is none, or an empty file."""
         path = Path(path)
         if not path.exists() or (path.is_file() and not path.stat().st_size):
@@ -139,7 +140,7 @@ class EnrolmentStore:
             "recipe_hash": self.recipe_hash,
             "speakers": [asdict(speaker) for speaker in self.speakers],
         }
-        content = save({"embeddings": np.stack(self._embeddings)}, metadata={"enrolment": json.dumps(about)})
+        content = save({"embeddings": np.stack(self._embeddings)}, metadata={"enrollment": json.dumps(about)})
         with atomic_write(path) as file:
             file.write(content)
 
@@ -152,18 +153,18 @@ class EnrolmentStore:
         if not replace and any(speaker.name == name for speaker in self.speakers):
             raise UserError(f"{name!r} is enrolled already; --replace enrolls anew")
 
-    def enroll(self, name: str, embeddings: NDArray[np.float32], seconds: float, replace: bool = False) -> Enrolment:
+    def enroll(self, name: str, embeddings: NDArray[np.float32], seconds: float, replace: bool = False) -> Enrollment:
         """Adds a speaker, known from embeddings (n, D) of n recordings of `seconds` in all."""
         self.check_name(name, replace)
         kept = [place for place, speaker in enumerate(self.speakers) if speaker.name != name]
         date = datetime.datetime.now(datetime.UTC).date().isoformat()
-        added = Enrolment(name, len(embeddings), round(seconds, 3), date)
+        added = Enrollment(name, len(embeddings), round(seconds, 3), date)
         self.speakers = [*(self.speakers[place] for place in kept), added]
-        self._embeddings = [*(self._embeddings[place] for place in kept), enrolment_mean(embeddings)]
+        self._embeddings = [*(self._embeddings[place] for place in kept), enrollment_mean(embeddings)]
         return added
 
     def identify(self, embedding: NDArray[np.float32], threshold: float) -> Identification:
-        """Compares a unit-normalised embedding (D,) with everybody; equal scores are ranked by name."""
+        """Compares a unit-normalized embedding (D,) with everybody; equal scores are ranked by name."""
         cosines = np.stack(self._embeddings).astype(np.float64) @ embedding.astype(np.float64)
         pairs = zip((speaker.name for speaker in self.speakers), cosines.tolist(), strict=True)
         scores = sorted(pairs, key=lambda pair: (-pair[1], pair[0]))
@@ -179,7 +180,7 @@ class EnrolmentStore:
 
 
 @contextmanager
-def locked_store(path: str | Path, model_hash: str, recipe_hash: str) -> Iterator[EnrolmentStore]:
+def locked_store(path: str | Path, model_hash: str, recipe_hash: str) -> Iterator[EnrollmentStore]:
     """A store to change, new if there is none; saved at the end, with other writers kept out meanwhile."""
     from filelock import FileLock
 
@@ -187,7 +188,7 @@ def locked_store(path: str | Path, model_hash: str, recipe_hash: str) -> Iterato
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(path.with_name(f".{path.name}.lock")):
-            store = EnrolmentStore.begin(path, model_hash, recipe_hash)
+            store = EnrollmentStore.begin(path, model_hash, recipe_hash)
             yield store
             store.save(path)
     except OSError as error:

@@ -15,7 +15,7 @@ from utils.features.store import FeatureStore
 from utils.files import read_json, sha256_file
 from utils.lists import Trial, read_identification, read_trials, training_list_hash
 from utils.speaker.embedding import Mel
-from utils.speaker.identification import PARTS, answers, by_part, enrol
+from utils.speaker.identification import PARTS, answers, by_part, enroll
 from utils.speaker.protocol import Protocol, check_disjoint, read_protocol
 from utils.speaker.recognizer import SpeakerRecognizer
 from utils.speaker.report import Evaluation
@@ -122,7 +122,7 @@ def evaluate_audio(
     if identification:
         evaluation.source |= _list_source("identification_train", identification[0])
         evaluation.source |= _list_source("identification_test", identification[1])
-        _identify_by_enrolment(evaluation, recognizer, root, lists, vectors)
+        _identify_by_enrollment(evaluation, recognizer, root, lists, vectors)
     else:
         evaluation.reasons["identification"] = "no identification lists were given"
     return evaluation
@@ -175,21 +175,21 @@ def _score_trials(
     vectors.update(zip(evaluation.trials.items, embeddings, strict=True))
 
 
-def _identify_by_enrolment(
+def _identify_by_enrollment(
     evaluation: Evaluation,
     recognizer: SpeakerRecognizer,
     root: Path,
     lists: tuple[list[Item], ...],
     vectors: dict[str, NDArray[np.float32]],
 ) -> None:
-    """Enrols the speakers of the first list and identifies the recordings of the second by the highest cosine."""
+    """Enrolls the speakers of the first list and identifies the recordings of the second by the highest cosine."""
     paths = sorted({path for items in lists for _, path in items}.difference(vectors))
     (new,) = recognizer.embed_durations(
         paths, lambda path: recognizer.mel_of_file(root / path), [None], desc="identification"
     )
     vectors.update(zip(paths, new, strict=True))
     train, test = ([(speaker, parse_path(path)[1]) for speaker, path in items] for items in lists)
-    names, enrolled = enrol([speaker for speaker, _ in lists[0]], np.stack([vectors[path] for _, path in lists[0]]))
+    names, enrolled = enroll([speaker for speaker, _ in lists[0]], np.stack([vectors[path] for _, path in lists[0]]))
     for part, places in by_part(train, test).items():
         items = [lists[1][place] for place in places]
         probes = np.array([vectors[path] for _, path in items]).reshape(len(items), enrolled.shape[1])

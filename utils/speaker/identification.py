@@ -1,4 +1,4 @@
-"""Closed-set identification: which of the known speakers is this? By the classifier head, or by enrolment."""
+"""Closed-set identification: which of the known speakers is this? By the classifier head, or by enrollment."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def unit(vectors: NDArray) -> NDArray[np.float32]:
     return (vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)).astype(np.float32)
 
 
-def enrolment_mean(embeddings: NDArray) -> NDArray[np.float32]:
-    """Unit-normalised mean (D,) of unit-normalised embeddings (n, D).
+def enrollment_mean(embeddings: NDArray) -> NDArray[np.float32]:
+    """Unit-normalized mean (D,) of unit-normalized embeddings (n, D).
 
     A mean and not a sum, and of equal lengths: neither a speaker with more recordings nor a recording with a longer
     embedding gets an advantage.
@@ -35,11 +35,11 @@ def enrolment_mean(embeddings: NDArray) -> NDArray[np.float32]:
     return unit(unit(embeddings).mean(axis=0, dtype=np.float64))
 
 
-def enrol(speakers: Sequence[str], embeddings: NDArray) -> tuple[list[str], NDArray[np.float32]]:
-    """Names in order, and one enrolment each (S, D), from one embedding (n, D) per name in `speakers` (n)."""
+def enroll(speakers: Sequence[str], embeddings: NDArray) -> tuple[list[str], NDArray[np.float32]]:
+    """Names in order, and one enrollment each (S, D), from one embedding (n, D) per name in `speakers` (n)."""
     labels = np.asarray(speakers)
     names = sorted(set(speakers))
-    return names, np.stack([enrolment_mean(embeddings[labels == name]) for name in names])
+    return names, np.stack([enrollment_mean(embeddings[labels == name]) for name in names])
 
 
 def answers(items: Sequence[tuple[str, str]], scores: NDArray, names: Sequence[str]) -> list[Answer]:

@@ -100,7 +100,7 @@ def min_dcf(
     c_fa: float = 1.0,
     weights: ArrayLike | None = None,
 ) -> float:
-    """Least detection cost over all thresholds, normalised by the better of accepting all and rejecting all.
+    """Least detection cost over all thresholds, normalized by the better of accepting all and rejecting all.
 
     min over t of [c_miss FNR(t) p_target + c_fa FPR(t) (1 - p_target)] / min(c_miss p_target, c_fa (1 - p_target)),
     as in the NIST speaker recognition evaluations; at most 1.

@@ -34,7 +34,7 @@ def add_speaker_model_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--embedding-dim", type=cli.positive_int, default=192, help="size of a speaker embedding")
     group.add_argument("--channels", type=cli.positive_int, default=512, help="channels of ecapa")
     group.add_argument(
-        "--normalise",
+        "--normalize",
         choices=("auto", "global", "utterance"),
         default="auto",
         help="statistics taken off the features: the training set's, or the utterance's mean too; "
@@ -48,8 +48,8 @@ def speaker_model_problems(args: argparse.Namespace) -> list[str]:
     tacomamba = args.model == "tacomamba"
     if args.causal and not tacomamba:
         problems.append(f"--causal: {args.model} has no causal form; use --model tacomamba")
-    if args.causal and args.normalise == "utterance":
-        problems.append("--causal and --normalise utterance contradict: a stream has no utterance mean yet")
+    if args.causal and args.normalize == "utterance":
+        problems.append("--causal and --normalize utterance contradict: a stream has no utterance mean yet")
     if tacomamba:
         problems += stack_problems(args, args.mixer, args.causal, args.expand)
     if args.model == "ecapa" and args.channels % 8:
@@ -59,12 +59,12 @@ def speaker_model_problems(args: argparse.Namespace) -> list[str]:
 
 def speaker_model_config(args: argparse.Namespace, n_mels: int) -> dict[str, Any]:
     """The plain dictionary that `models.build_speaker_model` builds from and a checkpoint keeps."""
-    normalise = args.normalise
-    if normalise == "auto":
-        normalise = "global" if args.causal else "utterance"
+    normalize = args.normalize
+    if normalize == "auto":
+        normalize = "global" if args.causal else "utterance"
     names = ("causal", "subsampling", "pooled_channels", "embedding_dim", "channels")
     own = {name: getattr(args, name) for name in names}
-    return {**stack_config(args), **own, "normalise": normalise, "n_mels": n_mels}
+    return {**stack_config(args), **own, "normalize": normalize, "n_mels": n_mels}
 
 
 def add_speaker_arguments(parser: argparse.ArgumentParser) -> None:

@@ -189,8 +189,8 @@ def make_trials(rows: Sequence[Row], seed: str, cap: int) -> list[Trial]:
     draw = np.random.default_rng(int(sha256_text(seed)[:16], 16))
     targets = _at_most(_target_pairs(speakers), cap, draw)
     others = _at_most(_other_pairs(speakers, cap, draw), cap, draw)
-    labelled = [(int(a), int(b), True) for a, b in targets] + [(int(a), int(b), False) for a, b in others]
-    return [Trial(target, rows[a].path, rows[b].path) for a, b, target in sorted(labelled)]
+    labeled = [(int(a), int(b), True) for a, b in targets] + [(int(a), int(b), False) for a, b in others]
+    return [Trial(target, rows[a].path, rows[b].path) for a, b, target in sorted(labeled)]
 
 
 def _target_pairs(speakers: np.ndarray) -> np.ndarray:

@@ -4,7 +4,7 @@
     recognizer = SpeakerRecognizer.load("runs/demo")
     embedding = recognizer.embed_file("recording.flac")
 
-Embeddings are unit-normalised, so that the cosine of two recordings is their dot product.
+Embeddings are unit-normalized, so that the cosine of two recordings is their dot product.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class SpeakerRecognizer:
     def restore(
         cls, content: dict[str, Any], checkpoint: str | Path, device: str = "auto", backend: str = "auto"
     ) -> SpeakerRecognizer:
-        """The recogniser that a checkpoint's content describes; `checkpoint` names it in errors."""
+        """The recognizer that a checkpoint's content describes; `checkpoint` names it in errors."""
         model = build_speaker_model(content["model_config"], len(content["speakers"]))
         try:
             model.load_state_dict(content["model"])
@@ -117,7 +117,7 @@ class SpeakerRecognizer:
             raise UserError(f"{path}: {error}") from error
 
     def embed_mels(self, mels: Sequence[Mel]) -> NDArray[np.float32]:
-        """Unit-normalised embeddings (n, D) of log-mel spectrograms (T_i, n_mels), in batches of like length."""
+        """Unit-normalized embeddings (n, D) of log-mel spectrograms (T_i, n_mels), in batches of like length."""
         return embed_mels(self.model, mels, self.device)
 
     def embed_durations(

@@ -64,7 +64,7 @@ class CropDataset(Dataset):
 
 
 class SpeakerTask:
-    """Training a recogniser on one protocol of a feature store: a `utils.training.trainer.Task`."""
+    """Training a recognizer on one protocol of a feature store: a `utils.training.trainer.Task`."""
 
     name = "speaker"
     score_name = "valid_eer"

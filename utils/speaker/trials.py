@@ -83,7 +83,7 @@ class TrialSet:
         return ~self.targets | (first != second)
 
     def score(self, embeddings: NDArray[np.float32]) -> NDArray[np.float64]:
-        """Cosines (N,) of unit-normalised `embeddings` (M, D) of the recordings."""
+        """Cosines (N,) of unit-normalized `embeddings` (M, D) of the recordings."""
         scores = np.empty(len(self))
         for start in range(0, len(self), _SCORING_BLOCK):
             block = slice(start, start + _SCORING_BLOCK)

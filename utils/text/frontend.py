@@ -11,8 +11,8 @@ from itertools import pairwise
 import numpy as np
 
 from utils.errors import UserError
-from utils.text.normalise import normalise
-from utils.text.phonemes import phonemise
+from utils.text.normalize import normalize
+from utils.text.phonemes import phonemize
 from utils.text.symbols import fold
 from utils.text.vocabulary import BOS, EOS, UNITS, VOCABULARIES, Vocabulary
 
@@ -27,7 +27,7 @@ _UNCUT = "\ufdd0"  # stands behind such marks until the text is cut; Unicode kee
 class EncodedText:
     """One text for a model: `tokens` (N,) int32 between BOS and EOS, and the symbol of each.
 
-    `spoken` is the normalised text; `unknown` counts the symbols that the vocabulary lacks, which stay in `symbols` as
+    `spoken` is the normalized text; `unknown` counts the symbols that the vocabulary lacks, which stay in `symbols` as
     they were written.
     """
 
@@ -65,8 +65,8 @@ class FrontEnd:
         Raises:
             UserError: phonemes are asked for, and espeak-ng is not installed.
         """
-        spoken = [normalise(text) for text in texts]
-        written = phonemise(spoken) if self.units == "phoneme" else spoken
+        spoken = [normalize(text) for text in texts]
+        written = phonemize(spoken) if self.units == "phoneme" else spoken
         return [self._encode(text, said) for text, said in zip(written, spoken, strict=True)]
 
     def _encode(self, text: str, spoken: str) -> EncodedText:
@@ -76,7 +76,7 @@ class FrontEnd:
 
 
 def split_sentences(text: str) -> list[str]:
-    """Normalised sentences of `text`, none empty and none longer than `LONGEST_SENTENCE` characters.
+    """Normalized sentences of `text`, none empty and none longer than `LONGEST_SENTENCE` characters.
 
     Cuts at empty lines, before the items of a list, after . ! ? before a blank, and sentences that are too long after ;
     or :, else a comma, else at a blank, else anywhere. Marks that stand alone join the sentence before them. A word
@@ -86,7 +86,7 @@ def split_sentences(text: str) -> list[str]:
     sentences: list[str] = []
     parts = (part for paragraph in re.split(r"\n\s*\n", text) for part in _items(paragraph))
     marked = (_GOES_ON.sub(rf"\1{_UNCUT}", fold(part)) for part in parts)
-    paragraphs = "\n".join(normalise(part) for part in marked)
+    paragraphs = "\n".join(normalize(part) for part in marked)
     for sentence in re.sub(r"([.!?][\"')]*) ", r"\1\n", paragraphs).replace(_UNCUT, "").split("\n"):
         for piece in _bounded(sentence):
             is_mark = not any(char.isalnum() for char in piece)

@@ -42,11 +42,11 @@ def require_phonemes() -> None:
         ) from error
 
 
-def phonemise(texts: Sequence[str]) -> list[str]:
+def phonemize(texts: Sequence[str]) -> list[str]:
     """The phonemes of texts in IPA, each text's independent of the others.
 
     Args:
-        texts: English as `normalise` gives it.
+        texts: English as `normalize` gives it.
 
     Returns:
         For each text its words in IPA with stress marks before the vowels and blanks between the words. Punctuation
@@ -72,7 +72,7 @@ def phonemise(texts: Sequence[str]) -> list[str]:
     return json.loads(worker.stdout)
 
 
-class Phonemiser(Espeak):
+class Phonemizer(Espeak):
     """The library, asked for phonemes instead of speech."""
 
     def __init__(self) -> None:
@@ -110,10 +110,10 @@ def _parts(words: str) -> Iterator[str]:
     yield " ".join(part)
 
 
-def phonemise_text(text: str, speak: Callable[[str], str]) -> str:
+def phonemize_text(text: str, speak: Callable[[str], str]) -> str:
     """`text` with its words replaced by what `speak` makes of them, clause by clause.
 
-    Letters that `normalise` has joined by hyphens are said one by one: among others espeak-ng takes an "a" for a word.
+    Letters that `normalize` has joined by hyphens are said one by one: among others espeak-ng takes an "a" for a word.
     """
     said, start = [], 0
     for match in _SPELLED.finditer(text):
@@ -137,7 +137,7 @@ def _say_words(text: str, speak: Callable[[str], str]) -> str:
 
 
 def _clause(clause: str, speak: Callable[[str], str]) -> str:
-    """Words between marks as a whole, for their sounds depend on their neighbours; quotes come back between them.
+    """Words between marks as a whole, for their sounds depend on their neighbors; quotes come back between them.
 
     Where espeak-ng joins two words over a quote ("of the" is one word to it), its words cannot be told apart: then the
     quoted words are said alone.
@@ -161,8 +161,8 @@ def main() -> int:
     answer = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # whatever the library prints must not land in the answer
     try:
-        speak = Phonemiser()
-        spoken = [phonemise_text(text, speak) for text in texts]
+        speak = Phonemizer()
+        spoken = [phonemize_text(text, speak) for text in texts]
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return int(error.exit_code)

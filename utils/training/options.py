@@ -35,8 +35,8 @@ def _decay(text: str) -> float:
 def add_training_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the flags of the loop that all tasks share."""
     _add_batch_arguments(parser.add_argument_group("batches"))
-    group = parser.add_argument_group("optimisation")
-    group.add_argument("--steps", type=cli.positive_int, default=1000, help="optimiser steps in all")
+    group = parser.add_argument_group("optimization")
+    group.add_argument("--steps", type=cli.positive_int, default=1000, help="optimizer steps in all")
     group.add_argument("--lr", type=cli.positive_float, default=1e-3, help="peak learning rate of AdamW")
     group.add_argument("--weight-decay", type=not_negative, default=0.05, help="decoupled weight decay of matrices")
     group.add_argument("--warmup", type=cli.fraction, default=0.1, help="share of the steps with rising learning rate")

@@ -15,7 +15,7 @@ from torch.utils.data import Sampler
 from utils.errors import UserError
 
 POOL_BATCHES = 100  # batches of like length are formed among so many batches' worth of utterances
-JITTER = 0.05  # of a length where utterances are ordered by length, so that neighbours change from epoch to epoch
+JITTER = 0.05  # of a length where utterances are ordered by length, so that neighbors change from epoch to epoch
 
 
 class Order(Protocol):

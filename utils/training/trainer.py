@@ -171,7 +171,7 @@ class Trainer:
         }
 
     def restore(self, checkpoint: dict[str, Any]) -> None:
-        """Goes on from a `last.pt`; `UserError` if it holds another model or other settings of the optimiser."""
+        """Goes on from a `last.pt`; `UserError` if it holds another model or other settings of the optimizer."""
         self._require_same_run(checkpoint)
         training, update = checkpoint["training"], self.update
         self.model.load_state_dict(training.get("model", checkpoint["model"]))
@@ -189,7 +189,7 @@ class Trainer:
     def _require_same_run(self, checkpoint: dict[str, Any]) -> None:
         training = checkpoint.get("training")
         if training is None:
-            raise UserError("only last.pt and those before it can be resumed: best.pt holds no optimiser")
+            raise UserError("only last.pt and those before it can be resumed: best.pt holds no optimizer")
         if training.get("format") != TRAINING_FORMAT:
             raise UserError("the checkpoint to resume from was written by another version of this program")
         description = self.task.description()

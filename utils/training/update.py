@@ -1,4 +1,4 @@
-"""One optimiser step over a global batch: micro-batches, ranks, mixed precision, and steps that must not count."""
+"""One optimizer step over a global batch: micro-batches, ranks, mixed precision, and steps that must not count."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class StepResult:
 
 
 class Update:
-    """Model, optimiser, scaler and average, and the step that changes them.
+    """Model, optimizer, scaler and average, and the step that changes them.
 
     What a step is depends on neither ranks nor micro-batches, beyond the order of sums: its loss is the sum over the
     global batch divided by the global count. Batch norm is the exception: it sees one micro-batch of all ranks.
@@ -95,8 +95,8 @@ class Update:
         totals: list[Tensor] = []
         for micro, batch in enumerate(batches):
             seen.append(batch)
-            synchronised = world == 1 or micro == parts - 1
-            with contextlib.nullcontext() if synchronised else self.wrapped.no_sync():
+            synchronized = world == 1 or micro == parts - 1
+            with contextlib.nullcontext() if synchronized else self.wrapped.no_sync():
                 outputs = self._forward(batch, step)
                 names = sorted(outputs)
                 totals.append(self._sum_over_ranks([outputs[name] for name in names], signal))

@@ -15,13 +15,13 @@ FIRST_WHITENED = 3  # the covariance of alignments that are far off would say li
 RIDGE = 0.03  # share of the mean variance that is added to each
 FORGOTTEN = 1.0  # frames of a mean of zero that every symbol has seen, for those that are rare
 
-# Tokens (B, N), token lengths (B,), standardised mels (B, T, M), mel lengths (B,).
+# Tokens (B, N), token lengths (B,), standardized mels (B, T, M), mel lengths (B,).
 Batch = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
 @torch.no_grad()
 def fit(aligner: SymbolAligner, batches: Callable[[], Iterable[Batch]]) -> None:
-    """Viterbi training (hard expectation maximisation) of means and covariance, from an even division of utterances.
+    """Viterbi training (hard expectation maximization) of means and covariance, from an even division of utterances.
 
     Sums are in float64 and in the order of the batches, so that the same data give the same bits.
     """
@@ -32,10 +32,10 @@ def fit(aligner: SymbolAligner, batches: Callable[[], Iterable[Batch]]) -> None:
                 durations = aligner(x, mel_lengths, tokens, token_lengths)
             else:
                 durations = _even_durations(token_lengths, mel_lengths, tokens.shape[1])
-            centred = without_mean(x, mel_lengths)
+            centered = without_mean(x, mel_lengths)
             for row, (length, frames) in enumerate(zip(token_lengths, mel_lengths, strict=True)):
                 symbols = tokens[row, :length].repeat_interleave(durations[row, :length])
-                sums.add(symbols, centred[row, :frames].double(), aligner.mean)
+                sums.add(symbols, centered[row, :frames].double(), aligner.mean)
         aligner.mean.copy_(sums.means())
         if iteration >= FIRST_WHITENED:
             aligner.whitening.copy_(sums.whitening())

@@ -1,6 +1,6 @@
-"""Intelligibility by a speech recogniser: transcripts of audio, and how they differ from what should be said.
+"""Intelligibility by a speech recognizer: transcripts of audio, and how they differ from what should be said.
 
-The recogniser is a local model folder of faster-whisper; nothing is downloaded. It errs on true speech too: its
+The recognizer is a local model folder of faster-whisper; nothing is downloaded. It errs on true speech too: its
 rates mean something only beside those of copy-synthesis.
 """
 
@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from utils.cli import cores
 from utils.errors import UserError
-from utils.text.normalise import normalise
+from utils.text.normalize import normalize
 
 SAMPLE_RATE = 16_000
 _FILES = ("model.bin", "config.json", "tokenizer.json")
@@ -77,8 +77,8 @@ def _resampled(samples: ArrayLike, rate: int) -> NDArray[np.float32]:
 
 
 def comparable(text: str) -> str:
-    """Text as it is compared: normalised (numbers as words), without punctuation; words of a-z, 0-9 and apostrophes."""
-    words = re.sub(r"[^a-z0-9']+", " ", normalise(text)).split()
+    """Text as it is compared: normalized (numbers as words), without punctuation; words of a-z, 0-9 and apostrophes."""
+    words = re.sub(r"[^a-z0-9']+", " ", normalize(text)).split()
     return " ".join(word for word in (word.strip("'") for word in words) if word)
 
 
@@ -153,7 +153,7 @@ def _trace(edits: NDArray[np.int8]) -> list[int]:
 
 
 class Transcript(NamedTuple):
-    """What a recogniser heard, and its errors by character (blanks between words count) and by word."""
+    """What a recognizer heard, and its errors by character (blanks between words count) and by word."""
 
     text: str
     characters: ErrorCounts

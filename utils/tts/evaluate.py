@@ -1,4 +1,4 @@
-"""What an evaluation of text to mel measures: held-out texts, synthesised and copied through one vocoder.
+"""What an evaluation of text to mel measures: held-out texts, synthesized and copied through one vocoder.
 
 Copy-synthesis sends a recording's own mel through the vocoder: what it loses is the vocoder's, the rest is the
 acoustic model's. Both are measured on the mels of the audio that comes out, so that their figures have one unit.
@@ -133,7 +133,7 @@ def evaluate_synthesis(
         limit: at most so many utterances, drawn by `seed`.
 
     Raises:
-        UserError: data, protocol, vocoder or recogniser are missing or do not fit the checkpoint.
+        UserError: data, protocol, vocoder or recognizer are missing or do not fit the checkpoint.
     """
     store = FeatureStore.open(data)
     require_same(store.recipe, synthesizer.recipe, f"the features in {data}", "the checkpoint")

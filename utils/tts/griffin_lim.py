@@ -71,16 +71,16 @@ class GriffinLim:
             length=None,
             rand_init=False,
         )[0]
-        # torchaudio centres frame t on sample t * hop_length; the recipe's first frame is centred on this one.
-        centre = self.recipe.n_fft // 2 - self.recipe.pad[0]
-        start = self._margin * self.recipe.hop_length - centre
+        # torchaudio centers frame t on sample t * hop_length; the recipe's first frame is centered on this one.
+        center = self.recipe.n_fft // 2 - self.recipe.pad[0]
+        start = self._margin * self.recipe.hop_length - center
         samples = waveform[start : start + len(mel) * self.recipe.hop_length]
         return (samples / samples.abs().max().clamp_min(1.0)).numpy()
 
     def magnitudes(self, mel: Tensor) -> Tensor:
         """Log-mels (T, n_mels) to magnitudes (n_fft / 2 + 1, T) that have these mels and no negative value.
 
-        Multiplicative steps towards the smallest generalised Kullback-Leibler divergence (Lee and Seung 2001,
+        Multiplicative steps towards the smallest generalized Kullback-Leibler divergence (Lee and Seung 2001,
         equation 5), whose error is relative to the energy, as that of log-mels is. They begin with each bin at the
         weighted mean of the bands it lies in, and so keep the spectrum smooth between the bands.
         """

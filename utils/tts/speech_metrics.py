@@ -160,7 +160,7 @@ def pitch(samples: ArrayLike, recipe: MelRecipe) -> Floats:
     length = recipe.n_fft
     while length // 2 < recipe.sample_rate / low + 2:  # YIN compares half a frame with itself one period later
         length *= 2
-    margin = (length - recipe.n_fft) // 2  # frames of any length are centred where those of the mels are
+    margin = (length - recipe.n_fft) // 2  # frames of any length are centered where those of the mels are
     samples = np.asarray(samples, dtype=np.float32)
     padded = np.pad(samples, [side + margin for side in recipe.pad])
     f0, voiced, _ = librosa.pyin(

@@ -41,7 +41,7 @@ class Reading:
 
     @property
     def spoken(self) -> str:
-        """The text as it is read, normalised."""
+        """The text as it is read, normalized."""
         return " ".join(sentence.spoken for sentence in self.sentences)
 
 
@@ -53,7 +53,7 @@ class Spoken:
     durations: NDArray[np.int64]  # (N,), frames of each symbol, adding up to T
     alignments: tuple[NDArray[np.float32], ...]  # of each sentence (T_i, N_i): the share of each symbol in each frame
     symbols: tuple[str, ...]
-    spoken: str  # the text as it was read, normalised
+    spoken: str  # the text as it was read, normalized
     unknown: Counter[str]  # symbols that the model has no sound for; they were left out, or a like mark was read
     truncated: bool  # a sentence was stopped at the limit on its length
 
@@ -162,7 +162,7 @@ class Synthesizer:
         """
         self.require_pace(pace)
         reading, voice = self._read(text), self.voice(speaker)
-        parts = [self.model.synthesise(self._tokens(sentence), voice, pace) for sentence in reading.sentences]
+        parts = [self.model.synthesize(self._tokens(sentence), voice, pace) for sentence in reading.sentences]
         return Spoken(
             mel=np.concatenate([part.mel.cpu().numpy() for part in parts]),
             durations=np.concatenate([part.durations.cpu().numpy() for part in parts]),
@@ -238,6 +238,6 @@ class Synthesizer:
         if not Path(speaker).is_file():
             raise UserError(f"{speaker} is neither a recording nor one of this model's speakers ({known})")
         if speaker not in self._heard:
-            recognizer = SpeakerRecognizer.restore(self._recognizer, "the recogniser in this checkpoint", "cpu")
+            recognizer = SpeakerRecognizer.restore(self._recognizer, "the recognizer in this checkpoint", "cpu")
             self._heard[speaker] = torch.from_numpy(recognizer.embed_speech([speaker])[0])
         return self._heard[speaker].to(self.device)

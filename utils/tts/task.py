@@ -113,7 +113,7 @@ class TextToMelTask:
             fit(self.model.aligner, lambda: self._aligned_batches(items, mean, std))
 
     def _aligned_batches(self, items: list[int], mean: np.ndarray, std: np.ndarray) -> Iterator[Batch]:
-        """Standardised batches of (at most `ALIGNED_UTTERANCES`) training utterances, of like length in each."""
+        """Standardized batches of (at most `ALIGNED_UTTERANCES`) training utterances, of like length in each."""
         items = _drawn(items, ALIGNED_UTTERANCES, [self.args.seed, 6])
         items = sorted(items, key=lambda item: self.store.rows[item].frames)
         for start in range(0, len(items), ALIGNED_BATCH):
@@ -225,7 +225,7 @@ class TextToMelTask:
         item = self.valid_items[0]
         device = next(self.model.parameters()).device
         batch = self._batch([item], device)
-        made = self.model.synthesise(batch["tokens"], batch.get("speaker"))
+        made = self.model.synthesize(batch["tokens"], batch.get("speaker"))
         mel, alignment = made.mel.cpu().numpy(), made.alignment.cpu().numpy()
         symbols = [self.store.vocabulary.symbols[token] for token in self.store.tokens(item)]
         title = f"{self.store.rows[item].utterance}, step {step}"
@@ -250,7 +250,7 @@ class TextToMelTask:
         }
 
     def attachments(self) -> dict[str, Any]:
-        """The recogniser that hears reference recordings, and the training speakers' embeddings (n_speakers, E)."""
+        """The recognizer that hears reference recordings, and the training speakers' embeddings (n_speakers, E)."""
         return {"recognizer": self.voices.recognizer, "speaker_embeddings": self.voices.means()}
 
 

@@ -1,4 +1,4 @@
-"""What a text-to-mel model is told of the voice: nothing, a number, or an embedding by our own recogniser."""
+"""What a text-to-mel model is told of the voice: nothing, a number, or an embedding by our own recognizer."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from utils.features.store import FeatureStore
 from utils.files import atomic_write
 from utils.speaker.recognizer import SpeakerRecognizer
 
-# What of a recogniser's checkpoint goes into a checkpoint of text to mel, so that it can hear a reference recording.
+# What of a recognizer's checkpoint goes into a checkpoint of text to mel, so that it can hear a reference recording.
 KEPT = ("model_config", "recipe", "recipe_hash", "speakers", "metrics", "step", "training_list", "model")
 
 
@@ -31,7 +31,7 @@ def kept_recognizer(checkpoint: dict[str, Any]) -> dict[str, Any]:
 def store_embeddings(store: FeatureStore, recognizer: SpeakerRecognizer) -> np.ndarray:
     """Embeddings (len(store), E) float32 of length 1 of all recordings of a store, read from its raw audio.
 
-    Kept in the store's folder under the recogniser's hash, because listening to a corpus takes long.
+    Kept in the store's folder under the recognizer's hash, because listening to a corpus takes long.
     """
     path = store.directory / "speaker_embeddings" / f"{recognizer.model_hash}.safetensors"
     names = [row.utterance for row in store.rows]
@@ -82,7 +82,7 @@ class Voices:
         return 0 if self.embeddings is None else self.embeddings.shape[1]
 
     def means(self) -> Tensor | None:
-        """The training speakers' enrolments: unit-normalised means (n_speakers, E)."""
+        """The training speakers' enrollments: unit-normalized means (n_speakers, E)."""
         if self.embeddings is None:
             return None
         means = torch.stack([torch.from_numpy(self._mean(speaker)) for speaker in self.speakers])

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
 from utils.errors import UserError
-from utils.speaker.enrollment import UNKNOWN, EnrolmentStore, locked_store, speech_seconds, write_embeddings
-from utils.speaker.identification import enrolment_mean, unit
+from utils.speaker.enrollment import UNKNOWN, EnrollmentStore, locked_store, speech_seconds, write_embeddings
+from utils.speaker.identification import enrollment_mean, unit
 
 MODEL, RECIPE = "0123456789abcdef", "recipe"
 RATE = 16_000
@@ -54,11 +54,11 @@ def test_speech_does_not_depend_on_the_rate_of_the_file():
 
 
 @given(st.integers(1, 5), st.floats(0.1, 100), st.integers(0, 1000))
-def test_an_enrolment_does_not_grow_with_recordings_or_their_length(count, scale, seed):
+def test_an_enrollment_does_not_grow_with_recordings_or_their_length(count, scale, seed):
     first, second = np.random.default_rng(seed).normal(size=(2, 8))
-    mean = enrolment_mean(np.stack([first, second]))
+    mean = enrollment_mean(np.stack([first, second]))
     assert np.linalg.norm(mean) == pytest.approx(1, abs=1e-6)
-    assert enrolment_mean(np.stack([scale * first, second] * count)) == pytest.approx(mean, abs=1e-6)
+    assert enrollment_mean(np.stack([scale * first, second] * count)) == pytest.approx(mean, abs=1e-6)
 
 
 def test_store_round_trip(tmp_path: Path):
@@ -67,7 +67,7 @@ def test_store_round_trip(tmp_path: Path):
         store.enroll("Ada", embeddings([1, 0, 0], [0, 1, 0]), seconds=7.25)
     with locked_store(path, MODEL, RECIPE) as store:
         store.enroll("Ben Bär", embeddings([0, 0, 1]), seconds=3)
-    store = EnrolmentStore.load(path, MODEL)
+    store = EnrollmentStore.load(path, MODEL)
     today = datetime.datetime.now(datetime.UTC).date().isoformat()
     described = [(s.name, s.count, s.seconds, s.date) for s in store.speakers]
     assert described == [("Ada", 2, 7.25, today), ("Ben Bär", 1, 3, today)]
@@ -78,7 +78,7 @@ def test_store_round_trip(tmp_path: Path):
 
 
 def test_unknown_below_the_threshold_and_no_margin_alone():
-    store = EnrolmentStore(MODEL, RECIPE)
+    store = EnrollmentStore(MODEL, RECIPE)
     store.enroll("Ada", embeddings([1, 0]), seconds=1)
     probe = embeddings([0.6, 0.8])[0]
     near, far = store.identify(probe, threshold=0.59), store.identify(probe, threshold=0.61)
@@ -97,7 +97,7 @@ def test_replacing_a_speaker(tmp_path: Path):
     assert path.read_bytes() == before
     with locked_store(path, MODEL, RECIPE) as store:
         store.enroll("Ada", embeddings([-1, 0]), seconds=2, replace=True)
-    store = EnrolmentStore.load(path, MODEL)
+    store = EnrollmentStore.load(path, MODEL)
     assert sorted((s.name, s.seconds) for s in store.speakers) == [("Ada", 2), ("Ben", 1)]
     assert store.identify(embeddings([-1, 0])[0], 0.9).name == "Ada"
     assert store.identify(embeddings([0, 1])[0], 0.9).name == "Ben"
@@ -110,36 +110,36 @@ def test_writers_at_once_lose_nobody(tmp_path: Path):
 
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(enroll, range(16)))
-    assert len(EnrolmentStore.load(tmp_path / "store", MODEL).speakers) == 16
+    assert len(EnrollmentStore.load(tmp_path / "store", MODEL).speakers) == 16
 
 
 @pytest.mark.parametrize("name", ["", " ", " Ada", "two\nlines", UNKNOWN])
 def test_names_that_cannot_be_enrolled(name):
     with pytest.raises(UserError):
-        EnrolmentStore(MODEL, RECIPE).check_name(name, replace=True)
+        EnrollmentStore(MODEL, RECIPE).check_name(name, replace=True)
 
 
 def test_stores_that_are_refused(tmp_path: Path):
     path = tmp_path / "store"
-    with pytest.raises(UserError, match="there is no enrolment store"):
-        EnrolmentStore.load(path, MODEL)
+    with pytest.raises(UserError, match="there is no enrollment store"):
+        EnrollmentStore.load(path, MODEL)
     path.write_bytes(b"")
     with pytest.raises(UserError, match="is empty"):
-        EnrolmentStore.load(path, MODEL)
+        EnrollmentStore.load(path, MODEL)
     path.write_bytes(b"a text file, not safetensors")
-    with pytest.raises(UserError, match="not an enrolment store, or it is damaged"):
-        EnrolmentStore.begin(path, MODEL, RECIPE)
+    with pytest.raises(UserError, match="not an enrollment store, or it is damaged"):
+        EnrollmentStore.begin(path, MODEL, RECIPE)
     save_file({"embeddings": np.zeros((1, 2), np.float32)}, path)
-    with pytest.raises(UserError, match="a safetensors file, but not an enrolment store"):
-        EnrolmentStore.load(path, MODEL)
+    with pytest.raises(UserError, match="a safetensors file, but not an enrollment store"):
+        EnrollmentStore.load(path, MODEL)
     path.unlink()
     with locked_store(path, MODEL, RECIPE) as store:
         store.enroll("Ada", embeddings([1, 0]), seconds=1)
     with pytest.raises(UserError, match=f"was made with model {MODEL}, the checkpoint is model another"):
-        EnrolmentStore.load(path, "another")
+        EnrollmentStore.load(path, "another")
     path.write_bytes(path.read_bytes()[:-3])
     with pytest.raises(UserError, match="damaged"):
-        EnrolmentStore.load(path, MODEL)
+        EnrollmentStore.load(path, MODEL)
 
 
 def test_embeddings_file(tmp_path: Path):

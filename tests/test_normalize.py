@@ -1,4 +1,4 @@
-"""The normaliser: exact words, and what holds for any text."""
+"""The normalizer: exact words, and what holds for any text."""
 
 import string
 import unicodedata
@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from utils.text.frontend import split_sentences
-from utils.text.normalise import normalise
+from utils.text.normalize import normalize
 from utils.text.symbols import fold
 
 WORDS = {
@@ -218,12 +218,12 @@ WORDS = {
 
 @pytest.mark.parametrize("written", WORDS)
 def test_exact_words(written):
-    assert normalise(written) == WORDS[written]
+    assert normalize(written) == WORDS[written]
 
 
 @pytest.mark.parametrize("spoken", WORDS.values())
-def test_what_is_normalised_stays(spoken):
-    assert normalise(spoken) == spoken
+def test_what_is_normalized_stays(spoken):
+    assert normalize(spoken) == spoken
 
 
 SENTENCES = {
@@ -270,8 +270,8 @@ PIECES = st.sampled_from(
     st.lists(st.tuples(PIECES, st.sampled_from(["", " "])), max_size=9).map(lambda parts: "".join(map("".join, parts)))
 )
 def test_any_mixture_has_words_for_all_its_numbers_and_stays(text):
-    spoken = normalise(text)
-    assert normalise(spoken) == spoken
+    spoken = normalize(text)
+    assert normalize(spoken) == spoken
     assert not set(spoken) & set(string.digits + string.ascii_uppercase + "$£€%/&#_[]{}½²")
     assert spoken == spoken.strip() and "  " not in spoken
 
@@ -279,8 +279,8 @@ def test_any_mixture_has_words_for_all_its_numbers_and_stays(text):
 @settings(max_examples=200, deadline=None)
 @given(st.text(max_size=30))
 def test_no_letter_of_another_script_is_lost(text):
-    spoken = normalise(text)
-    assert normalise(spoken) == spoken
+    spoken = normalize(text)
+    assert normalize(spoken) == spoken
     kept = [
         char for char in fold(text) if not char.isascii() and unicodedata.category(char)[0] == "L" and char not in "μΩ"
     ]
@@ -293,9 +293,9 @@ def test_no_letter_of_another_script_is_lost(text):
 )
 def test_very_long_texts_end(unit):
     text = (unit * 200_000)[:200_000]
-    assert len(normalise(text)) <= 20 * len(text)
+    assert len(normalize(text)) <= 20 * len(text)
 
 
 def test_a_thousand_words_are_all_there():
     text = "The 2 dogs of Mr. Jones ran 5 km. " * 125
-    assert normalise(text).split() == "the two dogs of mister jones ran five kilometers.".split() * 125
+    assert normalize(text).split() == "the two dogs of mister jones ran five kilometers.".split() * 125

@@ -1,6 +1,6 @@
 """Written English to the words that are spoken, in lower case with the punctuation that a voice can use.
 
-    normalise("Dr. Smith paid $3.50 on Jan. 5, 1984.")
+    normalize("Dr. Smith paid $3.50 on Jan. 5, 1984.")
     # "doctor smith paid three dollars and fifty cents on january fifth, nineteen eighty-four."
 
 Numbers are num2words', accents of Latin script anyascii's. Words in capitals stay words (nasa); letters with points are
@@ -69,10 +69,10 @@ PASSES = 8  # a pass can bring an abbreviation to light ("Co.Mr."); the last one
 _ROMAN = "(?=[IVXL])(?:XL|L?X{0,3})(?:IX|IV|V?I{0,3})"
 
 
-def normalise(text: str) -> str:
+def normalize(text: str) -> str:
     """English text in speakable words: lower case, single blanks, and the marks . , ; : ? ! - ' " ( ).
 
-    Normalised text comes back as it is. Symbols without an English reading stay in it. The time is linear.
+    Normalized text comes back as it is. Symbols without an English reading stay in it. The time is linear.
     """
     if any(char.islower() for char in text):  # a text in capitals says nothing about its words
         text = _ACRONYM.sub(lambda match: "-".join(match[0]), text)
@@ -192,7 +192,7 @@ def _say_point(match: Match) -> str:
 _SYMBOL = re.compile(f"[{re.escape(''.join(_SYMBOLS))}]")
 
 
-# "twelve:thirty", as the normalised column of LJSpeech has it.
+# "twelve:thirty", as the normalized column of LJSpeech has it.
 _CLOCK = re.compile(
     r"\b(one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve):"
     r"(?=(?:oh|ten|eleven|twelve|[a-z]+teen|twenty|thirty|forty|fifty)\b)"
