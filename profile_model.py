@@ -13,87 +13,88 @@ train_tacomamba.py as they are.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import sys
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any
 
-import train_tacomamba
+import torch
+from torch import nn
+
+from models.config import Config, options
+from models.speaker import SpeakerConfig, SpeakerModel
+from models.tts import MODELS, TextToMelConfig
 from utils import cli
 from utils.errors import ExitCode
 from utils.features.recipe import DEFAULT_RECIPE, RECIPES
-from utils.speaker.options import (
-    add_speaker_model_arguments,
-    speaker_model_config,
-    speaker_model_problems,
-)
-from utils.training.model_options import add_model_arguments, flags_of_other_families, flags_of_other_tasks
-from utils.tts.options import add_tts_model_arguments, tts_model_config, tts_problems
-
-if TYPE_CHECKING:
-    from torch import nn
-
-    from utils.profiling import Layer, StepMemory
+from utils.profiling import Layer, StepMemory, layer_table, profile_layers, profile_step, step_table
+from utils.tasks import TASKS
+from utils.text.vocabulary import SPECIAL, VOCABULARIES
+from utils.training.options import TrainingOptions
+from utils.training.update import AMP_DTYPES, parameter_groups
 
 SYMBOLS_PER_SECOND = 15  # of read English, characters or phonemes
 
 
-def build_parser() -> cli.Parser:
-    """The flags of this script."""
+def build_parser(argv: Sequence[str] | None = None) -> cli.Parser:
+    """The flags of this script, those of the task that `argv` names."""
+    task = TASKS[cli.peek(argv, "--task", "speaker", TASKS)]
     parser = cli.Parser(description=__doc__)
-    parser.add_config(other=train_tacomamba.build_parser())
-    parser.add_argument("--task", choices=tuple(DEFAULT_RECIPE), default="speaker", help="what the model is for")
+    trained_with = [field.name for config in (TrainingOptions, *task.option_classes()) for field in options(config)]
+    parser.add_config(ignored=[*trained_with, "data", "protocol", "out"])
+    parser.add_argument("--task", choices=tuple(TASKS), default="speaker", help="what the model is for")
     step = parser.add_argument_group("training step")
-    step.add_argument("--batch-size", type=cli.positive_int, default=32, help="samples in a step")
+    step.add_argument("--batch-size", type=cli.positive_int, default=32, metavar="N", help="samples in a step")
     step.add_argument(
-        "--batch-frames", type=cli.positive_int, help="mel frames in a step, in whole samples, over --batch-size"
+        "--batch-frames", type=cli.positive_int, metavar="N", help="mel frames in a step, in whole samples, instead"
     )
-    step.add_argument("--crop-seconds", type=cli.positive_float, default=2.0, help="length of a sample in seconds")
-    step.add_argument("--frames", type=cli.positive_int, help="length of a sample in mel frames, over --crop-seconds")
+    step.add_argument("--crop-seconds", type=cli.positive_float, default=2.0, metavar="S", help="length of a sample")
+    step.add_argument("--frames", type=cli.positive_int, metavar="N", help="length of a sample in mel frames, instead")
     step.add_argument(
         "--speakers",
         type=cli.positive_int,
         default=1000,
-        help="those that the classifier, or --voice table, tells apart",
+        metavar="N",
+        help="training speakers, of the classifier or of --voice table",
     )
-    step.add_argument("--recipe", choices=sorted(RECIPES), help="mel recipe (default: the task's)")
-    step.add_argument(
-        "--amp", choices=("off", "bf16", "fp16"), default="off", help="mixed precision of the forward pass"
-    )
-    add_model_arguments(parser)
-    add_speaker_model_arguments(parser)
-    add_tts_model_arguments(parser)
-    _add_text_arguments(parser)
+    step.add_argument("--recipe", choices=sorted(RECIPES), default=DEFAULT_RECIPE[task.name], help="mel recipe")
+    step.add_argument("--amp", choices=("off", *AMP_DTYPES), default="off", help="mixed precision of the forward pass")
+    if task.name == "tts":
+        step.add_argument(
+            "--symbols",
+            type=cli.positive_int,
+            metavar="N",
+            help=f"symbols of a sample (default: {SYMBOLS_PER_SECOND} per second)",
+        )
+        step.add_argument(
+            "--speaker-dim",
+            type=cli.positive_int,
+            default=192,
+            metavar="N",
+            help="size of embeddings, --voice embedding",
+        )
+    parser.add_options(task.model_config)
     output = parser.add_argument_group("output")
-    output.add_argument("--depth", type=cli.non_negative_int, help="levels of modules in the table (default: all)")
-    output.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
-    return parser
-
-
-def _add_text_arguments(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("texts of text to mel")
-    group.add_argument(
-        "--symbols", type=cli.positive_int, help=f"symbols of a sample (default: {SYMBOLS_PER_SECOND} a second)"
+    output.add_argument(
+        "--depth", type=cli.non_negative_int, metavar="N", help="levels of modules in the table (default: all)"
     )
-
-
-OWN_FLAGS = {
-    "speaker": (add_speaker_model_arguments,),
-    "tts": (add_tts_model_arguments, _add_text_arguments),
-}
+    output.add_argument(
+        "--json", action=argparse.BooleanOptionalAction, default=False, help="print one JSON object instead of tables"
+    )
+    return parser
 
 
 def main(argv: list[str] | None = None) -> int:
     """Parses the flags, profiles, returns the exit code."""
-    parser = build_parser()
+    parser = build_parser(argv)
     args = parser.parse_args(argv)
-    args.recipe = args.recipe or DEFAULT_RECIPE[args.task]
-    parser.report([*_problems(args), *flags_of_other_families(args, parser)])
-    return cli.run(_profile, args)
+    (config,) = parser.read_options(args, TASKS[args.task].model_config, also=_problems(args))
+    return cli.run(lambda args: _profile(args, config), args)
 
 
 def _problems(args: argparse.Namespace) -> list[str]:
-    problems = speaker_model_problems(args) if args.task == "speaker" else tts_problems(args)
-    problems += flags_of_other_tasks(args, OWN_FLAGS)
+    problems = []
     if args.json and args.depth is not None:
         problems.append("--depth shortens the table; --json always holds every row")
     frames = _frames(args)
@@ -118,14 +119,10 @@ def _symbols(args: argparse.Namespace) -> int:
     return args.symbols or max(1, round(SYMBOLS_PER_SECOND * seconds))
 
 
-def _profile(args: argparse.Namespace) -> int:
-    import torch
-
-    from utils.profiling import profile_layers, profile_step
-    from utils.training.update import AMP_DTYPES, parameter_groups
-
+def _profile(args: argparse.Namespace, config: Config) -> int:
     torch.manual_seed(0)
-    config, model, batch = _speaker_step(args) if args.task == "speaker" else _tts_step(args)
+    config = dataclasses.replace(config, n_mels=RECIPES[args.recipe].n_mels)
+    model, batch = (_speaker_step if args.task == "speaker" else _tts_step)(args, config)
     model.train()
 
     def loss() -> torch.Tensor:
@@ -141,67 +138,51 @@ def _profile(args: argparse.Namespace) -> int:
     return ExitCode.DONE
 
 
-def _speaker_step(args: argparse.Namespace) -> tuple[dict[str, Any], nn.Module, dict[str, Any]]:
-    """The configuration of a speaker model, the model, and arguments of its forward pass."""
-    import torch
-
-    from models.speaker import build_speaker_model
-
-    config = speaker_model_config(args, RECIPES[args.recipe].n_mels)
+def _speaker_step(args: argparse.Namespace, config: SpeakerConfig) -> tuple[nn.Module, dict[str, Any]]:
+    """A speaker model, and arguments of its forward pass."""
     samples, frames = _samples(args), _frames(args)
     batch = {
-        "mel": torch.randn(samples, frames, config["n_mels"]),
+        "mel": torch.randn(samples, frames, config.n_mels),
         "lengths": torch.full((samples,), frames),
         "labels": torch.arange(samples) % args.speakers,
-        "margin": 0.2,
+        "margin_share": 1.0,
     }
-    return config, build_speaker_model(config, args.speakers), batch
+    return SpeakerModel(config, args.speakers), batch
 
 
-def _tts_step(args: argparse.Namespace) -> tuple[dict[str, Any], nn.Module, dict[str, Any]]:
-    """The configuration of a text-to-mel model, the model, and arguments of its forward pass."""
-    import torch
-
-    from models.tts import build_text_to_mel
-    from utils.speaker.recognizer import SpeakerRecognizer
-    from utils.text.vocabulary import SPECIAL, VOCABULARIES
-
-    speaker_dim = 0
-    if args.voice == "embedding":
-        speaker_dim = SpeakerRecognizer.load(args.speaker_encoder, "cpu").model_config["embedding_dim"]
-    config = tts_model_config(args, RECIPES[args.recipe].n_mels, args.speakers, speaker_dim)
+def _tts_step(args: argparse.Namespace, config: TextToMelConfig) -> tuple[nn.Module, dict[str, Any]]:
+    """A text-to-mel model, and arguments of its forward pass."""
+    config = dataclasses.replace(config, n_speakers=args.speakers, speaker_dim=args.speaker_dim)
     samples, frames, symbols = _samples(args), _frames(args), _symbols(args)
     size = len(VOCABULARIES["phoneme"])
     voices = {
         "none": None,
         "table": torch.arange(samples) % args.speakers,
-        "embedding": torch.randn(samples, speaker_dim),
+        "embedding": torch.randn(samples, args.speaker_dim),
     }
     batch = {
         "tokens": torch.randint(len(SPECIAL), size, (samples, symbols)),
         "token_lengths": torch.full((samples,), symbols),
-        "mel": torch.randn(samples, frames, config["n_mels"]),
+        "mel": torch.randn(samples, frames, config.n_mels),
         "mel_lengths": torch.full((samples,), frames),
         "speaker": voices[args.voice],
     }
-    return config, build_text_to_mel(config, size), batch
+    return MODELS[config.model](config, size), batch
 
 
 def _shown(args: argparse.Namespace) -> dict[str, Any]:
-    """What was profiled, in words and figures."""
+    """The profiled step, in words and numbers."""
     own = {"speakers": args.speakers} if args.task == "speaker" else {"symbols": _symbols(args), "voice": args.voice}
     return {"task": args.task, "batch_size": _samples(args), "frames": _frames(args), **own, "amp": args.amp}
 
 
-def _as_json(shown: dict[str, Any], config: dict[str, Any], layers: list[Layer], step: StepMemory) -> str:
+def _as_json(shown: dict[str, Any], config: Config, layers: list[Layer], step: StepMemory) -> str:
     rows = [vars(layer) for layer in layers]
-    content = {**shown, "model_config": config, "parameters": layers[0].parameters}
+    content = {**shown, "model_config": config.to_dict(), "parameters": layers[0].parameters}
     return json.dumps({**content, "layers": rows, "step_bytes": step.to_dict()}, indent=2)
 
 
 def _as_text(shown: dict[str, Any], layers: list[Layer], step: StepMemory, depth: int | None) -> str:
-    from utils.profiling import layer_table, step_table
-
     title = "One training step: " + ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in shown.items())
     return f"{layer_table(layers, depth)}\n\n{title}\n{step_table(step)}"
 

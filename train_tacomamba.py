@@ -14,140 +14,122 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
 
 from utils import cli
+from utils.checkpoint import load_checkpoint
 from utils.device import keep_few_compiled_operations, keep_freed_memory
-from utils.errors import ExitCode
+from utils.errors import ExitCode, UserError
+from utils.features.store import FeatureStore
 from utils.lists import DEFAULT_PROTOCOL
-from utils.speaker import options as speaker_options
-from utils.training import options
-from utils.training.model_options import add_model_arguments, flags_of_other_families, flags_of_other_tasks
-from utils.tts import options as tts_options
-
-if TYPE_CHECKING:
-    from utils.features.store import FeatureStore
-    from utils.training.distributed import Ranks
-    from utils.training.task import Task
-
-OWN_FLAGS = {
-    "speaker": (speaker_options.add_speaker_arguments, speaker_options.add_speaker_model_arguments),
-    "tts": (tts_options.add_tts_model_arguments,),
-}
+from utils.tasks import TASKS
+from utils.training import distributed
+from utils.training.checkpoints import CheckpointStore
+from utils.training.distributed import Ranks
+from utils.training.options import TrainingOptions
+from utils.training.runlog import write_run_record
+from utils.training.trainer import Trainer
 
 
-def build_parser() -> cli.Parser:
-    """The flags of this script."""
+def build_parser(argv: Sequence[str] | None = None) -> cli.Parser:
+    """The flags of this script, those of the task that `argv` names."""
+    task = TASKS[cli.peek(argv, "--task", "speaker", TASKS)]
     parser = cli.Parser(description=__doc__)
     parser.add_config()
     data = parser.add_argument_group("data")
-    data.add_argument("--task", choices=("speaker", "tts"), default="speaker", help="what to train")
+    data.add_argument("--task", choices=tuple(TASKS), default="speaker", help="what to train")
     data.add_argument("--data", type=Path, required=True, help="folder that preprocess.py wrote")
     data.add_argument("--protocol", default=DEFAULT_PROTOCOL, help="which of the data's protocols gives the splits")
     data.add_argument("--out", type=Path, required=True, help="run folder; not empty only with --resume")
-    options.add_training_arguments(parser)
-    add_model_arguments(parser)
-    speaker_options.add_speaker_arguments(parser)
-    speaker_options.add_speaker_model_arguments(parser)
-    tts_options.add_tts_model_arguments(parser)
+    parser.add_options(TrainingOptions, task.model_config, *task.option_classes())
+    parser.may_change.add("data")  # a folder may have moved; what is trained on is compared by its hash
     return parser
 
 
 def main(argv: list[str] | None = None) -> int:
     """Parses the flags, trains, returns the exit code."""
-    parser = build_parser()
+    parser = build_parser(argv)
     args = parser.parse_args(argv)
-    parser.report([*_problems(args), *flags_of_other_families(args, parser)])
-    return cli.run(_train, args, notes=True)
+    task = TASKS[args.task]
+    training, config, *options = parser.read_options(
+        args, TrainingOptions, task.model_config, *task.option_classes(), also=_problems_of_out(args)
+    )
+    parser.report(task.problems(config, training, options))
+    return cli.run(lambda args: _train(args, parser, training, config, options), args, notes=True)
 
 
-def _problems(args: argparse.Namespace) -> list[str]:
-    if args.task == "speaker":
-        problems = [*speaker_options.speaker_model_problems(args), *speaker_options.speaker_problems(args)]
-    else:
-        problems = tts_options.tts_problems(args)
-    if args.task == "tts" and args.compile:
-        problems.append("--compile is for --task speaker: g++ 12 fails on what torch.compile makes of text to mel")
-    problems += flags_of_other_tasks(args, OWN_FLAGS)
-    if args.resume == "off" and args.out.is_dir() and any(args.out.iterdir()):
-        problems.append(f"{args.out} is not empty: --resume auto goes on with the run there, another --out starts anew")
+def _problems_of_out(args: argparse.Namespace) -> list[str]:
     if args.out.exists() and not args.out.is_dir():
-        problems.append(f"--out {args.out} is a file, not a folder")
-    return problems
+        return [f"--out {args.out} is a file, not a folder"]
+    if args.resume == "off" and args.out.is_dir() and any(args.out.iterdir()):
+        return [f"{args.out} is not empty: --resume auto resumes the run there, another --out begins a new one"]
+    return []
 
 
-def _train(args: argparse.Namespace) -> int:
-    import torch
-
-    from utils.training import distributed
-
+def _train(args: argparse.Namespace, parser: cli.Parser, training: TrainingOptions, *configs: Any) -> int:
     keep_freed_memory()
     keep_few_compiled_operations()
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    ranks = distributed.join(args.device)
+    if training.threads:
+        torch.set_num_threads(training.threads)
+    ranks = distributed.join(training.device)
     try:
-        code = _fit(args, ranks)
+        code = _fit(args, parser, ranks, training, *configs)
         ranks.wait()  # one that leaves earlier closes connections that others still use
         return code
     finally:
         distributed.leave()
 
 
-def _fit(args: argparse.Namespace, ranks: Ranks) -> int:
-    import torch
-
-    from utils.features.store import FeatureStore
-    from utils.training.trainer import Trainer
-
-    resumed = ranks.on_main(lambda: _checkpoint_to_resume(args))
+def _fit(
+    args: argparse.Namespace, parser: cli.Parser, ranks: Ranks, training: TrainingOptions, config: Any, options: Any
+) -> int:
+    resumed = ranks.on_main(lambda: _checkpoint_to_resume(args.out, training))
+    flags = cli.plain_arguments(args)
+    if resumed is not None:
+        _require_same_flags(resumed["config"], flags, parser)
     store = FeatureStore.open(args.data)
-    torch.manual_seed(args.seed)
-    task = _task(args, store, is_new=resumed is None)
-    config = cli.plain_arguments(args)
-    trainer = Trainer(task, args, config, args.out, ranks)
+    torch.manual_seed(training.seed)
+    folder = args.data / "protocols" / args.protocol
+    task = TASKS[args.task](store, folder, config, training, options, is_new=resumed is None)
+    trainer = Trainer(task, training, flags, args.out, ranks)
     if resumed is not None:
         trainer.restore(resumed)
-    if trainer.step >= args.steps:
+    if trainer.step >= training.steps:
         print(f"{args.out} is trained to step {trainer.step} already")
         return ExitCode.DONE
     if ranks.is_main:
-        if args.resume not in ("auto", "off"):
-            trainer.store.begin_from(Path(args.resume))
+        if training.resume not in ("auto", "off"):
+            trainer.store.begin_from(Path(training.resume))
         trainer.store.sweep()
-        _write_records(args, config, task, trainer.step, ranks)
+        _write_records(args, flags, task, trainer.step, ranks)
     return trainer.fit()
 
 
-def _task(args: argparse.Namespace, store: FeatureStore, is_new: bool) -> Task:
-    """What is to be trained, freshly initialized; one that is not new is to be restored from a checkpoint."""
-    folder = args.data / "protocols" / args.protocol
-    if args.task == "speaker":
-        from utils.speaker.protocol import read_protocol
-        from utils.speaker.task import SpeakerTask
-
-        return SpeakerTask(store, read_protocol(folder), args)
-    from utils.tts.task import TextToMelTask
-    from utils.tts.text_lists import read_text_lists
-
-    return TextToMelTask(store, read_text_lists(folder), args, is_new)
-
-
-def _checkpoint_to_resume(args: argparse.Namespace) -> dict[str, Any] | None:
-    from utils.checkpoint import load_checkpoint
-    from utils.training.checkpoints import CheckpointStore
-
-    if args.resume == "off":
+def _checkpoint_to_resume(out: Path, training: TrainingOptions) -> dict[str, Any] | None:
+    if training.resume == "off":
         return None
-    if args.resume == "auto":
-        return CheckpointStore(args.out, args.keep_last).newest()
-    return load_checkpoint(Path(args.resume))
+    if training.resume == "auto":
+        return CheckpointStore(out, training.keep_last).newest()
+    return load_checkpoint(Path(training.resume))
 
 
-def _write_records(args: argparse.Namespace, config: dict[str, Any], task: Any, step: int, ranks: Ranks) -> None:
-    from utils.training.runlog import write_run_record
+def _require_same_flags(before: dict[str, Any], now: dict[str, Any], parser: cli.Parser) -> None:
+    """`UserError` if a flag differs that could make the resumed run another run; one that is new had its default."""
+    different = []
+    for name in sorted((before.keys() | now.keys()) - parser.may_change):
+        default = parser.get_default(name)
+        old, new = (flags.get(name, default) for flags in (before, now))
+        if old != new:
+            different.append(f"--{name.replace('_', '-')} ({old} there, {new} here)")
+    if different:
+        raise UserError(f"the checkpoint to resume from was trained with other {', '.join(different)}")
 
+
+def _write_records(args: argparse.Namespace, flags: dict[str, Any], task: Any, step: int, ranks: Ranks) -> None:
     parameters = sum(parameter.numel() for parameter in task.model.parameters())
     print(
         f"{parameters:,} parameters, {len(task.speakers)} speakers, {len(task.dataset.items)} utterances, "
@@ -155,7 +137,7 @@ def _write_records(args: argparse.Namespace, config: dict[str, Any], task: Any, 
     )
     cli.save_config(args.out / "config.yaml", args)
     facts = {"parameters": parameters, "ranks": ranks.world, "device": str(ranks.device), "started_from_step": step}
-    write_run_record(args.out, config, facts)
+    write_run_record(args.out, flags, facts)
 
 
 if __name__ == "__main__":

@@ -118,6 +118,8 @@ class Mamba(StateSpaceMixer):
         d_conv: int = 4,
         expand: int = 2,
         dt_rank: int | None = None,
+        dt_min: float = 1e-3,
+        dt_max: float = 0.1,
         bias: bool = False,
         conv_bias: bool = True,
         backend: str = "auto",
@@ -130,7 +132,7 @@ class Mamba(StateSpaceMixer):
         self.x_proj = nn.Linear(d_inner, self.dt_rank + 2 * d_state, bias=False)
         self.dt_proj = nn.Linear(self.dt_rank, d_inner)
         nn.init.uniform_(self.dt_proj.weight, -(self.dt_rank**-0.5), self.dt_rank**-0.5)
-        self.dt_proj.bias = nn.Parameter(_initial_dt_bias(d_inner))
+        self.dt_proj.bias = nn.Parameter(_initial_dt_bias(d_inner, dt_min, dt_max))
         self.A_log = nn.Parameter(torch.arange(1.0, d_state + 1).log().repeat(d_inner, 1))
         self.D = nn.Parameter(torch.ones(d_inner))
         self.out_proj = nn.Linear(d_inner, d_model, bias=bias)
@@ -170,6 +172,8 @@ class Mamba2(StateSpaceMixer):
         expand: int = 2,
         headdim: int = 64,
         ngroups: int = 1,
+        dt_min: float = 1e-3,
+        dt_max: float = 0.1,
         bias: bool = False,
         conv_bias: bool = True,
         backend: str = "auto",
@@ -184,7 +188,7 @@ class Mamba2(StateSpaceMixer):
         super().__init__(d_model, d_inner + convolved + heads, convolved, d_conv, bias, conv_bias, backend)
         self.d_inner, self.d_state, self.headdim, self.ngroups = d_inner, d_state, headdim, ngroups
         self.state_shape = heads, headdim, d_state
-        self.dt_bias = nn.Parameter(_initial_dt_bias(heads))
+        self.dt_bias = nn.Parameter(_initial_dt_bias(heads, dt_min, dt_max))
         self.A_log = nn.Parameter(torch.empty(heads).uniform_(1, 16).log())
         self.D = nn.Parameter(torch.ones(heads))
         self.norm = GatedRMSNorm(d_inner, d_inner // ngroups)

@@ -1,32 +1,65 @@
-"""The interchangeable sequence mixers of `MixerStack`, all (B, L, D), lengths (B,) -> (B, L, D).
+"""The interchangeable sequence mixers of `MixerStack`, all (b, l, d), lengths (b,) -> (b, l, d).
 
 Each respects right padding (the valid part of the output is that of the unpadded sequence) and comes causal or
-bidirectional, so that comparisons change one thing only.
+bidirectional, so that comparisons change one thing only. `MIXERS` names them; each is built from a `MixerConfig`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
+from models.config import Config, Registry, option
 from models.engine.interface import causal_conv
 from models.mamba import Mamba, Mamba2, MixerState, StateSpaceMixer, length_mask
 
+MIXERS: Registry[Callable[[MixerConfig, bool], nn.Module]] = Registry()
+
+
+@dataclass(frozen=True)
+class MixerConfig(Config):
+    """A mixer and its sizes; each mixer reads the fields that it knows."""
+
+    title = "sequence mixer"
+
+    mixer: str = option("mamba2", "sequence mixer of tacomamba", choices=MIXERS, family="tacomamba")
+    d_model: int = option(192, "channels of the residual stream", least=1)
+    expand: int = option(2, "inner channels per channel: all mixers but attention", least=1)
+    d_state: int | None = option(None, "state size N: mamba, mamba2 (default: 16 and 64)", least=1)
+    d_conv: int = option(4, "taps of the convolution inside mamba and mamba2", least=1)
+    headdim: int = option(64, "channels of a head: mamba2, attention", least=1)
+    ngroups: int = option(1, "groups of heads that share B and C: mamba2", least=1)
+    dt_rank: int | None = option(None, "rank of the step size: mamba (default: d_model / 16, rounded up)", least=1)
+    dt_min: float = option(1e-3, "least initial step size in frames: mamba, mamba2", above=0)
+    dt_max: float = option(0.1, "largest initial step size in frames: mamba, mamba2", above=0)
+    conv_kernel: int = option(15, "taps of conv", least=1)
+
+    def given(self, *names: str) -> dict[str, object]:
+        """Fields by name as keyword arguments, without those that are None: a constructor has defaults for them."""
+        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+
+
+def build_mixer(config: MixerConfig, causal: bool) -> nn.Module:
+    """The mixer of a configuration; ValueError for sizes that it cannot have."""
+    return MIXERS[config.mixer](config, causal)
+
 
 def reverse_by_length(x: Tensor, lengths: Tensor) -> Tensor:
-    """Reverses the valid part of each sequence and leaves its right padding where it is; x (B, L, D), lengths (B,)."""
+    """Reverses the valid part of each sequence and leaves its right padding where it is; x (b, l, d), lengths (b,)."""
     position = torch.arange(x.shape[1], device=x.device)
-    mirrored = lengths.unsqueeze(1) - 1 - position  # (B, L), negative on padding
+    mirrored = lengths.unsqueeze(1) - 1 - position  # (b, l), negative on padding
     index = torch.where(mirrored >= 0, mirrored, position)
     return torch.gather(x, 1, index.unsqueeze(-1).expand_as(x))
 
 
 class CausalMixer(nn.Module):
-    """A state-space mixer read from left to right; it can go on from a state."""
+    """A state-space mixer read from left to right; it continues from a state."""
 
     def __init__(self, make: Callable[[], StateSpaceMixer]) -> None:
         super().__init__()
@@ -40,7 +73,7 @@ class CausalMixer(nn.Module):
         return self.forward_mixer.initial_state(batch)
 
     def step(self, x: Tensor, state: MixerState) -> tuple[Tensor, MixerState]:
-        """The next frames of a stream, (B, L, D)."""
+        """The next frames of a stream, (b, l, d)."""
         return self.forward_mixer.step(x, state)
 
 
@@ -57,24 +90,38 @@ class BidirectionalMixer(nn.Module):
         return (self.forward_mixer(x, lengths) + reverse_by_length(backward, lengths)) / 2
 
 
+@MIXERS.register("mamba")
+def _mamba(config: MixerConfig, causal: bool) -> nn.Module:
+    sizes = config.given("d_state", "d_conv", "expand", "dt_rank", "dt_min", "dt_max")
+    return (CausalMixer if causal else BidirectionalMixer)(lambda: Mamba(config.d_model, **sizes))
+
+
+@MIXERS.register("mamba2")
+def _mamba2(config: MixerConfig, causal: bool) -> nn.Module:
+    sizes = config.given("d_state", "d_conv", "expand", "headdim", "ngroups", "dt_min", "dt_max")
+    return (CausalMixer if causal else BidirectionalMixer)(lambda: Mamba2(config.d_model, **sizes))
+
+
+@MIXERS.register("attention")
 class AttentionMixer(nn.Module):
     """Multi-head self-attention (Vaswani et al. 2017) with rotary positions (Su et al. 2021)."""
 
-    def __init__(self, d_model: int, causal: bool, headdim: int = 64) -> None:
+    def __init__(self, config: MixerConfig, causal: bool) -> None:
         super().__init__()
+        d_model, headdim = config.d_model, config.headdim
         if d_model % headdim or headdim % 2:
-            raise ValueError(f"d_model = {d_model} must be a multiple of an even headdim, not {headdim}")
+            raise ValueError(f"headdim {headdim} must be even and divide d_model = {d_model}")
         self.headdim, self.causal = headdim, causal
         self.qkv = nn.Linear(d_model, 3 * d_model, bias=False)
         self.out_proj = nn.Linear(d_model, d_model, bias=False)
 
     def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
-        qkv = self.qkv(x).unflatten(-1, (3, -1, self.headdim)).permute(2, 0, 3, 1, 4)  # (3, B, H, L, P)
+        qkv = rearrange(self.qkv(x), "b l (three h p) -> three b h l p", three=3, p=self.headdim)
         cos, sin = self._rotation(x.shape[1], x.device)
         query, key = (_rotate(part, cos, sin) for part in qkv[:2])
         mask = None if self.causal else length_mask(lengths, x.shape[1])[:, None, None]
         y = F.scaled_dot_product_attention(query, key, qkv[2], attn_mask=mask, is_causal=self.causal)
-        return self.out_proj(y.transpose(1, 2).flatten(2))
+        return self.out_proj(rearrange(y, "b h l p -> b l (h p)"))
 
     def _rotation(self, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
         frequency = 1e4 ** (-torch.arange(0, self.headdim, 2, device=device) / self.headdim)
@@ -83,20 +130,23 @@ class AttentionMixer(nn.Module):
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotates the channel pairs (i, i + P/2) by their position's angle; x (B, H, L, P), cos and sin (L, P/2)."""
+    """Rotates the channel pairs (i, i + p/2) by their position's angle; x (b, h, l, p), cos and sin (l, p/2)."""
     first, second = x.chunk(2, dim=-1)
     return torch.cat([first * cos - second * sin, first * sin + second * cos], dim=-1).to(x.dtype)
 
 
+@MIXERS.register("lstm")
 class LSTMMixer(nn.Module):
     """One LSTM layer (Hochreiter and Schmidhuber 1997) and an output projection."""
 
-    def __init__(self, d_model: int, causal: bool, expand: int = 1) -> None:
+    def __init__(self, config: MixerConfig, causal: bool) -> None:
         super().__init__()
         self.causal = causal
-        directions = 1 if causal else 2
-        self.lstm = nn.LSTM(d_model, expand * d_model // directions, batch_first=True, bidirectional=not causal)
-        self.out_proj = nn.Linear(expand * d_model, d_model, bias=False)
+        d_inner, directions = config.expand * config.d_model, 1 if causal else 2
+        if d_inner % directions:
+            raise ValueError(f"expand x d_model = {d_inner} must be even for a bidirectional lstm")
+        self.lstm = nn.LSTM(config.d_model, d_inner // directions, batch_first=True, bidirectional=not causal)
+        self.out_proj = nn.Linear(d_inner, config.d_model, bias=False)
 
     def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
         if self.causal:
@@ -106,15 +156,16 @@ class LSTMMixer(nn.Module):
         return self.out_proj(y)
 
 
+@MIXERS.register("conv")
 class ConvMixer(nn.Module):
     """Gated point-wise, depth-wise and point-wise convolution: the convolution module of Conformer (Gulati 2020).
 
     RMSNorm stands for its batch norm, so that a sequence's output does not depend on its batch.
     """
 
-    def __init__(self, d_model: int, causal: bool, expand: int = 2, kernel: int = 15) -> None:
+    def __init__(self, config: MixerConfig, causal: bool) -> None:
         super().__init__()
-        d_inner = expand * d_model
+        d_model, d_inner, kernel = config.d_model, config.expand * config.d_model, config.conv_kernel
         self.ahead = 0 if causal else kernel // 2
         self.in_proj = nn.Linear(d_model, 2 * d_inner, bias=False)
         self.conv1d = nn.Conv1d(d_inner, d_inner, kernel, groups=d_inner)
@@ -128,19 +179,3 @@ class ConvMixer(nn.Module):
             x = F.pad(x, (0, 0, 0, self.ahead))
         y = causal_conv(x, self.conv1d.weight.squeeze(1), self.conv1d.bias)[:, self.ahead :]
         return self.out_proj(F.silu(self.norm(y.to(self.norm.weight.dtype))))
-
-
-def build_mixer(name: str, d_model: int, causal: bool, d_state: int, expand: int, headdim: int) -> nn.Module:
-    """The mixer called `name`; options that a mixer does not know are not passed to it."""
-    state_space = CausalMixer if causal else BidirectionalMixer
-    if name == "mamba":
-        return state_space(lambda: Mamba(d_model, d_state=d_state, expand=expand))
-    if name == "mamba2":
-        return state_space(lambda: Mamba2(d_model, d_state=d_state, expand=expand, headdim=headdim))
-    if name == "attention":
-        return AttentionMixer(d_model, causal, headdim)
-    if name == "lstm":
-        return LSTMMixer(d_model, causal, expand)
-    if name == "conv":
-        return ConvMixer(d_model, causal, expand)
-    raise ValueError(f"unknown mixer {name!r}")

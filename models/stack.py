@@ -2,17 +2,31 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from models.config import option
 from models.mamba import MixerState, length_mask
-from models.mixers import build_mixer
+from models.mixers import MixerConfig, build_mixer
+
+
+@dataclass(frozen=True)
+class StackConfig(MixerConfig):
+    """A stack of residual blocks around mixers."""
+
+    title = "stack of mixers"
+
+    n_layers: int = option(4, "blocks of tacomamba (text to mel: of its decoder)", least=1)
+    mlp_ratio: float = option(0.0, "hidden channels of an MLP per channel; 0 for none", least=0)
+    dropout: float = option(0.0, "dropout on each residual branch", least=0, most=1)
 
 
 class GatedMLP(nn.Module):
-    """SwiGLU feed-forward layer (Shazeer 2020): (B, L, D) -> (B, L, D)."""
+    """SwiGLU feed-forward layer (Shazeer 2020): (b, l, d) -> (b, l, d)."""
 
     def __init__(self, d_model: int, ratio: float) -> None:
         super().__init__()
@@ -40,7 +54,7 @@ class MixerBlock(nn.Module):
         return self._feed_forward(x + self.dropout(self.mixer(self.norm(x), lengths)))
 
     def step(self, x: Tensor, state: MixerState) -> tuple[Tensor, MixerState]:
-        """The next frames of a stream, (B, L, D); for blocks around a causal state-space mixer."""
+        """The next frames of a stream, (b, l, d); for blocks around a causal state-space mixer."""
         y, state = self.mixer.step(self.norm(x), state)
         return self._feed_forward(x + self.dropout(y)), state
 
@@ -49,30 +63,19 @@ class MixerBlock(nn.Module):
 
 
 class MixerStack(nn.Module):
-    """Residual blocks around interchangeable mixers, ended by a norm: (B, L, D), lengths (B,) -> (B, L, D).
+    """Residual blocks around interchangeable mixers, ended by a norm: (b, l, d), lengths (b,) -> (b, l, d).
 
     Frames beyond a sequence's length come out as zeros. With `checkpoint_layers` set, training keeps the input of each
     block and computes the rest again in backward.
     """
 
-    def __init__(
-        self,
-        mixer: str,
-        d_model: int,
-        n_layers: int,
-        causal: bool,
-        d_state: int = 64,
-        expand: int = 2,
-        headdim: int = 64,
-        mlp_ratio: float = 0.0,
-        dropout: float = 0.0,
-    ) -> None:
+    def __init__(self, config: StackConfig, causal: bool) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(
-            MixerBlock(d_model, build_mixer(mixer, d_model, causal, d_state, expand, headdim), mlp_ratio, dropout)
-            for _ in range(n_layers)
+            MixerBlock(config.d_model, build_mixer(config, causal), config.mlp_ratio, config.dropout)
+            for _ in range(config.n_layers)
         )
-        self.norm = nn.RMSNorm(d_model, eps=1e-5)
+        self.norm = nn.RMSNorm(config.d_model, eps=1e-5)
         self.checkpoint_layers = False
 
     def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
@@ -84,12 +87,17 @@ class MixerStack(nn.Module):
                 x = block(x, lengths)
         return self.norm(x) * length_mask(lengths, x.shape[1]).unsqueeze(-1)
 
+    @property
+    def can_stream(self) -> bool:
+        """Whether the mixers carry the past in a state, which `step` needs."""
+        return all(hasattr(block.mixer, "step") for block in self.blocks)
+
     def initial_state(self, batch: int) -> list[MixerState]:
         """The states of all blocks before the first frame."""
         return [block.mixer.initial_state(batch) for block in self.blocks]
 
     def step(self, x: Tensor, states: list[MixerState]) -> tuple[Tensor, list[MixerState]]:
-        """The next frames of a stream, (B, L, D), with what came before in `states`; causal state-space mixers only."""
+        """The next frames of a stream, (b, l, d), with what came before in `states`; causal state-space mixers only."""
         x = x.to(torch.promote_types(x.dtype, torch.float32))
         new_states = []
         for block, state in zip(self.blocks, states, strict=True):

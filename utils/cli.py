@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import itertools
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
+from models.config import Config, kinds, options, problem_of
 from models.engine import BACKENDS
 from utils.errors import ExitCode, UserError
 from utils.files import write_text
 
 T = TypeVar("T")
 N = TypeVar("N", int, float)
+C = TypeVar("C", bound=Config)
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter):
@@ -46,13 +49,14 @@ class Parser(argparse.ArgumentParser):
         kwargs.setdefault("allow_abbrev", False)
         super().__init__(*args, **kwargs)
         self._problems: list[str] = []
+        self.may_change = {"config", "out"}  # flags that a resumed run may give other values
 
-    def add_config(self, other: Parser | None = None) -> None:
+    def add_config(self, ignored: Iterable[str] = ()) -> None:
         """Adds `--config`; call it on the parser, or the subparser, whose flags the file may set.
 
-        The file may also hold flags of `other`, another script's parser; they are passed over.
+        The file may also hold the keys `ignored`, flags of another script.
         """
-        self._passed_over = {action.dest for action in other._actions} if other else set()
+        self._ignored = frozenset(ignored)
         self.add_argument("--config", metavar="FILE", type=Path, help="YAML file that sets defaults of these flags")
 
     def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
@@ -67,6 +71,39 @@ class Parser(argparse.ArgumentParser):
         if self._problems:
             self._exit_with(self._problems)
         return result
+
+    def add_options(self, *configs: type[Config]) -> None:
+        """Adds a flag for each option of configurations, grouped by the class that defines it."""
+        for config in configs:
+            for owner in config.__mro__:
+                fields = [field for field in options(config) if field.name in vars(owner).get("__annotations__", {})]
+                if fields:
+                    group = self.add_argument_group(owner.title)
+                    for field in fields:
+                        _add_option(group, field, *kinds(config)[field.name])
+                        self.may_change |= {field.name} if field.metadata["may_change"] else set()
+
+    def read_options(self, args: argparse.Namespace, *configs: type[C], also: Sequence[str] = ()) -> list[C]:
+        """The configurations that parsed flags give; exits with all contradictions in them, and the problems `also`."""
+        found, problems = [], list(also)
+        for config in configs:
+            values = {field.name: getattr(args, field.name) for field in options(config)}
+            try:
+                found.append(config(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}))
+            except ValueError as error:
+                problems += str(error).split("; ")
+            problems += self._of_other_families(config, values)
+        self.report(problems)
+        return found
+
+    def _of_other_families(self, config: type[Config], values: dict[str, Any]) -> list[str]:
+        """A sentence for each flag that was set and that only another family of models reads."""
+        return [
+            f"{_flag(field.name)} is for --model {field.metadata['family']}, not for --model {values['model']}"
+            for field in options(config)
+            if field.metadata["family"] not in (None, values.get("model"))
+            and values[field.name] != self.get_default(field.name)
+        ]
 
     def report(self, problems: Sequence[str]) -> None:
         """Exits with all `problems` (contradicting flags, say) if there are any."""
@@ -89,7 +126,7 @@ class Parser(argparse.ArgumentParser):
         for key, value in self._read_config(path).items():
             dest = str(key).replace("-", "_")
             action = actions.get(dest)
-            if action is None and dest in self._passed_over:
+            if action is None and dest in self._ignored:
                 continue
             if action is None or action.dest in ("config", "help"):
                 self._problems.append(f"{path}: there is no flag --{str(key).replace('_', '-')}")
@@ -169,16 +206,68 @@ class Parser(argparse.ArgumentParser):
 
 
 def _config_path(words: Sequence[str]) -> Path | None:
-    """The last `--config` among the words, as argparse would take it."""
+    found = _last_value(words, "--config")
+    return None if found is None else Path(found)
+
+
+def _last_value(words: Sequence[str], flag: str) -> str | None:
+    """The last value of a flag among the words, as argparse would take it."""
     found = None
     for position, word in enumerate(words):
         if word == "--":
             break
-        if word == "--config" and position + 1 < len(words):
-            found = Path(words[position + 1])
-        elif word.startswith("--config="):
-            found = Path(word.partition("=")[2])
+        if word == flag and position + 1 < len(words):
+            found = words[position + 1]
+        elif word.startswith(f"{flag}="):
+            found = word.partition("=")[2]
     return found
+
+
+def peek(words: Sequence[str] | None, flag: str, default: str, choices: Container[str]) -> str:
+    """The value that a flag will have, looked up before the parser that depends on it is made; `default` if it is bad.
+
+    The command line and the file of `--config` are read; the parser reports what is wrong with them.
+    """
+    words = sys.argv[1:] if words is None else words
+    value = _last_value(words, flag)
+    path = _config_path(words)
+    if value is None and path is not None:
+        import yaml
+
+        try:
+            content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, yaml.YAMLError):
+            content = None
+        value = content.get(flag.lstrip("-")) if isinstance(content, dict) else None
+    return value if isinstance(value, str) and value in choices else default
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _add_option(group: argparse._ArgumentGroup, field: dataclasses.Field, kind: type, count: int) -> None:
+    """Adds the flag of an option, with the checks that its configuration makes."""
+    metadata = field.metadata
+    common = {"default": field.default, "help": metadata["help"].replace("%", "%%")}
+    if kind is bool:
+        group.add_argument(_flag(field.name), action=argparse.BooleanOptionalAction, **common)
+        return
+    if count > 1:
+        common |= {"nargs": count, "default": list(field.default)}
+    if metadata["choices"] is not None:
+        group.add_argument(_flag(field.name), choices=tuple(metadata["choices"]), **common)
+        return
+
+    def checked(text: str) -> Any:
+        value = _number(kind, text) if kind in (int, float) else kind(text)
+        problem = problem_of(metadata, value)
+        if problem:
+            raise argparse.ArgumentTypeError(problem)
+        return value
+
+    metavar = metadata["metavar"] or {int: "N", float: "X", Path: "FILE"}.get(kind)
+    group.add_argument(_flag(field.name), type=checked, metavar=metavar, **common)
 
 
 def _number(kind: type[N], text: str) -> N:

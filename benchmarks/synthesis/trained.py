@@ -24,6 +24,6 @@ def load_trained(
         raise UserError(
             f"{path} was trained on another list of utterances than that of --protocol in {store.directory}"
         )
-    if synthesizer.model_config["speaker"] != "none":
+    if synthesizer.config.voice != "none":
         raise UserError(f"{path} is a model of several voices, and this measures models of one")
     return synthesizer

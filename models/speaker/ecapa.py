@@ -7,11 +7,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.norm import BatchNorm
+from models.speaker.config import ENCODERS, SpeakerConfig
 from models.speaker.pooling import AttentiveStatisticsPooling
 from models.speaker.xvector import TDNNLayer
 
 RES2_SCALE = 8
 DILATIONS = (2, 3, 4)
+POOLED_CHANNELS = 1536
 
 
 class SqueezeExcitation(nn.Module):
@@ -58,23 +60,29 @@ class SERes2Block(nn.Module):
         return x + self.excitation(y, lengths)
 
 
+@ENCODERS.register("ecapa")
 class ECAPA(nn.Module):
-    """ECAPA-TDNN (figure 2): (B, L, n_mels), lengths (B,) -> (B, embedding_dim).
+    """ECAPA-TDNN (figure 2): (b, l, n_mels), lengths (b,) -> (b, embedding_dim).
 
     Every block sees the sum of all earlier outputs (section 3.3); the last 1x1 layer sees their concatenation.
     """
 
-    def __init__(self, n_mels: int, embedding_dim: int, channels: int = 512, pooled_channels: int = 1536) -> None:
+    takes_padding = False  # in training: batch norm would count it
+
+    def __init__(self, config: SpeakerConfig) -> None:
         super().__init__()
+        channels = config.channels
+        if config.causal:
+            raise ValueError("ecapa has no causal form; tacomamba has one")
         if channels % RES2_SCALE:
-            raise ValueError(f"channels = {channels} must be a multiple of {RES2_SCALE}")
-        self.enter = TDNNLayer(n_mels, channels, 5, 1)
+            raise ValueError(f"channels {channels} must be a multiple of {RES2_SCALE}")
+        self.enter = TDNNLayer(config.n_mels, channels, 5, 1)
         self.blocks = nn.ModuleList(SERes2Block(channels, dilation) for dilation in DILATIONS)
-        self.aggregate = nn.Linear(len(DILATIONS) * channels, pooled_channels)
-        self.pooling = AttentiveStatisticsPooling(pooled_channels, global_context=True)
-        self.pooled_norm = BatchNorm(2 * pooled_channels)
-        self.embedding = nn.Linear(2 * pooled_channels, embedding_dim)
-        self.embedding_norm = BatchNorm(embedding_dim)
+        self.aggregate = nn.Linear(len(DILATIONS) * channels, POOLED_CHANNELS)
+        self.pooling = AttentiveStatisticsPooling(POOLED_CHANNELS, global_context=True)
+        self.pooled_norm = BatchNorm(self.pooling.out_dim)
+        self.embedding = nn.Linear(self.pooling.out_dim, config.embedding_dim)
+        self.embedding_norm = BatchNorm(config.embedding_dim)
 
     def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
         x = total = self.enter(x, lengths)

@@ -1,4 +1,4 @@
-"""Losses of the speaker task."""
+"""Losses of the speaker task: embeddings (b, e) and labels (b,) to a summed loss, and to cosines with the classes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.speaker.config import LOSSES, SpeakerConfig
 
+
+@LOSSES.register("aam")
 class AAMSoftmax(nn.Module):
     """Additive angular margin softmax (Deng et al. 2019, equation 3): cos(theta + margin) for the true class.
 
@@ -16,20 +19,21 @@ class AAMSoftmax(nn.Module):
     falling with the angle.
     """
 
-    def __init__(self, embedding_dim: int, n_classes: int, scale: float = 30.0) -> None:
+    def __init__(self, config: SpeakerConfig, n_classes: int) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(n_classes, embedding_dim))
+        self.weight = nn.Parameter(torch.empty(n_classes, config.embedding_dim))
         nn.init.xavier_normal_(self.weight)
-        self.scale = scale
+        self.scale, self.margin = config.scale, config.margin
 
     def cosines(self, embedding: Tensor) -> Tensor:
-        """Cosine between each embedding and each class: (B, E) -> (B, n_classes), float32 or wider."""
+        """Cosine between each embedding and each class: (b, e) -> (b, n_classes), float32 or wider."""
         wide = torch.promote_types(embedding.dtype, torch.float32)
         with torch.autocast(embedding.device.type, enabled=False):
             return F.linear(F.normalize(embedding.to(wide), dim=-1), F.normalize(self.weight.to(wide), dim=-1))
 
-    def forward(self, embedding: Tensor, labels: Tensor, margin: float) -> tuple[Tensor, Tensor]:
-        """Cross-entropy summed over the batch, and the cosines without margin; embedding (B, E), labels (B,)."""
+    def forward(self, embedding: Tensor, labels: Tensor, margin_share: float) -> tuple[Tensor, Tensor]:
+        """Cross-entropy summed over the batch, and the cosines without margin; embedding (b, e), labels (b,)."""
+        margin = margin_share * self.margin
         cosines = self.cosines(embedding)
         target = cosines.gather(1, labels.unsqueeze(1)).clamp(-1 + 1e-6, 1 - 1e-6)
         sine = (1 - target.square()).sqrt()

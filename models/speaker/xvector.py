@@ -7,13 +7,14 @@ from torch import Tensor, nn
 
 from models.mamba import length_mask
 from models.norm import BatchNorm
+from models.speaker.config import ENCODERS, SpeakerConfig
 from models.speaker.pooling import StatisticsPooling
 
 LAYERS = ((512, 5, 1), (512, 3, 2), (512, 3, 3), (512, 1, 1), (1500, 1, 1))
 
 
 class TDNNLayer(nn.Module):
-    """Dilated convolution over time, ReLU, batch norm: (B, L, D), lengths (B,) -> (B, L, C), zeros on padding."""
+    """Dilated convolution over time, ReLU, batch norm: (b, l, d), lengths (b,) -> (b, l, c), zeros on padding."""
 
     def __init__(self, in_dim: int, out_dim: int, kernel: int, dilation: int) -> None:
         super().__init__()
@@ -25,21 +26,26 @@ class TDNNLayer(nn.Module):
         return y * length_mask(lengths, y.shape[1]).unsqueeze(-1)
 
 
+@ENCODERS.register("xvector")
 class XVector(nn.Module):
-    """Five TDNN layers, statistics pooling, and the affine layer segment6: (B, L, n_mels) -> (B, embedding_dim).
+    """Five TDNN layers, statistics pooling, and the affine layer segment6: (b, l, n_mels) -> (b, embedding_dim).
 
     The paper's 24 MFCCs are our log-mels, and its segment7 and softmax give way to the loss all models here share.
     """
 
-    def __init__(self, n_mels: int, embedding_dim: int) -> None:
+    takes_padding = False  # in training: batch norm would count it
+
+    def __init__(self, config: SpeakerConfig) -> None:
         super().__init__()
+        if config.causal:
+            raise ValueError("xvector has no causal form; tacomamba has one")
         self.layers = nn.ModuleList()
-        width = n_mels
+        width = config.n_mels
         for out_dim, kernel, dilation in LAYERS:
             self.layers.append(TDNNLayer(width, out_dim, kernel, dilation))
             width = out_dim
-        self.pooling = StatisticsPooling()
-        self.embedding = nn.Linear(2 * width, embedding_dim)
+        self.pooling = StatisticsPooling(width)
+        self.embedding = nn.Linear(self.pooling.out_dim, config.embedding_dim)
 
     def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
         for layer in self.layers:

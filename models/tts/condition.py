@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-KINDS = ("table", "embedding")
+from models.tts.config import TextToMelConfig
 
 
 class SpeakerCondition(nn.Module):
@@ -14,13 +14,11 @@ class SpeakerCondition(nn.Module):
     Embeddings are scaled to length 1 first, so that it does not matter whether they are means or single ones.
     """
 
-    def __init__(self, kind: str, n_speakers: int, speaker_dim: int, d_model: int) -> None:
+    def __init__(self, config: TextToMelConfig) -> None:
         super().__init__()
-        if kind not in KINDS:
-            raise ValueError(f"unknown kind of speaker condition: {kind!r}")
-        self.kind = kind
-        self.table = nn.Embedding(n_speakers, d_model) if kind == "table" else None
-        self.projection = nn.Linear(speaker_dim, d_model) if kind == "embedding" else None
+        is_table = config.voice == "table"
+        self.table = nn.Embedding(config.n_speakers, config.d_model) if is_table else None
+        self.projection = None if is_table else nn.Linear(config.speaker_dim, config.d_model)
 
     def forward(self, speaker: Tensor) -> Tensor:
         if self.table is not None:
@@ -28,8 +26,6 @@ class SpeakerCondition(nn.Module):
         return self.projection(F.normalize(speaker, dim=-1))
 
 
-def build_condition(config: dict, d_model: int) -> SpeakerCondition | None:
+def build_condition(config: TextToMelConfig) -> SpeakerCondition | None:
     """The condition that a configuration asks for; None for a model of one voice."""
-    if config["speaker"] == "none":
-        return None
-    return SpeakerCondition(config["speaker"], config["n_speakers"], config["speaker_dim"], d_model)
+    return None if config.voice == "none" else SpeakerCondition(config)

@@ -11,12 +11,11 @@ from torch import Tensor, nn
 
 from models.stack import MixerStack
 from models.tts.condition import build_condition
+from models.tts.config import TextToMelConfig
 from models.tts.convolution import Postnet
 from models.tts.durations import Positions, positions
 from models.tts.pitch import TOP, Harmonics, Pitch, contour
 
-KINDS = ("causal", "bidirectional", "ar")
-STREAMING_MIXERS = ("mamba", "mamba2")
 WAVES = 4  # sines and cosines of the position inside a token
 POSTNET_LAYERS = 3
 
@@ -119,26 +118,21 @@ class Decoder(nn.Module):
     One step of the stack makes `reduction` frames (the reduction factor of Tacotron).
     """
 
-    def __init__(self, config: dict) -> None:
+    def __init__(self, config: TextToMelConfig) -> None:
         super().__init__()
-        kind, d_model, n_mels = config["decoder"], config["d_model"], config["n_mels"]
-        if kind not in KINDS:
-            raise ValueError(f"unknown decoder {kind!r}")
-        if kind == "ar" and config["mixer"] not in STREAMING_MIXERS:
-            raise ValueError(f"an autoregressive decoder goes on from a state, which {config['mixer']} does not have")
-        self.reduction, self.n_mels = config["reduction"], n_mels
-        self.is_causal = kind != "bidirectional"
-        self.can_stream = self.is_causal and config["mixer"] in STREAMING_MIXERS
-        self.condition = build_condition(config, d_model)
+        self.reduction, self.n_mels = config.reduction, config.n_mels
+        d_model, n_mels = config.d_model, config.n_mels
+        self.condition = build_condition(config)
         self.upsampling = Upsampling(d_model)
         self.join = nn.Linear(self.reduction * d_model, d_model)
-        self.prenet = Prenet(n_mels, d_model) if kind == "ar" else None
-        names = ("d_state", "expand", "headdim", "mlp_ratio", "dropout")
-        options = {name: config[name] for name in names}
-        self.stack = MixerStack(config["mixer"], d_model, config["n_layers"], self.is_causal, **options)
+        self.prenet = Prenet(n_mels, d_model) if config.decoder == "ar" else None
+        self.stack = MixerStack(config, config.is_causal)
+        self.can_stream = self.stack.can_stream
+        if self.prenet is not None and not self.can_stream:
+            raise ValueError(f"decoder ar continues from a state, which mixer {config.mixer} does not have")
         self.output = nn.Linear(d_model, self.reduction * n_mels)
-        self.source = Source(d_model, self.reduction, n_mels) if config["pitch"] else None
-        self.postnet = Postnet(n_mels, config["postnet_channels"], POSTNET_LAYERS, self.is_causal, config["dropout"])
+        self.source = Source(d_model, self.reduction, n_mels) if config.pitch else None
+        self.postnet = Postnet(n_mels, config.postnet_channels, POSTNET_LAYERS, config.is_causal, config.dropout)
 
     def forward(self, plan: Plan, mel: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """All frames at once: two standardized mels (B, T, n_mels), before and after the postnet.

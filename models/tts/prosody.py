@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from models.mamba import length_mask
 from models.tts.condition import build_condition
+from models.tts.config import TextToMelConfig
 from models.tts.convolution import ResidualConvs
 from models.tts.pitch import FIRST, Pitch
 
@@ -24,15 +25,15 @@ class ProsodyPredictor(nn.Module):
     Pitches are in octaves above `models.tts.pitch.LOWEST`; None where the model does without.
     """
 
-    def __init__(self, config: dict, n_layers: int = 2, kernel: int = 3) -> None:
+    def __init__(self, config: TextToMelConfig, n_layers: int = 2, kernel: int = 3) -> None:
         super().__init__()
-        d_model = config["d_model"]
-        self.condition = build_condition(config, d_model)
-        dropout = min(config["dropout"], MOST_DROPOUT)
+        d_model = config.d_model
+        self.condition = build_condition(config)
+        dropout = min(config.dropout, MOST_DROPOUT)
         self.convs = ResidualConvs(d_model, n_layers, kernel, causal=False, dropout=dropout)
         self.norm = nn.RMSNorm(d_model, eps=1e-5)
         self.duration = nn.Linear(d_model, 1)
-        self.pitch = nn.Linear(d_model, 1) if config["pitch"] else None
+        self.pitch = nn.Linear(d_model, 1) if config.pitch else None
         if self.pitch is not None:
             nn.init.constant_(self.pitch.bias, FIRST)
 

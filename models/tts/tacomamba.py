@@ -8,24 +8,46 @@ import torch
 from torch import Tensor, nn
 
 from models.mamba import length_mask
+from models.stack import MixerStack
 from models.tts.alignment import SymbolAligner
+from models.tts.condition import build_condition
+from models.tts.config import MODELS, TextToMelConfig
+from models.tts.convolution import ResidualConvs
 from models.tts.decoder import Decoder, Plan
 from models.tts.durations import at_pace, positions, round_durations
-from models.tts.encoder import TextEncoder
 from models.tts.interface import Comparison, Synthesis
 from models.tts.pitch import TOP, Pitch
 from models.tts.prosody import ProsodyPredictor, duration_loss, pitch_loss
 
+PRENET_LAYERS, PRENET_KERNEL = 2, 5
 DURATION_WEIGHT, PITCH_WEIGHT = 0.1, 0.5  # which make both losses about as large in the predictor that they share
 
 
+class TextEncoder(nn.Module):
+    """Embedding, residual convolutions, bidirectional mixers: tokens (B, N), lengths (B,) -> (B, N, d_model)."""
+
+    def __init__(self, config: TextToMelConfig, n_symbols: int) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(n_symbols, config.d_model, padding_idx=0)
+        self.prenet = ResidualConvs(config.d_model, PRENET_LAYERS, PRENET_KERNEL, causal=False, dropout=config.dropout)
+        self.condition = build_condition(config)
+        self.stack = MixerStack(config.encoder_stack, causal=False)
+
+    def forward(self, tokens: Tensor, lengths: Tensor, speaker: Tensor | None) -> Tensor:
+        x = self.prenet(self.embedding(tokens), lengths)
+        if self.condition is not None:
+            x = x + self.condition(speaker).unsqueeze(1)
+        return self.stack(x, lengths)
+
+
+@MODELS.register("tacomamba")
 class TacoMamba(nn.Module):
     """Non-attentive text to mel (Shen et al. 2020, "Non-Attentive Tacotron") with alignments by likelihood.
 
     The most likely monotonic path under one Gaussian a symbol gives the durations to train with. Each token also owns a
     mean mel, a projection of the encoder, which the likelihood along the path trains (the prior loss), and which the
     decoder refines; and a pitch, heard in the mel (`models.tts.pitch`) and predicted from the text, at which the
-    decoder draws harmonics. `config` is `utils.tts.options.tts_model_config`.
+    decoder draws harmonics.
 
     `duration_scale` is what predicted durations are multiplied by: those of a network without dropout differ from the
     unbiased ones that it was trained to give with it. `utils.tts.task` measures it whenever it validates.
@@ -34,14 +56,14 @@ class TacoMamba(nn.Module):
     has_durations = True  # which a pace can stretch
     duration_scale = 1.0
 
-    def __init__(self, config: dict, n_symbols: int) -> None:
+    def __init__(self, config: TextToMelConfig, n_symbols: int) -> None:
         super().__init__()
-        n_mels = config["n_mels"]
+        n_mels = config.n_mels
         self.register_buffer("mel_mean", torch.zeros(n_mels))
         self.register_buffer("mel_std", torch.ones(n_mels))
         self.aligner = SymbolAligner(n_symbols, n_mels)
         self.encoder = TextEncoder(config, n_symbols)
-        self.token_mean = nn.Linear(config["d_model"], n_mels)
+        self.token_mean = nn.Linear(config.d_model, n_mels)
         self.prosody = ProsodyPredictor(config)
         self.decoder = Decoder(config)
 

@@ -20,6 +20,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from models.mamba import length_mask
 from models.tts.alignment import monotonic_path
 from models.tts.condition import build_condition
+from models.tts.config import MODELS, TextToMelConfig
 from models.tts.convolution import ConvLayer
 from models.tts.interface import Comparison, Synthesis
 
@@ -56,15 +57,15 @@ class NormalisedConvs(nn.Module):
 class Encoder(nn.Module):
     """Embedding, convolutions, bidirectional LSTM: tokens (B, N), lengths (B,) -> (B, N, d_model), 0 on padding."""
 
-    def __init__(self, config: dict, n_symbols: int) -> None:
+    def __init__(self, config: TextToMelConfig, n_symbols: int) -> None:
         super().__init__()
-        d_model = config["d_model"]
+        d_model = config.d_model
         if d_model % 2:
-            raise ValueError(f"d_model = {d_model} must be even: half of it goes each way through the text")
+            raise ValueError(f"d_model {d_model} must be even: half of tacotron2's encoder goes each way")
         self.embedding = nn.Embedding(n_symbols, d_model)
-        self.convs = NormalisedConvs([d_model] * (ENCODER_LAYERS + 1), nn.ReLU(), False, config["dropout"])
+        self.convs = NormalisedConvs([d_model] * (ENCODER_LAYERS + 1), nn.ReLU(), False, config.dropout)
         self.lstm = nn.LSTM(d_model, d_model // 2, batch_first=True, bidirectional=True)
-        self.condition = build_condition(config, d_model)
+        self.condition = build_condition(config)
 
     def forward(self, tokens: Tensor, lengths: Tensor, speaker: Tensor | None) -> Tensor:
         x = self.convs(self.embedding(tokens), lengths)
@@ -183,32 +184,28 @@ class Prediction(NamedTuple):
     weights: Tensor  # (B, S, N), attention
 
 
+@MODELS.register("tacotron2")
 class Tacotron2(nn.Module):
-    """Text to mel by attention; `config` is that of `models.tts.build_text_to_mel`.
-
-    Its keys: n_mels; d_model, the encoder's channels; prenet_dim, attention_dim, decoder_dim, postnet_channels;
-    reduction, frames a step; guided_attention, the weight of that loss; dropout, of the convolutions; speaker,
-    n_speakers, speaker_dim.
-    """
+    """Text to mel by attention."""
 
     can_stream = False
     has_durations = False  # that a pace could stretch
     draws_harmonics = False
 
-    def __init__(self, config: dict, n_symbols: int) -> None:
+    def __init__(self, config: TextToMelConfig, n_symbols: int) -> None:
         super().__init__()
-        n_mels, d_model, decoder_dim = config["n_mels"], config["d_model"], config["decoder_dim"]
-        self.n_mels, self.reduction, self.guidance = n_mels, config["reduction"], config["guided_attention"]
+        n_mels, d_model, decoder_dim = config.n_mels, config.d_model, config.decoder_dim
+        self.n_mels, self.reduction, self.guidance = n_mels, config.reduction, config.guided_attention
         self.register_buffer("mel_mean", torch.zeros(n_mels))
         self.register_buffer("mel_std", torch.ones(n_mels))
         self.encoder = Encoder(config, n_symbols)
-        self.prenet = Prenet(n_mels, config["prenet_dim"])
-        self.attention = AttentionLSTM(config["prenet_dim"], d_model, config["attention_dim"], decoder_dim)
+        self.prenet = Prenet(n_mels, config.prenet_dim)
+        self.attention = AttentionLSTM(config.prenet_dim, d_model, config.attention_dim, decoder_dim)
         self.lstm = nn.LSTM(decoder_dim + d_model, decoder_dim, batch_first=True)
         self.output = nn.Linear(decoder_dim + d_model, self.reduction * n_mels)
         self.stop = nn.Linear(decoder_dim + d_model, 1)
-        channels = [n_mels, *[config["postnet_channels"]] * (POSTNET_LAYERS - 1), n_mels]
-        self.postnet = NormalisedConvs(channels, nn.Tanh(), True, config["dropout"])
+        channels = [n_mels, *[config.postnet_channels] * (POSTNET_LAYERS - 1), n_mels]
+        self.postnet = NormalisedConvs(channels, nn.Tanh(), True, config.dropout)
 
     def set_statistics(self, mean: Tensor, std: Tensor, frames_per_token: float) -> None:
         """Sets the training set's mean and deviation (n_mels,) of log-mels; attention needs no `frames_per_token`."""

@@ -17,8 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from models.speaker import build_speaker_model
-from models.speaker.model import SpeakerModel
+from models.speaker import SpeakerConfig, SpeakerModel
 from utils.checkpoint import load_checkpoint, model_hash
 from utils.cli import progress
 from utils.device import pick_device, use_backend
@@ -53,7 +52,7 @@ class SpeakerRecognizer:
         self.threshold: float | None = checkpoint["metrics"].get("valid_threshold")
         self.step: int = checkpoint["step"]
         self.training_list: str = checkpoint["training_list"]
-        self.model_config: dict[str, Any] = checkpoint["model_config"]
+        self.config = SpeakerConfig.from_dict(checkpoint["model_config"])
         self.model_hash = model_hash(checkpoint["model"], checkpoint["model_config"], checkpoint["recipe"])
         self._extractor = MelExtractor(self.recipe)
 
@@ -70,9 +69,12 @@ class SpeakerRecognizer:
         cls, content: dict[str, Any], checkpoint: str | Path, device: str = "auto", backend: str = "auto"
     ) -> SpeakerRecognizer:
         """The recognizer that a checkpoint's content describes; `checkpoint` names it in errors."""
-        model = build_speaker_model(content["model_config"], len(content["speakers"]))
         try:
+            config = SpeakerConfig.from_dict(content["model_config"])
+            model = SpeakerModel(config, len(content["speakers"]))
             model.load_state_dict(content["model"])
+        except ValueError as error:
+            raise UserError(f"{checkpoint} is of another version of this program ({error}): train it anew") from error
         except RuntimeError as error:
             raise UserError(f"the weights in {checkpoint} do not fit its own model configuration") from error
         processor = pick_device(device)
@@ -87,8 +89,8 @@ class SpeakerRecognizer:
     @property
     def name(self) -> str:
         """`tacomamba-mamba2`, `xvector`, ..."""
-        kind = self.model_config["model"]
-        return f"{kind}-{self.model_config['mixer']}" if kind == "tacomamba" else kind
+        kind = self.config.model
+        return f"{kind}-{self.config.mixer}" if kind == "tacomamba" else kind
 
     def description(self, checkpoint: str | Path) -> dict[str, Any]:
         """What a report says of the model, as plain values."""

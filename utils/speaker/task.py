@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-import argparse
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,42 +13,60 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from models.speaker import build_speaker_model
+from models.config import Config, option
+from models.speaker import ENCODERS, SpeakerConfig, SpeakerModel
 from utils.errors import UserError
 from utils.features.store import FeatureStore
 from utils.lists import training_list_hash
-from utils.speaker.augment import add_noise, spec_augment
+from utils.speaker.augment import AUGMENTATIONS, Augmentation
 from utils.speaker.embedding import embed_mels
 from utils.speaker.metrics import eer
-from utils.speaker.options import speaker_model_config
-from utils.speaker.protocol import Protocol
+from utils.speaker.protocol import read_protocol
 from utils.training.distributed import Ranks
+from utils.training.options import TrainingOptions
 from utils.training.runlog import RunLog
-from utils.training.sampling import BucketOrder, EpochOrder, Order
+from utils.training.sampling import Order, make_order
 from utils.training.schedule import linear_warmup
+
+
+@dataclass(frozen=True)
+class SpeakerOptions(Config):
+    """Training samples of the speaker task, and the schedule of its loss."""
+
+    title = "speaker task"
+
+    crop_seconds: float = option(2.0, "length of a training crop in seconds", above=0)
+    margin_warmup: float = option(0.3, "share of the steps over which the margin grows from 0", least=0, most=1)
 
 
 class CropDataset(Dataset):
     """Random crops, augmented; the sample at a place depends on the seed and the place only.
 
-    An utterance shorter than the crop is repeated from its start until the crop is full. With `--batch-frames` a sample
-    is a whole utterance.
+    `crop` is their length in frames; None takes whole utterances. An utterance shorter than the crop is repeated from
+    its start until the crop is full.
     """
 
     def __init__(
-        self, store: FeatureStore, items: list[int], labels: list[int], fill: np.ndarray, order: Order, args: Any
+        self,
+        store: FeatureStore,
+        items: Sequence[int],
+        labels: Sequence[int],
+        fill: np.ndarray,
+        order: Order,
+        crop: int | None,
+        augmentations: Sequence[Augmentation],
+        seed: int,
     ) -> None:
         self.store, self.items, self.labels, self.fill = store, items, labels, fill
-        self.order, self.args = order, args
-        samples = round(args.crop_seconds * store.recipe.sample_rate)
-        self.crop = None if args.batch_frames else store.recipe.frames(samples)
-        if self.crop == 0:
-            raise UserError(f"--crop-seconds {args.crop_seconds:g} is shorter than one frame of the features")
+        self.order, self.crop, self.augmentations, self.seed = order, crop, augmentations, seed
 
     def __getitem__(self, place: int) -> tuple[np.ndarray, int]:
         position = self.order[place]
-        generator = np.random.default_rng([self.args.seed, 2, place])
-        return self._augment(self._cut(self.items[position], generator), generator), self.labels[position]
+        generator = np.random.default_rng([self.seed, 2, place])
+        mel = self._cut(self.items[position], generator)
+        for augment in self.augmentations:
+            mel = augment(mel, generator, self.fill)
+        return mel, self.labels[position]
 
     def _cut(self, item: int, generator: np.random.Generator) -> np.ndarray:
         if self.crop is None:
@@ -55,44 +76,62 @@ class CropDataset(Dataset):
         mel = self.store.mel(item, start, min(self.crop, frames - start))
         return np.tile(mel, (-(-self.crop // len(mel)), 1))[: self.crop]
 
-    def _augment(self, mel: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-        args = self.args
-        if args.noise_share and generator.random() < args.noise_share:
-            mel = add_noise(mel, generator, *args.noise_snr)
-        masks = (args.frequency_masks, args.frequency_width, args.time_masks, args.time_width)
-        return spec_augment(mel, generator, self.fill, *masks)
-
 
 class SpeakerTask:
-    """Training a recognizer on one protocol of a feature store: a `utils.training.trainer.Task`."""
+    """Training a recognizer on one protocol of a feature store: a `utils.training.task.Task`."""
 
     name = "speaker"
     score_name = "valid_eer"
+    model_config = SpeakerConfig
 
-    def __init__(self, store: FeatureStore, protocol: Protocol, args: argparse.Namespace) -> None:
-        self.store, self.protocol, self.args = store, protocol, args
-        items = [store.index[utterance] for utterance in protocol.train]
+    @staticmethod
+    def option_classes() -> list[type[Config]]:
+        """The options of the task and of each augmentation."""
+        return [SpeakerOptions, *AUGMENTATIONS.values()]
+
+    @staticmethod
+    def problems(config: SpeakerConfig, training: TrainingOptions, options: Sequence[Config]) -> list[str]:
+        """Sentences about options of the model, the loop and the task that contradict each other."""
+        if training.batch_frames and not ENCODERS[config.model].takes_padding:
+            return [f"--batch-frames: {config.model} has batch norm over frames, which would count the padding"]
+        return []
+
+    def __init__(
+        self,
+        store: FeatureStore,
+        protocol_folder: Path,
+        config: SpeakerConfig,
+        training: TrainingOptions,
+        options: Sequence[Config],
+        is_new: bool = True,
+    ) -> None:
+        self.options, *augmentations = options
+        self.store, self.protocol, self.training = store, read_protocol(protocol_folder), training
+        items = store.listed(self.protocol.train, "training")
         self.speakers = sorted({store.rows[item].speaker for item in items})
-        self._check(items)
+        self._check()
         classes = {speaker: number for number, speaker in enumerate(self.speakers)}
-        mean, std = store.statistics(items, args.seed)
-        self.config = speaker_model_config(args, store.recipe.n_mels)
-        self.model = build_speaker_model(self.config, len(self.speakers))
+        mean, std = store.statistics(items, training.seed)
+        self.config = dataclasses.replace(config, n_mels=store.recipe.n_mels)
+        self.model = SpeakerModel(self.config, len(self.speakers))
         self.model.feature_norm.mean.copy_(torch.from_numpy(mean))
         self.model.feature_norm.std.copy_(torch.from_numpy(std))
-        self.order = self._order([store.rows[item].frames for item in items])
+        self.order = make_order([store.rows[item].frames for item in items], training)
         labels = [classes[store.rows[item].speaker] for item in items]
-        self.dataset = CropDataset(store, items, labels, mean, self.order, args)
+        self.dataset = CropDataset(store, items, labels, mean, self.order, self._crop(), augmentations, training.seed)
         self.trials = self._validation_trials()
         self._scored: tuple[np.ndarray, np.ndarray, float] | None = None
 
-    def _order(self, lengths: list[int]) -> Order:
-        args = self.args
-        if not args.batch_frames:
-            return EpochOrder(len(lengths), args.seed, args.batch_size)
-        return BucketOrder(lengths, args.seed, args.batch_frames)
+    def _crop(self) -> int | None:
+        """Frames of a training sample; None where it is a whole utterance."""
+        if self.training.batch_frames:
+            return None
+        frames = self.store.recipe.frames(round(self.options.crop_seconds * self.store.recipe.sample_rate))
+        if not frames:
+            raise UserError(f"--crop-seconds {self.options.crop_seconds:g} is shorter than one frame of the features")
+        return frames
 
-    def _check(self, items: list[int]) -> None:
+    def _check(self) -> None:
         leaked = set(self.protocol.heldout_speakers) & set(self.speakers)
         if leaked:
             raise UserError(
@@ -106,9 +145,9 @@ class SpeakerTask:
         by_path = {row.path: item for item, row in enumerate(self.store.rows)}
         trials = [(trial.target, by_path[trial.a], by_path[trial.b]) for trial in self.protocol.valid_trials]
         items = np.array(sorted({item for _, a, b in trials for item in (a, b)}))
-        if len(items) > self.args.valid_utterances:
-            draw = np.random.default_rng([self.args.seed, 3])
-            kept = set(draw.choice(items, self.args.valid_utterances, replace=False).tolist())
+        if len(items) > self.training.valid_utterances:
+            draw = np.random.default_rng([self.training.seed, 3])
+            kept = set(draw.choice(items, self.training.valid_utterances, replace=False).tolist())
             trials = [trial for trial in trials if trial[1] in kept and trial[2] in kept]
         if len({target for target, _, _ in trials}) == 2:
             return trials
@@ -122,8 +161,8 @@ class SpeakerTask:
         return {"mel": padded, "lengths": torch.tensor([len(mel) for mel in mels]), "labels": torch.tensor(labels)}
 
     def inputs(self, batch: dict[str, Tensor], step: int) -> dict[str, Any]:
-        """The model's arguments: the batch and the margin of this step."""
-        return {**batch, "margin": self.args.margin * linear_warmup(step, self.args.steps, self.args.margin_warmup)}
+        """The model's arguments: the batch, and how much of the margin applies at this step."""
+        return {**batch, "margin_share": linear_warmup(step, self.training.steps, self.options.margin_warmup)}
 
     def frames(self, batch: dict[str, Tensor]) -> int:
         """Mel frames in a batch, without padding."""
@@ -161,7 +200,7 @@ class SpeakerTask:
     def description(self) -> dict[str, Any]:
         """What a checkpoint needs beside the weights."""
         return {
-            "model_config": self.config,
+            "model_config": self.config.to_dict(),
             "recipe": self.store.recipe.to_dict(),
             "recipe_hash": self.store.recipe.hash,
             "speakers": self.speakers,

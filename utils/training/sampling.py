@@ -13,6 +13,7 @@ import numpy as np
 from torch.utils.data import Sampler
 
 from utils.errors import UserError
+from utils.training.options import TrainingOptions
 
 POOL_BATCHES = 100  # batches of like length are formed among so many batches' worth of utterances
 JITTER = 0.05  # of a length where utterances are ordered by length, so that neighbors change from epoch to epoch
@@ -109,6 +110,13 @@ class BucketOrder:
         if len(starts) > 1 and 2 * (len(items) - starts[-1]) < starts[-1] - starts[-2]:
             starts[-1] = (starts[-2] + len(items)) // 2
         return np.split(items, starts[1:])
+
+
+def make_order(lengths: Sequence[int], options: TrainingOptions) -> Order:
+    """The order that the options of batches ask for, of utterances of `lengths` frames."""
+    if options.batch_frames:
+        return BucketOrder(lengths, options.seed, options.batch_frames)
+    return EpochOrder(len(lengths), options.seed, options.batch_size)
 
 
 class ShareBatches(Sampler[list[int]]):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import math
 from itertools import islice
@@ -18,6 +17,7 @@ from utils.features.recipe import MelRecipe, require_same
 from utils.training.checkpoints import CheckpointStore
 from utils.training.distributed import Ranks
 from utils.training.meter import Meter
+from utils.training.options import TrainingOptions
 from utils.training.random_state import random_state, restore_random_state, seed_everything
 from utils.training.runlog import RunLog
 from utils.training.sampling import ShareBatches
@@ -25,11 +25,11 @@ from utils.training.stopping import StopSignals, ignore_stop_signals
 from utils.training.task import Task
 from utils.training.update import StepResult, Update
 
-TRAINING_FORMAT = 2
+TRAINING_FORMAT = 3
 
 
 class Trainer:
-    """Trains `task.model` for `args.steps` steps, writing logs and checkpoints into `directory`.
+    """Trains `task.model` for `options.steps` steps, writing logs and checkpoints into `directory`.
 
     `training` of a checkpoint holds: `format`; `samples`, the global samples consumed; `best`, the least score so far;
     `skipped` and `bad_in_a_row`, counts of bad steps; states of `optimizer` and `scaler`; `random`, the generators of
@@ -37,22 +37,24 @@ class Trainer:
     `model` of the checkpoint is the average then. Learning rate and margin are functions of the step.
     """
 
-    def __init__(self, task: Task, args: argparse.Namespace, config: dict[str, Any], directory: Path, ranks: Ranks):
-        self.task, self.args, self.config, self.directory, self.ranks = task, args, config, directory, ranks
+    def __init__(
+        self, task: Task, options: TrainingOptions, config: dict[str, Any], directory: Path, ranks: Ranks
+    ) -> None:
+        self.task, self.options, self.config, self.directory, self.ranks = task, options, config, directory, ranks
         self._check_batches()
-        self.update = Update(task, args, ranks)
+        self.update = Update(task, options, ranks)
         self.model = self.update.model
-        self.store = CheckpointStore(directory, args.keep_last)
+        self.store = CheckpointStore(directory, options.keep_last)
         self.step = self.samples = 0
         self.skipped = self.bad_in_a_row = 0
         self.best = math.inf
         self.metrics: dict[str, float] = {}
         if ranks.rank:  # rank 0 goes on with the generators that made the weights
-            seed_everything(args.seed, ranks.rank)
+            seed_everything(options.seed, ranks.rank)
 
     def _check_batches(self) -> None:
         """Every share needs a sample, and batch norm two in a micro-batch of all ranks."""
-        world, parts, smallest = self.ranks.world, self.args.accumulate, self.task.order.smallest_batch
+        world, parts, smallest = self.ranks.world, self.options.accumulate, self.task.order.smallest_batch
         if smallest < max(world * parts, 2 * parts):
             raise UserError(
                 f"a step may have only {smallest} samples, too few for {world} ranks x --accumulate {parts}: "
@@ -61,24 +63,24 @@ class Trainer:
 
     def fit(self) -> int:
         """Trains to the last step, or to the first signal; returns 0, or 128 + the signal's number."""
-        log = RunLog(self.directory, self.ranks.is_main, self.step, self.args.tensorboard)
-        bar = progress(total=self.args.steps, initial=self.step, unit="step")
+        log = RunLog(self.directory, self.ranks.is_main, self.step, self.options.tensorboard)
+        bar = progress(total=self.options.steps, initial=self.step, unit="step")
         with contextlib.closing(log), contextlib.closing(bar), StopSignals() as signals:
             number = self._loop(log, bar, signals)
         return 128 + number if number else 0
 
     def _loop(self, log: RunLog, bar: Any, signals: StopSignals) -> int:
         """The number of the signal that ended it, or 0."""
-        args = self.args
+        options = self.options
         batches, meter = iter(self._loader()), Meter(self.ranks.device)
-        while self.step < args.steps:
+        while self.step < options.steps:
             places = self.task.order.batch(self.samples)
-            result = self.update(meter.timed(islice(batches, args.accumulate)), places, self.step, signals.number)
+            result = self.update(meter.timed(islice(batches, options.accumulate)), places, self.step, signals.number)
             self.step, self.samples = self.step + 1, places.stop
             meter.add(result.frames)
-            is_due = self.step % args.save_every == 0 or self.step == args.steps
-            if is_due or result.problem or self.step % args.log_every == 0:
-                values = {**result.values, "samples": self.samples, **meter.read(args.steps - self.step)}
+            is_due = self.step % options.save_every == 0 or self.step == options.steps
+            if is_due or result.problem or self.step % options.log_every == 0:
+                values = {**result.values, "samples": self.samples, **meter.read(options.steps - self.step)}
                 self._log(log, bar, values | (self._validate(log) if is_due else {}), result)
             self._count_problem(result)
             # Several ranks must stop at one step, so a signal counts once all have heard of it, in the next step.
@@ -99,12 +101,12 @@ class Trainer:
             line |= {"skipped": result.problem, "utterances": names}
         log.write(self.step, line)
         if self.ranks.is_main:
-            bar.write(f"step {self.step}/{self.args.steps}  {_shown(line)}")
+            bar.write(f"step {self.step}/{self.options.steps}  {_shown(line)}")
 
     def _count_problem(self, result: StepResult) -> None:
         self.bad_in_a_row = self.bad_in_a_row + 1 if result.problem else 0
         self.skipped += bool(result.problem)
-        if self.bad_in_a_row == self.args.max_bad_steps:
+        if self.bad_in_a_row == self.options.max_bad_steps:
             names = ", ".join(self.task.utterance(place) for place in result.suspects[:5])
             raise UserError(
                 f"the loss or the gradient of {self.bad_in_a_row} steps in a row was not finite, last the "
@@ -124,7 +126,7 @@ class Trainer:
         return self.metrics
 
     def _weights_to_use(self) -> contextlib.AbstractContextManager[None]:
-        return self.update.ema.applied(self.model) if self.update.ema else contextlib.nullcontext()
+        return self.update.with_average()
 
     def _save(self, log: RunLog, is_validated: bool) -> None:
         """`best.pt` where the score is the best so far, and `last.pt`; returns on all ranks when they are there."""
@@ -144,20 +146,20 @@ class Trainer:
 
     def _usable(self) -> dict[str, Any]:
         """What a checkpoint holds for those who use it."""
-        average = self.update.ema.average if self.update.ema else None
+        average = self.update.average
         return {
             "task": self.task.name,
             "step": self.step,
             "config": self.config,
             "metrics": self.metrics,
-            "model": average or self.model.state_dict(),
+            "model": (average.module if average else self.model).state_dict(),
             **self.task.description(),
             **self.task.attachments(),
         }
 
     def _state(self, states: list[dict[str, Any]]) -> dict[str, Any]:
         """What a checkpoint holds beside that to go on from."""
-        ema = self.update.ema
+        average = self.update.average
         return {
             "format": TRAINING_FORMAT,
             "samples": self.samples,
@@ -167,7 +169,7 @@ class Trainer:
             "optimizer": self.update.optimizer.state_dict(),
             "scaler": self.update.scaler.state_dict(),
             "random": states,
-            **({"updates": ema.updates, "model": self.model.state_dict()} if ema else {}),
+            **({"updates": average.n_averaged, "model": self.model.state_dict()} if average else {}),
         }
 
     def restore(self, checkpoint: dict[str, Any]) -> None:
@@ -175,8 +177,9 @@ class Trainer:
         self._require_same_run(checkpoint)
         training, update = checkpoint["training"], self.update
         self.model.load_state_dict(training.get("model", checkpoint["model"]))
-        if update.ema:
-            update.ema.restore(checkpoint["model"], training["updates"])
+        if update.average:
+            update.average.module.load_state_dict(checkpoint["model"])
+            update.average.n_averaged.copy_(training["updates"])
         update.optimizer.load_state_dict(training["optimizer"])
         update.scaler.load_state_dict(training["scaler"])
         self.step, self.samples, self.metrics = checkpoint["step"], training["samples"], checkpoint["metrics"]
@@ -184,14 +187,17 @@ class Trainer:
         if self.ranks.rank < len(training["random"]):
             restore_random_state(training["random"][self.ranks.rank], self.ranks.device)
         else:
-            seed_everything(self.args.seed, self.ranks.rank, self.step)
+            seed_everything(self.options.seed, self.ranks.rank, self.step)
 
     def _require_same_run(self, checkpoint: dict[str, Any]) -> None:
         training = checkpoint.get("training")
         if training is None:
             raise UserError("only last.pt and those before it can be resumed: best.pt holds no optimizer")
         if training.get("format") != TRAINING_FORMAT:
-            raise UserError("the checkpoint to resume from was written by another version of this program")
+            raise UserError(
+                "the checkpoint to resume from was written by another version of this program, which alone can resume "
+                "it: begin a new run with another --out"
+            )
         description = self.task.description()
         require_same(
             MelRecipe.from_dict(checkpoint["recipe"]),
@@ -200,33 +206,23 @@ class Trainer:
             "the features",
         )
         different = [name for name in description if checkpoint.get(name) != description[name]]
-        different += [
-            f"--{name.replace('_', '-')} ({checkpoint['config'].get(name)} there, {value} here)"
-            for name, value in self.config.items()
-            if name in RESUME_MUST_EQUAL and checkpoint["config"].get(name) != value
-        ]
         if different:
             raise UserError(f"the checkpoint to resume from was trained with other {', '.join(different)}")
 
     def _loader(self) -> DataLoader:
-        args, ranks = self.args, self.ranks
-        left = args.steps - self.step
+        options, ranks = self.options, self.ranks
+        left = options.steps - self.step
         return DataLoader(
             self.task.dataset,
-            batch_sampler=ShareBatches(self.task.order, self.samples, left, ranks.rank, ranks.world, args.accumulate),
+            batch_sampler=ShareBatches(
+                self.task.order, self.samples, left, ranks.rank, ranks.world, options.accumulate
+            ),
             collate_fn=self.task.collate,
-            num_workers=args.workers,
+            num_workers=options.workers,
             worker_init_fn=ignore_stop_signals,
             pin_memory=ranks.device.type == "cuda",
             generator=torch.Generator(),  # or it would take a number from the global one
         )
-
-
-# A resumed run with another value of one of these would not be the same run; more --steps may be asked for.
-RESUME_MUST_EQUAL = frozenset(
-    "task batch_size batch_frames accumulate lr weight_decay warmup final_lr clip ema amp seed crop_seconds margin "
-    "margin_warmup noise_share noise_snr frequency_masks frequency_width time_masks time_width voice".split()
-)
 
 
 def _shown(line: dict[str, Any]) -> str:

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel
 
 from utils.device import use_backend
 from utils.errors import UserError
 from utils.training.distributed import Ranks
-from utils.training.ema import Ema
+from utils.training.options import TrainingOptions
 from utils.training.schedule import warmup_cosine
 from utils.training.task import Task
 
@@ -46,14 +46,14 @@ class Update:
     global batch divided by the global count. Batch norm is the exception: it sees one micro-batch of all ranks.
     """
 
-    def __init__(self, task: Task, args: argparse.Namespace, ranks: Ranks) -> None:
-        self.task, self.args, self.ranks = task, args, ranks
+    def __init__(self, task: Task, options: TrainingOptions, ranks: Ranks) -> None:
+        self.task, self.options, self.ranks = task, options, ranks
         self.model = task.model.to(ranks.device)
-        prepare_model(self.model, args, ranks.device)
+        self.average = _moving_average(self.model, options.ema) if options.ema else None
+        prepare_model(self.model, options, ranks.device)
         self.wrapped = DistributedDataParallel(self.model) if ranks.world > 1 else self.model
-        self.optimizer = torch.optim.AdamW(parameter_groups(self.model, args.weight_decay), lr=args.lr)
-        self.scaler = torch.amp.GradScaler(ranks.device.type, enabled=args.amp == "fp16")
-        self.ema = Ema(self.model, args.ema) if args.ema else None
+        self.optimizer = torch.optim.AdamW(parameter_groups(self.model, options.weight_decay), lr=options.lr)
+        self.scaler = torch.amp.GradScaler(ranks.device.type, enabled=options.amp == "fp16")
         self._wide = torch.float32 if ranks.device.type == "mps" else torch.float64  # MPS has no float64
 
     def __call__(self, batches: Iterable[dict[str, Tensor]], places: range, step: int, signal: int) -> StepResult:
@@ -68,17 +68,29 @@ class Update:
         result.values["lr"] = lr
         if result.problem is None:
             self.scaler.step(self.optimizer)
-            if self.ema:
-                self.ema.update()
+            if self.average:
+                self.average.update_parameters(self.model)
         else:
             torch._foreach_copy_(list(self.model.buffers()), buffers)
             result.suspects.extend(self._suspects(seen, places))
         self.scaler.update()
         return result
 
+    @contextlib.contextmanager
+    def with_average(self) -> Iterator[None]:
+        """The model has the weights of the moving average, if there is one, within the block."""
+        own = {name: tensor.clone() for name, tensor in self.model.state_dict().items()} if self.average else None
+        if own:
+            self.model.load_state_dict(self.average.module.state_dict())
+        try:
+            yield
+        finally:
+            if own:
+                self.model.load_state_dict(own)
+
     def _set_learning_rate(self, step: int) -> float:
-        args = self.args
-        lr = args.lr * warmup_cosine(step, args.steps, args.warmup, args.final_lr)
+        options = self.options
+        lr = options.lr * warmup_cosine(step, options.steps, options.warmup, options.final_lr)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         return lr
@@ -91,7 +103,7 @@ class Update:
         After the named sums comes, for each rank, which signal it has noted. `seen` gets the batches. Gradients are
         those of the loss as if every micro-batch had the first one's count.
         """
-        parts, world = self.args.accumulate, self.ranks.world
+        parts, world = self.options.accumulate, self.ranks.world
         totals: list[Tensor] = []
         for micro, batch in enumerate(batches):
             seen.append(batch)
@@ -110,7 +122,7 @@ class Update:
         device = self.ranks.device
         frames = torch.tensor(float(self.task.frames(batch)), device=device)
         batch = {name: value.to(device, non_blocking=True) for name, value in batch.items()}
-        with torch.autocast(device.type, AMP_DTYPES.get(self.args.amp), enabled=self.args.amp != "off"):
+        with torch.autocast(device.type, AMP_DTYPES.get(self.options.amp), enabled=self.options.amp != "off"):
             outputs = self.wrapped(**self.task.inputs(batch, step))
         return {**outputs, "frames": frames}
 
@@ -128,7 +140,7 @@ class Update:
             correction = counts[0] * len(counts) / counts.sum()
             gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
             torch._foreach_mul_(gradients, correction.to(gradients[0].dtype))
-        return nn.utils.clip_grad_norm_(parameters, self.args.clip)
+        return nn.utils.clip_grad_norm_(parameters, self.options.clip)
 
     def _read(self, names: list[str], totals: list[list[float]], norm: float) -> StepResult:
         sums = {name: sum(row[number] for row in totals) for number, name in enumerate(names)}
@@ -150,16 +162,33 @@ class Update:
         return sorted(set(sum(self.ranks.gather(found), []))) or list(places)
 
 
-def prepare_model(model: nn.Module, args: argparse.Namespace, device: torch.device) -> None:
+def _moving_average(model: nn.Module, decay: float) -> AveragedModel:
+    """The exponential moving average of weights and running statistics (Polyak and Juditsky 1992).
+
+    After n updates the decay is (1 + n) / (10 + n) where that is less, so that the first weights do not linger.
+    Counters are copied.
+    """
+
+    def update(averages: list[Tensor], sources: list[Tensor], count: Tensor) -> None:
+        if averages[0].is_floating_point():
+            n = int(count)
+            torch._foreach_lerp_(averages, sources, 1 - min(decay, (1 + n) / (10 + n)))
+        else:
+            torch._foreach_copy_(averages, sources)
+
+    return AveragedModel(model, multi_avg_fn=update, use_buffers=True)
+
+
+def prepare_model(model: nn.Module, options: TrainingOptions, device: torch.device) -> None:
     """Applies what changes how a model is trained and not what it is: backend, recomputed layers, compilation."""
-    use_backend(model, args.backend, device)
-    if args.checkpoint_layers:
+    use_backend(model, options.backend, device)
+    if options.checkpoint_layers:
         stacks = [module for module in model.modules() if hasattr(module, "checkpoint_layers")]
         if not stacks:
             raise UserError("--checkpoint-layers: this model has no layers that can be computed again")
         for stack in stacks:
             stack.checkpoint_layers = True
-    if args.compile:
+    if options.compile:
         try:
             torch.compile(lambda x: x + 1)(torch.zeros(1))
         except Exception as error:  # whatever the compiler of the moment raises

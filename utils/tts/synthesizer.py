@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from models.tts import build_text_to_mel
+from models.tts import MODELS, TextToMelConfig
 from utils.checkpoint import load_checkpoint, model_hash
 from utils.device import pick_device, use_backend
 from utils.errors import UserError
@@ -84,7 +84,7 @@ class Synthesizer:
         self.trained = frozenset(symbol for symbol, count in checkpoint["symbol_counts"].items() if count)
         self.step: int = checkpoint["step"]
         self.training_list: str = checkpoint["training_list"]
-        self.model_config: dict[str, Any] = checkpoint["model_config"]
+        self.config = TextToMelConfig.from_dict(checkpoint["model_config"])
         self.model_hash = model_hash(checkpoint["model"], checkpoint["model_config"], checkpoint["recipe"])
         self._embeddings: Tensor | None = checkpoint["speaker_embeddings"]
         self._recognizer: dict[str, Any] | None = checkpoint["recognizer"]
@@ -101,15 +101,14 @@ class Synthesizer:
                 f"{checkpoint} was trained on texts that another version of this program made: train it anew"
             )
         try:
-            model = build_text_to_mel(content["model_config"], len(content["vocabulary"]["symbols"]))
+            config = TextToMelConfig.from_dict(content["model_config"])
+            model = MODELS[config.model](config, len(content["vocabulary"]["symbols"]))
             model.load_state_dict(content["model"])
             if model.has_durations:
                 model.duration_scale = content["metrics"].get("duration_scale", 1.0)
-        except KeyError as error:
-            raise UserError(
-                f"{checkpoint} says nothing of {error}: another version of this program made it: train it anew"
-            ) from error
-        except (ValueError, RuntimeError) as error:
+        except ValueError as error:
+            raise UserError(f"{checkpoint} is of another version of this program ({error}): train it anew") from error
+        except RuntimeError as error:
             raise UserError(f"the weights in {checkpoint} do not fit its own model configuration") from error
         processor = pick_device(device)
         use_backend(model, backend, processor)
@@ -118,11 +117,11 @@ class Synthesizer:
     @property
     def name(self) -> str:
         """`tacomamba-causal`, `tacomamba-causal-lstm-no-pitch`, `tacotron2`, ..."""
-        config = self.model_config
-        if config["model"] != "tacomamba":
-            return config["model"]
-        mixer = "" if config["mixer"] == "mamba2" else f"-{config['mixer']}"
-        return f"{config['model']}-{config['decoder']}{mixer}{'' if config['pitch'] else '-no-pitch'}"
+        config = self.config
+        if config.model != "tacomamba":
+            return config.model
+        mixer = "" if config.mixer == "mamba2" else f"-{config.mixer}"
+        return f"{config.model}-{config.decoder}{mixer}{'' if config.pitch else '-no-pitch'}"
 
     @property
     def parameters(self) -> int:
@@ -221,7 +220,7 @@ class Synthesizer:
 
     def voice(self, speaker: str | None) -> Tensor | None:
         """The model's input that tells the voice: None, an id (1,), or an embedding (1, E)."""
-        kind = self.model_config["speaker"]
+        kind = self.config.voice
         if kind == "none":
             if speaker is not None and speaker not in self.speakers:
                 raise UserError(f"this model has one voice, {self.speakers[0]}, and cannot speak as {speaker}")

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Callable, Iterator
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 
+from models.config import Config, option
 from models.mamba import length_mask
-from models.tts import build_text_to_mel
+from models.tts import MODELS, TextToMelConfig
 from models.tts.pitch import grid_hz
 from utils.errors import UserError
 from utils.features.harmonics import tones
@@ -21,18 +25,28 @@ from utils.features.store import FeatureStore
 from utils.lists import training_list_hash
 from utils.text.frontend import VERSION
 from utils.training.distributed import Ranks
+from utils.training.options import TrainingOptions
 from utils.training.runlog import RunLog
-from utils.training.sampling import BucketOrder, EpochOrder, Order
+from utils.training.sampling import Order, make_order
 from utils.tts.aligning import Batch, fit
-from utils.tts.duration_scale import duration_scale
-from utils.tts.options import tts_model_config
-from utils.tts.text_lists import TextLists
+from utils.tts.text_lists import read_text_lists
 from utils.tts.voices import Voices
 
 VALID_BATCH = 8
 SCALED_UTTERANCES = 64  # training texts whose lengths show how far durations are off without dropout
 ALIGNED_UTTERANCES = 2000
 ALIGNED_BATCH = 16
+
+
+@dataclass(frozen=True)
+class TtsOptions(Config):
+    """The source of the voice."""
+
+    title = "voice of text to mel"
+
+    speaker_encoder: Path | None = option(  # compared by the hash of its weights when a run is resumed
+        None, "checkpoint of the speaker task that makes the embeddings", may_change=True
+    )
 
 
 class TextDataset(Dataset):
@@ -55,27 +69,51 @@ class TextToMelTask:
     name = "tts"
     score_name = "valid_mel"
 
-    def __init__(self, store: FeatureStore, lists: TextLists, args: argparse.Namespace, is_new: bool = True) -> None:
-        self.store, self.lists, self.args = store, lists, args
+    model_config = TextToMelConfig
+
+    @staticmethod
+    def option_classes() -> list[type[Config]]:
+        """The options of the task."""
+        return [TtsOptions]
+
+    @staticmethod
+    def problems(config: TextToMelConfig, training: TrainingOptions, options: Sequence[Config]) -> list[str]:
+        """Sentences about options of the model, the loop and the task that contradict each other."""
+        found, (own,) = [], options
+        if training.compile:
+            found.append("--compile is for --task speaker: g++ 12 fails on what torch.compile makes of text to mel")
+        if config.voice == "embedding" and own.speaker_encoder is None:
+            found.append("--voice embedding needs --speaker-encoder, a checkpoint that --task speaker trained")
+        if config.voice != "embedding" and own.speaker_encoder is not None:
+            found.append("--speaker-encoder needs --voice embedding")
+        return found
+
+    def __init__(
+        self,
+        store: FeatureStore,
+        protocol_folder: Path,
+        config: TextToMelConfig,
+        training: TrainingOptions,
+        options: Sequence[Config],
+        is_new: bool = True,
+    ) -> None:
+        self.store, self.lists, self.training = store, read_text_lists(protocol_folder), training
         if store.vocabulary is None:
             raise UserError(f"{store.directory} has no transcripts: preprocess.py --task tts makes features with them")
-        items = self._usable(lists.train, "training")
+        items = self._usable(self.lists.train, "training")
         if not items:
             raise UserError("no training utterance has as many mel frames as symbols")
-        self.voices = Voices(store, items, args)
+        (own,) = options
+        self.voices = Voices(store, items, config.voice, own.speaker_encoder, training)
         self.speakers = self.voices.speakers
         self.symbol_counts = self._count_symbols(items)
         self.valid_items = self._choose_valid()
-        self.scaled_items = _drawn(items, SCALED_UTTERANCES, [args.seed, 7])
-        self.config = tts_model_config(args, store.recipe.n_mels, len(self.speakers), self.voices.dim)
-        self.model = build_text_to_mel(self.config, len(store.vocabulary))
+        self.scaled_items = _drawn(items, SCALED_UTTERANCES, [training.seed, 7])
+        sizes = {"n_mels": store.recipe.n_mels, "n_speakers": len(self.speakers), "speaker_dim": self.voices.dim}
+        self.config = dataclasses.replace(config, **sizes)
+        self.model = MODELS[config.model](self.config, len(store.vocabulary))
         self._set_statistics(items, is_new)
-        frames = [store.rows[item].frames for item in items]
-        self.order: Order = (
-            BucketOrder(frames, args.seed, args.batch_frames)
-            if args.batch_frames
-            else EpochOrder(len(frames), args.seed, args.batch_size)
-        )
+        self.order = make_order([store.rows[item].frames for item in items], training)
         self.dataset = TextDataset(store, items, self.voices, self.order)
 
     def _usable(self, utterances: list[str], what: str) -> list[int]:
@@ -94,7 +132,7 @@ class TextToMelTask:
             print(f"{len(items) - len(spoken)} validation utterances left out: nobody is trained who speaks them")
         if not spoken:
             print("no validation: it needs an utterance by a speaker that is trained; the last checkpoint is the best")
-        return sorted(_drawn(spoken, self.args.valid_utterances, [self.args.seed, 3]))
+        return sorted(_drawn(spoken, self.training.valid_utterances, [self.training.seed, 3]))
 
     def _count_symbols(self, items: list[int]) -> dict[str, int]:
         """How often each symbol of the vocabulary stands in the training texts."""
@@ -103,7 +141,7 @@ class TextToMelTask:
         return dict(zip(symbols, counts.tolist(), strict=True))
 
     def _set_statistics(self, items: list[int], is_new: bool) -> None:
-        mean, std = self.store.statistics(items, self.args.seed)
+        mean, std = self.store.statistics(items, self.training.seed)
         frames = sum(self.store.rows[item].frames for item in items)
         tokens = sum(len(self.store.tokens(item)) for item in items)
         self.model.set_statistics(torch.from_numpy(mean), torch.from_numpy(std), frames / tokens)
@@ -114,7 +152,7 @@ class TextToMelTask:
 
     def _aligned_batches(self, items: list[int], mean: np.ndarray, std: np.ndarray) -> Iterator[Batch]:
         """Standardized batches of (at most `ALIGNED_UTTERANCES`) training utterances, of like length in each."""
-        items = _drawn(items, ALIGNED_UTTERANCES, [self.args.seed, 6])
+        items = _drawn(items, ALIGNED_UTTERANCES, [self.training.seed, 6])
         items = sorted(items, key=lambda item: self.store.rows[item].frames)
         for start in range(0, len(items), ALIGNED_BATCH):
             part = items[start : start + ALIGNED_BATCH]
@@ -238,7 +276,7 @@ class TextToMelTask:
     def description(self) -> dict[str, Any]:
         """What a checkpoint needs beside the weights."""
         return {
-            "model_config": self.config,
+            "model_config": self.config.to_dict(),
             "recipe": self.store.recipe.to_dict(),
             "recipe_hash": self.store.recipe.hash,
             "vocabulary": self.store.vocabulary.to_dict(),
@@ -259,3 +297,33 @@ def _drawn(items: list[int], most: int, seed: list[int]) -> list[int]:
     if len(items) <= most:
         return items
     return np.random.default_rng(seed).choice(items, most, replace=False).tolist()
+
+
+def duration_scale(trained: NDArray[np.float64], held_out: NDArray[np.float64]) -> float:
+    """What predicted durations are to be multiplied by, from true and predicted frames of utterances: (n, 2), (m, 2).
+
+    Training texts are many and tell it precisely, until a model knows them by heart: without dropout it is then sure of
+    them, and of no others. Validation texts do not know of that, but are few. So the scale of the training texts goes
+    the way to that of the validation texts as far as chance does not explain their distance: by 1 - (standard error /
+    distance)^2, if that is positive (Efron and Morris 1973, "Stein's estimation rule and its competitors"). 1 if a
+    prediction is not finite.
+    """
+    if not (np.isfinite(trained).all() and np.isfinite(held_out).all()):
+        return 1.0
+    scale = _ratio(trained)
+    if len(held_out) < 2:
+        return scale
+    held = _ratio(held_out)
+    distance, chance = held - scale, _ratio_variance(held_out, held) + _ratio_variance(trained, scale)
+    return scale + (distance - chance / distance if distance**2 > chance else 0.0)
+
+
+def _ratio(rows: NDArray[np.float64]) -> float:
+    true, predicted = rows.sum(0)
+    return float(true / predicted)
+
+
+def _ratio_variance(rows: NDArray[np.float64], ratio: float) -> float:
+    """Of a ratio of sums (Cochran 1977, "Sampling techniques", section 6.4): the square of its standard error."""
+    rest = rows[:, 0] - ratio * rows[:, 1]
+    return float(len(rows) / max(1, len(rows) - 1) * (rest**2).sum() / rows[:, 1].sum() ** 2)

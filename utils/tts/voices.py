@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from utils.errors import UserError
 from utils.features.store import FeatureStore
 from utils.files import atomic_write
 from utils.speaker.recognizer import SpeakerRecognizer
+from utils.training.options import TrainingOptions
 
 # What of a recognizer's checkpoint goes into a checkpoint of text to mel, so that it can hear a reference recording.
 KEPT = ("model_config", "recipe", "recipe_hash", "speakers", "metrics", "step", "training_list", "model")
@@ -58,9 +58,10 @@ class Voices:
     than the one to be spoken, as synthesis from a reference recording does.
     """
 
-    def __init__(self, store: FeatureStore, items: list[int], args: argparse.Namespace) -> None:
-        self.kind = args.voice
-        self.seed = args.seed
+    def __init__(
+        self, store: FeatureStore, items: list[int], kind: str, speaker_encoder: Path | None, training: TrainingOptions
+    ) -> None:
+        self.kind, self.seed = kind, training.seed
         self.of_item = [row.speaker for row in store.rows]
         self.speakers = sorted({self.of_item[item] for item in items})
         if self.kind == "none" and len(self.speakers) > 1:
@@ -69,8 +70,8 @@ class Voices:
         self.recognizer = self.embeddings = None
         self.recordings: dict[str, list[int]] = defaultdict(list)
         if self.kind == "embedding":
-            checkpoint = load_checkpoint(args.speaker_encoder)
-            recognizer = SpeakerRecognizer.load(args.speaker_encoder, "cpu", args.backend)
+            checkpoint = load_checkpoint(speaker_encoder)
+            recognizer = SpeakerRecognizer.load(speaker_encoder, "cpu", training.backend)
             self.recognizer, self.hash = kept_recognizer(checkpoint), recognizer.model_hash
             self.embeddings = store_embeddings(store, recognizer)
             for item in items:

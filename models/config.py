@@ -1,0 +1,155 @@
+"""Configurations that describe themselves: frozen dataclasses whose fields hold default, help, choices and limits.
+
+`utils.cli` generates flags and YAML keys from the fields, a configuration travels whole to the constructor that it
+configures, and a checkpoint keeps it as a plain dictionary.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import types
+import typing
+from collections.abc import Callable, Container, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Self, TypeVar
+
+T = TypeVar("T")
+
+
+class Registry(dict[str, T]):
+    """Classes or functions by the names that flags give them, in the order in which they are registered."""
+
+    def register(self, name: str) -> Callable[[T], T]:
+        """Decorator that adds a class or function under `name`."""
+
+        def add(entry: T) -> T:
+            self[name] = entry
+            return entry
+
+        return add
+
+
+def option(
+    default: Any,
+    help: str,
+    *,
+    choices: Container[str] | None = None,
+    least: float | None = None,
+    above: float | None = None,
+    most: float | None = None,
+    below: float | None = None,
+    metavar: str | tuple[str, ...] | None = None,
+    family: str | None = None,
+    may_change: bool = False,
+) -> Any:
+    """A field that becomes a flag.
+
+    Args:
+        choices: a tuple, or a registry whose names are the choices.
+        least, above, most, below: limits of numbers, and of each number of a tuple.
+        metavar: how the help shows the value.
+        family: the only value of `model` that the flag is for.
+        may_change: the flag cannot change what is trained, so a resumed run may have another value.
+    """
+    limits = {"least": least, "above": above, "most": most, "below": below}
+    metadata = {"help": help, "choices": choices, **limits}
+    metadata |= {"metavar": metavar, "family": family, "may_change": may_change}
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def problem_of(metadata: Mapping[str, Any], value: Any) -> str | None:
+    """The reason why an option cannot have a value, as `must be at least 1, not 0`; None if it can."""
+    if isinstance(value, tuple):
+        return next(filter(None, (problem_of(metadata, item) for item in value)), None)
+    choices = metadata["choices"]
+    if choices is not None and value not in choices:
+        return f"must be one of {', '.join(choices)}, not {value}"
+    if value is None or isinstance(value, (str, bool, Path)):
+        return None
+    if not abs(value) < float("inf"):
+        return f"must be a number, not {value}"
+    for name, holds, words in _LIMITS:
+        limit = metadata[name]
+        if limit is not None and not holds(value, limit):
+            return f"must be {words} {limit:g}, not {value:g}"
+    return None
+
+
+_LIMITS: tuple[tuple[str, Callable[[float, float], bool], str], ...] = (
+    ("least", lambda value, limit: value >= limit, "at least"),
+    ("above", lambda value, limit: value > limit, "above"),
+    ("most", lambda value, limit: value <= limit, "at most"),
+    ("below", lambda value, limit: value < limit, "below"),
+)
+
+
+@dataclass(frozen=True)
+class Config:
+    """Base of all configurations; ValueError with a sentence for values that no field or no combination allows."""
+
+    title: ClassVar[str] = ""  # of the group of flags
+    renamed: ClassVar[Mapping[str, str]] = {}  # keys of older checkpoints
+
+    def __post_init__(self) -> None:
+        problems = [f"{name} {problem}" for name, problem in self._limits() if problem]
+        problems = problems or list(dict.fromkeys(self.problems()))
+        if problems:
+            raise ValueError("; ".join(problems))
+
+    def _limits(self) -> list[tuple[str, str | None]]:
+        return [(field.name, problem_of(field.metadata, getattr(self, field.name))) for field in options(type(self))]
+
+    def problems(self) -> list[str]:
+        """Sentences about fields that contradict each other."""
+        return []
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as plain values."""
+        plain = {tuple: list, Path: str}
+        values = ((field.name, getattr(self, field.name)) for field in dataclasses.fields(self))
+        return {name: plain.get(type(value), lambda value: value)(value) for name, value in values}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """The inverse of `to_dict`; fields that `values` lacks keep their defaults, ValueError for unknown ones."""
+        values = {cls.renamed.get(name, name): value for name, value in values.items()}
+        unknown = values.keys() - {field.name for field in dataclasses.fields(cls)}
+        if unknown:
+            raise ValueError(f"unknown settings {', '.join(sorted(unknown))}")
+        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+
+
+def options(config: type[Config]) -> list[dataclasses.Field]:
+    """The fields that are flags."""
+    return [field for field in dataclasses.fields(config) if "help" in field.metadata]
+
+
+@functools.cache
+def kinds(config: type[Config]) -> dict[str, tuple[type, int]]:
+    """The type of each field, without None, and how many values it takes: `d_model` -> (int, 1)."""
+    found, hints = {}, typing.get_type_hints(config)
+    for name in (field.name for field in dataclasses.fields(config)):
+        kind = hints[name]
+        if isinstance(kind, types.UnionType):
+            kind = next(part for part in typing.get_args(kind) if part is not types.NoneType)
+        parts = typing.get_args(kind) if typing.get_origin(kind) is tuple else (kind,)
+        found[name] = parts[0], len(parts)
+    return found
+
+
+def attempt(build: Callable[..., Any], *arguments: Any) -> list[str]:
+    """The sentence with which a constructor refuses its arguments, if it does.
+
+    It is tried on the meta device, which allocates nothing and draws no random numbers, so that every rule stands in
+    the constructor alone.
+    """
+    import torch  # here, so that scripts without a model need not wait for it
+
+    try:
+        with torch.device("meta"):
+            build(*arguments)
+    except ValueError as error:
+        return [str(error)]
+    return []

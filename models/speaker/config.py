@@ -1,0 +1,63 @@
+"""The configuration of a speaker model, and the registries that it names parts of."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import nn
+
+from models.config import Config, Registry, attempt, option
+from models.stack import StackConfig
+
+ENCODERS: Registry[Callable[[SpeakerConfig], nn.Module]] = Registry()
+POOLINGS: Registry[Callable[[int], nn.Module]] = Registry()
+LOSSES: Registry[Callable[[SpeakerConfig, int], nn.Module]] = Registry()
+
+
+@dataclass(frozen=True)
+class LossConfig(Config):
+    """The loss over the training speakers; each loss reads the fields that it knows."""
+
+    title = "loss"
+
+    loss: str = option("aam", "loss of the classifier over the training speakers", choices=LOSSES)
+    scale: float = option(30.0, "factor on the cosines", above=0)
+    margin: float = option(0.2, "angular margin of aam in radians", least=0, most=math.pi / 2)
+
+
+@dataclass(frozen=True)
+class SpeakerConfig(StackConfig, LossConfig):
+    """A speaker encoder and its loss."""
+
+    title = "speaker model"
+    renamed: ClassVar[dict[str, str]] = {"normalise": "normalize"}
+
+    model: str = option("tacomamba", "encoder", choices=ENCODERS)
+    causal: bool = option(False, "let the encoder see the past only, so that it can stream")
+    subsampling: int = option(2, "mel frames per encoder frame of tacomamba", least=1)
+    pooling: str = option("attentive", "pooling over time of tacomamba", choices=POOLINGS, family="tacomamba")
+    pooled_channels: int = option(512, "channels that tacomamba pools over time", least=1)
+    embedding_dim: int = option(192, "size of a speaker embedding", least=1)
+    channels: int = option(512, "channels of ecapa", least=1)
+    normalize: str = option(
+        "auto",
+        "statistics that features are normalized with: global, the training set's, or utterance, its own mean as well; "
+        "auto is global for a causal encoder, else utterance",
+        choices=("auto", "global", "utterance"),
+    )
+    n_mels: int = 80
+
+    @property
+    def per_utterance(self) -> bool:
+        """Whether the utterance's own mean is subtracted."""
+        return self.normalize == "utterance" or (self.normalize == "auto" and not self.causal)
+
+    def problems(self) -> list[str]:
+        """Contradictions, among them those that the encoder's constructor finds."""
+        found = []
+        if self.causal and self.per_utterance:
+            found.append("causal and normalize utterance contradict: a stream has no utterance mean yet")
+        return [*found, *attempt(ENCODERS[self.model], self)]
