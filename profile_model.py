@@ -29,7 +29,7 @@ from utils import cli
 from utils.errors import ExitCode
 from utils.features.recipe import DEFAULT_RECIPE, RECIPES
 from utils.profiling import Layer, StepMemory, layer_table, profile_layers, profile_step, step_table
-from utils.tasks import TASKS
+from utils.tasks import TASKS, flags_of_other_tasks
 from utils.text.vocabulary import SPECIAL, VOCABULARIES
 from utils.training.options import TrainingOptions
 from utils.training.update import AMP_DTYPES, parameter_groups
@@ -75,6 +75,7 @@ def build_parser(argv: Sequence[str] | None = None) -> cli.Parser:
             help="size of embeddings, --voice embedding",
         )
     parser.add_options(task.model_config)
+    parser.elsewhere = flags_of_other_tasks(task.name, symbols="tts", speaker_dim="tts")
     output = parser.add_argument_group("output")
     output.add_argument(
         "--depth", type=cli.non_negative_int, metavar="N", help="levels of modules in the table (default: all)"
@@ -121,7 +122,8 @@ def _symbols(args: argparse.Namespace) -> int:
 
 def _profile(args: argparse.Namespace, config: Config) -> int:
     torch.manual_seed(0)
-    config = dataclasses.replace(config, n_mels=RECIPES[args.recipe].n_mels)
+    sizes = {"n_speakers": args.speakers, "speaker_dim": args.speaker_dim} if args.task == "tts" else {}
+    config = dataclasses.replace(config, n_mels=RECIPES[args.recipe].n_mels, **sizes)
     model, batch = (_speaker_step if args.task == "speaker" else _tts_step)(args, config)
     model.train()
 
@@ -152,7 +154,6 @@ def _speaker_step(args: argparse.Namespace, config: SpeakerConfig) -> tuple[nn.M
 
 def _tts_step(args: argparse.Namespace, config: TextToMelConfig) -> tuple[nn.Module, dict[str, Any]]:
     """A text-to-mel model, and arguments of its forward pass."""
-    config = dataclasses.replace(config, n_speakers=args.speakers, speaker_dim=args.speaker_dim)
     samples, frames, symbols = _samples(args), _frames(args), _symbols(args)
     size = len(VOCABULARIES["phoneme"])
     voices = {

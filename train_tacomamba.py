@@ -26,7 +26,7 @@ from utils.device import keep_few_compiled_operations, keep_freed_memory
 from utils.errors import ExitCode, UserError
 from utils.features.store import FeatureStore
 from utils.lists import DEFAULT_PROTOCOL
-from utils.tasks import TASKS
+from utils.tasks import TASKS, flags_of_other_tasks
 from utils.training import distributed
 from utils.training.checkpoints import CheckpointStore
 from utils.training.distributed import Ranks
@@ -46,6 +46,7 @@ def build_parser(argv: Sequence[str] | None = None) -> cli.Parser:
     data.add_argument("--protocol", default=DEFAULT_PROTOCOL, help="which of the data's protocols gives the splits")
     data.add_argument("--out", type=Path, required=True, help="run folder; not empty only with --resume")
     parser.add_options(TrainingOptions, task.model_config, *task.option_classes())
+    parser.elsewhere = flags_of_other_tasks(task.name)
     parser.may_change.add("data")  # a folder may have moved; what is trained on is compared by its hash
     return parser
 

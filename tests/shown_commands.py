@@ -3,9 +3,11 @@
 import argparse
 import importlib
 import importlib.util
+import inspect
 import re
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from utils import cli
@@ -26,9 +28,10 @@ def load_script(name: str):
     return module
 
 
-def build_parser(name: str) -> cli.Parser:
-    """A new parser of a script or module."""
-    return load_script(name).build_parser()
+def build_parser(name: str, arguments: Sequence[str] = ()) -> cli.Parser:
+    """A new parser of a script or module, which may depend on the arguments that it is for."""
+    build = load_script(name).build_parser
+    return build(arguments) if inspect.signature(build).parameters else build()
 
 
 def subparsers(parser: argparse.ArgumentParser) -> dict[str, cli.Parser]:
@@ -57,4 +60,4 @@ def parse(command: str, folder: Path) -> argparse.Namespace:
         if word.endswith(".txt") and not (folder / word).exists():
             (folder / word).parent.mkdir(parents=True, exist_ok=True)
             (folder / word).write_text("")
-    return build_parser(script).parse_args(arguments)
+    return build_parser(script, arguments).parse_args(arguments)

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
-
 import numpy as np
 import pytest
 
 from utils.features.store import FeatureStore
-from utils.speaker.augment import add_noise, spec_augment
-from utils.speaker.options import add_speaker_arguments
+from utils.speaker.augment import Noise, SpecAugment, add_noise
 from utils.speaker.task import CropDataset
 from utils.training.sampling import EpochOrder
 
@@ -20,12 +17,12 @@ def test_masks_are_bands_of_the_fill_no_wider_than_allowed():
     mel = np.zeros((50, 80), dtype=np.float32)
     widths = set()
     for seed in range(200):
-        masked = spec_augment(mel, np.random.default_rng(seed), FILL, 1, 7, 0, 0)
+        masked = SpecAugment(1, 7, 0, 0)(mel, np.random.default_rng(seed), FILL)
         channels = np.flatnonzero(masked[0])
         assert (masked == masked[0]).all() and np.array_equal(masked[0, channels], FILL[channels])
         assert len(channels) == 0 or channels[-1] - channels[0] + 1 == len(channels)
         widths.add(len(channels))
-        frames = np.flatnonzero(spec_augment(mel, np.random.default_rng(seed), FILL, 0, 0, 1, 9)[:, 0])
+        frames = np.flatnonzero(SpecAugment(0, 0, 1, 9)(mel, np.random.default_rng(seed), FILL)[:, 0])
         assert len(frames) <= 9 and (len(frames) == 0 or frames[-1] - frames[0] + 1 == len(frames))
     assert widths == set(range(8))
     assert not mel.any()
@@ -42,20 +39,16 @@ def test_noise_has_the_ratio_that_was_asked_for(snr):
     assert 10 * np.log10(speech.mean() / added.mean()) == pytest.approx(snr, abs=0.3)
 
 
-def crops(processed, *words: str) -> CropDataset:
-    parser = argparse.ArgumentParser()
-    add_speaker_arguments(parser)
-    args = parser.parse_args(["--crop-seconds", "0.5", *words])
-    args.seed, args.batch_frames = 0, None
+def crops(processed, crop: int = 50, *augmentations) -> CropDataset:
     store = FeatureStore.open(processed)
     items = list(range(0, len(store), 3))
     mean, _ = store.statistics(items, 0)
-    order = EpochOrder(len(items), args.seed, batch_size=8)
-    return CropDataset(store, items, list(range(len(items))), mean, order, args)
+    order = EpochOrder(len(items), seed=0, batch_size=8)
+    return CropDataset(store, items, list(range(len(items))), mean, order, crop, augmentations, seed=0)
 
 
 def test_a_sample_depends_on_its_place_alone(processed):
-    one, other = crops(processed, "--noise-share", "0.5"), crops(processed, "--noise-share", "0.5")
+    one, other = (crops(processed, 50, Noise(noise_share=0.5), SpecAugment()) for _ in range(2))
     there, back = [one[place] for place in range(70)], [other[place] for place in reversed(range(70))][::-1]
     for (mel, label), (again, same) in zip(there, back, strict=True):
         assert label == same and np.array_equal(mel, again)
@@ -63,8 +56,7 @@ def test_a_sample_depends_on_its_place_alone(processed):
 
 
 def test_an_utterance_shorter_than_the_crop_is_repeated(processed):
-    plain = ["--frequency-masks", "0", "--time-masks", "0"]
-    dataset = crops(processed, "--crop-seconds", "7", *plain)
+    dataset = crops(processed, 700)
     item = dataset.items[dataset.order[0]]
     mel, _ = dataset[0]
     whole = dataset.store.mel(item)

@@ -133,7 +133,7 @@ def test_missing_file_and_empty_file(config, refused, tmp_path):
         (["--lr", "nan"], "argument --lr: must be above 0, not nan"),
         (["--lr", "fast"], "argument --lr: must be a number, not 'fast'"),
         (["--dropout", "1.01"], "argument --dropout: must lie between 0 and 1, not 1.01"),
-        (["--batch", "3"], "there is no flag --batch"),  # an abbreviation of --batch-size
+        (["--batch", "3"], "there is no flag --batch; did you mean --batch-size?"),  # an abbreviation of --batch-size
     ],
 )
 def test_what_a_word_gets_wrong_is_a_sentence(words, sentence, refused):

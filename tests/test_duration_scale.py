@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from utils.tts.duration_scale import duration_scale
+from utils.tts.task import duration_scale
 
 
 def rows(n: int, bias: float, seed: int) -> np.ndarray:

@@ -22,6 +22,7 @@ from test_training import ROOT, assert_same_run, flags, free_port, losses, train
 from utils.checkpoint import load_checkpoint
 from utils.training import distributed
 from utils.training.runlog import read_log
+from utils.training.sampling import EpochOrder
 
 ONE = distributed.Ranks(0, 1, torch.device("cpu"))
 POISONED = 11
@@ -164,7 +165,7 @@ def test_row_29_nan_in_one_ranks_batch_is_skipped_by_all(two, tmp_path):
     first, second = ranks_of(two, "poisoned")
     assert first["code"] == second["code"] == 0
     bad = {line["step"]: line["utterances"] for line in read_log(two / "poisoned") if "skipped" in line}
-    order = toy_training.EpochOrder(toy_training.ITEMS, 0, 5)
+    order = EpochOrder(toy_training.ITEMS, 0, 5)
     met = [place // 5 + 1 for place in range(100) if order[place] == POISONED]
     assert bad == {step: [f"item-{POISONED}"] for step in met} and len(bad) >= 2
     last = load_checkpoint(two / "poisoned" / "last.pt")

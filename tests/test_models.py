@@ -3,61 +3,40 @@
 from __future__ import annotations
 
 import math
-from argparse import Namespace
 
 import pytest
 import torch
 import torch.nn.functional as F
 
 from models.mamba import Mamba, Mamba2
-from models.mixers import build_mixer, reverse_by_length
-from models.speaker import build_speaker_model
+from models.mixers import MIXERS, MixerConfig, build_mixer, reverse_by_length
+from models.speaker import POOLINGS, SpeakerConfig, SpeakerModel
+from models.speaker.encoder import Subsampling
 from models.speaker.losses import AAMSoftmax
-from models.speaker.model import Subsampling
 from models.speaker.pooling import AttentiveStatisticsPooling, StatisticsPooling
-from models.stack import MixerStack
-from utils import cli
-from utils.speaker.options import (
-    add_speaker_model_arguments,
-    speaker_model_config,
-    speaker_model_problems,
-)
-from utils.training.model_options import MIXERS, add_model_arguments
+from models.stack import MixerStack, StackConfig
 
 LENGTHS = torch.tensor([23, 9, 1])
-
-
-def model_config(*words: str) -> dict:
-    parser = cli.Parser()
-    add_model_arguments(parser)
-    add_speaker_model_arguments(parser)
-    small = [
-        "--d-model",
-        "32",
-        "--n-layers",
-        "2",
-        "--headdim",
-        "16",
-        "--pooled-channels",
-        "24",
-        "--embedding-dim",
-        "12",
-    ]
-    return speaker_model_config(parser.parse_args([*small, "--channels", "16", *words]), n_mels=10)
-
-
+SMALL = {"d_model": 32, "n_layers": 2, "headdim": 16, "pooled_channels": 24, "embedding_dim": 12, "channels": 16}
 MODELS = {
-    **{mixer: ("--mixer", mixer) for mixer in MIXERS},
-    **{f"causal-{mixer}": ("--mixer", mixer, "--causal") for mixer in MIXERS},
-    "mlp": ("--mixer", "attention", "--mlp-ratio", "2"),
-    "xvector": ("--model", "xvector"),
-    "ecapa": ("--model", "ecapa"),
+    **{mixer: {"mixer": mixer} for mixer in MIXERS},
+    **{f"causal-{mixer}": {"mixer": mixer, "causal": True} for mixer in MIXERS},
+    **{pooling: {"mixer": "conv", "pooling": pooling} for pooling in POOLINGS},
+    "mlp": {"mixer": "attention", "mlp_ratio": 2.0},
+    "xvector": {"model": "xvector"},
+    "ecapa": {"model": "ecapa"},
 }
+
+
+def make_model(settings: dict) -> SpeakerModel:
+    torch.manual_seed(0)
+    return SpeakerModel(SpeakerConfig(n_mels=10, **SMALL | settings), 4)
 
 
 def make_stack(mixer: str, causal: bool) -> MixerStack:
     torch.manual_seed(1)
-    return MixerStack(mixer, 32, 2, causal, d_state=8, headdim=16, mlp_ratio=1.0).eval()
+    config = StackConfig(mixer=mixer, d_model=32, n_layers=2, d_state=8, headdim=16, mlp_ratio=1.0)
+    return MixerStack(config, causal).eval()
 
 
 def padded_batch() -> torch.Tensor:
@@ -173,7 +152,7 @@ def test_causal_mixers_see_no_future_and_others_do(mixer):
 def test_attention_is_relative_in_time():
     """Rotary positions: the same frames later in a longer causal past of zeros keep their scores' differences."""
     torch.manual_seed(0)
-    mixer = build_mixer("attention", 32, False, 8, 2, 16)
+    mixer = build_mixer(MixerConfig(mixer="attention", d_model=32, headdim=16), False)
     cos, sin = mixer._rotation(10, torch.device("cpu"))
     from models.mixers import _rotate
 
@@ -187,7 +166,7 @@ def test_attention_is_relative_in_time():
 def test_statistics_pooling_gives_mean_and_deviation_of_the_valid_frames():
     torch.manual_seed(0)
     x = torch.randn(2, 7, 3)
-    pooled = StatisticsPooling()(x, torch.tensor([4, 7]))
+    pooled = StatisticsPooling(3)(x, torch.tensor([4, 7]))
     expected = torch.cat([x[0, :4].mean(0), x[0, :4].std(0, correction=0)])
     assert torch.allclose(pooled[0], expected, atol=1e-6)
 
@@ -205,7 +184,7 @@ def test_attentive_pooling_equals_its_equations():
 
 def test_aam_softmax_equals_the_angle_form():
     torch.manual_seed(0)
-    loss = AAMSoftmax(8, 5, scale=10.0).double()
+    loss = AAMSoftmax(SpeakerConfig(embedding_dim=8, scale=10.0, margin=1.0), 5).double()
     embedding, labels, margin = torch.randn(6, 8, dtype=torch.float64), torch.tensor([0, 1, 2, 3, 4, 0]), 0.3
     loss_sum, cosines = loss(embedding, labels, margin)
     expected = 0.0
@@ -219,7 +198,7 @@ def test_aam_softmax_equals_the_angle_form():
 
 
 def test_aam_softmax_keeps_falling_beyond_pi():
-    loss = AAMSoftmax(3, 2, scale=1.0)
+    loss = AAMSoftmax(SpeakerConfig(embedding_dim=3, scale=1.0, margin=1.0), 2)
     with torch.no_grad():
         loss.weight.copy_(torch.tensor([[1.0, 0.0, 0.0], [0.0, 0.0, 1.0]]))
     angles = torch.linspace(2.5, 3.1, 20)
@@ -240,11 +219,11 @@ def test_subsampling_sees_no_frame_beyond_its_group(factor):
     assert not torch.equal(layer(changed, lengths)[0][:, 2], y[:, 2])
 
 
-@pytest.mark.parametrize("words", MODELS.values(), ids=MODELS.keys())
-def test_an_embedding_does_not_depend_on_its_batch(words):
+@pytest.mark.parametrize("settings", MODELS.values(), ids=MODELS.keys())
+def test_an_embedding_does_not_depend_on_its_batch(settings):
     """Alone against padded with garbage in the padding: 1e-5 of the largest entry."""
-    torch.manual_seed(0)
-    model = build_speaker_model(model_config(*words), 4).eval()
+    model = make_model(settings).eval()
+    torch.manual_seed(1)
     mel = torch.randn(3, 41, 10)
     lengths = torch.tensor([41, 20, 5])
     for row, length in enumerate(lengths.tolist()):
@@ -255,11 +234,11 @@ def test_an_embedding_does_not_depend_on_its_batch(words):
         assert (together[row] - alone[0]).abs().max() <= 1e-5 * together.abs().max()
 
 
-@pytest.mark.parametrize("words", MODELS.values(), ids=MODELS.keys())
-def test_every_model_learns_four_speakers(words):
+@pytest.mark.parametrize("settings", MODELS.values(), ids=MODELS.keys())
+def test_every_model_learns_four_speakers(settings):
     """Every parameter that the forward pass uses gets a gradient, and the loss falls by half in 20 steps."""
-    torch.manual_seed(0)
-    model = build_speaker_model(model_config(*words), 4)
+    model = make_model(settings)
+    torch.manual_seed(1)
     labels = torch.arange(4).repeat(3)
     mel = torch.randn(4, 1, 10)[labels] + 0.5 * torch.randn(12, 30, 10)
     mel[..., 0] *= 1 + labels[:, None]
@@ -267,7 +246,7 @@ def test_every_model_learns_four_speakers(words):
     optimizer = torch.optim.Adam(model.parameters(), 3e-3)
     losses = []
     for step in range(20):
-        outputs = model(mel, lengths, labels, 0.1)
+        outputs = model(mel, lengths, labels, margin_share=0.5)
         optimizer.zero_grad()
         (outputs["loss_sum"] / outputs["count"]).backward()
         if step == 0:
@@ -277,13 +256,70 @@ def test_every_model_learns_four_speakers(words):
     assert losses[-1] < 0.5 * losses[0]
 
 
-def test_a_causal_encoder_refuses_utterance_statistics():
-    config = {**model_config("--causal"), "normalize": "utterance"}
-    with pytest.raises(ValueError, match="causal"):
-        build_speaker_model(config, 4)
+def test_the_loss_takes_its_share_of_the_margin():
+    """Half of a margin of 0.4 is a margin of 0.2."""
+    torch.manual_seed(0)
+    whole, half = (AAMSoftmax(SpeakerConfig(embedding_dim=8, margin=margin), 5) for margin in (0.2, 0.4))
+    half.load_state_dict(whole.state_dict())
+    embedding, labels = torch.randn(6, 8), torch.tensor([0, 1, 2, 3, 4, 0])
+    assert torch.equal(whole(embedding, labels, 1.0)[0], half(embedding, labels, 0.5)[0])
 
 
-def test_contradicting_model_flags_are_all_reported():
-    args = Namespace(model="xvector", mixer="mamba2", causal=True, normalize="utterance")
-    problems = speaker_model_problems(args)
-    assert len(problems) == 2
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"causal": True, "normalize": "utterance"}, "causal and normalize utterance contradict"),
+        ({"model": "xvector", "causal": True}, "xvector has no causal form"),
+        ({"model": "ecapa", "channels": 12}, "channels 12 must be a multiple of 8"),
+        ({"headdim": 50}, "headdim 50 must divide expand x d_model = 384"),
+        ({"mixer": "attention", "headdim": 33}, "headdim 33 must be even and divide d_model = 192"),
+        ({"mixer": "gru"}, "mixer must be one of mamba, mamba2, attention, lstm, conv, not gru"),
+        ({"mixer": "lstm", "d_model": 33, "expand": 1}, "expand x d_model = 33 must be even"),
+        ({"d_model": 0, "margin": 9.0}, "margin must be at most 1.5708, not 9; d_model must be at least 1, not 0"),
+        ({"lr": 1.0}, "unknown settings lr"),
+    ],
+)
+def test_impossible_configurations_are_refused_with_a_sentence(settings, words):
+    with pytest.raises(ValueError, match=words):
+        SpeakerConfig.from_dict(settings)
+
+
+def test_a_configuration_survives_as_plain_values():
+    """Also from a checkpoint that spells a field as earlier versions did, and lacks newer ones."""
+    config = SpeakerConfig(mixer="mamba", d_state=8, dt_rank=3, dt_min=2e-3, normalize="global", embedding_dim=24)
+    assert SpeakerConfig.from_dict(config.to_dict()) == config
+    assert SpeakerConfig.from_dict({"normalise": "global", "d_state": 16}) == SpeakerConfig(
+        normalize="global", d_state=16
+    )
+
+
+def test_checking_a_configuration_draws_no_random_numbers():
+    before = torch.get_rng_state()
+    SpeakerConfig(mixer="lstm")
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize(
+    ("mixer", "settings"),
+    [
+        ("mamba", {"d_conv": 3, "dt_rank": 5, "expand": 3, "d_state": 4}),
+        ("mamba2", {"d_conv": 3, "ngroups": 2, "expand": 4, "headdim": 32, "d_state": 4}),
+        ("conv", {"conv_kernel": 5, "expand": 3}),
+    ],
+)
+def test_every_size_of_a_mixer_can_be_set(mixer, settings):
+    """Each setting alone changes the shapes of the weights."""
+
+    def shapes(**changed):
+        mixer_ = build_mixer(MixerConfig(mixer=mixer, d_model=32, headdim=changed.pop("headdim", 16), **changed), True)
+        return {name: tuple(value.shape) for name, value in mixer_.state_dict().items()}
+
+    for name, value in settings.items():
+        assert shapes(**{name: value}) != shapes(), name
+
+
+def test_the_range_of_step_sizes_can_be_set():
+    for mixer, bias in (("mamba", "dt_proj.bias"), ("mamba2", "dt_bias")):
+        config = MixerConfig(mixer=mixer, d_model=128, headdim=4, dt_min=0.01, dt_max=0.02)
+        dt = F.softplus(build_mixer(config, True).forward_mixer.get_parameter(bias).detach())
+        assert 0.01 * 0.999 <= dt.min() and dt.max() <= 0.02 * 1.001

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from models.tts import TextToMelConfig
 from models.tts.tacotron2 import AttentionState, Tacotron2, _off_diagonal, _stop_loss
 
 SMALL = {
@@ -21,9 +22,6 @@ SMALL = {
     "reduction": 2,
     "guided_attention": 1.0,
     "dropout": 0.1,
-    "speaker": "none",
-    "n_speakers": 1,
-    "speaker_dim": 0,
 }
 SYMBOLS = 9
 TOKEN_LENGTHS, MEL_LENGTHS = torch.tensor([7, 3, 1]), torch.tensor([5, 21, 12])
@@ -31,7 +29,7 @@ TOKEN_LENGTHS, MEL_LENGTHS = torch.tensor([7, 3, 1]), torch.tensor([5, 21, 12])
 
 def make_model(**changes: object) -> Tacotron2:
     torch.manual_seed(0)
-    model = Tacotron2({**SMALL, **changes}, SYMBOLS).double()
+    model = Tacotron2(TextToMelConfig(model="tacotron2", **SMALL | changes), SYMBOLS).double()
     model.set_statistics(torch.linspace(-6, -4, 6), torch.linspace(0.5, 2, 6), 3.0)
     return model
 
@@ -81,7 +79,7 @@ def test_padding_changes_neither_losses_nor_gradients_nor_comparison(reduction):
 
 @pytest.mark.parametrize("speaker", ["none", "table", "embedding"])
 def test_gradients_reach_every_parameter(speaker):
-    model = make_model(speaker=speaker, n_speakers=4, speaker_dim=5).train()
+    model = make_model(voice=speaker, n_speakers=4, speaker_dim=5).train()
     given = {"none": None, "table": torch.tensor([0, 3, 1]), "embedding": torch.randn(3, 5, dtype=torch.float64)}
     model(*padded_batch(0, 0.0), given[speaker])["loss_sum"].backward()
     missing = [name for name, weight in model.named_parameters() if weight.grad is None or not weight.grad.any()]
@@ -89,7 +87,7 @@ def test_gradients_reach_every_parameter(speaker):
 
 
 def test_speakers_change_speech():
-    model = make_model(speaker="table", n_speakers=2).eval()
+    model = make_model(voice="table", n_speakers=2).eval()
     batch = padded_batch(0, 0.0)
     first, second = (model.compare(*batch, torch.full((3,), voice)).mel for voice in (0, 1))
     assert (first - second).abs().max() > 1e-3
@@ -175,7 +173,7 @@ def test_learns_two_utterances_by_heart():
         "postnet_channels": 16,
         "dropout": 0.0,
     }
-    model = Tacotron2({**SMALL, **sizes}, SYMBOLS)
+    model = Tacotron2(TextToMelConfig(model="tacotron2", **SMALL | sizes), SYMBOLS)
     tokens, token_lengths, mel, mel_lengths = made_up_utterances()
     model.set_statistics(torch.full((6,), -5.0), torch.ones(6), 5.0)
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)

@@ -24,13 +24,15 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from models.norm import BatchNorm  # noqa: E402
+from models.speaker import SpeakerConfig  # noqa: E402
 from models.speaker.losses import AAMSoftmax  # noqa: E402
 from utils import cli  # noqa: E402
 from utils.errors import UserError  # noqa: E402
 from utils.features.recipe import DEFAULT_RECIPE, RECIPES  # noqa: E402
-from utils.training import distributed, options  # noqa: E402
+from utils.training import distributed  # noqa: E402
 from utils.training.checkpoints import CheckpointStore  # noqa: E402
-from utils.training.sampling import BucketOrder, EpochOrder  # noqa: E402
+from utils.training.options import TrainingOptions  # noqa: E402
+from utils.training.sampling import make_order  # noqa: E402
 from utils.training.trainer import Trainer  # noqa: E402
 
 ITEMS, CHANNELS, CLASSES = 37, 4, 5
@@ -45,12 +47,12 @@ class ToyModel(nn.Module):
         self.hidden = nn.Linear(CHANNELS, 16)
         self.norm = BatchNorm(16) if normed else nn.Identity()
         self.dropout = nn.Dropout(dropout)
-        self.classifier = AAMSoftmax(16, CLASSES)
+        self.classifier = AAMSoftmax(SpeakerConfig(embedding_dim=16, margin=0.1), CLASSES)
 
     def forward(self, x: Tensor, lengths: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """x (B, T, CHANNELS), zeros beyond `lengths` (B,), labels (B,)."""
         pooled = self.hidden(x.sum(1) / lengths[:, None])
-        loss_sum, _ = self.classifier(self.dropout(self.norm(pooled).tanh()), labels, 0.1)
+        loss_sum, _ = self.classifier(self.dropout(self.norm(pooled).tanh()), labels, 1.0)
         return {"loss_sum": loss_sum, "count": torch.tensor(len(labels))}
 
 
@@ -65,7 +67,7 @@ class ToyTask:
 
     def __init__(
         self,
-        args: Any,
+        options: TrainingOptions,
         rank: int,
         normed: bool = True,
         dropout: float = 0.0,
@@ -75,7 +77,7 @@ class ToyTask:
         evaluated: int = 5,
         broken: bool = False,
     ) -> None:
-        torch.manual_seed(args.seed)
+        torch.manual_seed(options.seed)
         self.dtype = torch.float64 if wide else torch.float32
         self.model = ToyModel(normed, dropout).to(self.dtype)
         if broken:
@@ -86,10 +88,7 @@ class ToyTask:
         self.items = [draw.normal(size=(n, CHANNELS)) + k for n, k in zip(lengths, self.labels, strict=True)]
         for item in poison:
             self.items[item][:] = np.nan
-        if args.batch_frames:
-            self.order = BucketOrder(lengths, args.seed, args.batch_frames)
-        else:
-            self.order = EpochOrder(ITEMS, args.seed, args.batch_size)
+        self.order = make_order(lengths, options)
         self.dataset = self
         self.rank, self.stop, self.evaluated = rank, tuple(stop), evaluated
         self.trained: list[tuple[int, list[int]]] = []
@@ -150,11 +149,12 @@ def train(scenario: dict[str, Any], ranks: distributed.Ranks) -> dict[str, Any]:
     """Runs one scenario on this rank, as train_tacomamba.py does."""
     out = Path(scenario["out"])
     parser = cli.Parser()
-    options.add_training_arguments(parser)
+    parser.add_options(TrainingOptions)
     args = parser.parse_args([*FLAGS, *scenario["flags"]])
-    resumed = ranks.on_main(CheckpointStore(out, args.keep_last).newest) if args.resume == "auto" else None
-    task = ToyTask(args, ranks.rank, **scenario.get("task", {}))
-    trainer = Trainer(task, args, cli.plain_arguments(args), out, ranks)
+    (options,) = parser.read_options(args, TrainingOptions)
+    resumed = ranks.on_main(CheckpointStore(out, options.keep_last).newest) if options.resume == "auto" else None
+    task = ToyTask(options, ranks.rank, **scenario.get("task", {}))
+    trainer = Trainer(task, options, cli.plain_arguments(args), out, ranks)
     if resumed is not None:
         trainer.restore(resumed)
     result: dict[str, Any] = {"code": None, "error": ""}

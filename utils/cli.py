@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import difflib
 import itertools
 import logging
 import os
@@ -50,6 +51,7 @@ class Parser(argparse.ArgumentParser):
         super().__init__(*args, **kwargs)
         self._problems: list[str] = []
         self.may_change = {"config", "out"}  # flags that a resumed run may give other values
+        self.elsewhere: dict[str, str] = {}  # flags that exist in another case, and which case that is
 
     def add_config(self, ignored: Iterable[str] = ()) -> None:
         """Adds `--config`; call it on the parser, or the subparser, whose flags the file may set.
@@ -66,7 +68,7 @@ class Parser(argparse.ArgumentParser):
         if "--config" in self._option_string_actions:
             self._apply_config(words)
         if self._subparsers is None:  # a parser of subcommands is handed flags that are theirs
-            self._problems += [f"there is no flag {flag}" for flag in self._unknown_flags(words)]
+            self._problems += [self._no_flag(flag) for flag in self._unknown_flags(words)]
         result = super().parse_known_args(words, namespace)
         if self._problems:
             self._exit_with(self._problems)
@@ -114,6 +116,13 @@ class Parser(argparse.ArgumentParser):
         flags = (word.partition("=")[0] for word in itertools.takewhile(lambda word: word != "--", words))
         return [flag for flag in flags if flag.startswith("--") and flag not in self._option_string_actions]
 
+    def _no_flag(self, flag: str) -> str:
+        case = self.elsewhere.get(flag.lstrip("-").replace("-", "_"))
+        if case is not None:
+            return f"{flag} is for {case}"
+        close = difflib.get_close_matches(flag[2:], [known.lstrip("-") for known in self._option_string_actions], n=1)
+        return f"there is no flag {flag}" + (f"; did you mean --{close[0]}?" if close else "")
+
     def _apply_config(self, words: list[str]) -> None:
         path = _config_path(words)
         if path is None:
@@ -129,7 +138,7 @@ class Parser(argparse.ArgumentParser):
             if action is None and dest in self._ignored:
                 continue
             if action is None or action.dest in ("config", "help"):
-                self._problems.append(f"{path}: there is no flag --{str(key).replace('_', '-')}")
+                self._problems.append(f"{path}: {self._no_flag(_flag(str(key)))}")
                 continue
             action.default = self._config_value(action, value)
             action.required = action.required and value is None

@@ -49,7 +49,7 @@ class TextToMelConfig(StackConfig):
     )
     n_mels: int = 80
     n_speakers: int = 1
-    speaker_dim: int = 0
+    speaker_dim: int = 1
 
     @property
     def is_causal(self) -> bool:
