@@ -225,15 +225,37 @@ def test_gradients_in_float64():
     fixed = {"seq_idx": inputs["seq_idx"], "dt_softplus": True}
     names = list(leaves)
     assert torch.autograd.gradcheck(
-        lambda *values: selective_scan.selective_scan(**dict(zip(names, values, strict=True)), **fixed),
+        lambda *values: interface.selective_scan(**dict(zip(names, values, strict=True)), **fixed),
         tuple(leaves.values()),
     )
     conv_leaves = wide(conv_inputs(2, 6, 3, 4))
     seq_idx = conv_leaves.pop("seq_idx")
     assert torch.autograd.gradcheck(
-        lambda *values: conv.causal_conv(*values, seq_idx, silu=True),
+        lambda *values: interface.causal_conv(*values, seq_idx, silu=True),
         tuple(value.requires_grad_() for value in conv_leaves.values()),
     )
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"dt": torch.zeros(2, 4, 3)}, r"dt has shape \(2, 4, 3\) where \(2, 5, 3\) is needed"),
+        ({"A": torch.zeros(3)}, r"A has shape \(3,\) where \(3, n\) is needed"),
+        ({"C": torch.zeros(2, 5, 4, 1)}, r"C has shape \(2, 5, 4, 1\) where \(2, 5, 4\)"),
+        ({"D": torch.zeros(4)}, r"D has shape \(4,\) where \(3\)"),
+    ],
+)
+@BACKENDS
+def test_shapes_that_do_not_fit_are_named(backend, change, message):
+    with pytest.raises(ValueError, match=message):
+        interface.selective_scan(**scan_inputs(2, 5, 3, 4) | change, backend=backend)
+
+
+@BACKENDS
+def test_a_state_of_the_convolution_has_one_frame_less_than_taps(backend):
+    inputs = conv_inputs(2, 5, 3, 4)
+    with pytest.raises(ValueError, match=r"initial_state has shape \(2, 4, 3\) where \(2, 3, 3\)"):
+        interface.causal_conv(**inputs | {"initial_state": torch.zeros(2, 4, 3)}, backend=backend)
 
 
 @BACKENDS
@@ -280,7 +302,7 @@ def test_work_grows_in_proportion_to_the_length():
     for length in (512, 2048):
         inputs = scan_inputs(2, length, 8, 4)
         with Inside() as inside:
-            results(selective_scan.selective_scan, inputs, dt_softplus=True)
+            results(interface.selective_scan, inputs, dt_softplus=True)
         counts.append(inside)
     assert 3.9 * counts[0].calls < counts[1].calls < 4.1 * counts[0].calls
     assert counts[1].elements < 4.1 * counts[0].elements
@@ -294,7 +316,7 @@ def test_no_float64_where_the_inputs_have_none(dtype):
         scan[name] = scan[name].to(dtype)
     convolution["x"] = convolution["x"].to(dtype)
     with Inside() as inside:
-        for function, inputs in ((selective_scan.selective_scan, scan), (conv.causal_conv, convolution)):
+        for function, inputs in ((interface.selective_scan, scan), (interface.causal_conv, convolution)):
             leaves = {name: v.requires_grad_(v.is_floating_point()) for name, v in inputs.items()}
             out = function(**leaves)
             (out[0] if isinstance(out, tuple) else out).sum().backward()
@@ -312,7 +334,7 @@ def test_training_keeps_a_sixteenth_of_the_states():
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        selective_scan.selective_scan(**inputs, dt_softplus=True)
+        interface.selective_scan(**inputs, dt_softplus=True)
     own = {v.untyped_storage().data_ptr() for v in inputs.values()}
     saved = sum(size for place, size in storages.items() if place not in own)
     states, resets = 4 * 2 * 160 * 8 * 4 // 16, 2 * 160

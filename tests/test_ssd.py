@@ -15,7 +15,8 @@ from torch import Tensor
 
 from models.engine import reference, ssd_chunks
 from models.engine import ssd as engine
-from models.engine.ssd import CHUNK, ssd
+from models.engine.interface import ssd
+from models.engine.ssd_chunks import CHUNK
 
 INPUTS = ("x", "dt", "A", "B", "C", "D", "dt_bias", "initial_state", "seq_idx")
 TWO_HEADS = 2 * CHUNK * CHUNK * 8  # bytes of a block, in float64
@@ -353,13 +354,14 @@ def test_operators_are_registered_as_torch_wants_them():
     """Schemas, fake implementations, autograd and tracing under compilation, with and without optional inputs."""
     inputs = ssd_inputs(2, CHUNK + 6, 4, 3, 5, 2)
     leaves = [v.requires_grad_(v.is_floating_point()) for v in inputs.values()]
-    torch.library.opcheck(engine._ssd, (*leaves, True, True))
-    arguments = [v.detach() for v in leaves]
+    forward, backward = torch.ops.tacomamba.ssd.default, torch.ops.tacomamba.ssd_backward.default
+    torch.library.opcheck(forward, (*leaves, True, True))
+    arguments = [*(v.detach() for v in leaves), True]
     plain = [arguments[0], arguments[1].exp(), *arguments[2:5], None, None, None, None, False]
-    torch.library.opcheck(engine._ssd, (*plain, False))
-    y, final_state, states = engine._ssd(*arguments, True, True)
-    torch.library.opcheck(engine._ssd_backward, (y, final_state, states, *arguments, True))
-    torch.library.opcheck(engine._ssd_backward, (y, None, states, *plain))
+    torch.library.opcheck(forward, (*plain, False))
+    y, final_state, states = forward(*arguments, True)
+    torch.library.opcheck(backward, (*arguments, y, final_state, states))
+    torch.library.opcheck(backward, (*plain, y, None, states))
 
 
 @pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
@@ -395,7 +397,7 @@ def test_exports_with_a_dynamic_length():
 
 def test_shapes_that_do_not_fit_are_named():
     inputs = ssd_inputs(2, 8, 4, 3, 5, 2)
-    with pytest.raises(ValueError, match="dt must have the shape"):
+    with pytest.raises(ValueError, match=r"dt has shape \(2, 7, 4\) where \(2, 8, 4\) is needed"):
         ssd(**inputs | {"dt": inputs["dt"][:, :-1]})
     with pytest.raises(ValueError, match="groups"):
         ssd(**inputs | {"B": inputs["B"].repeat(1, 1, 3, 1)[:, :, :3], "C": inputs["C"].repeat(1, 1, 3, 1)[:, :, :3]})
