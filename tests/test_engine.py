@@ -60,7 +60,7 @@ def conv_inputs(rows: int, length: int, channels: int, taps: int, seed: int = 0)
 
 
 def conv_reference(x, weight, bias=None, initial_state=None, seq_idx=None, *, silu=False):
-    """Tap by tap and frame by frame."""
+    """Computes the convolution tap by tap and frame by frame."""
     rows, length, channels = x.shape
     before = weight.shape[1] - 1
     known = x.new_zeros(rows, before, channels) if initial_state is None else initial_state
@@ -101,7 +101,7 @@ def assert_close(got: dict[str, Tensor], want: dict[str, Tensor], bound: float) 
 
 
 def _scale(name: str, want: dict[str, Tensor]) -> Tensor:
-    """What errors are relative to: the largest value.
+    """Returns the scale of errors: the largest value.
 
     The gradient of dt_bias is the sum of those of dt. They may cancel, but their rounding does not: it grows with their
     norm.
@@ -168,7 +168,7 @@ def test_sequences_longer_than_a_block(backend, monkeypatch):
 
 
 def hard_cases(length: int) -> dict[str, tuple[Tensor, Tensor]]:
-    """Step sizes (2, L, 8) and A (8, 16) that broke other scans."""
+    """Step sizes (2, l, 8) and A (8, 16) that broke other scans."""
     draw = torch.Generator().manual_seed(3)
 
     def uniform(*shape: int) -> Tensor:
@@ -190,9 +190,7 @@ def hard_cases(length: int) -> dict[str, tuple[Tensor, Tensor]]:
     }
 
 
-@pytest.mark.parametrize(
-    "backend", [name for name in HERE if name != "decomposed"]
-)  # it is not for thousands of frames
+@pytest.mark.parametrize("backend", [name for name in HERE if name != "decomposed"])  # not for thousands of frames
 @pytest.mark.parametrize("case", hard_cases(1))
 def test_precision_where_others_lose_it(backend, case):
     """1e-6 of the maximum over 4096 frames, output and every gradient; 3e-6 with slow decay, where errors add up."""
@@ -325,7 +323,7 @@ def test_no_float64_where_the_inputs_have_none(dtype):
 
 
 def test_training_keeps_a_sixteenth_of_the_states():
-    """What is saved for backward beside the inputs: one state in 16 frames, and nothing else."""
+    """Saved for backward beside the inputs: one state in 16 frames, and nothing else."""
     inputs = {name: v.requires_grad_(v.is_floating_point()) for name, v in scan_inputs(2, 160, 8, 4).items()}
     storages = {}
 

@@ -1,4 +1,4 @@
-"""The adapter of mamba-ssm's CUDA kernels, held on a CPU against packages that mimic theirs."""
+"""The adapter of mamba-ssm's CUDA kernels, tested on a CPU with packages that mimic theirs."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def packed(draw: st.DrawFn, batch: int, length: int) -> Tensor:
 
 
 def outputs_and_gradients(function: Callable, inputs: dict, device: str = "cpu") -> list[Tensor]:
-    """What `function` returns and the gradients of its tensors, all as float64 on the CPU."""
+    """Results of `function` and the gradients of its tensors, all as float64 on the CPU."""
     leaves = {
         name: value.detach().to(device).requires_grad_() if value.is_floating_point() else value.to(device)
         for name, value in inputs.items()
@@ -92,7 +92,7 @@ def kernel(op: str, **options: bool) -> Callable:
 @settings(OPTIONS, max_examples=8)
 @given(data=st.data(), batch=st.integers(1, 3), length=st.integers(1, 9), taps=st.integers(2, 4), silu=st.booleans())
 def test_convolution_is_laid_out_for_the_kernel(install, offset, width, data, batch, length, taps, silu):
-    """Slices of wider tensors, states and packed sequences come out as the sum over taps says."""
+    """Slices of wider tensors, states and packed sequences agree with the sum over taps."""
     install()
     shapes = {"x": (batch, length, width), "weight": (16, taps), "bias": (16,)}
     if data.draw(st.booleans(), label="state"):

@@ -48,7 +48,7 @@ def threads():
 
 
 def compiler_script(folder: Path, body: str) -> str:
-    """A compiler that answers to --version and otherwise does what `body` says; $out is what it is to write."""
+    """A compiler that answers to --version and otherwise does what `body` says; $out is its output file."""
     script = folder / "compiler"
     script.write_text(
         "#!/bin/sh\n"
@@ -178,7 +178,7 @@ def scan_on_two_threads() -> list[bytes]:
 
 
 def scan_again(want: list[bytes]) -> None:
-    """What a child runs."""
+    """Runs in a child."""
     assert scan_on_two_threads() == want
 
 

@@ -1,4 +1,4 @@
-"""SSD in torch operations against the frame-by-frame definition in float64, and what it promises as an operator."""
+"""SSD in torch operations against the frame-by-frame definition in float64, and its guarantees as an operator."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def test_equals_the_definition(sizes, groups, missing, softplus, block, seed):
 
 
 def hard_cases(length: int, heads: int) -> dict[str, tuple[Tensor, Tensor]]:
-    """Steps (L, heads) and A (heads,) that cost other implementations their precision."""
+    """Steps (l, h) and A (h,) that cost other implementations their precision."""
     draw = torch.Generator().manual_seed(3)
 
     def uniform(*shape: int) -> Tensor:
@@ -141,9 +141,7 @@ def test_precision_where_others_lose_it():
     inputs = {name: inputs[name] for name in ("x", "B", "C", "D", "initial_state")}
     inputs["dt"] = torch.cat([dt for dt, _ in cases.values()], dim=1).unsqueeze(0)
     inputs["A"] = torch.cat([A for _, A in cases.values()])
-    definition = in_parts(
-        reference.ssd, list(range(0, 4097, 256))
-    )  # in parts, since its backward is quadratic in length
+    definition = in_parts(reference.ssd, list(range(0, 4097, 256)))  # since its backward is quadratic in length
     got, want = results(ssd, inputs), results(definition, cast(inputs, torch.float64))
     head_dimension = {"y": 2, "final state": 1, "gradient of x": 2, "gradient of dt": 2, "gradient of B": 2}
     head_dimension |= {"gradient of C": 2, "gradient of A": 0, "gradient of D": 0, "gradient of initial_state": 1}
@@ -199,7 +197,6 @@ def test_any_split_equals_the_whole(length, cuts, seed):
     inputs["dt"] = inputs["dt"].exp()
     del inputs["seq_idx"], inputs["dt_bias"]
     bounds = [0, *sorted(cut for cut in cuts if cut < length), length]
-
     whole = results(ssd, inputs)
     assert_close(results(in_parts(ssd, bounds), inputs), whole, 1e-12)
 
@@ -226,7 +223,7 @@ def test_zero_steps_keep_the_state_to_the_last_bit():
 
 
 def norm_of_summands_of_dA(inputs: dict[str, Tensor]) -> Tensor:
-    """Norm over frames of what the gradient of A sums up, (H,), for the projection in `results`.
+    """Norm over frames of the summands of the gradient of A, (h,), for the projection in `results`.
 
     The definition is run frame by frame, each frame with an A of its own.
     """
@@ -371,9 +368,8 @@ def test_compiles_without_graph_breaks(backend, monkeypatch, tmp_path):
     compiled = torch.compile(ssd, fullgraph=True, backend=backend, dynamic=True)
     for length in (CHUNK + 6, 2 * CHUNK + 10):
         inputs = ssd_inputs(2, length, 2, 3, 5)
-        want = results(ssd, inputs, dt_softplus=True)
-        got = results(compiled, inputs, dt_softplus=True)
-        assert_close(got, {name: value.double() for name, value in want.items()}, 1e-6)
+        want = {name: value.double() for name, value in results(ssd, inputs, dt_softplus=True).items()}
+        assert_close(results(compiled, inputs, dt_softplus=True), want, 1e-6)
 
 
 class _Layer(torch.nn.Module):

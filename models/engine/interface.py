@@ -2,7 +2,7 @@
 
 `causal_conv`, `selective_scan` and `ssd` compute the same with every backend, to rounding; `models.engine.reference`
 is their definition. Shape letters: b batch, l length, d channels, n state size, h heads, p channels of a head,
-g groups, k taps. All three raise ValueError for shapes that do not fit together.
+g groups, k taps. Of more than one frame, all three raise ValueError for shapes that do not fit together.
 """
 
 from __future__ import annotations

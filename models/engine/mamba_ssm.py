@@ -26,7 +26,9 @@ KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 OFFSETS = 2**31  # their Triton kernels, and one buffer of the selective scan, count elements in 32 bits, unchecked
 SCAN_CHUNK = 2048  # frames for which the selective scan stores one state
 SSD_CHUNK = 256  # the chunk length their own modules use
-PROBE_CHUNK = 64  # another one for the probe, since Triton keeps what it tuned on a tiny problem for the chunk length
+PROBE_CHUNK = (
+    64  # another one for the probe, since Triton reuses its tuning on a tiny problem for the same chunk length
+)
 PROBE_TOLERANCE = 1e-2  # of the maximum: TF32 products pass, wrong mathematics does not
 
 

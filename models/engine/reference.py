@@ -1,6 +1,6 @@
 """The definition: convolution and both recurrences in plain torch, any float dtype, differentiable by autograd.
 
-The scans go frame by frame, slow and large in memory. The other backends are tested against these functions in
+The scans run frame by frame, slowly and with much memory. The other backends are tested against these functions in
 float64, and a single frame of a stream is one turn of their loops. Shape letters as in `interface`.
 """
 

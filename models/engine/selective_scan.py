@@ -156,7 +156,7 @@ class _Gradients:
         self.B, self.C = (inputs.A.new_zeros(v.shape) for v in (inputs.B, inputs.C))
         for total in (self.A, self.D, self.dt_bias):  # sums over blocks and chunks, as those of B and C
             total.zero_()
-        self.states: Tensor | None = None  # a buffer: memory fresh from the system costs more than what is done with it
+        self.states: Tensor | None = None  # a buffer: fresh memory from the system costs more than its use
 
     def finish(self) -> tuple[Tensor, ...]:
         """Returns the gradients in the order of `ScanInputs`."""
