@@ -1,4 +1,7 @@
-"""Mamba and Mamba-2 mixers with the state-dict keys and shapes of mamba-ssm's `Mamba` and `Mamba2`."""
+"""Mamba and Mamba-2 mixers with the state-dict keys and shapes of mamba-ssm's `Mamba` and `Mamba2`.
+
+Their mathematics is in `models/engine/reference.py`; shape letters as in `models/engine/interface.py`.
+"""
 
 from __future__ import annotations
 
@@ -7,28 +10,29 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 from models.engine.backends import resolve
 from models.engine.interface import causal_conv, selective_scan, ssd
 
-NO_STEP = -1e4  # a raw step size whose softplus is 0, and its gradient too
+NO_STEP = -1e4  # a raw step size whose softplus is 0, as is its gradient
 
 
 class MixerState(NamedTuple):
-    """All that a mixer remembers: enough to go on as if the sequence had never been cut."""
+    """The whole memory of a mixer: a sequence that continues from it is as if it had never been cut."""
 
-    conv: Tensor  # (B, K - 1, channels): the last inputs of the convolution
-    ssm: Tensor  # (B, D, N), of Mamba-2 (B, H, P, N): the state of the recurrence
+    conv: Tensor  # (b, k-1, channels): the last inputs of the convolution
+    ssm: Tensor  # (b, d, n), for Mamba-2 (b, h, p, n): the state of the recurrence
 
 
 def length_mask(lengths: Tensor, length: int) -> Tensor:
-    """True on valid frames: (B,) -> (B, length)."""
+    """Marks the valid frames: (b,) -> (b, length)."""
     return torch.arange(length, device=lengths.device) < lengths.unsqueeze(1)
 
 
 class StateSpaceMixer(nn.Module):
-    """What Mamba and Mamba-2 share: padding, packing, state. Both are causal: (B, L, d_model) -> (B, L, d_model)."""
+    """The common part of Mamba and Mamba-2: padding, packing, state. Both are causal, (b, l, d_model) to the same."""
 
     name: str  # of the mixer, for the backends
     state_shape: tuple[int, ...]  # of the recurrence's state, without the batch
@@ -49,15 +53,15 @@ class StateSpaceMixer(nn.Module):
         state: MixerState | None = None,
         return_state: bool = False,
     ) -> Tensor | tuple[Tensor, MixerState]:
-        """x (B, L, d_model) -> y of the same shape; with `return_state` also the state after the last valid frame.
+        """Maps x (b, l, d_model) to y of the same shape; with `return_state` also to the state after the last frame.
 
-        lengths (B,): later frames are right padding; they reach neither other frames nor the state, and what comes out
-        at them means nothing. seq_idx (B, L), int32: numbers the sequences that are packed into a row one after the
-        other. state: that which an earlier call returned, to go on from there.
+        lengths (b,): later frames are right padding, which affects neither other frames nor the state; the output there
+        is meaningless. seq_idx (b, l), int32: numbers the sequences that are packed into a row one after the other.
+        state: from an earlier call, to continue there.
         """
         valid = None if lengths is None else length_mask(lengths, x.shape[1]).unsqueeze(-1)
         if valid is not None:
-            x = x.masked_fill(~valid, 0.0)  # a product would keep NaN, and padding may hold anything
+            x = x.masked_fill(~valid, 0.0)  # a product would keep NaN, which padding may contain
         y, conv_input, ssm = self.mix(x, valid, seq_idx, state)
         if not return_state:
             return y
@@ -66,18 +70,18 @@ class StateSpaceMixer(nn.Module):
     def mix(
         self, x: Tensor, valid: Tensor | None, seq_idx: Tensor | None, state: MixerState | None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """The mixer itself: the output, the convolution's input, the last state; valid (B, L, 1)."""
+        """Computes the output, the convolution's input, and the last state of the recurrence; valid (b, l, 1)."""
         raise NotImplementedError
 
     def step(self, x: Tensor, state: MixerState) -> tuple[Tensor, MixerState]:
-        """The next frame, (B, d_model), or the next few, (B, L, d_model), of a stream."""
+        """Processes the next frame, (b, d_model), or the next few, (b, l, d_model), of a stream."""
         if x.ndim == 3:
             return self(x, state=state, return_state=True)
         y, state = self(x.unsqueeze(1), state=state, return_state=True)
         return y.squeeze(1), state
 
     def initial_state(self, batch: int) -> MixerState:
-        """The state before the first frame: zeros."""
+        """Returns the state before the first frame: zeros."""
         weight = self.conv1d.weight
         wide = torch.promote_types(weight.dtype, torch.float32)
         conv = weight.new_zeros(batch, weight.shape[2] - 1, weight.shape[0])
@@ -86,7 +90,7 @@ class StateSpaceMixer(nn.Module):
     def convolve(
         self, x: Tensor, valid: Tensor | None, seq_idx: Tensor | None, state: MixerState | None, backend: str
     ) -> tuple[Tensor, Tensor]:
-        """SiLU of the causal convolution of x (B, L, channels), and x as the convolution saw it."""
+        """Returns SiLU of the causal convolution of x (b, l, channels), and its input: x with padding set to zero."""
         if valid is not None and self.in_proj.bias is not None:
             x = x.masked_fill(~valid, 0.0)  # without a bias it is 0 there already
         before = None if state is None else state.conv.to(x.dtype)
@@ -94,7 +98,7 @@ class StateSpaceMixer(nn.Module):
         return causal_conv(x, weight, self.conv1d.bias, before, seq_idx, silu=True, backend=backend), x
 
     def _conv_state(self, x: Tensor, lengths: Tensor | None, state: MixerState | None) -> Tensor:
-        """The last K - 1 valid inputs of the convolution, zeros or the old state's where there are fewer."""
+        """Returns the last k-1 valid inputs of the convolution, zeros or the old state's where there are fewer."""
         before = self.conv1d.weight.shape[2] - 1
         if lengths is None and x.shape[1] >= before:
             return x[:, x.shape[1] - before :]
@@ -102,12 +106,16 @@ class StateSpaceMixer(nn.Module):
         x = torch.cat([old, x], dim=1)
         if lengths is None:
             return x[:, x.shape[1] - before :]
-        index = lengths.unsqueeze(1) + torch.arange(before, device=x.device)  # frame t stands at t + before
+        index = lengths.unsqueeze(1) + torch.arange(before, device=x.device)  # frame t is at index t + before
         return x.gather(1, index.unsqueeze(-1).expand(-1, -1, x.shape[2]))
 
 
 class Mamba(StateSpaceMixer):
-    """Mamba mixer (Gu and Dao 2023, figure 3)."""
+    """Mamba mixer (Gu and Dao 2023, figure 3).
+
+    dt_rank: None gives ceil(d_model / 16). dt_min, dt_max, dt_init_floor: the range of the initial step sizes, in
+    frames. Raises ValueError for sizes below 1 and an empty range.
+    """
 
     name = "mamba"
 
@@ -120,19 +128,21 @@ class Mamba(StateSpaceMixer):
         dt_rank: int | None = None,
         dt_min: float = 1e-3,
         dt_max: float = 0.1,
+        dt_init_floor: float = 1e-4,
         bias: bool = False,
         conv_bias: bool = True,
         backend: str = "auto",
     ) -> None:
+        dt_rank = math.ceil(d_model / 16) if dt_rank is None else dt_rank
+        _require_positive(d_model=d_model, d_state=d_state, d_conv=d_conv, expand=expand, dt_rank=dt_rank)
         d_inner = expand * d_model
         super().__init__(d_model, 2 * d_inner, d_inner, d_conv, bias, conv_bias, backend)
-        self.d_state = d_state
-        self.dt_rank = dt_rank or math.ceil(d_model / 16)
+        self.d_state, self.dt_rank = d_state, dt_rank
         self.state_shape = d_inner, d_state
-        self.x_proj = nn.Linear(d_inner, self.dt_rank + 2 * d_state, bias=False)
-        self.dt_proj = nn.Linear(self.dt_rank, d_inner)
-        nn.init.uniform_(self.dt_proj.weight, -(self.dt_rank**-0.5), self.dt_rank**-0.5)
-        self.dt_proj.bias = nn.Parameter(_initial_dt_bias(d_inner, dt_min, dt_max))
+        self.x_proj = nn.Linear(d_inner, dt_rank + 2 * d_state, bias=False)
+        self.dt_proj = nn.Linear(dt_rank, d_inner)
+        nn.init.uniform_(self.dt_proj.weight, -(dt_rank**-0.5), dt_rank**-0.5)
+        self.dt_proj.bias = nn.Parameter(_initial_dt_bias(d_inner, dt_min, dt_max, dt_init_floor))
         self.A_log = nn.Parameter(torch.arange(1.0, d_state + 1).log().repeat(d_inner, 1))
         self.D = nn.Parameter(torch.ones(d_inner))
         self.out_proj = nn.Linear(d_inner, d_model, bias=bias)
@@ -141,14 +151,14 @@ class Mamba(StateSpaceMixer):
     def mix(
         self, x: Tensor, valid: Tensor | None, seq_idx: Tensor | None, state: MixerState | None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """As `StateSpaceMixer.mix`."""
+        """Implements `StateSpaceMixer.mix`."""
         backend = resolve(self.backend, self.name, x.device.type)
-        x, gate = self.in_proj(x).chunk(2, dim=-1)  # (B, L, d_inner) each
+        x, gate = self.in_proj(x).chunk(2, dim=-1)  # (b, l, d) each
         u, conv_input = self.convolve(x, valid, seq_idx, state, backend)
         dt, B, C = self.x_proj(u).split([self.dt_rank, self.d_state, self.d_state], dim=-1)
         with torch.autocast(u.device.type, enabled=False):
             weight = self.dt_proj.weight
-            dt = F.linear(dt.to(weight.dtype), weight)  # (B, L, d_inner); the bias is added inside the scan
+            dt = F.linear(dt.to(weight.dtype), weight)  # (b, l, d); the bias is added inside the scan
             A = -self.A_log.exp()
         if valid is not None:
             dt = dt.masked_fill(~valid, NO_STEP)
@@ -160,7 +170,11 @@ class Mamba(StateSpaceMixer):
 
 
 class Mamba2(StateSpaceMixer):
-    """Mamba-2 mixer (Dao and Gu 2024, figure 6)."""
+    """Mamba-2 mixer (Dao and Gu 2024, figure 6).
+
+    dt_min, dt_max, dt_init_floor: the range of the initial step sizes, in frames. Raises ValueError for sizes below 1,
+    an empty range, and a headdim or ngroups that does not divide the channels or the heads.
+    """
 
     name = "mamba2"
 
@@ -174,21 +188,24 @@ class Mamba2(StateSpaceMixer):
         ngroups: int = 1,
         dt_min: float = 1e-3,
         dt_max: float = 0.1,
+        dt_init_floor: float = 1e-4,
         bias: bool = False,
         conv_bias: bool = True,
         backend: str = "auto",
     ) -> None:
+        _require_positive(d_model=d_model, d_state=d_state, d_conv=d_conv, expand=expand)
+        _require_positive(headdim=headdim, ngroups=ngroups)
         d_inner = expand * d_model
         if d_inner % headdim:
-            raise ValueError(f"expand * d_model = {d_inner} must be a multiple of headdim = {headdim}")
+            raise ValueError(f"headdim {headdim} must divide expand x d_model = {d_inner}")
         heads = d_inner // headdim
         if heads % ngroups:
-            raise ValueError(f"the number of heads, {heads}, must be a multiple of ngroups = {ngroups}")
+            raise ValueError(f"ngroups {ngroups} must divide expand x d_model / headdim = {heads}")
         convolved = d_inner + 2 * ngroups * d_state
         super().__init__(d_model, d_inner + convolved + heads, convolved, d_conv, bias, conv_bias, backend)
         self.d_inner, self.d_state, self.headdim, self.ngroups = d_inner, d_state, headdim, ngroups
         self.state_shape = heads, headdim, d_state
-        self.dt_bias = nn.Parameter(_initial_dt_bias(heads, dt_min, dt_max))
+        self.dt_bias = nn.Parameter(_initial_dt_bias(heads, dt_min, dt_max, dt_init_floor))
         self.A_log = nn.Parameter(torch.empty(heads).uniform_(1, 16).log())
         self.D = nn.Parameter(torch.ones(heads))
         self.norm = GatedRMSNorm(d_inner, d_inner // ngroups)
@@ -198,7 +215,7 @@ class Mamba2(StateSpaceMixer):
     def mix(
         self, x: Tensor, valid: Tensor | None, seq_idx: Tensor | None, state: MixerState | None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """As `StateSpaceMixer.mix`."""
+        """Implements `StateSpaceMixer.mix`."""
         backend = resolve(self.backend, self.name, x.device.type)
         states, heads = self.ngroups * self.d_state, len(self.A_log)
         gate, xBC, dt = self.in_proj(x).split([self.d_inner, self.d_inner + 2 * states, heads], dim=-1)
@@ -207,11 +224,11 @@ class Mamba2(StateSpaceMixer):
         if valid is not None:
             dt = dt.masked_fill(~valid, NO_STEP)
         y, ssm = ssd(
-            x.unflatten(-1, (heads, self.headdim)),
+            rearrange(x, "b l (h p) -> b l h p", h=heads),
             dt.to(self.dt_bias.dtype),
             -self.A_log.exp(),
-            B.unflatten(-1, (self.ngroups, self.d_state)),
-            C.unflatten(-1, (self.ngroups, self.d_state)),
+            rearrange(B, "b l (g n) -> b l g n", g=self.ngroups),
+            rearrange(C, "b l (g n) -> b l g n", g=self.ngroups),
             self.D,
             self.dt_bias,
             None if state is None else state.ssm,
@@ -219,11 +236,12 @@ class Mamba2(StateSpaceMixer):
             dt_softplus=True,
             backend=backend,
         )
-        return self.out_proj(self.norm(y.flatten(2), gate)), conv_input, ssm
+        y = rearrange(y, "b l h p -> b l (h p)")
+        return self.out_proj(self.norm(y, gate)), conv_input, ssm
 
 
 class GatedRMSNorm(nn.Module):
-    """RMSNorm(x * silu(gate)) over groups of channels, as Mamba-2 ends: (B, L, D), (B, L, D) -> (B, L, D)."""
+    """RMSNorm(x * silu(gate)) over groups of channels, the end of Mamba-2: (b, l, d), (b, l, d) -> (b, l, d)."""
 
     def __init__(self, dim: int, group_size: int, eps: float = 1e-5) -> None:
         super().__init__()
@@ -236,13 +254,25 @@ class GatedRMSNorm(nn.Module):
         return normal.flatten(-2) * self.weight
 
 
-def _initial_dt_bias(size: int, low: float = 1e-3, high: float = 0.1, floor: float = 1e-4) -> Tensor:
-    """Biases whose softplus is log-uniform in [low, high], in frames (Gu and Dao 2023, section 3.6)."""
-    dt = torch.exp(torch.rand(size) * (math.log(high) - math.log(low)) + math.log(low)).clamp(min=floor)
+def _require_positive(**sizes: int) -> None:
+    for name, size in sizes.items():
+        if size < 1:
+            raise ValueError(f"{name} {size} must be at least 1")
+
+
+def _initial_dt_bias(size: int, dt_min: float, dt_max: float, floor: float) -> Tensor:
+    """Draws biases whose softplus is log-uniform in [dt_min, dt_max] and at least `floor`, in frames.
+
+    Gu and Dao 2023, section 3.6. Raises ValueError for an empty range.
+    """
+    if not 0 < dt_min <= dt_max:
+        raise ValueError(f"dt_min {dt_min} must be positive and at most dt_max = {dt_max}")
+    low, high = math.log(dt_min), math.log(dt_max)
+    dt = torch.exp(torch.rand(size) * (high - low) + low).clamp(min=floor)
     return dt + torch.log(-torch.expm1(-dt))  # the inverse of softplus
 
 
 def _exempt_from_decay(*parameters: nn.Parameter) -> None:
-    """Marks parameters that the optimizer must not pull towards zero: that would change the model's time scales."""
+    """Marks parameters that weight decay must not pull towards zero: that would change the model's time scales."""
     for parameter in parameters:
         parameter.no_weight_decay = True

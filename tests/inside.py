@@ -5,14 +5,13 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from models.engine import conv, selective_scan, ssd
+from models.engine.inputs import ConvInputs, ScanInputs, SSDInputs
 
+MODULES = {"causal_conv": (conv, ConvInputs), "selective_scan": (selective_scan, ScanInputs), "ssd": (ssd, SSDInputs)}
 BODIES = {
-    "tacomamba.causal_conv.default": conv._forward,
-    "tacomamba.causal_conv_backward.default": conv._backward,
-    "tacomamba.selective_scan.default": selective_scan._forward,
-    "tacomamba.selective_scan_backward.default": selective_scan._backward,
-    "tacomamba.ssd.default": ssd._forward,
-    "tacomamba.ssd_backward.default": ssd._backward,
+    f"tacomamba.{name}{suffix}.default": (kind, getattr(module, body))
+    for name, (module, kind) in MODULES.items()
+    for suffix, body in (("", "_forward"), ("_backward", "_backward"))
 }
 
 
@@ -26,8 +25,10 @@ class Inside(TorchDispatchMode):
 
     def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
         if str(operator) in BODIES:
+            kind, body = BODIES[str(operator)]
+            size = len(kind._fields)
             with self:
-                return BODIES[str(operator)](*args)
+                return body(kind(*args[:size]), *args[size:])
         out = operator(*args, **(kwargs or {}))
         self.calls += 1
         for tensor in out if isinstance(out, (tuple, list)) else (out,):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from models.engine import decomposed, reference
+from models.engine import decomposed, interface, reference
 from models.engine.decomposed import CHUNK, LONGEST
 
 OPTIONAL = ("D", "dt_bias", "initial_state", "seq_idx")
@@ -46,6 +47,10 @@ def inputs_of(name: str, length: int, seed: int = 0, groups: int = 2) -> dict[st
     return values | {"dt_bias": normal(*width), "initial_state": normal(rows, *of_head, states), "seq_idx": seq_idx}
 
 
+def operation(name: str) -> Callable[..., Tensor | tuple[Tensor, Tensor]]:
+    return partial(getattr(interface, name), backend="decomposed")
+
+
 def wide(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: v.double() if v.is_floating_point() else v for name, v in inputs.items()}
 
@@ -70,7 +75,7 @@ def with_gradients(function: Callable[..., tuple[Tensor, Tensor]], inputs: dict[
 def test_equals_the_definition(name, length, groups, missing, seed):
     """Outputs and all gradients in float64, to 1e-11."""
     inputs = wide({key: v for key, v in inputs_of(name, length, seed, groups).items() if key not in missing})
-    got = with_gradients(getattr(decomposed, name), inputs)
+    got = with_gradients(operation(name), inputs)
     want = with_gradients(getattr(reference, name), inputs)
     torch.testing.assert_close(got, want, rtol=1e-11, atol=1e-11)
 
@@ -82,7 +87,7 @@ def test_slow_decay_keeps_its_digits(name):
     inputs |= {"A": torch.full_like(inputs["A"], -1e-2), "dt": torch.full_like(inputs["dt"], 1e-3)}
     for missing in ("dt_bias", "seq_idx"):
         del inputs[missing]
-    got, state = getattr(decomposed, name)(**inputs)
+    got, state = operation(name)(**inputs)
     want, wanted_state = getattr(reference, name)(**wide(inputs))
     assert (got - want).abs().max() <= 1e-6 * want.abs().max()
     assert (state - wanted_state).abs().max() <= 1e-6 * wanted_state.abs().max()
@@ -93,7 +98,7 @@ class _Operation(nn.Module):
 
     def __init__(self, name: str, option: str, inputs: dict[str, Tensor]) -> None:
         super().__init__()
-        self.operation, self.options, self.names = getattr(decomposed, name), {option: True}, list(inputs)
+        self.operation, self.options, self.names = operation(name), {option: True}, list(inputs)
 
     def forward(self, *inputs: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         return self.operation(**dict(zip(self.names, inputs, strict=True)), **self.options)
@@ -145,7 +150,7 @@ class _Dtypes(TorchDispatchMode):
 @pytest.mark.parametrize("name", ["selective_scan", "ssd"])
 def test_no_float64_where_the_inputs_have_none(name):
     with _Dtypes() as dtypes:
-        with_gradients(getattr(decomposed, name), inputs_of(name, 100))
+        with_gradients(operation(name), inputs_of(name, 100))
     assert torch.float32 in dtypes.seen and torch.float64 not in dtypes.seen
 
 
@@ -158,7 +163,7 @@ def test_second_derivatives(name, monkeypatch):
     names = list(inputs)
 
     def function(*values: Tensor) -> tuple[Tensor, Tensor]:
-        return getattr(decomposed, name)(**dict(zip(names, values, strict=True)), seq_idx=seq_idx, dt_softplus=True)
+        return operation(name)(**dict(zip(names, values, strict=True)), seq_idx=seq_idx, dt_softplus=True)
 
     assert torch.autograd.gradgradcheck(function, tuple(v.requires_grad_() for v in inputs.values()), fast_mode=True)
 
@@ -167,4 +172,4 @@ def test_too_many_frames_are_refused():
     """The selective scan's graph has a fixed number of doublings."""
     frames = torch.ones(1, LONGEST + 1, 1)
     with pytest.raises(ValueError, match=str(LONGEST)):
-        decomposed.selective_scan(frames, frames, -torch.ones(1, 1), frames, frames)
+        operation("selective_scan")(frames, frames, -torch.ones(1, 1), frames, frames)

@@ -60,7 +60,7 @@ def conv_inputs(rows: int, length: int, channels: int, taps: int, seed: int = 0)
 
 
 def conv_reference(x, weight, bias=None, initial_state=None, seq_idx=None, *, silu=False):
-    """Tap by tap and frame by frame."""
+    """Computes the convolution tap by tap and frame by frame."""
     rows, length, channels = x.shape
     before = weight.shape[1] - 1
     known = x.new_zeros(rows, before, channels) if initial_state is None else initial_state
@@ -101,7 +101,7 @@ def assert_close(got: dict[str, Tensor], want: dict[str, Tensor], bound: float) 
 
 
 def _scale(name: str, want: dict[str, Tensor]) -> Tensor:
-    """What errors are relative to: the largest value.
+    """Returns the scale of errors: the largest value.
 
     The gradient of dt_bias is the sum of those of dt. They may cancel, but their rounding does not: it grows with their
     norm.
@@ -168,7 +168,7 @@ def test_sequences_longer_than_a_block(backend, monkeypatch):
 
 
 def hard_cases(length: int) -> dict[str, tuple[Tensor, Tensor]]:
-    """Step sizes (2, L, 8) and A (8, 16) that broke other scans."""
+    """Step sizes (2, l, 8) and A (8, 16) that broke other scans."""
     draw = torch.Generator().manual_seed(3)
 
     def uniform(*shape: int) -> Tensor:
@@ -190,9 +190,7 @@ def hard_cases(length: int) -> dict[str, tuple[Tensor, Tensor]]:
     }
 
 
-@pytest.mark.parametrize(
-    "backend", [name for name in HERE if name != "decomposed"]
-)  # it is not for thousands of frames
+@pytest.mark.parametrize("backend", [name for name in HERE if name != "decomposed"])  # not for thousands of frames
 @pytest.mark.parametrize("case", hard_cases(1))
 def test_precision_where_others_lose_it(backend, case):
     """1e-6 of the maximum over 4096 frames, output and every gradient; 3e-6 with slow decay, where errors add up."""
@@ -225,15 +223,37 @@ def test_gradients_in_float64():
     fixed = {"seq_idx": inputs["seq_idx"], "dt_softplus": True}
     names = list(leaves)
     assert torch.autograd.gradcheck(
-        lambda *values: selective_scan.selective_scan(**dict(zip(names, values, strict=True)), **fixed),
+        lambda *values: interface.selective_scan(**dict(zip(names, values, strict=True)), **fixed),
         tuple(leaves.values()),
     )
     conv_leaves = wide(conv_inputs(2, 6, 3, 4))
     seq_idx = conv_leaves.pop("seq_idx")
     assert torch.autograd.gradcheck(
-        lambda *values: conv.causal_conv(*values, seq_idx, silu=True),
+        lambda *values: interface.causal_conv(*values, seq_idx, silu=True),
         tuple(value.requires_grad_() for value in conv_leaves.values()),
     )
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"dt": torch.zeros(2, 4, 3)}, r"dt has shape \(2, 4, 3\) where \(2, 5, 3\) is needed"),
+        ({"A": torch.zeros(3)}, r"A has shape \(3,\) where \(3, n\) is needed"),
+        ({"C": torch.zeros(2, 5, 4, 1)}, r"C has shape \(2, 5, 4, 1\) where \(2, 5, 4\)"),
+        ({"D": torch.zeros(4)}, r"D has shape \(4,\) where \(3\)"),
+    ],
+)
+@BACKENDS
+def test_shapes_that_do_not_fit_are_named(backend, change, message):
+    with pytest.raises(ValueError, match=message):
+        interface.selective_scan(**scan_inputs(2, 5, 3, 4) | change, backend=backend)
+
+
+@BACKENDS
+def test_a_state_of_the_convolution_has_one_frame_less_than_taps(backend):
+    inputs = conv_inputs(2, 5, 3, 4)
+    with pytest.raises(ValueError, match=r"initial_state has shape \(2, 4, 3\) where \(2, 3, 3\)"):
+        interface.causal_conv(**inputs | {"initial_state": torch.zeros(2, 4, 3)}, backend=backend)
 
 
 @BACKENDS
@@ -280,7 +300,7 @@ def test_work_grows_in_proportion_to_the_length():
     for length in (512, 2048):
         inputs = scan_inputs(2, length, 8, 4)
         with Inside() as inside:
-            results(selective_scan.selective_scan, inputs, dt_softplus=True)
+            results(interface.selective_scan, inputs, dt_softplus=True)
         counts.append(inside)
     assert 3.9 * counts[0].calls < counts[1].calls < 4.1 * counts[0].calls
     assert counts[1].elements < 4.1 * counts[0].elements
@@ -294,7 +314,7 @@ def test_no_float64_where_the_inputs_have_none(dtype):
         scan[name] = scan[name].to(dtype)
     convolution["x"] = convolution["x"].to(dtype)
     with Inside() as inside:
-        for function, inputs in ((selective_scan.selective_scan, scan), (conv.causal_conv, convolution)):
+        for function, inputs in ((interface.selective_scan, scan), (interface.causal_conv, convolution)):
             leaves = {name: v.requires_grad_(v.is_floating_point()) for name, v in inputs.items()}
             out = function(**leaves)
             (out[0] if isinstance(out, tuple) else out).sum().backward()
@@ -303,7 +323,7 @@ def test_no_float64_where_the_inputs_have_none(dtype):
 
 
 def test_training_keeps_a_sixteenth_of_the_states():
-    """What is saved for backward beside the inputs: one state in 16 frames, and nothing else."""
+    """Saved for backward beside the inputs: one state in 16 frames, and nothing else."""
     inputs = {name: v.requires_grad_(v.is_floating_point()) for name, v in scan_inputs(2, 160, 8, 4).items()}
     storages = {}
 
@@ -312,7 +332,7 @@ def test_training_keeps_a_sixteenth_of_the_states():
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        selective_scan.selective_scan(**inputs, dt_softplus=True)
+        interface.selective_scan(**inputs, dt_softplus=True)
     own = {v.untyped_storage().data_ptr() for v in inputs.values()}
     saved = sum(size for place, size in storages.items() if place not in own)
     states, resets = 4 * 2 * 160 * 8 * 4 // 16, 2 * 160

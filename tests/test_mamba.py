@@ -211,6 +211,54 @@ def test_gradients_in_float64(make):
     assert torch.autograd.gradcheck(run, (noise(1, 5, 4).double().requires_grad_(), *state))
 
 
+@pytest.mark.parametrize(
+    ("make", "options", "message"),
+    [
+        (Mamba, {"d_state": 0}, "d_state 0 must be at least 1"),
+        (Mamba, {"dt_rank": 0}, "dt_rank 0 must be at least 1"),
+        (Mamba2, {"d_conv": 0}, "d_conv 0 must be at least 1"),
+        (Mamba2, {"ngroups": -1}, "ngroups -1 must be at least 1"),
+        (Mamba2, {"headdim": 48}, "headdim 48 must divide expand x d_model = 32"),
+        (Mamba2, {"headdim": 8, "ngroups": 3}, "ngroups 3 must divide expand x d_model / headdim = 4"),
+        (Mamba, {"dt_min": 0.0}, "dt_min 0.0 must be positive and at most dt_max = 0.1"),
+        (Mamba2, {"headdim": 8, "dt_min": 0.2}, "dt_min 0.2 must be positive and at most dt_max = 0.1"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused(make, options, message):
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        make(16, **options)
+
+
+@MIXERS
+def test_the_range_of_initial_steps(make):
+    """Softplus of the bias fills the range, down to the floor where that is higher."""
+    torch.manual_seed(0)
+    options = {"headdim": 1} if make is Mamba2 else {}
+    mixer = make(512, dt_min=1e-2, dt_max=0.5, dt_init_floor=2e-2, **options)
+    steps = nn.functional.softplus(mixer.dt_bias if make is Mamba2 else mixer.dt_proj.bias)
+    assert 2e-2 * (1 - 1e-5) <= steps.min() < 2.1e-2 and 0.45 < steps.max() <= 0.5 * (1 + 1e-5)
+
+
+@BACKENDS
+@MIXERS
+def test_a_convolution_of_one_tap_streams(make, backend):
+    """Its state has no frames."""
+    mixer, x = build(make, backend, d_conv=1), noise(2, 20, 16)
+    first, state = mixer(x[:, :7], return_state=True)
+    assert state.conv.shape[1] == 0
+    second, _ = mixer.step(x[:, 7:], state)
+    assert (torch.cat([first, second], 1) - mixer(x)).abs().max() < BOUND
+
+
+@MIXERS
+def test_construction_on_the_meta_device_draws_no_random_numbers(make):
+    before = torch.get_rng_state()
+    with torch.device("meta"):
+        mixer = make(64)
+    assert all(parameter.is_meta for parameter in mixer.parameters())
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_a_stack_streams():
     """Blocks of frames through a causal stack with its states: the whole at once, to rounding."""
     torch.manual_seed(0)

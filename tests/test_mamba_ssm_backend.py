@@ -1,4 +1,4 @@
-"""The adapter of mamba-ssm's CUDA kernels, held on a CPU against packages that mimic theirs."""
+"""The adapter of mamba-ssm's CUDA kernels, tested on a CPU with packages that mimic theirs."""
 
 from __future__ import annotations
 
@@ -16,10 +16,12 @@ import torch.nn.functional as F
 from fake_mamba_ssm import RIGHT, write_packages
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from test_engine import conv_reference
 from torch import Tensor
 
 from models.engine import interface, mamba_ssm, reference
 from models.engine.backends import set_backend
+from models.engine.inputs import ConvInputs, ScanInputs, SSDInputs
 from models.mamba import Mamba, Mamba2
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -62,7 +64,7 @@ def packed(draw: st.DrawFn, batch: int, length: int) -> Tensor:
 
 
 def outputs_and_gradients(function: Callable, inputs: dict, device: str = "cpu") -> list[Tensor]:
-    """What `function` returns and the gradients of its tensors, all as float64 on the CPU."""
+    """Results of `function` and the gradients of its tensors, all as float64 on the CPU."""
     leaves = {
         name: value.detach().to(device).requires_grad_() if value.is_floating_point() else value.to(device)
         for name, value in inputs.items()
@@ -80,44 +82,31 @@ def largest_error(got: list[Tensor], expected: list[Tensor]) -> float:
     )
 
 
-def plain_conv(
-    x: Tensor, weight: Tensor, bias: Tensor, initial_state: Tensor, seq_idx: Tensor, *, silu: bool
-) -> Tensor:
-    """`interface.causal_conv` as a sum over taps."""
-    length, before = x.shape[1], initial_state.shape[1]
-    frames = torch.cat([initial_state, x], dim=1)
-    numbers = torch.cat([seq_idx[:, :1].expand(-1, before), seq_idx], dim=1)
-    y = bias.expand(x.shape)
-    for k in range(before + 1):
-        same = numbers[:, k : k + length] == seq_idx
-        y = y + weight[:, k] * frames[:, k : k + length] * same.unsqueeze(-1)
-    return F.silu(y) if silu else y
+def kernel(op: str, **options: bool) -> Callable:
+    """The adapter's function called by keywords."""
+    kind = {"causal_conv": ConvInputs, "selective_scan": ScanInputs, "ssd": SSDInputs}[op]
+    return lambda **inputs: getattr(mamba_ssm, op)(kind(**inputs, **options))
 
 
 @pytest.mark.parametrize(("offset", "width"), [(0, 16), (3, 24), (0, 21)])
 @settings(OPTIONS, max_examples=8)
 @given(data=st.data(), batch=st.integers(1, 3), length=st.integers(1, 9), taps=st.integers(2, 4), silu=st.booleans())
 def test_convolution_is_laid_out_for_the_kernel(install, offset, width, data, batch, length, taps, silu):
-    """Slices of wider tensors, states and packed sequences come out as the sum over taps says."""
+    """Slices of wider tensors, states and packed sequences agree with the sum over taps."""
     install()
     shapes = {"x": (batch, length, width), "weight": (16, taps), "bias": (16,)}
-    zeros = {
-        "initial_state": torch.zeros(batch, taps - 1, 16),
-        "seq_idx": torch.zeros(batch, length, dtype=torch.int64),
-    }
     if data.draw(st.booleans(), label="state"):
-        shapes["initial_state"] = zeros.pop("initial_state").shape
+        shapes["initial_state"] = batch, taps - 1, 16
     inputs = random_inputs(shapes, seed=batch)
     inputs["x"] = inputs["x"][:, :, offset : offset + 16]
     if data.draw(st.booleans(), label="packed"):
         inputs["seq_idx"] = data.draw(st.composite(packed)(batch, length))
-        del zeros["seq_idx"]
 
     def widened(y: Tensor) -> Tensor:
         return F.pad(y, (0, 5))  # so that y's gradient is a slice of a wider tensor
 
-    got = outputs_and_gradients(lambda **leaves: widened(mamba_ssm.causal_conv(**leaves, silu=silu)), inputs)
-    expected = outputs_and_gradients(lambda **leaves: widened(plain_conv(**leaves, **zeros, silu=silu)), inputs)
+    got = outputs_and_gradients(lambda **leaves: widened(kernel("causal_conv", silu=silu)(**leaves)), inputs)
+    expected = outputs_and_gradients(lambda **leaves: widened(conv_reference(**leaves, silu=silu)), inputs)
     assert largest_error(got, expected) < 1e-5
 
 
@@ -126,8 +115,8 @@ def test_convolution_takes_broadcast_frames(install):
     install()
     frame, weight, bias = torch.randn(16), torch.randn(16, 4), torch.randn(16)
     broadcast = frame.expand(2, 5, 16)
-    y = mamba_ssm.causal_conv(broadcast, weight, bias)
-    torch.testing.assert_close(y, mamba_ssm.causal_conv(broadcast.clone(), weight, bias))
+    y = mamba_ssm.causal_conv(ConvInputs(broadcast, weight, bias))
+    torch.testing.assert_close(y, mamba_ssm.causal_conv(ConvInputs(broadcast.clone(), weight, bias)))
 
 
 @OPTIONS
@@ -144,7 +133,7 @@ def test_selective_scan_is_laid_out_for_the_kernel(install, data, batch, length,
     shapes |= {name: shape for name, shape in optional.items() if data.draw(st.booleans(), label=name)}
     inputs = random_inputs(shapes, seed=batch)
     inputs |= {name: inputs[name].to(dtype) for name in ("u", "B", "C", "z") if name in inputs}
-    got = outputs_and_gradients(lambda **leaves: mamba_ssm.selective_scan(**leaves, dt_softplus=True), inputs)
+    got = outputs_and_gradients(kernel("selective_scan", dt_softplus=True), inputs)
     expected = outputs_and_gradients(lambda **leaves: reference.selective_scan(**leaves, dt_softplus=True), inputs)
     assert largest_error(got, expected) < (1e-5 if dtype == torch.float32 else 2e-2)
     assert largest_error(got[1:2], expected[1:2]) < 1e-5  # the state: a float32 dt is not rounded to u's dtype
@@ -165,7 +154,7 @@ def test_ssd_is_laid_out_for_the_kernel(install, data, batch, length, narrow, so
         inputs["C"] = inputs["C"].bfloat16().float()  # to be rounded to x's dtype, without a loss
     if data.draw(st.booleans(), label="packed"):
         inputs["seq_idx"] = data.draw(st.composite(packed)(batch, length))
-    got = outputs_and_gradients(lambda **leaves: mamba_ssm.ssd(**leaves, dt_softplus=softplus), inputs)
+    got = outputs_and_gradients(kernel("ssd", dt_softplus=softplus), inputs)
     expected = outputs_and_gradients(lambda **leaves: reference.ssd(**leaves, dt_softplus=softplus), inputs)
     assert largest_error(got, expected) < (2e-2 if narrow else 1e-5)
 
@@ -181,25 +170,26 @@ def test_what_the_kernels_cannot_do_is_refused_before_they_are_imported(monkeypa
     ssd = heads | {"B": torch.zeros(1, 4, 1, 2), "C": torch.zeros(1, 4, 1, 2)}
     wide = torch.zeros(1, 4, 1, 257)
     long = {"x": torch.zeros(1, 1, 1, 1).expand(4096, 65536, 2, 16), "dt": many[..., :2], "B": many.unsqueeze(2)}
+    conv_x = {"x": x, "weight": torch.zeros(8, 4)}
     cases = [
-        (lambda: mamba_ssm.causal_conv(x, torch.zeros(8, 5)), "2 to 4 taps, not of 5"),
-        (lambda: mamba_ssm.causal_conv(x[..., :6], torch.zeros(6, 4)), "multiple of 8 channels, not 6"),
-        (lambda: mamba_ssm.causal_conv(x.double(), torch.zeros(8, 4)), "not float64"),
-        (lambda: mamba_ssm.causal_conv(many, torch.zeros(256, 4)), "offsets of causal-conv1d"),
-        (lambda: mamba_ssm.selective_scan(**scan, initial_state=torch.zeros(1, 8, 2)), "start from a state"),
-        (lambda: mamba_ssm.selective_scan(**scan, seq_idx=row), "packed sequences"),
-        (lambda: mamba_ssm.selective_scan(**scan | {"A": torch.zeros(8, 257)}), "256 states a channel, not 257"),
-        (lambda: mamba_ssm.selective_scan(**scan | {"u": x.double()}), "not float64"),
-        (lambda: mamba_ssm.selective_scan(many, many, torch.zeros(256, 64), many, many), "32-bit offsets"),
-        (lambda: mamba_ssm.ssd(**ssd | {"B": wide, "C": wide}), "not 257 and 4"),
-        (lambda: mamba_ssm.ssd(**ssd | {"x": heads["x"].double()}), "not float64"),
-        (lambda: mamba_ssm.ssd(**ssd | long), "32-bit offsets"),
+        ("causal_conv", conv_x | {"weight": torch.zeros(8, 5)}, "2 to 4 taps, not of 5"),
+        ("causal_conv", conv_x | {"x": x[..., :6]}, "multiple of 8 channels, not 6"),
+        ("causal_conv", conv_x | {"x": x.double()}, "not float64"),
+        ("causal_conv", conv_x | {"x": many}, "offsets of causal-conv1d"),
+        ("selective_scan", scan | {"initial_state": torch.zeros(1, 8, 2)}, "start from a state"),
+        ("selective_scan", scan | {"seq_idx": row}, "packed sequences"),
+        ("selective_scan", scan | {"A": torch.zeros(8, 257)}, "256 states a channel, not 257"),
+        ("selective_scan", scan | {"u": x.double()}, "not float64"),
+        ("selective_scan", scan | {"u": many, "A": torch.zeros(256, 64)}, "32-bit offsets"),
+        ("ssd", ssd | {"B": wide, "C": wide}, "not 257 and 4"),
+        ("ssd", ssd | {"x": heads["x"].double()}, "not float64"),
+        ("ssd", ssd | long, "32-bit offsets"),
     ]
-    for call, words in cases:
+    for op, inputs, words in cases:
         with pytest.raises(mamba_ssm.Unsupported, match=words):
-            call()
+            kernel(op)(**inputs)
     with pytest.raises(ModuleNotFoundError):
-        mamba_ssm.selective_scan(**scan)
+        kernel("selective_scan")(**scan)
 
 
 def test_probe_accepts_right_kernels(install):
@@ -301,10 +291,9 @@ def test_installed_kernels_equal_the_definition(op, shapes, dtype, tolerance):
     if op != "selective_scan":
         inputs["seq_idx"] = (torch.arange(600) // 270 + torch.tensor([[1], [4]])).to(torch.int32)
     option = {"silu" if op == "causal_conv" else "dt_softplus": True}
-    kernel = functools.partial(getattr(mamba_ssm, op), **option)
-    definition = functools.partial(getattr(reference, op, plain_conv), **option)
+    definition = functools.partial(getattr(reference, op), **option)
     wide = {name: value.double() if value.is_floating_point() else value for name, value in inputs.items()}
-    got, expected = outputs_and_gradients(kernel, inputs, "cuda"), outputs_and_gradients(definition, wide)
+    got, expected = outputs_and_gradients(kernel(op, **option), inputs, "cuda"), outputs_and_gradients(definition, wide)
     assert largest_error(got, expected) < tolerance
 
 

@@ -13,7 +13,7 @@ from models.mamba import Mamba, Mamba2
 
 
 def sequential_mamba(state: dict[str, Tensor], x: Tensor) -> Tensor:
-    """The slow path of mamba-ssm's Mamba, frame by frame; x (L, d_model)."""
+    """The slow path of mamba-ssm's Mamba, frame by frame; x (l, d_model)."""
     (channels, states), rank = state["A_log"].shape, state["dt_proj.weight"].shape[1]
     taps, A = state["conv1d.weight"][:, 0], -state["A_log"].exp()
     recent, h, outputs = x.new_zeros(channels, taps.shape[1]), x.new_zeros(channels, states), []
@@ -29,7 +29,7 @@ def sequential_mamba(state: dict[str, Tensor], x: Tensor) -> Tensor:
 
 
 def sequential_mamba2(state: dict[str, Tensor], x: Tensor, headdim: int, groups: int, states: int) -> Tensor:
-    """mamba-ssm's Mamba2 with its gated norm (norm_before_gate=False), frame by frame; x (L, d_model)."""
+    """mamba-ssm's Mamba2 with its gated norm (norm_before_gate=False), frame by frame; x (l, d_model)."""
     heads = len(state["dt_bias"])
     channels = heads * headdim
     taps, A = state["conv1d.weight"][:, 0], -state["A_log"].exp()
@@ -52,7 +52,7 @@ def sequential_mamba2(state: dict[str, Tensor], x: Tensor, headdim: int, groups:
 
 
 def load(module: nn.Module, shapes: dict[str, tuple[int, ...]]) -> tuple[nn.Module, dict[str, Tensor]]:
-    """The module in float64 with random parameters of these names and shapes, loaded strictly, and they."""
+    """The module in float64 with random parameters of these names and shapes, loaded strictly, and these parameters."""
     draw = torch.Generator().manual_seed(1)
     state = {name: torch.randn(shape, generator=draw) / math.sqrt(shape[-1]) for name, shape in shapes.items()}
     module.load_state_dict(state, strict=True)

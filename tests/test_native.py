@@ -16,7 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_engine import assert_close, conv_inputs, conv_reference, results, scan_inputs, wide
 
-from models.engine import Unsupported, reference
+from models.engine import Unsupported, interface, reference
+from models.engine.inputs import ScanInputs
 from models.engine.native import build, ops
 
 try:
@@ -24,6 +25,8 @@ try:
 except build.NativeUnavailable as missing:
     pytest.skip(str(missing), allow_module_level=True)
 
+native_scan = partial(interface.selective_scan, backend="native")
+native_conv = partial(interface.causal_conv, backend="native")
 # Three threads' worth of work in units of uneven size: two groups of strips, the second not full.
 LARGE = (3, 440, 150, 16)
 
@@ -45,7 +48,7 @@ def threads():
 
 
 def compiler_script(folder: Path, body: str) -> str:
-    """A compiler that answers to --version and otherwise does what `body` says; $out is what it is to write."""
+    """A compiler that answers to --version and otherwise does what `body` says; $out is its output file."""
     script = folder / "compiler"
     script.write_text(
         "#!/bin/sh\n"
@@ -67,7 +70,7 @@ ROWS, CHANNELS = st.integers(1, 2), st.sampled_from([15, 16, 17, 33, 127, 129, 2
 def test_scan_across_the_kernels_boundaries(sizes, seed):
     inputs = scan_inputs(*sizes, seed)
     want = results(reference.selective_scan, wide(inputs), dt_softplus=True)
-    assert_close(results(ops.selective_scan, inputs, dt_softplus=True), want, 2e-6)
+    assert_close(results(native_scan, inputs, dt_softplus=True), want, 2e-6)
 
 
 @settings(max_examples=12, deadline=None)
@@ -80,7 +83,7 @@ def test_conv_across_the_kernels_boundaries(sizes, seed):
     inputs = conv_inputs(*sizes, seed)
     if sizes[-1] == 1:
         del inputs["initial_state"]
-    assert_close(results(ops.causal_conv, inputs, silu=True), results(conv_reference, wide(inputs), silu=True), 2e-6)
+    assert_close(results(native_conv, inputs, silu=True), results(conv_reference, wide(inputs), silu=True), 2e-6)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -94,13 +97,13 @@ def test_slices_are_read_in_place(dtype):
     slices = {"u": both[..., :21], "z": both[..., 21:], "B": columns[..., 3:9], "C": columns[..., 9:]}
     slices["dt"] = plain["dt"].transpose(0, 1).contiguous().transpose(0, 1)
     with torch.no_grad():
-        copies = ops.selective_scan(**plain, dt_softplus=True)
-        for got, want in zip(ops.selective_scan(**plain | slices, dt_softplus=True), copies, strict=True):
+        copies = native_scan(**plain, dt_softplus=True)
+        for got, want in zip(native_scan(**plain | slices, dt_softplus=True), copies, strict=True):
             assert torch.equal(got, want)
         conv = conv_inputs(2, 70, 21, 4)
         assert torch.equal(
-            ops.causal_conv(**conv | {"x": both[..., 21:]}),
-            ops.causal_conv(**conv | {"x": both[..., 21:].contiguous()}),
+            native_conv(**conv | {"x": both[..., 21:]}),
+            native_conv(**conv | {"x": both[..., 21:].contiguous()}),
         )
 
 
@@ -109,7 +112,7 @@ def test_bfloat16_is_converted_once_and_rounded_once():
     inputs = scan_inputs(2, 70, 21, 6)
     low = inputs | {name: inputs[name].bfloat16() for name in ("u", "dt", "z", "B", "C")}
     high = {name: value if name == "seq_idx" else value.float() for name, value in low.items()}
-    got, want = (ops.selective_scan(**values, dt_softplus=True) for values in (low, high))
+    got, want = (native_scan(**values, dt_softplus=True) for values in (low, high))
     assert got[0].dtype == torch.bfloat16 and torch.equal(got[0], want[0].bfloat16())
     assert got[1].dtype == torch.float32 and torch.equal(got[1], want[1])
 
@@ -117,23 +120,21 @@ def test_bfloat16_is_converted_once_and_rounded_once():
 def test_not_a_number_survives_bfloat16():
     """Even the one whose bits would be rounded up to minus zero."""
     weight = torch.tensor([[0x7FFFFFFF], [0]], dtype=torch.int32).view(torch.float32)
-    y = ops.causal_conv(torch.ones(1, 3, 2, dtype=torch.bfloat16), weight)
+    y = native_conv(torch.ones(1, 3, 2, dtype=torch.bfloat16), weight)
     assert y[..., 0].isnan().all() and not y[..., 1].any()
 
 
 @pytest.mark.parametrize(
-    ("change", "error", "message"),
+    ("change", "message"),
     [
-        ({"u": torch.zeros(2, 5, 3, dtype=torch.float16)}, Unsupported, "but u is torch.float16"),
-        ({"B": torch.zeros(2, 5, 4, dtype=torch.float64)}, Unsupported, "but B is torch.float64"),
-        ({"C": torch.zeros(2, 5, 4, device="meta")}, Unsupported, "but C is on meta"),
-        ({"dt": torch.zeros(2, 4, 3)}, ValueError, r"dt has shape \(2, 4, 3\) where \(2, 5, 3\) is needed"),
-        ({"D": torch.zeros(4)}, ValueError, r"D has shape \(4,\)"),
+        ({"u": torch.zeros(2, 5, 3, dtype=torch.float16)}, "but u is torch.float16"),
+        ({"B": torch.zeros(2, 5, 4, dtype=torch.float64)}, "but B is torch.float64"),
+        ({"C": torch.zeros(2, 5, 4, device="meta")}, "but C is on meta"),
     ],
 )
-def test_what_the_scan_refuses(change, error, message):
-    with pytest.raises(error, match=message):
-        ops.selective_scan(**scan_inputs(2, 5, 3, 4) | change)
+def test_what_the_scan_refuses(change, message):
+    with pytest.raises(Unsupported, match=message):
+        ops.selective_scan(ScanInputs(**scan_inputs(2, 5, 3, 4) | change))
 
 
 @pytest.mark.parametrize("value", [-1e4, -90.0, -87.3, -20.0, 0.0, 88.0, 1e4])
@@ -143,12 +144,12 @@ def test_extreme_steps_give_finite_gradients(value):
     inputs["dt"] = torch.where(inputs["dt"] > -3, value, inputs["dt"])
     inputs["z"] = inputs["z"] * 100
     inputs["A"] = inputs["A"] * 100
-    for name, tensor in results(ops.selective_scan, inputs, dt_softplus=True).items():
+    for name, tensor in results(native_scan, inputs, dt_softplus=True).items():
         assert tensor.isfinite().all(), name
 
 
 def test_the_same_bits_for_any_number_of_threads(threads):
-    scan, conv = partial(ops.selective_scan, dt_softplus=True), partial(ops.causal_conv, silu=True)
+    scan, conv = partial(native_scan, dt_softplus=True), partial(native_conv, silu=True)
     for function, inputs in ((scan, scan_inputs(*LARGE)), (conv, conv_inputs(3, 2000, 150, 4))):
         threads(1)
         want = results(function, inputs)
@@ -162,7 +163,7 @@ def test_large_work_takes_the_threads_of_torch_and_small_work_one(threads):
     threads(3)
     for (rows, length, channels, states), count in ((LARGE, 3), ((1, 300, 150, 16), 1)):
         u, A, B = torch.zeros(rows, length, channels), torch.zeros(channels, states), torch.zeros(rows, length, states)
-        assert ops._scan_arguments(u, u, A, B, B, *[None] * 5, checkpoints=None).threads == count
+        assert ops._scan_arguments(ScanInputs(u, u, A, B, B), torch.empty(0)).threads == count
 
 
 def scan_on_two_threads() -> list[bytes]:
@@ -171,13 +172,13 @@ def scan_on_two_threads() -> list[bytes]:
     inputs = {name: value.requires_grad_(value.is_floating_point()) for name, value in scan_inputs(*LARGE).items()}
     ones = torch.ones(LARGE[:3])
     torch.set_num_threads(2)
-    y, state = ops.selective_scan(**inputs, dt_softplus=True)
+    y, state = native_scan(**inputs, dt_softplus=True)
     gradients = torch.autograd.grad(y, [inputs["u"], inputs["B"]], ones)
     return [tensor.detach().numpy().tobytes() for tensor in (y, state, *gradients)]
 
 
 def scan_again(want: list[bytes]) -> None:
-    """What a child runs."""
+    """Runs in a child."""
     assert scan_on_two_threads() == want
 
 
@@ -205,8 +206,8 @@ def test_other_instructions_give_the_same_to_rounding(flags, cache, monkeypatch)
     monkeypatch.setattr(ops, "load", build.load)
     scan, conv = scan_inputs(2, 70, 37, 6), conv_inputs(2, 70, 37, 4)
     want = results(reference.selective_scan, wide(scan), dt_softplus=True)
-    assert_close(results(ops.selective_scan, scan, dt_softplus=True), want, 2e-6)
-    assert_close(results(ops.causal_conv, conv, silu=True), results(conv_reference, wide(conv), silu=True), 2e-6)
+    assert_close(results(native_scan, scan, dt_softplus=True), want, 2e-6)
+    assert_close(results(native_conv, conv, silu=True), results(conv_reference, wide(conv), silu=True), 2e-6)
 
 
 def in_child(function: Callable[[], object]) -> int:

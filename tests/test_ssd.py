@@ -1,4 +1,4 @@
-"""SSD in torch operations against the frame-by-frame definition in float64, and what it promises as an operator."""
+"""SSD in torch operations against the frame-by-frame definition in float64, and its guarantees as an operator."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from torch import Tensor
 
 from models.engine import reference, ssd_chunks
 from models.engine import ssd as engine
-from models.engine.ssd import CHUNK, ssd
+from models.engine.interface import ssd
+from models.engine.ssd_chunks import CHUNK
 
 INPUTS = ("x", "dt", "A", "B", "C", "D", "dt_bias", "initial_state", "seq_idx")
 TWO_HEADS = 2 * CHUNK * CHUNK * 8  # bytes of a block, in float64
@@ -112,7 +113,7 @@ def test_equals_the_definition(sizes, groups, missing, softplus, block, seed):
 
 
 def hard_cases(length: int, heads: int) -> dict[str, tuple[Tensor, Tensor]]:
-    """Steps (L, heads) and A (heads,) that cost other implementations their precision."""
+    """Steps (l, h) and A (h,) that cost other implementations their precision."""
     draw = torch.Generator().manual_seed(3)
 
     def uniform(*shape: int) -> Tensor:
@@ -140,9 +141,7 @@ def test_precision_where_others_lose_it():
     inputs = {name: inputs[name] for name in ("x", "B", "C", "D", "initial_state")}
     inputs["dt"] = torch.cat([dt for dt, _ in cases.values()], dim=1).unsqueeze(0)
     inputs["A"] = torch.cat([A for _, A in cases.values()])
-    definition = in_parts(
-        reference.ssd, list(range(0, 4097, 256))
-    )  # in parts, since its backward is quadratic in length
+    definition = in_parts(reference.ssd, list(range(0, 4097, 256)))  # since its backward is quadratic in length
     got, want = results(ssd, inputs), results(definition, cast(inputs, torch.float64))
     head_dimension = {"y": 2, "final state": 1, "gradient of x": 2, "gradient of dt": 2, "gradient of B": 2}
     head_dimension |= {"gradient of C": 2, "gradient of A": 0, "gradient of D": 0, "gradient of initial_state": 1}
@@ -198,7 +197,6 @@ def test_any_split_equals_the_whole(length, cuts, seed):
     inputs["dt"] = inputs["dt"].exp()
     del inputs["seq_idx"], inputs["dt_bias"]
     bounds = [0, *sorted(cut for cut in cuts if cut < length), length]
-
     whole = results(ssd, inputs)
     assert_close(results(in_parts(ssd, bounds), inputs), whole, 1e-12)
 
@@ -225,7 +223,7 @@ def test_zero_steps_keep_the_state_to_the_last_bit():
 
 
 def norm_of_summands_of_dA(inputs: dict[str, Tensor]) -> Tensor:
-    """Norm over frames of what the gradient of A sums up, (H,), for the projection in `results`.
+    """Norm over frames of the summands of the gradient of A, (h,), for the projection in `results`.
 
     The definition is run frame by frame, each frame with an A of its own.
     """
@@ -353,13 +351,14 @@ def test_operators_are_registered_as_torch_wants_them():
     """Schemas, fake implementations, autograd and tracing under compilation, with and without optional inputs."""
     inputs = ssd_inputs(2, CHUNK + 6, 4, 3, 5, 2)
     leaves = [v.requires_grad_(v.is_floating_point()) for v in inputs.values()]
-    torch.library.opcheck(engine._ssd, (*leaves, True, True))
-    arguments = [v.detach() for v in leaves]
+    forward, backward = torch.ops.tacomamba.ssd.default, torch.ops.tacomamba.ssd_backward.default
+    torch.library.opcheck(forward, (*leaves, True, True))
+    arguments = [*(v.detach() for v in leaves), True]
     plain = [arguments[0], arguments[1].exp(), *arguments[2:5], None, None, None, None, False]
-    torch.library.opcheck(engine._ssd, (*plain, False))
-    y, final_state, states = engine._ssd(*arguments, True, True)
-    torch.library.opcheck(engine._ssd_backward, (y, final_state, states, *arguments, True))
-    torch.library.opcheck(engine._ssd_backward, (y, None, states, *plain))
+    torch.library.opcheck(forward, (*plain, False))
+    y, final_state, states = forward(*arguments, True)
+    torch.library.opcheck(backward, (*arguments, y, final_state, states))
+    torch.library.opcheck(backward, (*plain, y, None, states))
 
 
 @pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
@@ -369,9 +368,8 @@ def test_compiles_without_graph_breaks(backend, monkeypatch, tmp_path):
     compiled = torch.compile(ssd, fullgraph=True, backend=backend, dynamic=True)
     for length in (CHUNK + 6, 2 * CHUNK + 10):
         inputs = ssd_inputs(2, length, 2, 3, 5)
-        want = results(ssd, inputs, dt_softplus=True)
-        got = results(compiled, inputs, dt_softplus=True)
-        assert_close(got, {name: value.double() for name, value in want.items()}, 1e-6)
+        want = {name: value.double() for name, value in results(ssd, inputs, dt_softplus=True).items()}
+        assert_close(results(compiled, inputs, dt_softplus=True), want, 1e-6)
 
 
 class _Layer(torch.nn.Module):
@@ -395,7 +393,7 @@ def test_exports_with_a_dynamic_length():
 
 def test_shapes_that_do_not_fit_are_named():
     inputs = ssd_inputs(2, 8, 4, 3, 5, 2)
-    with pytest.raises(ValueError, match="dt must have the shape"):
+    with pytest.raises(ValueError, match=r"dt has shape \(2, 7, 4\) where \(2, 8, 4\) is needed"):
         ssd(**inputs | {"dt": inputs["dt"][:, :-1]})
     with pytest.raises(ValueError, match="groups"):
         ssd(**inputs | {"B": inputs["B"].repeat(1, 1, 3, 1)[:, :, :3], "C": inputs["C"].repeat(1, 1, 3, 1)[:, :, :3]})

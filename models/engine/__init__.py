@@ -4,4 +4,4 @@ BACKENDS = ("auto", "torch", "native", "mamba_ssm", "decomposed")
 
 
 class Unsupported(ValueError):
-    """A call that a backend cannot compute, although another one can; the message is a sentence that says why."""
+    """A call that a backend cannot compute, although another one can; the message explains why."""

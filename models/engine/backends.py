@@ -1,9 +1,9 @@
-"""Which implementation of the engine runs: what there is, what works on this machine, and what `auto` picks.
+"""The choice of the engine's implementation: which exist, which work on this machine, and which one `auto` picks.
 
 torch       runs everywhere
 native      C++ for CPUs, compiled on first use
 mamba_ssm   the CUDA kernels of the mamba-ssm package
-decomposed  plain operations without loops, for exporters; takes memory of (B, L, D, N)
+decomposed  plain operations without loops, for exporters; takes memory of (b, l, d, n)
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ def set_backend(module: nn.Module, backend: str) -> None:
 
 @torch.compiler.assume_constant_result
 def resolve(backend: str, mixer: str, device: str) -> str:
-    """The backend that runs for `mixer` ("mamba" or "mamba2") on a device type: `backend`, or what `auto` picks.
+    """Returns the backend for `mixer` ("mamba" or "mamba2") on a device type: `backend`, or the one that `auto` picks.
 
-    Raises ValueError if `backend` was asked for by name and does not work here.
+    Raises ValueError if `backend` was chosen by name and does not work here.
     """
     return _resolve(backend, mixer, device)
 
 
-@functools.cache  # the choice is made, and said, once per process
+@functools.cache  # the choice is made and logged once per process
 def _resolve(backend: str, mixer: str, device: str) -> str:
     if backend != "auto":
         problem = why_not(backend, mixer, device)
@@ -57,7 +57,7 @@ def _resolve(backend: str, mixer: str, device: str) -> str:
 
 
 def why_not(backend: str, mixer: str, device: str) -> str | None:
-    """Why a backend cannot run `mixer` on a device type, as a sentence; None if it can. Tries it, with a tiny input."""
+    """Explains why a backend cannot run `mixer` on a device type; None if it can. Tries it, with a tiny input."""
     if backend == "native":
         return _native_problem() if device == "cpu" else "it is for CPUs only"
     if backend == "mamba_ssm":
@@ -66,7 +66,7 @@ def why_not(backend: str, mixer: str, device: str) -> str | None:
 
 
 def describe(backend: str) -> str:
-    """What a backend is made of, in a few words."""
+    """Describes a backend's kernels in a few words."""
     return build.describe() if backend == "native" else "the CUDA kernels of mamba-ssm"
 
 

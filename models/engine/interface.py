@@ -1,7 +1,8 @@
 """The operations of Mamba and Mamba-2, each with interchangeable backends.
 
 `causal_conv`, `selective_scan` and `ssd` compute the same with every backend, to rounding; `models.engine.reference`
-defines what. Shape letters: B batch, L length, D channels, N state size, H heads, P channels of a head, G groups.
+is their definition. Shape letters: b batch, l length, d channels, n state size, h heads, p channels of a head,
+g groups, k taps. Of more than one frame, all three raise ValueError for shapes that do not fit together.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from torch import Tensor
 from models.engine import Unsupported, conv, decomposed, mamba_ssm, reference
 from models.engine import selective_scan as torch_scan
 from models.engine import ssd as torch_ssd
+from models.engine.inputs import ConvInputs, Inputs, ScanInputs, SSDInputs, check_shapes
 from models.engine.native import ops as native
 
 CONVOLUTIONS = {
@@ -30,7 +32,7 @@ SELECTIVE_SCANS = {
 }
 SSDS = {
     "torch": torch_ssd.ssd,
-    "native": torch_ssd.ssd,  # made of matrix products, which torch's library does best
+    "native": torch_ssd.ssd,  # consists of matrix products, which torch's library does best
     "mamba_ssm": mamba_ssm.ssd,
     "decomposed": decomposed.ssd,
 }
@@ -46,12 +48,12 @@ def causal_conv(
     silu: bool = False,
     backend: str = "torch",
 ) -> Tensor:
-    """Depth-wise causal convolution, then SiLU if asked: y_t = bias + sum over k of weight_k x_{t - K + 1 + k}.
+    """Depth-wise causal convolution, then SiLU if requested: y_t = bias + sum over j < k of weight_j x_{t-k+1+j}.
 
-    x (B, L, D), weight (D, K), bias (D,), initial_state (B, K-1, D): the frames before x, zeros if None;
-    seq_idx (B, L): frames of another number count as zeros. Returns (B, L, D) in x's dtype.
+    x (b, l, d), weight (d, k), bias (d,); initial_state (b, k-1, d): the frames before x, zeros if None;
+    seq_idx (b, l): frames of another sequence number count as zeros. Returns (b, l, d) in x's dtype.
     """
-    return _run(CONVOLUTIONS, backend, x, weight, bias, initial_state, seq_idx, silu=silu)
+    return _run(CONVOLUTIONS, backend, ConvInputs(x, weight, bias, initial_state, seq_idx, silu))
 
 
 def selective_scan(
@@ -71,16 +73,15 @@ def selective_scan(
 ) -> tuple[Tensor, Tensor]:
     """Selective scan of Mamba (Gu and Dao 2023, equations 2a, 2b, algorithm 2).
 
-    h_t = exp(Delta_t A) h_{t-1} + Delta_t B_t u_t,   y_t = (C_t h_t + D u_t) silu(z_t), Delta = softplus(dt + dt_bias)
+    h_t = exp(delta_t A) h_{t-1} + delta_t B_t u_t,   y_t = (C_t h_t + D u_t) silu(z_t),
+    delta = softplus(dt + dt_bias), in frames; without dt_softplus, delta = dt + dt_bias, which must not be negative
 
-    u, dt, z (B, L, D); A (D, N) negative; B, C (B, L, N); D, dt_bias (D,); initial_state (B, D, N);
-    seq_idx (B, L): where it changes, a new sequence starts from zeros. A Delta of 0 leaves the state as it is.
-    Returns y (B, L, D) in u's dtype and the last state (B, D, N), at least float32 as all decays and states are.
+    u, dt, z (b, l, d); A (d, n) negative; B, C (b, l, n); D, dt_bias (d,); initial_state (b, d, n);
+    seq_idx (b, l): where it changes, a new sequence starts from zeros. A delta of 0 leaves the state as it is.
+    Returns y (b, l, d) in u's dtype and the last state (b, d, n), at least float32 as all decays and states are.
     """
-    if u.shape[1] == 1:
-        return reference.selective_scan(u, dt, A, B, C, D, z, dt_bias, initial_state, seq_idx, dt_softplus=dt_softplus)
-    tensors = u, dt, A, B, C, D, z, dt_bias, initial_state, seq_idx
-    return _run(SELECTIVE_SCANS, backend, *tensors, dt_softplus=dt_softplus)
+    inputs = ScanInputs(u, dt, A, B, C, D, z, dt_bias, initial_state, seq_idx, dt_softplus)
+    return reference.selective_scan(*inputs) if u.shape[1] == 1 else _run(SELECTIVE_SCANS, backend, inputs)
 
 
 def ssd(
@@ -99,17 +100,20 @@ def ssd(
 ) -> tuple[Tensor, Tensor]:
     """State-space duality of Mamba-2 (Dao and Gu 2024, section 6): `selective_scan` with one decay for a whole head.
 
-    x (B, L, H, P); dt (B, L, H); A (H,) negative; B, C (B, L, G, N) with G dividing H; D, dt_bias (H,);
-    initial_state (B, H, P, N); seq_idx (B, L). Returns y (B, L, H, P) in x's dtype and the last state (B, H, P, N).
+    h_t = exp(delta_t A) h_{t-1} + delta_t x_t B_t^T,   y_t = h_t C_t + D x_t,   delta as in `selective_scan`
+
+    x (b, l, h, p); dt (b, l, h); A (h,) negative; B, C (b, l, g, n) with g dividing h; D, dt_bias (h,);
+    initial_state (b, h, p, n); seq_idx (b, l). Returns y (b, l, h, p) in x's dtype and the last state (b, h, p, n),
+    at least float32.
     """
-    if x.shape[1] == 1:
-        return reference.ssd(x, dt, A, B, C, D, dt_bias, initial_state, seq_idx, dt_softplus=dt_softplus)
-    return _run(SSDS, backend, x, dt, A, B, C, D, dt_bias, initial_state, seq_idx, dt_softplus=dt_softplus)
+    inputs = SSDInputs(x, dt, A, B, C, D, dt_bias, initial_state, seq_idx, dt_softplus)
+    return reference.ssd(*inputs) if x.shape[1] == 1 else _run(SSDS, backend, inputs)
 
 
-def _run(implementations: dict[str, Callable[..., Any]], backend: str, *tensors: Tensor | None, **options: bool) -> Any:
-    """Calls a backend's implementation, or torch's where the backend cannot compute this very call."""
+def _run(implementations: dict[str, Callable[..., Any]], backend: str, inputs: Inputs) -> Any:
+    """Calls a backend's implementation, or torch's where the backend cannot compute this particular call."""
+    check_shapes(inputs)
     try:
-        return implementations[backend](*tensors, **options)
+        return implementations[backend](inputs)
     except Unsupported:
-        return implementations["torch"](*tensors, **options)
+        return implementations["torch"](inputs)

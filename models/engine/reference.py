@@ -1,10 +1,12 @@
-"""The definition: both recurrences frame by frame in plain torch, any float dtype, differentiable by autograd.
+"""The definition: convolution and both recurrences in plain torch, any float dtype, differentiable by autograd.
 
-Slow and large in memory. The other backends are held against these loops in float64, and a single frame of a stream
-is one turn of them. Shape letters: B batch, L length, D channels, N state size, H heads, P their channels, G groups.
+The scans run frame by frame, slowly and with much memory. The other backends are tested against these functions in
+float64, and a single frame of a stream is one turn of their loops. Shape letters as in `interface`.
 """
 
 from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 import torch.nn.functional as F
@@ -12,27 +14,49 @@ from torch import Tensor
 
 
 def state_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The dtype of decays and states beside activations of `dtype`: at least float32."""
+    """Returns the dtype of decays and states beside activations of `dtype`: at least float32."""
     return torch.promote_types(dtype, torch.float32)
 
 
-def needs_gradient(*tensors: Tensor | None) -> bool:
-    """Whether a backward pass may come: without one, an operator keeps nothing for it."""
-    return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
-
-
 def step_size(dt: Tensor, dt_bias: Tensor | None, dt_softplus: bool) -> Tensor:
-    """The step Delta from its raw value; dt (B, L, channels or heads), dt_bias of its last dimension."""
+    """Computes delta from its raw value; dt (b, l, d or h), dt_bias (d or h,)."""
     if dt_bias is not None:
         dt = dt + dt_bias
     return F.softplus(dt) if dt_softplus else dt
 
 
 def sequence_starts(seq_idx: Tensor) -> Tensor:
-    """True where a packed sequence begins inside a row: (B, L) -> (B, L), False on the first frame."""
+    """Marks the frames where a packed sequence begins inside a row: (b, l) -> (b, l), False on the first frame."""
     starts = torch.zeros_like(seq_idx, dtype=torch.bool)
     starts[:, 1:] = seq_idx[:, 1:] != seq_idx[:, :-1]
     return starts
+
+
+def without_autocast(device: str) -> AbstractContextManager[None]:
+    """Turns autocast off where it is on: an exported graph would keep an idle context as an operator of its own."""
+    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
+
+
+def causal_conv(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    initial_state: Tensor | None = None,
+    seq_idx: Tensor | None = None,
+    silu: bool = False,
+) -> Tensor:
+    """Depth-wise causal convolution, tap by tap; see `interface.causal_conv`."""
+    wide, length, before = state_dtype(x.dtype), x.shape[1], weight.shape[1] - 1
+    window = F.pad(x, (0, 0, before, 0)) if initial_state is None else torch.cat((initial_state.to(x.dtype), x), dim=1)
+    sequence = None if seq_idx is None else torch.cat((seq_idx[:, :1].expand(-1, before), seq_idx), dim=1)
+    with without_autocast(x.device.type):
+        y = torch.zeros((), dtype=wide, device=x.device) if bias is None else bias.to(wide)
+        for j, tap in enumerate(weight.to(wide).unbind(1)):
+            term = window[:, j : j + length].to(wide) * tap
+            if sequence is not None:
+                term = term * (sequence[:, j : j + length] == seq_idx).unsqueeze(-1)
+            y = y + term
+        return (F.silu(y) if silu else y).to(x.dtype)
 
 
 def selective_scan(
@@ -46,12 +70,11 @@ def selective_scan(
     dt_bias: Tensor | None = None,
     initial_state: Tensor | None = None,
     seq_idx: Tensor | None = None,
-    *,
     dt_softplus: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Selective scan of Mamba (Gu and Dao 2023, equations 2a, 2b); see `interface.selective_scan`."""
     wide = state_dtype(u.dtype)
-    with torch.autocast(u.device.type, enabled=False):
+    with without_autocast(u.device.type):
         u_, dt, A, B, C = (tensor.to(wide) for tensor in (u, dt, A, B, C))
         dt = step_size(dt, None if dt_bias is None else dt_bias.to(wide), dt_softplus)
         state = u_.new_zeros(u.shape[0], *A.shape) if initial_state is None else initial_state.to(wide)
@@ -60,7 +83,7 @@ def selective_scan(
         for u_t, dt_t, B_t, C_t, start in zip(*(v.unbind(1) for v in (u_, dt, B, C)), starts, strict=True):
             if start is not None:
                 state = state.masked_fill(start[:, None, None], 0.0)
-            change = torch.expm1(dt_t.unsqueeze(-1) * A)  # (B, D, N); adding it is exact where the decay is slow
+            change = torch.expm1(dt_t.unsqueeze(-1) * A)  # (b, d, n); adding it is exact where the decay is slow
             state = torch.addcmul(state, change, state) + (dt_t * u_t).unsqueeze(-1) * B_t.unsqueeze(1)
             outputs.append((state @ C_t.unsqueeze(-1)).squeeze(-1))
         y = torch.stack(outputs, dim=1)
@@ -81,16 +104,15 @@ def ssd(
     dt_bias: Tensor | None = None,
     initial_state: Tensor | None = None,
     seq_idx: Tensor | None = None,
-    *,
     dt_softplus: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """The recurrence of Mamba-2 (Dao and Gu 2024, section 5); see `interface.ssd`."""
     wide = state_dtype(x.dtype)
     heads, groups = x.shape[2], B.shape[2]
-    with torch.autocast(x.device.type, enabled=False):
+    with without_autocast(x.device.type):
         x_, dt, A, B, C = (tensor.to(wide) for tensor in (x, dt, A, B, C))
         dt = step_size(dt, None if dt_bias is None else dt_bias.to(wide), dt_softplus)
-        B, C = (tensor.repeat_interleave(heads // groups, dim=2) for tensor in (B, C))  # (B, L, H, N)
+        B, C = (tensor.repeat_interleave(heads // groups, dim=2) for tensor in (B, C))  # (b, l, h, n)
         shape = (x.shape[0], heads, x.shape[3], B.shape[3])
         state = x_.new_zeros(shape) if initial_state is None else initial_state.to(wide)
         starts = [None] * x.shape[1] if seq_idx is None else sequence_starts(seq_idx).unbind(1)
@@ -99,7 +121,7 @@ def ssd(
             if start is not None:
                 state = state.masked_fill(start[:, None, None, None], 0.0)
             change = torch.expm1(dt_t * A)[..., None, None]
-            driven = (dt_t.unsqueeze(-1) * x_t).unsqueeze(-1) * B_t.unsqueeze(2)  # (B, H, P, N)
+            driven = (dt_t.unsqueeze(-1) * x_t).unsqueeze(-1) * B_t.unsqueeze(2)  # (b, h, p, n)
             state = torch.addcmul(state, change, state) + driven
             outputs.append((state @ C_t.unsqueeze(-1)).squeeze(-1))
         y = torch.stack(outputs, dim=1)

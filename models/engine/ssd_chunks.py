@@ -1,7 +1,7 @@
 """The parts of `models.engine.ssd`: decays, blocks of rows and heads, and forward and backward of one chunk.
 
-Shape letters: B batch, L length, H heads, P channels of a head, N state size, G groups; inside a chunk b rows, h heads
-of one group and k frames, of which l is the one that reads and s the one that is read.
+Shape letters as in `interface`, and c chunks; inside a chunk r rows, e heads of one group and t frames. In a pair
+(i, j) of its frames, i reads what j adds to the state.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ SMALLEST_EXPONENT = -120.0  # smaller powers of two are nearly float32's subnorm
 
 
 class Decay(NamedTuple):
-    """What the steps give every frame, (B, H, L), and every chunk of CHUNK frames, (B, H, chunks)."""
+    """Steps and decays of every frame, (b, h, l), and of every chunk of CHUNK frames, (b, h, c)."""
 
     step: Tensor  # delta
-    coarse: Tensor  # log2 of the decay from the chunk's start up to and with the frame: its exact part ...
+    coarse: Tensor  # log2 of the decay from the chunk's start to the frame, the frame included: its exact part ...
     fine: Tensor  # ... and the small rest
     from_start: Tensor  # that decay; 0 after a reset
     to_end: Tensor  # decay from the frame to the chunk's end; 0 before a reset
@@ -36,7 +36,7 @@ class Decay(NamedTuple):
 
 
 def decays(step: Tensor, A: Tensor, seq_idx: Tensor | None) -> Decay:
-    """step (B, L, H), A (H,), seq_idx (B, L) or None."""
+    """Computes all decays; step (b, l, h), A (h,), seq_idx (b, l) or None."""
     length = step.shape[1]
     step = into_chunks(step.transpose(1, 2).contiguous())
     coarse, fine = _log_decay(step, A)
@@ -46,7 +46,7 @@ def decays(step: Tensor, A: Tensor, seq_idx: Tensor | None) -> Decay:
     from_start, to_end = (power.clamp_(min=SMALLEST_EXPONENT).exp2_() for power in (from_start, to_end))
     if seq_idx is not None:
         padding = seq_idx[:, -1:].expand(-1, -length % CHUNK)
-        sequence = torch.cat((seq_idx, padding), dim=1).unflatten(1, (-1, CHUNK)).unsqueeze(1)  # (B, 1, chunks, CHUNK)
+        sequence = torch.cat((seq_idx, padding), dim=1).unflatten(1, (-1, CHUNK)).unsqueeze(1)  # (b, 1, c, CHUNK)
         last = sequence[..., -1:]
         carried = torch.cat((seq_idx[:, None, :1, None], last[:, :, :-1]), dim=2)
         from_start.mul_(sequence == carried)
@@ -58,12 +58,12 @@ def decays(step: Tensor, A: Tensor, seq_idx: Tensor | None) -> Decay:
 
 
 def into_chunks(frames: Tensor) -> Tensor:
-    """(B, H, L) -> (B, H, chunks, CHUNK), zeros at the end."""
+    """Cuts (b, h, l) into (b, h, c, CHUNK), with zeros at the end."""
     return F.pad(frames, (0, -frames.shape[-1] % CHUNK)).unflatten(-1, (-1, CHUNK))
 
 
 def _log_decay(step: Tensor, A: Tensor) -> tuple[Tensor, Tensor]:
-    """Cumulative log2 decay along chunks as an exact and a small part; step (B, H, chunks, CHUNK), A (H,).
+    """Sums the log2 decay along chunks, as an exact and a small part; step (b, h, c, CHUNK), A (h,).
 
     A difference of two sums loses the digits that both share, and far into a chunk of strong decay those are most of
     float32's. So each summand is split: `coarse` is a multiple of a unit so large that float32 holds every sum and
@@ -77,7 +77,7 @@ def _log_decay(step: Tensor, A: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _split_decay(log_decay: Tensor) -> tuple[Tensor, Tensor]:
-    """A decay as kept + change, with kept 1 for slow decay and 0 for strong.
+    """Splits a decay into kept + change, with kept 1 for slow decay and 0 for strong.
 
     A decay near 1 has lost digits of its logarithm, and a long slow one loses more in every chunk; h + expm1(log) h has
     not. Where little of h remains, on the other hand, that sum would be a small difference of large numbers.
@@ -95,20 +95,20 @@ class Block(NamedTuple):
     heads: slice
 
     def frames(self, tensor: Tensor) -> Tensor:
-        """(B, L, H, P) -> (b, L, h, P)"""
+        """Selects the block's part of (b, l, h, p): (r, l, e, p)."""
         return tensor[self.rows, :, self.heads]
 
     def of_group(self, tensor: Tensor) -> Tensor:
-        """(B, L, G, N) -> (b, L, N)"""
+        """Selects the block's part of (b, l, g, n): (r, l, n)."""
         return tensor[self.rows, :, self.group]
 
     def state(self, tensor: Tensor) -> Tensor:
-        """(B, H, P, N) -> (b, h P, N), a view"""
+        """Views the block's part of (b, h, p, n) as (r, e p, n)."""
         return tensor[self.rows, self.heads].flatten(1, 2)
 
 
 def blocks(x: Tensor, B: Tensor) -> Iterator[Block]:
-    """Blocks whose buffers fit in the cache of a CPU; elsewhere one block for each group."""
+    """Yields blocks whose buffers fit in the cache of a CPU; elsewhere one block for each group."""
     batch, _, heads, channels = x.shape
     groups, states = B.shape[2:]
     heads_of_group = heads // groups
@@ -126,25 +126,25 @@ def blocks(x: Tensor, B: Tensor) -> Iterator[Block]:
 
 
 class Chunk(NamedTuple):
-    """What one chunk of a block reads: slices of the inputs in the shapes in which they are used."""
+    """The inputs of one chunk of a block: slices in the shapes in which they are used."""
 
-    x: Tensor  # (b, k, h, P)
-    B: Tensor  # (b, k, N)
-    C: Tensor  # (b, k, N)
-    apart: Tensor | None  # (b, k, k), with resets: pairs (l, s) of different sequences or with s later than l
-    coarse_l: Tensor  # (b, h, k, 1)
-    coarse_s: Tensor  # (b, h, 1, k)
-    fine_l: Tensor  # (b, h, k, 1)
-    fine_s: Tensor  # (b, h, 1, k)
-    step_s: Tensor  # (b, h, 1, k)
-    from_start: Tensor  # (b, k, h, 1)
-    weight: Tensor  # (b, k, h, 1): of x in the state at the chunk's end
-    kept: Tensor  # (b, h, 1, 1)
-    change: Tensor  # (b, h, 1, 1)
+    x: Tensor  # (r, t, e, p)
+    B: Tensor  # (r, t, n)
+    C: Tensor  # (r, t, n)
+    apart: Tensor | None  # (r, t, t), with resets: pairs (i, j) of different sequences or with j later than i
+    coarse_i: Tensor  # (r, e, t, 1)
+    coarse_j: Tensor  # (r, e, 1, t)
+    fine_i: Tensor  # (r, e, t, 1)
+    fine_j: Tensor  # (r, e, 1, t)
+    step_j: Tensor  # (r, e, 1, t)
+    from_start: Tensor  # (r, t, e, 1)
+    weight: Tensor  # (r, t, e, 1): of x in the state at the chunk's end
+    kept: Tensor  # (r, e, 1, 1)
+    change: Tensor  # (r, e, 1, 1)
 
 
 def chunks(block: Block, x: Tensor, B: Tensor, C: Tensor, decay: Decay, seq_idx: Tensor | None) -> list[Chunk]:
-    """The chunks of a block in order; x (B, L, H, P), B and C (B, L, G, N), seq_idx (B, L)."""
+    """Lists the chunks of a block in order; x (b, l, h, p), B and C (b, l, g, n), seq_idx (b, l)."""
     x, B, C = block.frames(x), block.of_group(B), block.of_group(C)
     step, coarse, fine, from_start, to_end, kept, change = (field[block.rows, block.heads] for field in decay)
     parts = (
@@ -174,84 +174,88 @@ def _apart(seq_idx: Tensor | None, count: int) -> list[Tensor | None]:
 
 
 class Buffers:
-    """Work tensors of a chunk and the views of them that are used; all but `scaled` in the states' dtype."""
+    """Work tensors of a chunk and the views of them that are used; all but `scaled` in the states' dtype.
+
+    The views are made once, since making one takes as long as a small operation.
+    """
 
     def __init__(self, chunk: Chunk) -> None:
-        b, k, h, P = chunk.x.shape
-        self.shape = b, k, h, P, chunk.B.shape[-1]
+        r, t, e, p = chunk.x.shape
+        n = chunk.B.shape[-1]
         self.like = chunk.x.new_empty(0, dtype=state_dtype(chunk.x.dtype))
-        self.scores = self.like.new_empty(b, k, k)
+        self.scores = self.like.new_empty(r, t, t)
         self.scores_of_heads = self.scores.unsqueeze(1)
-        self.mixing = self.like.new_empty(b, h, k, k)
+        self.mixing = self.like.new_empty(r, e, t, t)
         self.mixing_by_head = self.mixing.flatten(0, 1)
         self.mixing_diagonal = self.mixing.diagonal(dim1=-2, dim2=-1)
-        self.inner_by_head = self.like.new_empty(b * h, k, P)
-        self.inner = self.inner_by_head.unflatten(0, (b, h)).transpose(1, 2)
-        self.outer = self.like.new_empty(b, k, h, P)
+        self.inner_by_head = self.like.new_empty(r * e, t, p)
+        self.inner = self.inner_by_head.unflatten(0, (r, e)).transpose(1, 2)
+        self.outer = self.like.new_empty(r, t, e, p)
         self.outer_flat = self.outer.flatten(2)
-        self.scaled = chunk.x.new_empty(b, k, h, P)
+        self.scaled = chunk.x.new_empty(r, t, e, p)
         self.scaled_flat = self.scaled.flatten(2)
         self.scaled_transposed = self.scaled_flat.transpose(1, 2)
-        self.state = self.like.new_empty(b, h, P, chunk.B.shape[-1])
+        self.state = self.like.new_empty(r, e, p, n)
         self.state_flat = self.state.flatten(1, 2)
 
 
 class BackwardBuffers(Buffers):
-    """Those of forward and more."""
+    """The work tensors of forward and those that only backward needs."""
 
     def __init__(self, chunk: Chunk) -> None:
         super().__init__(chunk)
-        b, k, h, P, N = self.shape
+        (r, t, e, _), n = chunk.x.shape, chunk.B.shape[-1]
         self.pairs, self.products, self.cumulated = (torch.empty_like(self.mixing) for _ in range(3))
         self.pairs_by_head = self.pairs.flatten(0, 1)
         self.pairs_diagonal = self.pairs.diagonal(dim1=-2, dim2=-1)
         self.dscores = torch.empty_like(self.scores)
-        self.through, self.through_C = (self.like.new_empty(b, h, k, N) for _ in range(2))
+        self.through, self.through_C = (self.like.new_empty(r, e, t, n) for _ in range(2))
         self.through_by_head = self.through.flatten(0, 1)
         self.x_outer = torch.empty_like(self.outer)
-        self.of_group = self.like.new_empty(b, k, N)
+        self.of_group = self.like.new_empty(r, t, n)
 
 
 def _by_head(frames: Tensor) -> Tensor:
-    """(b, k, h, P) -> (b h, k, P), a view for a single row."""
+    """Reorders (r, t, e, p) to (r e, t, p), a view for a single row."""
     return frames.transpose(1, 2).flatten(0, 1)
 
 
 def _matmul(a: Tensor, b: Tensor, out: Tensor) -> Tensor:
-    """Batched matrix product into `out`, whose dtype may be wider."""
+    """Writes the batched matrix product into `out`, whose dtype may be wider."""
     return torch.bmm(a, b, out=out) if out.dtype == a.dtype else out.copy_(torch.bmm(a, b))
 
 
 def _add_matmul(total: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    """total += a @ b, batched; the dtype of `total` may be wider."""
+    """Adds the batched product a @ b to `total`, whose dtype may be wider."""
     return total.baddbmm_(a, b) if total.dtype == a.dtype else total.add_(torch.bmm(a, b))
 
 
 def _mask(scores: Tensor, apart: Tensor | None) -> Tensor:
-    """Zeros where frames do not meet; scores (b, k, k)."""
+    """Sets scores (r, t, t) to zero where frames do not meet."""
     return scores.tril_() if apart is None else scores.masked_fill_(apart, 0.0)
 
 
 def _load_scores_and_decay(chunk: Chunk, buffers: Buffers) -> None:
-    """`scores`: C_l . B_s, or 0 for frames that do not meet. `mixing`: the decay from s to l, or 1 where s is later.
+    """Fills `scores` with C_i . B_j, or 0 for frames that do not meet, and `mixing` with the decay from j to i.
 
-    Never the exponential of a positive number, which could overflow and make gradients of inf * 0.
+    For later j, which do not meet i, the decay is 1: the exponential of a positive number could overflow and make
+    gradients of inf * 0.
     """
     _mask(_matmul(chunk.C, chunk.B.transpose(1, 2), buffers.scores), chunk.apart)
-    torch.sub(chunk.coarse_l, chunk.coarse_s, out=buffers.mixing).add_(chunk.fine_l).sub_(chunk.fine_s)
+    torch.sub(chunk.coarse_i, chunk.coarse_j, out=buffers.mixing).add_(chunk.fine_i).sub_(chunk.fine_j)
     buffers.mixing.clamp_(SMALLEST_EXPONENT, 0.0).exp2_()
 
 
 def _finish_mixing(chunk: Chunk, D: Tensor | None, buffers: Buffers) -> Tensor:
-    """From decays and scores what y_l takes of x_s inside the chunk, D included: (b h, k, k) in x's dtype."""
-    buffers.mixing.mul_(buffers.scores_of_heads).mul_(chunk.step_s)
+    """Turns decays and scores into the weights of x_j in y_i inside the chunk, D included: (r e, t, t) in x's dtype."""
+    buffers.mixing.mul_(buffers.scores_of_heads).mul_(chunk.step_j)
     if D is not None:
         buffers.mixing_diagonal.add_(D)
     return buffers.mixing_by_head.to(chunk.x.dtype)
 
 
 def forward_chunk(chunk: Chunk, D: Tensor | None, state: Tensor, start: Tensor, y: Tensor, buffers: Buffers) -> None:
-    """Writes y (b, k, h, P) and moves state (b, h P, N) on; start is the state before, in x's dtype; D (h, 1)."""
+    """Writes y (r, t, e, p) and advances state (r, e p, n); start is the state before, in x's dtype; D (e, 1)."""
     _load_scores_and_decay(chunk, buffers)
     _matmul(_finish_mixing(chunk, D, buffers), _by_head(chunk.x), buffers.inner_by_head)
     _matmul(chunk.C, start.transpose(1, 2), buffers.outer_flat)
@@ -262,7 +266,7 @@ def forward_chunk(chunk: Chunk, D: Tensor | None, state: Tensor, start: Tensor, 
 
 
 def _advance(state: Tensor, chunk: Chunk, vectors: Tensor, buffers: Buffers) -> None:
-    """state (b, h P, N) = decay of the chunk * state + `scaled` (b, k, h P) transposed @ vectors (b, k, N)."""
+    """Sets state (r, e p, n) to decay of the chunk * state + `scaled` (r, t, e p) transposed @ vectors (r, t, n)."""
     state_of_heads = state.view_as(buffers.state)
     torch.mul(state_of_heads, chunk.change, out=buffers.state)
     state_of_heads.mul_(chunk.kept)
@@ -270,33 +274,33 @@ def _advance(state: Tensor, chunk: Chunk, vectors: Tensor, buffers: Buffers) -> 
 
 
 class Sums(NamedTuple):
-    """What backward collects for every frame and head: sums over pairs, channels or states; (B, H, L) but `state`."""
+    """Sums over pairs, channels or states that backward collects for every frame and head; (b, h, l) but `state`."""
 
-    pairs: Tensor  # over pairs s <= this frame < l: the gradient of the log decay of the frame that follows
+    pairs: Tensor  # over pairs j <= this frame < i: the gradient of the log decay of the frame that follows
     direct: Tensor  # the gradient of delta as a factor of x inside the chunk
     skip: Tensor  # dy . x
-    carried: Tensor  # dy . what the carried state gives, before its decay
-    added: Tensor  # x . the gradient of what it adds to the state, before its weight
-    state: Tensor  # (B, H, chunks): the state at a chunk's start . the gradient of the state at its end
+    carried: Tensor  # dy . the output of the carried state, before its decay
+    added: Tensor  # x . the gradient of its contribution to the state, before its weight
+    state: Tensor  # (b, h, c): the state at a chunk's start . the gradient of the state at its end
 
     def chunks(self, block: Block) -> list[Sums]:
-        """Views (b, h, k), and (b, h) of `state`."""
+        """Views each chunk's part: (r, e, t), and (r, e) of `state`."""
         *frames, state = (field[block.rows, block.heads] for field in self)
         return [Sums(*part) for part in zip(*(field.split(CHUNK, 2) for field in frames), state.unbind(2), strict=True)]
 
 
 class Gradients(NamedTuple):
-    """What backward of a chunk reads and writes."""
+    """Gradients that backward of a chunk reads and writes."""
 
-    dy: Tensor  # (b, k, h, P)
-    dx: Tensor  # (b, k, h, P), written
-    dB: Tensor  # (b, k, N), added to
-    dC: Tensor  # (b, k, N), added to
+    dy: Tensor  # (r, t, e, p)
+    dx: Tensor  # (r, t, e, p), written
+    dB: Tensor  # (r, t, n), added to
+    dC: Tensor  # (r, t, n), added to
     sums: Sums  # written
 
     @staticmethod
     def of_chunks(block: Block, dy: Tensor, dx: Tensor, dB: Tensor, dC: Tensor, sums: Sums) -> list[Gradients]:
-        """Slices of dy and dx (B, L, H, P), dB and dC (B, L, G, N), and the sums."""
+        """Slices dy and dx (b, l, h, p), dB and dC (b, l, g, n), and the sums."""
         frames = block.frames(dy), block.frames(dx), block.of_group(dB), block.of_group(dC)
         parts = zip(*(tensor.split(CHUNK, 1) for tensor in frames), sums.chunks(block), strict=True)
         return [Gradients(*part) for part in parts]
@@ -305,7 +309,7 @@ class Gradients(NamedTuple):
 def backward_chunk(
     chunk: Chunk, D: Tensor | None, start: Tensor, dstate: Tensor, gradients: Gradients, buffers: BackwardBuffers
 ) -> None:
-    """Fills `gradients` and turns dstate (b, h P, N) at the chunk's end into that at its start; start as in forward."""
+    """Fills `gradients` and turns dstate (r, e p, n) at the chunk's end into that at its start; start as in forward."""
     dy_by_head = _by_head(gradients.dy)
     _backward_pairs(chunk, D, dy_by_head, gradients.sums, buffers)
     _backward_carried(chunk, start, dy_by_head, gradients, buffers)
@@ -318,11 +322,10 @@ def backward_chunk(
 
 
 def _backward_pairs(chunk: Chunk, D: Tensor | None, dy: Tensor, sums: Sums, buffers: BackwardBuffers) -> None:
-    """What frames of the chunk give each other: leaves dx in `inner` and the scores' gradient in `dscores`.
+    """Differentiates the products inside the chunk: leaves dx in `inner` and the scores' gradient in `dscores`.
 
-    dy is (b h, k, P). The log decay of frame t stands between all pairs s < t <= l. Its gradient is summed over just
-    these, first over s, then over l. Row sums minus column sums, accumulated, would be small differences of large
-    numbers.
+    dy is (r e, t, p). The log decay of frame t acts on all pairs j < t <= i. Its gradient is summed over just these,
+    first over j, then over i. Row sums minus column sums, accumulated, would be small differences of large numbers.
     """
     pairs, products = buffers.pairs, buffers.products
     _load_scores_and_decay(chunk, buffers)
@@ -330,7 +333,7 @@ def _backward_pairs(chunk: Chunk, D: Tensor | None, dy: Tensor, sums: Sums, buff
     sums.skip.copy_(buffers.pairs_diagonal)
     pairs.mul_(buffers.mixing)
     torch.sum(torch.mul(pairs, buffers.scores_of_heads, out=products), -2, out=sums.direct)
-    _mask(torch.sum(pairs.mul_(chunk.step_s), 1, out=buffers.dscores), chunk.apart)
+    _mask(torch.sum(pairs.mul_(chunk.step_j), 1, out=buffers.dscores), chunk.apart)
     torch.mul(pairs, buffers.scores_of_heads, out=products)
     torch.cumsum(products, -1, out=buffers.cumulated)
     torch.sum(buffers.cumulated.tril_(-1), -2, out=sums.pairs)
@@ -338,7 +341,7 @@ def _backward_pairs(chunk: Chunk, D: Tensor | None, dy: Tensor, sums: Sums, buff
 
 
 def _backward_carried(chunk: Chunk, start: Tensor, dy: Tensor, gradients: Gradients, buffers: BackwardBuffers) -> None:
-    """What the state at the chunk's start gives, and with it dC; dy (b h, k, P)."""
+    """Differentiates the output of the state at the chunk's start, and completes dC; dy (r e, t, p)."""
     _matmul(dy, start.view_as(buffers.state).flatten(0, 1), buffers.through_by_head)
     torch.mul(buffers.through, chunk.C.unsqueeze(1), out=buffers.through_C)
     torch.sum(buffers.through_C, -1, out=gradients.sums.carried)
@@ -347,7 +350,7 @@ def _backward_carried(chunk: Chunk, start: Tensor, dy: Tensor, gradients: Gradie
 
 
 def _backward_added(chunk: Chunk, dstate: Tensor, gradients: Gradients, buffers: BackwardBuffers) -> None:
-    """What the frames add to the state at the chunk's end, and with it dx and dB."""
+    """Differentiates what the frames add to the state at the chunk's end, and completes dx and dB."""
     dstate = dstate.to(chunk.x.dtype)
     _matmul(chunk.B, dstate.transpose(1, 2), buffers.outer_flat)
     torch.mul(chunk.x, buffers.outer, out=buffers.x_outer)
@@ -360,7 +363,7 @@ def _backward_added(chunk: Chunk, dstate: Tensor, gradients: Gradients, buffers:
 
 
 def step_gradients(decay: Decay, sums: Sums, A: Tensor) -> tuple[Tensor, Tensor]:
-    """Gradients of the steps (B, L, H) and of A (H,) from all that was collected.
+    """Computes the gradients of the steps (b, l, h) and of A (h,) from all sums.
 
     A frame's log decay weakens the pairs around it, the carried state for the frames from it on, what the frames before
     it add to the chunk's last state, and the carried state in that.

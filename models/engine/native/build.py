@@ -1,7 +1,7 @@
-"""Builds the native kernels on first use: with the system's compiler, once a machine, into a cache.
+"""Builds the native kernels on first use: with the system's compiler, once per machine, into a cache.
 
-A library is used only after a trial in a process of its own has passed on this kind of CPU, so that a cache on a
-shared home or a broken compiler cannot take the program down with it.
+A library is used only after it has passed a trial in a separate process on this kind of CPU, so that a cache on a
+shared home or a broken compiler cannot crash the program.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ TRIAL = "import ctypes, sys; sys.exit(ctypes.CDLL(sys.argv[1]).tacomamba_self_te
 
 
 class NativeUnavailable(RuntimeError):
-    """The native backend cannot be used here; `reason` says why in one line."""
+    """The native backend cannot be used here; `reason` is one line that explains it."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
@@ -41,13 +41,13 @@ class NativeUnavailable(RuntimeError):
 
 @dataclass(frozen=True)
 class Compiler:
-    """A C++ compiler: how it is called and what it says of itself."""
+    """A C++ compiler: its command and its answer to --version."""
 
     command: tuple[str, ...]
     version: str
 
     def __str__(self) -> str:
-        name = Path(self.command[-1]).name  # which may be c++, whatever it is
+        name = Path(self.command[-1]).name  # may be c++, which can be either compiler
         if "clang" in self.version:
             name = "clang++"
         elif "Free Software Foundation" in self.version:
@@ -67,7 +67,7 @@ _outcome: _Loaded | NativeUnavailable | None = None
 
 
 def load() -> ctypes.CDLL:
-    """The library of kernels, built if need be; once a process, whatever the outcome.
+    """Loads the library of kernels, and builds it if necessary; once per process, whatever the outcome.
 
     Raises NativeUnavailable where there is no compiler, the cache cannot be written, the build or its trial fails.
     """
@@ -75,7 +75,7 @@ def load() -> ctypes.CDLL:
 
 
 def describe() -> str:
-    """The compiler and the instructions of the library in use, such as "C++ by g++ 12.2.0, AVX-512".
+    """Names the compiler and the instructions of the library in use, such as "C++ by g++ 12.2.0, AVX-512".
 
     Raises NativeUnavailable like `load`.
     """
@@ -115,7 +115,7 @@ def _find_or_build() -> _Loaded:
 
 
 def find_compiler() -> Compiler:
-    """The first that answers of $CXX, c++, g++ and clang++."""
+    """Returns the first that answers of $CXX, c++, g++ and clang++; raises NativeUnavailable if there is none."""
     named = os.environ.get("CXX", "").strip()
     for command in ([named] if named else []) + ["c++", "g++", "clang++"]:
         words = tuple(shlex.split(command))
@@ -131,7 +131,10 @@ def find_compiler() -> Compiler:
 
 
 def cache_folder() -> Path:
-    """$TACOMAMBA_CACHE, else tacomamba in $XDG_CACHE_HOME, else in ~/.cache."""
+    """Returns $TACOMAMBA_CACHE, else tacomamba in $XDG_CACHE_HOME, else in ~/.cache.
+
+    Raises NativeUnavailable if none of them is set and there is no home folder.
+    """
     if own := os.environ.get("TACOMAMBA_CACHE"):
         return Path(own).expanduser()
     if shared := os.environ.get("XDG_CACHE_HOME"):
@@ -143,7 +146,7 @@ def cache_folder() -> Path:
 
 
 def _key(compiler: Compiler, cpu_flags: tuple[str, ...]) -> str:
-    """Names a build: what is compiled, by what, how, and for which CPU."""
+    """Hashes what determines a build: sources, compiler, flags and CPU."""
     digest = hashlib.sha256()
     for path in sorted(SOURCES.glob("*.?pp")):
         digest.update(path.read_bytes())
@@ -153,7 +156,7 @@ def _key(compiler: Compiler, cpu_flags: tuple[str, ...]) -> str:
 
 
 def _cpu() -> str:
-    """The CPU's model and features, as the system names them."""
+    """Returns the CPU's model and features, as the system names them."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
         fields = ("model name", "flags", "Features", "CPU implementer", "CPU part")
@@ -169,9 +172,10 @@ def _cpu() -> str:
 
 @contextmanager
 def _building(cache: Path, lock: Path) -> Iterator[None]:
-    """Holds the build's lock, so that processes that start together compile once; raises where nothing can be written.
+    """Holds the build's lock, so that processes that start together compile once.
 
     The lock only saves work, as finished files are renamed into place: a file system without locks is no obstacle.
+    Raises NativeUnavailable if the cache cannot be written.
     """
     try:
         cache.mkdir(parents=True, exist_ok=True)
@@ -210,7 +214,7 @@ def _run(command: list[str], seconds: int, failure: str) -> None:
     try:
         done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=seconds)
     except subprocess.TimeoutExpired as error:
-        raise NativeUnavailable(f"{failure}: no end after {seconds} s") from error
+        raise NativeUnavailable(f"{failure}: not finished after {seconds} s") from error
     if done.returncode < 0:
         raise NativeUnavailable(f"{failure}: killed by signal {-done.returncode}")
     if done.returncode > 0:
@@ -220,7 +224,7 @@ def _run(command: list[str], seconds: int, failure: str) -> None:
 
 
 def _record(path: Path) -> Path:
-    """Beside a library: the checksum of the bytes that passed the trial."""
+    """Returns the file beside a library that holds the checksum of the bytes that passed the trial."""
     return path.with_suffix(".tried")
 
 

@@ -1,7 +1,8 @@
 // The depth-wise causal convolution with SiLU, in both directions.
 //
-// Lanes are channels. A unit of work is one batch row and up to STRIPS vectors of channels, which goes through time in
-// chunks. Frames are counted from the start of the chunk; those before it have negative numbers.
+// Lanes are channels. A unit of work is one batch row and up to STRIPS vectors of channels, processed chunk by
+// chunk. Frames are counted from the start of the chunk; those before it have negative numbers. Shape letters as in
+// interface.py.
 #pragma once
 #include "parallel.hpp"
 #include "rows.hpp"
@@ -14,8 +15,8 @@ constexpr int64_t CONV_CHUNK = 32;
 struct Conv {
     int64_t batch, length, channels, taps, threads, silu;
     Rows x, initial_state;
-    const float *weight, *bias;  // (D, K), (D)
-    const int32_t *seq_idx;      // (B, L)
+    const float *weight, *bias;  // (d, k), (d)
+    const int32_t *seq_idx;      // (b, l)
 
     int64_t groups() const { return (channels + STRIPS * LANES - 1) / (STRIPS * LANES); }
     int64_t chunks() const { return (length + CONV_CHUNK - 1) / CONV_CHUNK; }
@@ -27,12 +28,12 @@ struct ConvGradients {
     float *weight, *bias;
 };
 
-// One unit and the chunk that it is at.
+// One unit and its current chunk.
 struct ConvUnit {
     const Conv &conv;
-    Float *x;               // frames -(K - 1) to CONV_CHUNK, each STRIPS vectors
-    Float *weight, *bias;   // (STRIPS, K), (STRIPS)
-    int64_t *skipped;       // (CONV_CHUNK + K - 1): how many first taps of a frame reach into another sequence
+    Float *x;               // frames -(k-1) to CONV_CHUNK, each STRIPS vectors
+    Float *weight, *bias;   // (STRIPS, k), (STRIPS)
+    int64_t *skipped;       // (CONV_CHUNK + k-1): how many first taps of a frame reach into another sequence
     int64_t row = 0, group = 0, strips = 0, first = 0, count = 0;
 
     static int64_t skipped_vectors(const Conv &conv) {
@@ -50,7 +51,7 @@ struct ConvUnit {
 
     int64_t channel(int64_t strip) const { return (group * STRIPS + strip) * LANES; }
     int64_t left(int64_t strip) const { return conv.channels - channel(strip); }
-    // Frames `by` from the chunk at hand, for a strip.
+    // Frames `by` from the current chunk, for a strip.
     Ahead ahead(const Rows &rows, int64_t by, int64_t strip) const {
         return Ahead::of(rows, row, first + by, channel(strip));
     }
@@ -135,14 +136,15 @@ static void conv_forward(const Conv &conv, const Rows &y) {
 
 // Sums over frames of one unit, in double.
 struct ConvTotals {
-    Double *weight, *bias;  // (STRIPS, K), (STRIPS)
+    Double *weight, *bias;  // (STRIPS, k), (STRIPS)
 
     static int64_t vectors(const Conv &conv) { return 2 * STRIPS * (conv.taps + 1); }
     ConvTotals(const Conv &conv, Float *memory)
         : weight(reinterpret_cast<Double *>(memory)), bias(weight + STRIPS * conv.taps) {}
 };
 
-// Gradients of the sums before SiLU, frames 0 to CONV_CHUNK + K - 1 of one chunk; and what they give to the weights.
+// Gradients of the sums before SiLU, frames 0 to CONV_CHUNK + k-1 of one chunk; and their sums, the
+// gradients of the weights.
 template <int TAPS>
 static void differentiate(const ConvUnit &unit, const ConvGradients &gradients, Float *slope,
                           const ConvTotals &totals) {
@@ -177,7 +179,7 @@ static void differentiate(const ConvUnit &unit, const ConvGradients &gradients, 
     }
 }
 
-// Gradients of frames [from_frame, to_frame), which are those of x or, before its start, of the initial state.
+// Gradients of frames [from_frame, to_frame): of x or, before its start, of the initial state.
 template <int TAPS>
 static void spread(const ConvUnit &unit, const Float *slope, int64_t from_frame, int64_t to_frame, const Rows &to,
                    int64_t first_row) {
@@ -196,7 +198,7 @@ static void spread(const ConvUnit &unit, const Float *slope, int64_t from_frame,
     }
 }
 
-// One unit from its last chunk to its first; `slope` has a chunk and the K - 1 frames after it.
+// One unit from its last chunk to its first; `slope` has a chunk and the k-1 frames after it.
 static void conv_backward_unit(ConvUnit &unit, const ConvGradients &gradients, Float *slope, const ConvTotals &totals) {
     const Conv &conv = unit.conv;
     const int64_t history = conv.taps - 1;

@@ -32,7 +32,7 @@ int tacomamba_conv_backward(const tacomamba::Conv *conv, const tacomamba::ConvGr
     return guarded([&] { tacomamba::conv_backward(*conv, *gradients); });
 }
 
-// 0 if the kernels compute right numbers on this CPU, 2 if wrong ones.
+// Returns 0 if the kernels compute correct numbers on this CPU, 2 if not.
 int tacomamba_self_test() {
     bool passes = false;
     const int status = guarded([&] { passes = tacomamba::SelfTest().passes(); });

@@ -1,7 +1,7 @@
-// A parallel loop on threads that live as long as the call.
+// A parallel loop on threads that exist only during the call.
 //
-// No OpenMP: libgomp hangs in a forked child whose parent has used it, and torch brings its own copy. A thread costs
-// about 20 us to start, so the caller asks for few when there is little to do.
+// No OpenMP: libgomp hangs in a forked child whose parent has used it, and torch brings its own copy. A thread takes
+// about 20 us to start, so the caller requests few when there is little to do.
 #pragma once
 #include <atomic>
 #include <cstdlib>
@@ -17,7 +17,7 @@
 
 namespace tacomamba {
 
-// Denormal numbers count as 0 while this lives: a state that fades out would otherwise slow some CPUs a hundredfold.
+// Denormal numbers count as 0 while this exists: a decaying state would otherwise slow some CPUs a hundredfold.
 class FlushDenormals {
 #if defined(__SSE__)
     unsigned saved = _mm_getcsr();
@@ -52,8 +52,8 @@ class Scratch {
     }
 };
 
-// Calls work(next) on up to `threads` threads, the calling one among them; next() gives each unit of `units` once,
-// and then -1. Which thread computes a unit is up to chance: units must not depend on each other.
+// Calls work(next) on up to `threads` threads, the calling one among them; next() returns each of `units` once, and
+// then -1. Which thread computes a unit depends on chance: units must not depend on each other.
 template <class Work> void parallel(int64_t units, int64_t threads, const Work &work) {
     std::atomic<int64_t> counter{0};
     std::atomic<bool> failed{false};
@@ -74,7 +74,7 @@ template <class Work> void parallel(int64_t units, int64_t threads, const Work &
     try {
         for (int64_t i = 1; i < threads && i < units; i++) helpers.emplace_back(run);
     } catch (const std::system_error &) {
-        // The system gives no more threads: those that started do the work.
+        // The system provides no more threads: those that started do the work.
     }
     run();
     for (std::thread &helper : helpers) helper.join();

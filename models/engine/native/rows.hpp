@@ -1,4 +1,4 @@
-// What Python hands over: tensors by address and strides; and what every kernel does with their rows.
+// Tensors from Python, by address and strides, and the access to their rows that all kernels share.
 #pragma once
 #include <algorithm>
 
@@ -6,7 +6,7 @@
 
 namespace tacomamba {
 
-constexpr int64_t STRIPS = 8;  // vectors of channels that one unit of work has
+constexpr int64_t STRIPS = 8;  // vectors of channels in one unit of work
 
 // A (batch, length, width) tensor whose last stride is 1, of float32 or bfloat16; strides count elements.
 struct Rows {
@@ -20,8 +20,8 @@ struct Rows {
     }
 };
 
-// Memory that will be needed soon: a vector a frame, each `stride` bytes after the last. It is fetched into the cache a
-// little in every frame, while something else is computed.
+// Memory that will be needed soon: a vector a frame, each `stride` bytes after the last. It is fetched into the cache
+// frame by frame, while something else is computed.
 struct Ahead {
     const char *first;
     int64_t stride;
@@ -44,7 +44,7 @@ struct Fetch {
     }
 };
 
-// The part of a list that one pass over the frames fetches, of several passes that there are.
+// The part of a list that one of several passes over the frames fetches.
 struct Share {
     const Ahead *first, *last;
 
@@ -80,7 +80,7 @@ __attribute__((noinline, cold)) static void store_part(const Rows &rows, int64_t
             floats[lane] = values[lane];
 }
 
-// One vector from `offset` on, of which `left` elements are there.
+// One vector from `offset` on, of which the first `left` elements exist.
 INLINE Float load_lanes(const Rows &rows, int64_t offset, int64_t left) {
     if (left < LANES) return load_part(rows, offset, left);
     if (rows.is_bfloat16) return from_bfloat16(load<Half>(static_cast<const uint16_t *>(rows.data) + offset));

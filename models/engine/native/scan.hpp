@@ -1,15 +1,16 @@
-// What both directions of the selective scan share: arguments, units of work, and the recurrence itself.
+// The parts that both directions of the selective scan share: arguments, units of work, and the recurrence itself.
 //
-// A strip is one vector of channels; its states are worked on in blocks that fit into registers. A unit of work is one
-// batch row and up to STRIPS strips; it goes through time in chunks, whose inputs stay in the cache while every block
-// of every strip passes over them. The units depend on shapes only, so results do not depend on the number of threads.
+// A strip is one vector of channels; its states are processed in blocks that fit into registers. A unit of work is one
+// batch row and up to STRIPS strips. It is processed in chunks of frames, whose inputs stay in the cache while every
+// block of every strip passes over them. The units depend on shapes only, so results do not depend on the number of
+// threads. Shape letters as in interface.py.
 #pragma once
 #include "parallel.hpp"
 #include "rows.hpp"
 
 namespace tacomamba {
 
-constexpr int BLOCK = 4;  // as many as sum_quarters takes
+constexpr int BLOCK = 4;  // the number of vectors that sum_quarters takes
 constexpr int64_t WIDEST_STRIP = 16;
 constexpr float LOG2_E = 1.44269504f;
 
@@ -17,9 +18,9 @@ constexpr float LOG2_E = 1.44269504f;
 struct Scan {
     int64_t batch, length, channels, states, chunk, threads, softplus;
     Rows u, dt, z, B, C;
-    const float *A, *D, *dt_bias, *initial_state;  // (D, N), (D), (D), (B, D, N)
-    const int32_t *seq_idx;                        // (B, L)
-    float *checkpoints;                            // (B, chunks, D padded, N padded): the state before each chunk
+    const float *A, *D, *dt_bias, *initial_state;  // (d, n), (d), (d), (b, d, n)
+    const int32_t *seq_idx;                        // (b, l)
+    float *checkpoints;                            // (b, chunks, d padded, n padded): the state before each chunk
 
     int64_t padded_states() const { return (states + BLOCK - 1) / BLOCK * BLOCK; }
     int64_t strips() const { return (channels + LANES - 1) / LANES; }
@@ -50,7 +51,7 @@ struct Unit {
           strips(std::min(STRIPS, scan.strips() - first_strip)) {}
 };
 
-// A parameter or a state of one strip, (D, N) in memory, as a vector for each state; null gives zeros.
+// A parameter or a state of one strip, (d, n) in memory, as a vector for each state; null gives zeros.
 static void load_strip(const Scan &scan, int64_t strip, const float *from, float factor, Float *to) {
     std::memset(to, 0, scan.padded_states() * sizeof(Float));
     if (!from) return;
@@ -83,7 +84,7 @@ static void load_projection(const Scan &scan, const Rows &rows, int64_t row, int
         }
 }
 
-// The frames of a chunk of one strip.
+// One strip's frames of a chunk.
 struct Frames {
     Float *delta, *drive;  // the step, and the step times u
     Float *y;              // the sum over states of C h, and D u
@@ -95,11 +96,11 @@ struct Block {
     const Float *log2_decay;  // A / ln 2
     const float *B, *C;
     int64_t stride;
-    Float *state;  // before the first frame; `advance` leaves the one after the last
-    Share share;   // of what to fetch meanwhile
+    Float *state;  // before the first frame; `advance` replaces it by the one after the last
+    Share share;   // the memory to fetch meanwhile
 };
 
-// What the recurrence leaves for the way back: (frames, BLOCK).
+// The trace of the recurrence that the backward pass needs: (frames, BLOCK).
 struct Trace {
     Float *change;  // exp(delta A) - 1
     Float *state;   // the state before each frame, and after the last
@@ -107,7 +108,7 @@ struct Trace {
 
 // h += expm1(delta A) h + delta u B and y += C h for one block.
 //
-// With exp in place of expm1, slow decay would lose three digits: a factor close to 1 is rounded to the same wrong side
+// With exp in place of expm1, slow decay would lose three digits: a factor close to 1 is rounded in the same direction
 // in every frame. For the same reason the changes since the block's start are summed apart from the state they change.
 template <bool KEEP>
 __attribute__((noinline)) static void advance(const Frames &frames, const Block &block, const Trace &trace) {

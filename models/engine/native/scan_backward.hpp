@@ -1,5 +1,5 @@
-// The gradients of the selective scan, from the last frame to the first: each chunk's states are computed once more
-// from its checkpoint, one block of states at a time, and used at once.
+// The gradients of the selective scan, from the last frame to the first: each chunk's states are recomputed from
+// its checkpoint, one block of states at a time, and used immediately.
 #pragma once
 #include "scan.hpp"
 
@@ -15,7 +15,7 @@ struct ScanGradients {
 
 // Sums over frames, in double since thousands of terms may nearly cancel; one set a unit.
 struct Totals {
-    Double *A;            // (STRIPS, N padded)
+    Double *A;            // (STRIPS, n padded)
     Double *D, *dt_bias;  // (STRIPS)
 
     static int64_t vectors(const Scan &scan) { return 2 * STRIPS * (scan.padded_states() + 2); }
@@ -23,24 +23,24 @@ struct Totals {
         : A(reinterpret_cast<Double *>(memory)), D(A + STRIPS * scan.padded_states()), dt_bias(D + STRIPS) {}
 };
 
-// A chunk of frames of one strip, beside what the way forward needs.
+// One strip's frames of a chunk, with the additional values of the backward pass.
 struct BackwardFrames : Frames {
     Float *u;
     Float *slope;                    // the derivative of the step by its raw value
     Float *gated;                    // the gradient of y before the gate; from frame -1 on, where it is 0
     Float *gate_slope;               // the gradient of the output times the derivative of silu(z)
-    Float *from_drive, *from_decay;  // gradients of the drive, and of the step by way of the decay
+    Float *from_drive, *from_decay;  // gradients of the drive, and of the step through the decay
 };
 
-// What the way back reads and adds to, for one block of states.
+// The inputs and sums of the backward pass over one block of states.
 struct BackwardBlock {
     const Float *decay;  // A
-    Float *carry;        // the gradient that later frames give the state after the last; then that before the first
+    Float *carry;        // the gradient of the state after the last frame; then that before the first
     Double *dA;
     Float *dB, *dC;  // (frames, blocks): in each vector BLOCK sums for every quarter of the lanes
 };
 
-// The way back over a block. What moves the gradient of the state is summed apart from it, as in `advance`.
+// The backward pass over a block. Changes of the state's gradient are summed apart from it, as in `advance`.
 __attribute__((noinline)) static void retreat(const BackwardFrames &frames, const Block &block, const Trace &trace,
                                               const BackwardBlock &back) {
     Float g[BLOCK], moved[BLOCK], da[BLOCK] = {};
@@ -75,12 +75,12 @@ __attribute__((noinline)) static void retreat(const BackwardFrames &frames, cons
 class BackwardUnit {
     const Scan &scan;
     const ScanGradients &gradients;
-    Float *decay, *log2_decay, *carry;  // (STRIPS, N padded)
-    Float *state;                       // (N padded)
+    Float *decay, *log2_decay, *carry;  // (STRIPS, n padded)
+    Float *state;                       // (n padded)
     BackwardFrames frames;
     Trace trace;
     Float *dB, *dC;  // (frames, blocks)
-    float *B, *C;    // (frames, N padded), C from frame -1 on, where it is 0
+    float *B, *C;    // (frames, n padded), C from frame -1 on, where it is 0
     int64_t row = 0, first = 0, count = 0;
 
     void load_frames(int64_t strip);
@@ -162,7 +162,7 @@ void BackwardUnit::store_frames(int64_t strip, Double &dD, Double &dt_bias) {
     dt_bias += __builtin_convertvector(sum_bias, Double);
 }
 
-// What this chunk writes, and what the one before it reads.
+// The memory that this chunk writes, and that the one before it reads.
 Fetch BackwardUnit::fetch(int64_t strip, int64_t chunk) const {
     Fetch fetch;
     const int64_t channel = strip * LANES;
@@ -199,7 +199,7 @@ void BackwardUnit::retreat_strip(int64_t index, int64_t strip, int64_t chunk, co
     store_frames(strip, totals.D[index], totals.dt_bias[index]);
 }
 
-// Sums B's or C's gradient over the quarters of the lanes: (frames, blocks) -> (frames, N padded).
+// Sums B's or C's gradient over the quarters of the lanes: (frames, blocks) -> (frames, n padded).
 void BackwardUnit::store_sums(const Float *sums, float *to) const {
     for (int64_t i = 0; i < count * scan.padded_states() / BLOCK; i++) {
         const float *quarters = reinterpret_cast<const float *>(sums + i);
@@ -209,8 +209,8 @@ void BackwardUnit::store_sums(const Float *sums, float *to) const {
     }
 }
 
-// The gradients of one unit; those of B and C, which all groups of channels share, go to this group's part of
-// `partial_B` and `partial_C` (groups, B, L, N padded).
+// The gradients of one unit; those of B and C, which all groups of channels share, are written to this group's part
+// of `partial_B` and `partial_C` (groups, b, l, n padded).
 void BackwardUnit::run(const Unit &unit, const Totals &totals, float *partial_B, float *partial_C) {
     const int64_t padded = scan.padded_states(), state_offset = unit.row * scan.channels * scan.states;
     const float *from_final = gradients.final_state ? gradients.final_state + state_offset : nullptr;
@@ -236,7 +236,7 @@ void BackwardUnit::run(const Unit &unit, const Totals &totals, float *partial_B,
             store_strip(scan, unit.first_strip + i, carry + i * padded, gradients.initial_state + state_offset);
 }
 
-// Sums over the groups of channels, in their order: (groups, B, L, N padded) -> (B, L, N).
+// Sums over the groups of channels, in their order: (groups, b, l, n padded) -> (b, l, n).
 static void reduce_groups(const Scan &scan, const float *partial, int64_t row, const Rows &to) {
     const int64_t padded = scan.padded_states(), group_size = scan.batch * scan.length * padded;
     for (int64_t t = 0; t < scan.length; t++)

@@ -8,11 +8,11 @@ class ForwardUnit {
     const Scan &scan;
     const Rows &y;
     float *final_state;
-    Float *log2_decay, *state;  // (STRIPS, N padded)
+    Float *log2_decay, *state;  // (STRIPS, n padded)
     Frames frames;
     Float *gate;
-    float *B, *C;  // (frames, N padded)
-    int64_t row = 0, first = 0, count = 0;  // of the chunk at hand
+    float *B, *C;  // (frames, n padded)
+    int64_t row = 0, first = 0, count = 0;  // of the current chunk
 
     static int64_t projection_vectors(const Scan &scan) { return scan.chunk * scan.padded_states() / LANES + 1; }
     void load_frames(int64_t strip);

@@ -1,4 +1,4 @@
-// What a freshly built library must get right before it is used: kernels against plain loops in double.
+// The test that a freshly built library must pass before it is used: kernels against plain loops in double.
 #pragma once
 #include <cmath>
 
@@ -35,7 +35,7 @@ class SelfTest {
            A = draw(CHANNELS * STATES, 5, -8, -0.1f), dy = draw(BATCH * LENGTH * CHANNELS, 6, -1, 1),
            weight = draw(CHANNELS * TAPS, 7, -1, 1);
 
-    // y[t] of the scan for one channel of one batch row by the definition.
+    // Compares y of the scan, for one channel of one batch row, with the definition.
     bool scan_is_right(const Values &y, int64_t row, int64_t channel) const {
         double state[STATES] = {};
         for (int64_t t = 0; t < LENGTH; t++) {

@@ -1,8 +1,8 @@
 // Vectors of floats as wide as the CPU's registers, and the elementary functions the kernels need.
 //
 // GCC's vector extensions, which Clang understands too: arithmetic on a vector is arithmetic on each lane, and the
-// compiler lowers it to whatever the CPU has. Never compile with -ffast-math: rounding to integers and the order of
-// sums are meant as written.
+// compiler lowers it to the CPU's instructions. Never compile with -ffast-math: rounding to integers and the order of
+// sums are intended as written.
 #pragma once
 #include <cstdint>
 #include <cstring>
@@ -88,7 +88,7 @@ constexpr float SMALL_POWER[] = {1.5403512225e-4f, 1.3390735257e-3f, 9.618237614
 
 // The larger of the two in each lane, NaN where `x` is NaN.
 INLINE Float at_least(float bound, Float x) {
-#if defined(__AVX512F__)  // GCC makes a comparison and a masked move of what follows
+#if defined(__AVX512F__)  // GCC compiles the other branch to a comparison and a masked move
     __asm__("vmaxps %1, %2, %0" : "=v"(x) : "v"(x), "v"(splat(bound)));
     return x;
 #else
@@ -97,7 +97,7 @@ INLINE Float at_least(float bound, Float x) {
 }
 
 // x becomes 2^x - 1 for x <= 127: relative error 2e-7 near 0 too, exactly 0 at 0, exactly -1 below -126. Several
-// vectors at once and step by step, since the steps for one of them wait for each other.
+// vectors at once and step by step, since the steps for one of them depend on each other.
 template <int COUNT> INLINE void powers_minus_one(Float (&x)[COUNT]) {
     Float scale[COUNT], p[COUNT];
     EACH(i, COUNT) x[i] = at_least(-126.0f, x[i]);
