@@ -7,7 +7,7 @@
 On the texts held back (valid and test): differences in cents where both find a voice, frames where only one does, and
 CPU seconds a second of speech on one thread (here with mels and durations given), medians over recordings. `of frames`
 is what draws harmonics in training, `of symbols` the line through the symbols' pitches that the decoder is told,
-`predicted` that which it speaks along, with the durations of the recordings. pYIN is librosa's (requirements-eval.txt).
+`predicted` that which it speaks along, with the durations of the recordings. pYIN is librosa's (requirements-demo.txt).
 """
 
 from __future__ import annotations

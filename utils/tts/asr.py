@@ -31,7 +31,7 @@ class Transcriber:
 
     @classmethod
     def load(cls, folder: str | Path) -> Transcriber:
-        """Loads a model folder on the CPU; `UserError` if it is none, or if faster-whisper or jiwer is not installed."""
+        """Loads a model folder on the CPU; `UserError` if it is none, or if a package is missing."""
         folder = Path(folder)
         missing = [name for name in _FILES if not (folder / name).is_file()]
         if missing:  # faster-whisper would look for them on the network
@@ -50,7 +50,7 @@ class Transcriber:
         return cls(model)
 
     def __call__(self, samples: ArrayLike, rate: int) -> str:
-        """What is said in samples (S,) at `rate` Hz, "" if nothing is. Greedy, so that it is the same every time.
+        """Transcribes samples (S,) at `rate` Hz, "" if nothing is said. Greedy, so that it is the same every time.
 
         Audio beyond 30 s, Whisper's window, is cut where its time stamps say that a sentence ends; without them it
         is cut within words. Nothing else is shared between windows, so that no error is carried on.
@@ -117,7 +117,7 @@ def _jiwer() -> ModuleType:
 
 
 class Transcript(NamedTuple):
-    """What a recognizer heard, and its errors by character (blanks between words count) and by word."""
+    """Transcript of a recognizer, and its errors by character (blanks between words count) and by word."""
 
     text: str
     characters: ErrorCounts
