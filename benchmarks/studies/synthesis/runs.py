@@ -24,14 +24,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from benchmarks.synthesis.systems import SYSTEMS
+from benchmarks.studies.synthesis.systems import SYSTEMS
 from utils.cli import cores
 from utils.errors import UserError
 from utils.files import read_json, sha256_file, write_json
 from utils.lists import DEFAULT_PROTOCOL, training_list_hash
 from utils.training.runlog import read_log
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 STEPS = "steps.json"
 DONE, REQUEST = "done.json", "request.json"  # of a run that is finished, of one that is under way
 WARM_UP = 2  # steps of a calibration that do not count

@@ -1,4 +1,4 @@
-"""Markdown tables of benchmarks/text_to_mel.py, from the files in OUT/results alone."""
+"""Markdown tables of benchmarks/studies/text_to_mel.py, from the files in OUT/results alone."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.synthesis.systems import NAMES, SEES_THE_PAST, SYSTEMS
-from benchmarks.text import markdown
+from benchmarks.grid import markdown
+from benchmarks.studies.synthesis.systems import NAMES, SEES_THE_PAST, SYSTEMS
 from utils.files import read_json
 
 NOT_INTELLIGIBLE = 0.6  # a CER from which speech is called so

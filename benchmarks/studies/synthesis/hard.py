@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from benchmarks.synthesis.runs import evaluate, evaluation_of, machine
+from benchmarks.studies.synthesis.runs import evaluate, evaluation_of, machine
 from utils.cli import progress
 from utils.errors import UserError
 from utils.files import atomic_write, read_json, write_json
