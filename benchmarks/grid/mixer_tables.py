@@ -76,7 +76,7 @@ def _error(system: System, errors: Errors) -> str:
 
 
 def is_right(name: str, figures: dict[str, Any], ours: dict[str, Any] | None, errors: Errors) -> bool:
-    """Whether a peer has passed its check, and its sample of a cell, if it has one, agrees with ours."""
+    """Returns True if a peer has passed its check and its sample of a cell, if it has one, agrees with ours."""
     if errors.get(name, float("inf")) > WRONG:
         return False
     if not figures["sample"] or not ours:

@@ -44,7 +44,7 @@ def replace_between_markers(text: str, tables: str) -> str:
 
 
 def _conditions(records: list[Record]) -> list[str]:
-    """Where, with what, and beside what else the cells were measured; nothing where none was."""
+    """Machine, software and load that the cells were measured with; nothing where none was."""
     if not records:
         return []
     versions: dict[str, set[str]] = {}

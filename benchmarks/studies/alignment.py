@@ -1,4 +1,4 @@
-"""How far learned alignments lie from the phone times that espeak-ng reports of its own speech.
+"""Distances of learned alignments from the phone times that espeak-ng reports of its own speech.
 
     python download.py --dataset demo-voice
     python preprocess.py --dataset demo-voice --units phoneme
@@ -198,7 +198,7 @@ def _durations_of_batch(synthesizer: Synthesizer, store: FeatureStore, items: Se
 
 
 def _add_ratios(results: list[dict[str, Any]]) -> None:
-    """How many times as large as its mean error those of the aligners without a model are, on the same phones."""
+    """Ratios of the mean errors of the aligners without a model to its own, on the same phones."""
     means = {(each["aligner"], each["list"]): each["mean_ms"] for each in results}
     for each in results:
         for base in BASES:

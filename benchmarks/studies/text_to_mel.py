@@ -16,7 +16,7 @@ both judge, on the test list, the checkpoints that do best on the validation lis
 the models of table-b. voices trains one model on several voices and asks Resemblyzer who speaks. The README says how to
 have a HIFIGAN and a WHISPER, synthesis/judge.py a JUDGE.
 
-Every training runs on one thread and goes on where it was interrupted. The budget becomes steps by a calibration, kept
+Every training runs on one thread and resumes where it was interrupted. The budget becomes steps by a calibration, kept
 in OUT/steps.json; runs side by side take more CPU time for them, which the tables show. Results are in OUT/results, one
 file each; the tables, OUT/tables.md, are made of these files at the end, and of them alone without any part.
 """
@@ -114,8 +114,7 @@ def _add_voices(group: argparse._ArgumentGroup) -> None:
         "--voice-kind",
         choices=("table", "embedding"),
         default="table",
-        help="what tells the model the voice: a table, or the embedding of a held-out recording, another one for each "
-        "sentence",
+        help="source of the voice: a table, or the embedding of a held-out recording, another one for each sentence",
     )
     group.add_argument("--speaker-encoder", type=Path, help="speaker checkpoint for --voice-kind embedding")
     group.add_argument("--config-voices", type=Path, default=PRESET, help="preset of the training")

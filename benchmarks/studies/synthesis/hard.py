@@ -66,7 +66,7 @@ def read_sentences(path: Path) -> list[Sentence]:
 
 
 def repeated_words(wanted: Sequence[str], heard: Sequence[str], size: int = REPEAT) -> int:
-    """How often a run of `size` words is heard again beyond the times that the text has it.
+    """Counts how often a run of `size` words is heard again beyond the times that the text has it.
 
     A passage of size + k words that is said once too often counts k + 1.
     """

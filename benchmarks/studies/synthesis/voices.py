@@ -42,7 +42,7 @@ JUDGE = Path(__file__).with_name("judge.py")
 
 
 def voice_name(folder: Path) -> str:
-    """What a folder in LJSpeech layout calls its speaker, without a version: LJSpeech-1.1 is LJSpeech."""
+    """Name of the speaker of a folder in LJSpeech layout, without a version: LJSpeech-1.1 is LJSpeech."""
     return folder.resolve().name.partition("-")[0]
 
 

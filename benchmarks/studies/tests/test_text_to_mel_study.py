@@ -106,7 +106,7 @@ def test_cpu_time_of_a_run_that_was_interrupted():
 
 
 def a_store(folder: Path, train: str = "ab", valid: str = "c", recipe: str = "0123", source: str = "old") -> Path:
-    """What a run is compared by of a feature store and its lists, with an utterance a letter."""
+    """The fields of a feature store and its lists that runs are compared by, with an utterance a letter."""
     splits = {"speech": {"source": source}}
     write_json(folder / "meta.json", {"format": FORMAT, "recipe": recipe, "text": {"units": "char"}, "splits": splits})
     lists = folder / "protocols" / "default"
