@@ -16,18 +16,19 @@ CHECK := import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info[:
 TORCH_INDEX ?=
 TORCH := $(shell grep '^torch==' requirements.txt)
 
-.PHONY: demo test test-slow env lint format clean help missing
+.PHONY: demo test test-slow test-studies env lint format clean help missing
 
 help:
-	@echo "make demo       sets up .venv, then recognition and text to mel on synthetic speech; ends with a table"
-	@echo "make test       sets up .venv, then lint and the tests that are not slow"
-	@echo "make test-slow  sets up .venv, then the long tests"
-	@echo "make env        sets up .venv for users: requirements.txt and requirements-demo.txt"
-	@echo "make lint       ruff check and ruff format --check"
-	@echo "make format     ruff format, and the fixes that ruff makes itself"
-	@echo "make clean      removes .venv, caches, and what make demo made; no other data and no other runs"
-	@echo "PYTHON=...      the Python 3.11 to 3.13 that makes .venv"
-	@echo "TORCH_INDEX=... the package index that torch comes from"
+	@echo "make demo         sets up .venv, then recognition and text to mel on synthetic speech; ends with a table"
+	@echo "make test         sets up .venv, then lint and the tests that are not slow"
+	@echo "make test-slow    sets up .venv, then the long tests"
+	@echo "make test-studies sets up .venv, then the tests of benchmarks/studies"
+	@echo "make env          sets up .venv for users: requirements.txt and requirements-demo.txt"
+	@echo "make lint         ruff check and ruff format --check"
+	@echo "make format       ruff format, and the fixes that ruff makes itself"
+	@echo "make clean        removes .venv, caches, and what make demo made; no other data and no other runs"
+	@echo "PYTHON=...        the Python 3.11 to 3.13 that makes .venv"
+	@echo "TORCH_INDEX=...   the package index that torch comes from"
 
 demo: env
 	$(PY) -m utils.demo
@@ -37,6 +38,9 @@ test: lint
 
 test-slow: $(VENV)/.dev
 	$(PY) -m pytest -m slow
+
+test-studies: $(VENV)/.dev
+	$(PY) -m pytest benchmarks/studies/tests
 
 env: $(VENV)/.demo
 

@@ -5,7 +5,7 @@
         --models mamba attention lstm conv ecapa --steps 20 --seeds 1 --folds 0
 
 SPEECH is a folder with LibriSpeech/ and splits/foldK_{speakers,trials}.txt. Every cell (model, fold, seed) is one run
-of train_tacomamba.py on one thread; finished cells are kept, an interrupted one goes on. Scores of all folds of one
+of train_tacomamba.py on one thread; finished cells are kept, an interrupted one resumes. Scores of all folds of one
 seed are pooled before the equal error rate is taken, for an interval over five speakers would say nothing. The last
 checkpoint is evaluated: the validation set is too small to choose one by.
 """
@@ -13,7 +13,6 @@ checkpoint is evaluated: the validation set is too small to choose one by.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import platform
 import statistics
@@ -26,6 +25,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.grid.markdown import table  # noqa: E402
 from utils import cli  # noqa: E402
 from utils.errors import UserError  # noqa: E402
 
@@ -71,10 +71,10 @@ def _benchmark(args: argparse.Namespace) -> None:
     with ThreadPoolExecutor(args.jobs) as pool:
         list(cli.progress(pool.map(lambda cell: _train(args, *cell), cells), total=len(cells), unit="run"))
     results = [_result(args, model, seed) for model in args.models for seed in range(args.seeds)]
-    table = _table(args, results)
+    text = _table(args, results)
     write_json(args.out / "results.json", results)
-    write_text(args.out / "table.md", table)
-    print(table)
+    write_text(args.out / "table.md", text)
+    print(text)
 
 
 def _preprocess(args: argparse.Namespace, fold: int) -> None:
@@ -102,10 +102,11 @@ def _script(name: str, *words: object) -> None:
 
 
 def _result(args: argparse.Namespace, model: str, seed: int) -> dict[str, Any]:
-    """Figures of one model and seed over all folds, from its last checkpoints; kept in a file once made."""
+    """Metrics of one model and seed over all folds, from its last checkpoints; kept in a file once made."""
     from utils.files import read_json, write_json
     from utils.speaker.pooled import pool
     from utils.speaker.report import identification_report, verification_report
+    from utils.training.runlog import read_log
 
     path = args.out / f"{model}-seed{seed}-folds{'_'.join(map(str, args.folds))}.json"
     if path.exists():
@@ -113,8 +114,7 @@ def _result(args: argparse.Namespace, model: str, seed: int) -> dict[str, Any]:
     pooled = pool("pooled folds", [_evaluate(args, model, fold, seed) for fold in args.folds])
     lines = []
     for fold in args.folds:
-        log = (_run(args, model, fold, seed) / "log.jsonl").read_text(encoding="utf-8").splitlines()
-        lines += [line for line in map(json.loads, log) if "cpu_s_per_step" in line]
+        lines += [line for line in read_log(_run(args, model, fold, seed)) if "cpu_s_per_step" in line]
     result = {
         "model": model,
         "seed": seed,
@@ -151,18 +151,17 @@ def _table(args: argparse.Namespace, results: list[dict[str, Any]]) -> str:
     """Markdown: one row per model and seed, then what was counted and where."""
     header = ["model", "seed", "parameters", "CPU s/step", "loss first, last"]
     header += [f"EER {name} [95 %]" for name in CONDITIONS] + ["by utterance", "by chapter"]
-    rows = [header, ["---"] * len(header)]
+    rows = []
     for result in results:
         row = [result["model"], str(result["seed"]), f"{result['parameters'] / 1e6:.2f} M"]
         row += [f"{result['cpu_s_per_step']:.2f}", f"{result['first_loss']:.2f}, {result['last_loss']:.2f}"]
         row += [_rate(result["verification"][name]) for name in CONDITIONS]
         row += [_accuracy(result["identification"][part]) for part in ("utterance", "chapter")]
         rows.append(row)
-    table = "\n".join("| " + " | ".join(row) + " |" for row in rows)
     counts = {name: results[0]["verification"][name] for name in CONDITIONS}
     trials = ", ".join(f"{name} {part['targets']} + {part['nontargets']}" for name, part in counts.items())
     machine = f"{platform.machine()}, {os.cpu_count()} cores, {args.jobs} cells at once on one thread each"
-    return f"{table}\n\nTrials, targets + others: {trials}. {args.steps} steps of 32 x 2 s. {machine}.\n"
+    return f"{table(header, rows)}\n\nTrials, targets + others: {trials}. {args.steps} steps of 32 x 2 s. {machine}.\n"
 
 
 def _rate(part: dict[str, Any]) -> str:

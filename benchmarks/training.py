@@ -1,13 +1,13 @@
-"""What the training loop costs: against a bare loop, waiting for data, over ranks, compiled, recomputed, padded.
+"""Costs of the training loop: against a bare loop, waiting for data, over ranks, compiled, recomputed, padded.
 
     python preprocess.py --dataset librispeech --raw ../shared/data/speakers_dev \
         --split train-clean-100 train-clean-100-notext --out data/processed/speakers_dev \
         --protocol fold0 --heldout-speakers ../shared/data/speakers_dev/splits/fold0_speakers.txt
     python benchmarks/training.py --data data/processed/speakers_dev --protocol fold0 --out runs/training
 
-Each figure is a median over blocks of 5 steps of the model of configs/speaker-small.yaml, on one thread a process.
+Each number is a median over blocks of 5 steps of the model of configs/speaker-small.yaml, on one thread a process.
 Runs that are compared alternate, so that other work on the machine falls on both. CPU time is what the process itself
-spent; wall time is told where it is meant.
+spent; wall time is named where it is meant.
 """
 
 from __future__ import annotations
@@ -180,7 +180,7 @@ def ranks(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def compiled(args: argparse.Namespace) -> dict[str, Any]:
-    """CPU seconds a step with and without torch.compile; the first block, with the compilation, is told apart."""
+    """CPU seconds a step with and without torch.compile; the first block, with the compilation, is left out."""
     models = {"mamba2": [], "xvector": ["--model", "xvector"]}
     cases = {f"{name}{mark}": (1, [*words, *flag]) for name, words in models.items() for mark, flag in COMPILED.items()}
     return {name: _median(lines, "cpu_s_per_step") for name, lines in _alternating(args, cases).items()}

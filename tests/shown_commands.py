@@ -14,6 +14,7 @@ from utils import cli
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = sorted(str(path.relative_to(ROOT)) for path in [*ROOT.glob("*.py"), *ROOT.glob("benchmarks/*.py")])
+STUDIES = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("benchmarks/studies/*.py"))
 MODULES = ["utils.demo", "utils.training.curves"]  # those that are run with python -m
 
 
@@ -49,7 +50,7 @@ def lines_of(text: str) -> list[str]:
 def split_command(command: str) -> tuple[str, list[str]]:
     """The script or module that a Python command runs, and the arguments it gets."""
     words = shlex.split(command)
-    place = next(place for place, word in enumerate(words) if word in SCRIPTS + MODULES)
+    place = next(place for place, word in enumerate(words) if word in SCRIPTS + STUDIES + MODULES)
     return words[place], words[place + 1 :]
 
 

@@ -1,5 +1,6 @@
 """The one-voice demo corpus: the same bytes however it is made, LJSpeech layout, many words, fitting phone times."""
 
+import json
 import sys
 from collections import Counter
 
@@ -9,7 +10,6 @@ import soundfile
 import yaml
 
 import download
-from benchmarks.boundaries import STOPS, read_phones
 from tests.test_demo_corpus import contents
 from utils.corpus.demo_voice import BLOCK, LEVEL, SILENCE, VOICE, Settings, build_demo_voice, make_plan
 from utils.corpus.layouts import read_corpus
@@ -23,6 +23,7 @@ SMALL = Settings(utterances=BLOCK + 3, seed=5)
 FULL = Settings(download.DEMO_VOICE_DEFAULTS["utterances_per_voice"], download.DEMO_VOICE_DEFAULTS["seed"])
 # The phones of American English as espeak-ng writes them, without those that it uses in some positions only.
 CONSONANTS = "p b t d k ɡ tʃ dʒ f v θ ð s z ʃ ʒ h m n ŋ l ɹ w j ɾ".split()
+STOPS = ("p", "b", "t", "d", "k", "ɡ", "tʃ", "dʒ")
 VOWELS = "iː ɪ ɛ æ ʌ ə ᵻ ɐ ɚ ɜː ɑː ɔː ʊ uː eɪ aɪ ɔɪ oʊ aʊ ɑːɹ ɔːɹ".split()
 
 
@@ -84,25 +85,28 @@ def test_everything_says_synthetic(full):
     assert record["synthetic"] is True and record["voice"] == VOICE.name
 
 
+def read_phones(corpus):
+    return [json.loads(line) for line in (corpus / "phones.jsonl").read_text("utf-8").splitlines()]
+
+
 def test_text_is_varied_and_has_all_phones_of_english(full):
     texts = [transcript(text) for block in make_plan(FULL) for text in block.texts]
     assert len(set(texts)) == len(texts)
     words = Counter(word for text in texts for word in text.split())
     assert len(words) > 1200
-    timings = read_phones(full / "phones.jsonl")
-    counts = Counter(symbol.strip("ˈˌ") for timing in timings.values() for symbol, _ in timing.phones)
+    counts = Counter(symbol.strip("ˈˌ") for line in read_phones(full) for symbol, _ in line["phones"])
     assert {phone: counts[phone] for phone in CONSONANTS + VOWELS if counts[phone] < 10} == {}
 
 
 def test_phones_start_where_the_sound_does(full):
     """A plosive that follows silence, if only its own closure, starts at the sample that ends it."""
     distances = []
-    for name, timing in read_phones(full / "phones.jsonl").items():
-        samples, _ = soundfile.read(full / "wavs" / f"{name}.wav")
-        starts = [start for _, start in timing.phones]
-        assert starts == sorted(starts) and timing.end == pytest.approx(len(samples) / RATE, abs=1e-6)
-        assert SILENCE - 1e-3 < starts[0] and starts[-1] < timing.end
-        for symbol, start in timing.phones:
+    for line in read_phones(full):
+        samples, _ = soundfile.read(full / "wavs" / f"{line['utterance']}.wav")
+        starts = [start for _, start in line["phones"]]
+        assert starts == sorted(starts) and line["end_s"] == pytest.approx(len(samples) / RATE, abs=1e-6)
+        assert SILENCE - 1e-3 < starts[0] and starts[-1] < line["end_s"]
+        for symbol, start in line["phones"]:
             place = round(start * RATE)
             if symbol in STOPS and not samples[place - 300 : place - 5].any():
                 distances.append(np.flatnonzero(samples[place - 5 :])[0] - 5)

@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from shown_commands import load_script
 
 import preprocess
 import test as test_script
@@ -71,32 +70,11 @@ def test_a_run_leaves_checkpoints_figures_pictures_and_sounds(run):
         assert rate == 22_050 and len(samples) > 1000 and np.abs(samples).max() <= 1
 
 
-def test_the_benchmark_of_pitch_finds_what_pyin_finds(run, data, tmp_path, capsys):
-    """The voice swings by a semitone about 175 Hz. A model that was hardly trained hears it and cannot predict it."""
-    pytest.importorskip("librosa")
-    assert (
-        load_script("benchmarks/pitch.py").main(
-            ["--data", str(data), "--checkpoint", str(run), "--out", str(tmp_path / "pitch"), "--limit", "2"]
-        )
-        == 0
-    )
-    results = json.loads((tmp_path / "pitch" / "results.json").read_text())
-    assert results["recordings"] == 2 and results["both_voiced"] > 0.5 * results["frames"]
-    assert results["differences"]["frame"]["median"] < 30 and results["differences"]["frame"]["far"] < 0.05
-    assert "| of symbols |" in capsys.readouterr().out
-
-
-def test_the_benchmark_of_pitch_refuses_what_it_cannot_measure(run, data, voices, tmp_path, capsys):
-    main = load_script("benchmarks/pitch.py").main
+def test_a_model_without_pitch_speaks_and_does_not_resume_with_it(data, tmp_path):
     plain = tmp_path / "plain"
     assert train(data, plain, "--steps", "1", "--no-tensorboard", "--no-pitch") == 0
     assert synthesize(plain, tmp_path / "x.wav", "--text", "Two boats.") == 0
     assert train(data, plain, "--steps", "2", "--no-tensorboard", "--resume", "auto") == 2
-    for folder, checkpoint, sentence in ((data, plain, "is a model without pitch"), (voices, run, "another list")):
-        capsys.readouterr()
-        words = ["--data", str(folder), "--checkpoint", str(checkpoint), "--out", str(tmp_path / "pitch")]
-        assert main(words) == 2
-        assert sentence in capsys.readouterr().err
 
 
 def test_a_checkpoint_of_another_version_says_so(run, tmp_path, capsys):

@@ -1,1 +1,1 @@
-"""What benchmarks/mixers.py consists of: the systems, how one cell is measured, stored and shown."""
+"""Parts of benchmarks/mixers.py: the systems, how one cell is measured, stored and shown."""

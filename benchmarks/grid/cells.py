@@ -1,4 +1,4 @@
-"""Cells: one measurement each, in a fresh process that is watched, kept as one JSON file so that a run can go on."""
+"""Cells: one measurement each, in a fresh process that is watched, kept as one JSON file so that a run can resume."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Record = dict[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """What one cell may take: GiB of resident memory, CPU seconds of one pass, wall seconds in all."""
+    """Limits of one cell: GiB of resident memory, CPU seconds of one pass, wall seconds in all."""
 
     gib: float = 16.0
     pass_s: float = 120.0
@@ -64,7 +64,7 @@ class Store:
 
 
 def version_of(cell: Cell, folder: Path | None) -> str | None:
-    """What the figures of a cell depend on besides the cell: None where the peer is missing."""
+    """Inputs that the results of a cell depend on besides the cell: None where the peer is missing."""
     system = SYSTEMS.get(cell["system"])
     own = None if system is None else system.source
     version = peers.version(folder, own) if own else source_hash()

@@ -35,7 +35,7 @@ def main(words: list[str]) -> int:
 
 
 def set_malloc(setting: str) -> bool:
-    """What the C library does with freed memory; says whether it was told anything.
+    """Sets what the C library does with freed memory; returns False where it was left alone.
 
     default: as it comes. training: what the training entry point sets. large: it keeps everything, whatever the size,
     which is the best for systems with huge tensors.

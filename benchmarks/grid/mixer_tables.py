@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from benchmarks.grid.cells import Record, Store
+from benchmarks.grid.markdown import table
 from benchmarks.grid.pieces import (
     TITLES,
     by_system,
@@ -17,7 +18,6 @@ from benchmarks.grid.pieces import (
     worst,
 )
 from benchmarks.grid.systems import SYSTEMS, System
-from benchmarks.text.markdown import table
 
 WRONG = 1e-3  # relative error of output or a gradient from which a system computes something else
 NOTES = """CPU seconds of forward and backward: median (least to most). MiB: by how much resident memory rises in the
@@ -76,7 +76,7 @@ def _error(system: System, errors: Errors) -> str:
 
 
 def is_right(name: str, figures: dict[str, Any], ours: dict[str, Any] | None, errors: Errors) -> bool:
-    """Whether a peer has passed its check, and its sample of a cell, if it has one, agrees with ours."""
+    """Returns True if a peer has passed its check and its sample of a cell, if it has one, agrees with ours."""
     if errors.get(name, float("inf")) > WRONG:
         return False
     if not figures["sample"] or not ours:

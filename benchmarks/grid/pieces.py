@@ -21,7 +21,7 @@ def short(value: float) -> str:
 
 
 def ratio(ours: dict[str, Any], other: dict[str, Any]) -> str:
-    """How many times `other` takes of what `ours` takes: of medians, then from least to most."""
+    """Ratio of what `other` takes to what `ours` takes: of medians, then from least to most."""
     low, high = other["min"] / ours["max"], other["max"] / ours["min"]
     return f"{other['median'] / ours['median']:.2f} ({low:.2f} to {high:.2f})"
 

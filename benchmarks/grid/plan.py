@@ -33,7 +33,7 @@ def _mixers(quick: bool, malloc: str) -> list[Cell]:
 
 
 def is_checked(cell: Cell) -> bool:
-    """Whether a cell also holds its system against the reference."""
+    """Returns True if a cell also holds its system against the reference."""
     return cell["section"] == "mixers" and (cell["d_model"], cell["length"]) == GRID[0]
 
 

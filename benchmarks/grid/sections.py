@@ -1,4 +1,4 @@
-"""How each section measures one cell, inside the cell's own process."""
+"""Sections of the benchmark: measurements of one cell, inside the cell's own process."""
 
 from __future__ import annotations
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 
 from benchmarks.grid.cells import Record, Store
+from benchmarks.grid.markdown import table
 from benchmarks.grid.mixer_tables import check_errors, mixers, ratios
 from benchmarks.grid.pieces import (
     MIB,
@@ -21,7 +22,6 @@ from benchmarks.grid.pieces import (
 )
 from benchmarks.grid.plan import CASES, MALLOC_SETTINGS, PLANS
 from benchmarks.grid.systems import SYSTEMS
-from benchmarks.text.markdown import table
 
 BEGIN, END = "<!-- mixers:begin -->", "<!-- mixers:end -->"
 
@@ -44,7 +44,7 @@ def replace_between_markers(text: str, tables: str) -> str:
 
 
 def _conditions(records: list[Record]) -> list[str]:
-    """Where, with what, and beside what else the cells were measured; nothing where none was."""
+    """Machine, software and load that the cells were measured with; nothing where none was."""
     if not records:
         return []
     versions: dict[str, set[str]] = {}

@@ -1,8 +1,8 @@
 """The one-voice demo corpus: synthetic speech of one voice, made on the spot, in LJSpeech layout, with phone times.
 
 One voice reads many different sentences as it always does: no session, no noise, one level. phones.jsonl says where
-espeak-ng began each phone, what a learned alignment can be measured against (benchmarks/alignment.py). The corpus
-depends on its `Settings` alone, not on how many processes make it.
+espeak-ng began each phone, what a learned alignment can be measured against (benchmarks/studies/alignment.py). The
+corpus depends on its `Settings` alone, not on how many processes make it.
 """
 
 from __future__ import annotations

@@ -7,8 +7,9 @@ rates mean something only beside those of copy-synthesis.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,7 +21,6 @@ from utils.text.normalize import normalize
 
 SAMPLE_RATE = 16_000
 _FILES = ("model.bin", "config.json", "tokenizer.json")
-_MATCH, _SUBSTITUTION, _DELETION, _INSERTION = range(4)
 
 
 class Transcriber:
@@ -31,11 +31,12 @@ class Transcriber:
 
     @classmethod
     def load(cls, folder: str | Path) -> Transcriber:
-        """Loads a model folder on the CPU; `UserError` if it is not one, or if faster-whisper is not installed."""
+        """Loads a model folder on the CPU; `UserError` if it is none, or if a package is missing."""
         folder = Path(folder)
         missing = [name for name in _FILES if not (folder / name).is_file()]
         if missing:  # faster-whisper would look for them on the network
             raise UserError(f"--asr {folder} is not a folder of a faster-whisper model: {', '.join(missing)} missing")
+        _jiwer()  # refuses before the first synthesis, not after it
         try:
             from faster_whisper import WhisperModel
         except ImportError as error:
@@ -49,7 +50,7 @@ class Transcriber:
         return cls(model)
 
     def __call__(self, samples: ArrayLike, rate: int) -> str:
-        """What is said in samples (S,) at `rate` Hz, "" if nothing is. Greedy, so that it is the same every time.
+        """Transcribes samples (S,) at `rate` Hz, "" if nothing is said. Greedy, so that it is the same every time.
 
         Audio beyond 30 s, Whisper's window, is cut where its time stamps say that a sentence ends; without them it
         is cut within words. Nothing else is shared between windows, so that no error is carried on.
@@ -96,64 +97,27 @@ class ErrorCounts(NamedTuple):
         return self.substitutions + self.insertions + self.deletions
 
     @classmethod
+    def of(cls, output: Any) -> ErrorCounts:
+        """The counts of a `jiwer.WordOutput` or `jiwer.CharacterOutput`."""
+        length = output.hits + output.substitutions + output.deletions
+        return cls(output.substitutions, output.insertions, output.deletions, length)
+
+    @classmethod
     def total(cls, parts: Iterable[ErrorCounts]) -> ErrorCounts:
         """The counts of all `parts` together."""
         return cls(*(sum(values) for values in zip(*parts, strict=True)))
 
 
-def count_errors(reference: Sequence[str], hypothesis: Sequence[str]) -> ErrorCounts:
-    """Fewest edits (Levenshtein, 1966) from one sequence of words or characters to another.
-
-    Of equally short ways the one is counted that, read from the end, takes a match or substitution before a deletion,
-    and a deletion before an insertion. Row by row in numpy: memory is a byte for each pair of units.
-    """
-    ids: dict[str, int] = {}
-    first, second = (
-        np.array([ids.setdefault(unit, len(ids)) for unit in units], dtype=np.int64)
-        for units in (reference, hypothesis)
-    )
-    edits = _trace(_edits(first, second))
-    counts = np.bincount(edits, minlength=4)
-    return ErrorCounts(
-        substitutions=int(counts[_SUBSTITUTION]),
-        insertions=int(counts[_INSERTION]),
-        deletions=int(counts[_DELETION]),
-        length=len(first),
-    )
-
-
-def _edits(reference: NDArray[np.int64], hypothesis: NDArray[np.int64]) -> NDArray[np.int8]:
-    """The last edit (N + 1, M + 1) of the best way between every two beginnings; (0, 0) has none."""
-    places = np.arange(len(hypothesis) + 1)
-    edits = np.empty((len(reference) + 1, len(places)), dtype=np.int8)
-    edits[0] = _INSERTION
-    above = places
-    for row, unit in enumerate(reference, start=1):
-        differs = unit != hypothesis
-        diagonal, deletion = above[:-1] + differs, above + 1
-        least = deletion.copy()
-        np.minimum(least[1:], diagonal, out=least[1:])
-        # An insertion costs 1 more than the cell to the left: a running minimum of the costs less their places.
-        least = np.minimum.accumulate(least - places) + places
-        edits[row] = np.where(least == deletion, _DELETION, _INSERTION)
-        edits[row, 1:][least[1:] == diagonal] = _MATCH
-        edits[row, 1:][(least[1:] == diagonal) & differs] = _SUBSTITUTION
-        above = least
-    return edits
-
-
-def _trace(edits: NDArray[np.int8]) -> list[int]:
-    row, column = edits.shape[0] - 1, edits.shape[1] - 1
-    found = []
-    while row or column:
-        edit = int(edits[row, column])
-        found.append(edit)
-        row, column = row - (edit != _INSERTION), column - (edit != _DELETION)
-    return found
+def _jiwer() -> ModuleType:
+    try:
+        import jiwer
+    except ImportError as error:
+        raise UserError("error rates need the package jiwer: pip install -r requirements-eval.txt") from error
+    return jiwer
 
 
 class Transcript(NamedTuple):
-    """What a recognizer heard, and its errors by character (blanks between words count) and by word."""
+    """Transcript of a recognizer, and its errors by character (blanks between words count) and by word."""
 
     text: str
     characters: ErrorCounts
@@ -161,6 +125,10 @@ class Transcript(NamedTuple):
 
 
 def judge(reference: str, heard: str) -> Transcript:
-    """Counts the errors of what was heard against the text that was to be said, both as `comparable` has them."""
-    wanted, got = comparable(reference), comparable(heard)
-    return Transcript(heard, count_errors(wanted, got), count_errors(wanted.split(), got.split()))
+    """Counts the errors of what was heard against the text that was to be said, both as `comparable` has them.
+
+    The counts are those of the shortest edit (Levenshtein, 1966) by jiwer; `UserError` if it is not installed.
+    """
+    jiwer, wanted, got = _jiwer(), comparable(reference), comparable(heard)
+    characters, words = jiwer.process_characters(wanted, got), jiwer.process_words(wanted, got)
+    return Transcript(heard, ErrorCounts.of(characters), ErrorCounts.of(words))

@@ -1,7 +1,7 @@
-"""What an evaluation of text to mel measures: held-out texts, synthesized and copied through one vocoder.
+"""Evaluation of text to mel: held-out texts, synthesized and copied through one vocoder, and measured.
 
 Copy-synthesis sends a recording's own mel through the vocoder: what it loses is the vocoder's, the rest is the
-acoustic model's. Both are measured on the mels of the audio that comes out, so that their figures have one unit.
+acoustic model's. Both are measured on the mels of the audio that comes out, so that their metrics have one unit.
 """
 
 from __future__ import annotations
@@ -64,15 +64,18 @@ class Clock:
         self.wall += time.perf_counter() - wall
 
 
-class Measured(NamedTuple):
-    """One piece of audio held against its recording; None for what could not be measured.
+class Distortion(NamedTuple):
+    """Total in dB of the distances along a DTW path of so many steps; their ratio is the MCD."""
 
-    `distortion` is the sum of the frames' distances in dB over the `steps` of the DTW path.
-    """
+    total: float
+    steps: int
+
+
+class Measured(NamedTuple):
+    """One piece of audio held against its recording; None for what could not be measured."""
 
     frames: int
-    distortion: float
-    steps: int
+    distortion: Distortion | None
     pitch: PitchErrors | None
     transcript: Transcript | None
 
@@ -100,7 +103,7 @@ class Sample(NamedTuple):
 
 @dataclass
 class SynthesisEvaluation:
-    """Raw results. `reasons` says why a figure is missing ("f0", "copy_f0", "asr"); `warnings` are for the user."""
+    """Raw results; `reasons` says why a metric ("mcd", "f0", "copy_f0", "asr") is missing, `warnings` are shown."""
 
     title: str
     source: dict[str, Any]
@@ -215,11 +218,12 @@ def _with_voices(evaluation: SynthesisEvaluation, synthesizer: Synthesizer, rows
 def _explain(
     evaluation: SynthesisEvaluation, store: FeatureStore, rows: list[Row], transcriber: Transcriber | None
 ) -> None:
-    """Notes why figures will be missing."""
+    """Notes why metrics will be missing."""
     if transcriber is None:
         evaluation.reasons["asr"] = "no --asr was given"
     if importlib.util.find_spec("librosa") is None:
-        evaluation.reasons["f0"] = "librosa is not installed (pip install -r requirements-eval.txt)"
+        missing = "librosa is not installed (pip install -r requirements-demo.txt)"
+        evaluation.reasons |= {"mcd": missing, "f0": missing}
     elif not all(_recording(store, row).is_file() for row in rows):
         evaluation.reasons["copy_f0"] = f"the recordings are not in {store.meta['raw']}: F0 is held against the copies"
 
@@ -243,7 +247,7 @@ class _Bench:
         self.vocoder, self.transcriber = vocoder, transcriber
         self.recipe = store.recipe
         self.extractor = MelExtractor(store.recipe)
-        self.has_pitch = "f0" not in evaluation.reasons
+        self.has_librosa = "mcd" not in evaluation.reasons
 
     def speaker(self, row: Row) -> str | None:
         """Whom the synthesizer is asked for; nobody where it has one voice."""
@@ -281,15 +285,18 @@ class _Bench:
     def _measure(self, row: Row, audio: Frames, recording: Frames, reference: NDArray | None) -> Measured:
         short = max(0, self.recipe.min_samples - len(audio))  # a model that stops at once has said less than a frame
         mel = self.extractor(np.pad(audio, (0, short)))
-        warped = warp(mel, recording, self.recipe.power)
-        errors = None if reference is None else pitch_errors(pitch(audio, self.recipe), reference, warped.path)
-        heard = None if self.transcriber is None else self.transcriber(audio, self.recipe.sample_rate)
-        transcript = None if heard is None else judge(row.text, heard)
-        return Measured(len(mel), float(warped.distances.sum()), len(warped.path), errors, transcript)
+        distortion = errors = transcript = None
+        if self.has_librosa:
+            warped = warp(mel, recording, self.recipe.power)
+            distortion = Distortion(float(warped.distances.sum()), len(warped.path))
+            errors = None if reference is None else pitch_errors(pitch(audio, self.recipe), reference, warped.path)
+        if self.transcriber is not None:
+            transcript = judge(row.text, self.transcriber(audio, self.recipe.sample_rate))
+        return Measured(len(mel), distortion, errors, transcript)
 
     def _reference_pitch(self, row: Row, copied: Frames) -> NDArray | None:
         """The pitch (T,) of the recording, or of its copy where the recording is not at hand."""
-        if not self.has_pitch:
+        if not self.has_librosa:
             return None
         if "copy_f0" in self.evaluation.reasons:
             return pitch(copied, self.recipe)

@@ -1,4 +1,4 @@
-"""Reports of an evaluation of text to mel: figures beside those of copy-synthesis, audio and pictures."""
+"""Reports of an evaluation of text to mel: metrics beside those of copy-synthesis, audio and pictures."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ _PITCH = ("f0_rmse_hz", "f0_rmse_cents", "voicing_error", "voiced_frames")
 def build_synthesis_report(
     evaluation: SynthesisEvaluation, about: dict[str, Any], bootstrap: int = 1000, seed: int = 0
 ) -> dict[str, Any]:
-    """The content of report.json; `about` describes the model and the command.
+    """Builds the content of report.json; `about` describes the model and the command.
 
-    `synthesis` and `copy_synthesis` hold the same figures: `mcd` in dB, F0, `cer` and `wer` with their kinds of errors;
+    `synthesis` and `copy_synthesis` hold the same metrics: `mcd` in dB, F0, `cer` and `wer` with their kinds of errors;
     null where `reasons` says why. Rates and biases are fractions; an error rate can exceed 1. An interval `*_ci`
     covers 95 % of `bootstrap` draws of the utterances; it is null for a single one.
     """
     judged, intervals = evaluation.judged, (bootstrap, seed)
     seconds = evaluation.recipe.seconds(sum(one.synthesis.frames for one in judged))
     unknown: Counter[str] = sum((one.unknown for one in judged), Counter())
-    synthesis = _system_figures([one.synthesis for one in judged], *intervals)
+    synthesis = _system_metrics([one.synthesis for one in judged], *intervals)
     reasons = dict(evaluation.reasons)
     if synthesis["voiced_frames"] == 0:
         reasons["synthesis_f0"] = "no frame is voiced both in the synthesis and in the recording"
@@ -46,8 +46,8 @@ def build_synthesis_report(
         "speakers": len({one.row.speaker for one in judged}),
         "seconds": evaluation.recipe.seconds(sum(one.row.frames for one in judged)),
         "synthesis": synthesis,
-        "copy_synthesis": _system_figures([one.copy for one in judged], *intervals),
-        "duration": _duration_figures(judged, *intervals),
+        "copy_synthesis": _system_metrics([one.copy for one in judged], *intervals),
+        "duration": _duration_metrics(judged, *intervals),
         "mel_l1": _teacher_forced(judged),
         "real_time_factor": _real_time_factors(evaluation, seconds),
         "truncated": sum(one.truncated for one in judged),
@@ -66,14 +66,17 @@ def _real_time_factors(evaluation: SynthesisEvaluation, seconds: float) -> dict[
     return {**factors, "whole": {kind: sum(one[kind] for one in factors.values()) for kind in ("cpu", "wall")}}
 
 
-def _system_figures(measured: Sequence[Measured], bootstrap: int, seed: int) -> dict[str, Any]:
-    sums, steps = [one.distortion for one in measured], [one.steps for one in measured]
-    figures: dict[str, Any] = {"mcd": sum(sums) / sum(steps), "mcd_ci": bootstrap_ratio(sums, steps, bootstrap, seed)}
+def _system_metrics(measured: Sequence[Measured], bootstrap: int, seed: int) -> dict[str, Any]:
+    metrics: dict[str, Any] = {"mcd": None, "mcd_ci": None}
+    distortions = [one.distortion for one in measured if one.distortion is not None]
+    if distortions:
+        sums, steps = zip(*distortions, strict=True)
+        metrics = {"mcd": sum(sums) / sum(steps), "mcd_ci": bootstrap_ratio(sums, steps, bootstrap, seed)}
     pitches = [one.pitch for one in measured if one.pitch is not None]
-    figures |= PitchErrors.total(pitches).figures() if pitches else dict.fromkeys(_PITCH)
+    metrics |= PitchErrors.total(pitches).metrics() if pitches else dict.fromkeys(_PITCH)
     transcripts = [one.transcript for one in measured if one.transcript is not None]
-    figures |= _error_rates("cer", [one.characters for one in transcripts], bootstrap, seed)
-    return figures | _error_rates("wer", [one.words for one in transcripts], bootstrap, seed)
+    metrics |= _error_rates("cer", [one.characters for one in transcripts], bootstrap, seed)
+    return metrics | _error_rates("wer", [one.words for one in transcripts], bootstrap, seed)
 
 
 def _error_rates(name: str, counts: Sequence[ErrorCounts], bootstrap: int, seed: int) -> dict[str, Any]:
@@ -86,7 +89,7 @@ def _error_rates(name: str, counts: Sequence[ErrorCounts], bootstrap: int, seed:
     return {name: total.errors / total.length, f"{name}_ci": interval, **shares, f"{name}_length": total.length}
 
 
-def _duration_figures(judged: Sequence[Judged], bootstrap: int, seed: int) -> dict[str, Any]:
+def _duration_metrics(judged: Sequence[Judged], bootstrap: int, seed: int) -> dict[str, Any]:
     predicted, true = [one.synthesis.frames for one in judged], [one.row.frames for one in judged]
     errors = length_errors(predicted, true)
     interval = bootstrap_ratio(np.subtract(predicted, true), true, bootstrap, seed)
@@ -100,12 +103,12 @@ def _teacher_forced(judged: Sequence[Judged]) -> float | None:
 
 
 def synthesis_table(report: dict[str, Any]) -> str:
-    """The figures for people: synthesis beside copy-synthesis, then what only synthesis has."""
+    """Formats a report as text: synthesis beside copy-synthesis, then what only synthesis has."""
     systems = [report[system] for system in SYSTEMS]
     lines = [f"{'':<26}" + "".join(f"{name:<36}" for name in SYSTEMS.values())]
     for label, key, show in _ROWS:
-        if any(figures[key] is not None for figures in systems):
-            lines.append(f"{label:<26}" + "".join(f"{_with_interval(figures, key, show):<36}" for figures in systems))
+        if any(metrics[key] is not None for metrics in systems):
+            lines.append(f"{label:<26}" + "".join(f"{_with_interval(metrics, key, show):<36}" for metrics in systems))
     lines += [f"{_MISSING[key]:<26}{reason}" for key, reason in report["reasons"].items()]
     lines += ["", *_synthesis_lines(report)]
     counts = f"{report['utterances']} utterances of {report['speakers']} speakers, {report['seconds']:.0f} s"
@@ -130,14 +133,14 @@ def _signed(rate: float) -> str:
     return f"{100 * rate:+.2f} %"
 
 
-def _with_interval(figures: dict[str, Any], key: str, show: Callable[[float], str]) -> str:
-    if figures[key] is None:
+def _with_interval(metrics: dict[str, Any], key: str, show: Callable[[float], str]) -> str:
+    if metrics[key] is None:
         return "-"
-    interval = figures.get(f"{key}_ci")
-    return show(figures[key]) + (f" ({' to '.join(show(bound) for bound in interval)})" if interval else "")
+    interval = metrics.get(f"{key}_ci")
+    return show(metrics[key]) + (f" ({' to '.join(show(bound) for bound in interval)})" if interval else "")
 
 
-# Label, figure, and how it is shown.
+# Label, metric, and how it is shown.
 _ROWS: tuple[tuple[str, str, Callable[[float], str]], ...] = (
     ("MCD", "mcd", lambda value: f"{value:.2f} dB"),
     ("F0 RMSE", "f0_rmse_hz", lambda value: f"{value:.1f} Hz"),
@@ -148,7 +151,13 @@ _ROWS: tuple[tuple[str, str, Callable[[float], str]], ...] = (
     ("  words inserted", "wer_insertions", percent),
     ("  words deleted", "wer_deletions", percent),
 )
-_MISSING = {"f0": "F0", "synthesis_f0": "F0 of synthesis", "copy_f0": "F0 of copy-synthesis", "asr": "CER and WER"}
+_MISSING = {
+    "mcd": "MCD",
+    "f0": "F0",
+    "synthesis_f0": "F0 of synthesis",
+    "copy_f0": "F0 of copy-synthesis",
+    "asr": "CER and WER",
+}
 
 
 def write_synthesis_report(out: Path, report: dict[str, Any], evaluation: SynthesisEvaluation) -> None:
@@ -186,13 +195,15 @@ def _utterance(one: Judged, evaluation: SynthesisEvaluation) -> dict[str, Any]:
 
 
 def _measured(measured: Measured) -> dict[str, Any]:
-    figures: dict[str, Any] = {"mcd": measured.distortion / measured.steps}
+    metrics: dict[str, Any] = {}
+    if measured.distortion is not None:
+        metrics["mcd"] = measured.distortion.total / measured.distortion.steps
     if measured.pitch is not None:
-        figures |= measured.pitch.figures()
+        metrics |= measured.pitch.metrics()
     if measured.transcript is not None:
         heard = measured.transcript
-        figures |= {"heard": heard.text, "characters": heard.characters._asdict(), "words": heard.words._asdict()}
-    return figures
+        metrics |= {"heard": heard.text, "characters": heard.characters._asdict(), "words": heard.words._asdict()}
+    return metrics
 
 
 def _write_sample(folder: Path, sample: Sample, evaluation: SynthesisEvaluation) -> None:

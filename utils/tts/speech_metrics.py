@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from types import ModuleType
 from typing import NamedTuple
 
 import numpy as np
@@ -21,7 +22,6 @@ CEPSTRA = 13
 F0_RANGE = (60.0, 500.0)  # Hz; men's creak and most women's laughter lie outside, nearly all of reading inside
 _F0_STEP = 0.2  # semitones; half of it is 10 cents, far below the errors measured, and 3 to 4 times faster than 0.1
 _DECIBEL = 10 * math.sqrt(2) / math.log(10)
-_BLOCK = 512  # rows of float64 distances held at once
 
 
 def mel_cepstra(mel: ArrayLike, power: float = 1.0) -> Floats:
@@ -36,50 +36,13 @@ def mel_cepstra(mel: ArrayLike, power: float = 1.0) -> Floats:
     return mel @ (2 / channels * np.cos(np.pi / channels * phases))
 
 
-def distances(a: Floats, b: Floats) -> NDArray[np.float32]:
-    """Euclidean distances (T, U) of the rows of `a` (T, K) and `b` (U, K)."""
-    result = np.empty((len(a), len(b)), dtype=np.float32)
-    for start in range(0, len(a), _BLOCK):
-        rows = a[start : start + _BLOCK]
-        squares = (rows**2).sum(axis=1)[:, None] + (b**2).sum(axis=1) - 2 * rows @ b.T
-        result[start : start + _BLOCK] = np.sqrt(squares.clip(min=0))
-    return result
-
-
-def dtw_path(cost: NDArray) -> NDArray[np.int64]:
-    """The path (P, 2) of least total cost through `cost` (T, U), from its first cell to its last.
-
-    Dynamic time warping by steps of (1, 1), (1, 0) and (0, 1), without weights or limits on slope (Sakoe and Chiba,
-    1978), one anti-diagonal at a time: T + U steps of numpy, and T U bytes beside the costs. Among equals the diagonal
-    step is taken. ValueError without cells.
-    """
-    rows, columns = cost.shape
-    if not cost.size:
-        raise ValueError(f"there is no path through costs of shape {cost.shape}")
-    steps = np.empty((rows, columns), dtype=np.int8)
-    # Totals of the last two anti-diagonals, row i at place i + 1; the zero is where a path comes from to (0, 0).
-    earlier, last = np.full(rows + 1, np.inf), np.full(rows + 1, np.inf)
-    earlier[0] = 0
-    for diagonal in range(rows + columns - 1):
-        low, high = max(0, diagonal - columns + 1), min(diagonal + 1, rows)
-        i = np.arange(low, high)
-        candidates = np.stack([earlier[low:high], last[low:high], last[low + 1 : high + 1]])
-        steps[i, diagonal - i] = candidates.argmin(axis=0)
-        totals = np.full(rows + 1, np.inf)
-        totals[low + 1 : high + 1] = candidates.min(axis=0) + cost[i, diagonal - i]
-        earlier, last = last, totals
-    return _trace(steps)
-
-
-def _trace(steps: NDArray[np.int8]) -> NDArray[np.int64]:
-    """Walks back from the last cell; steps are 0 (1, 1), 1 (1, 0), 2 (0, 1)."""
-    i, j = steps.shape[0] - 1, steps.shape[1] - 1
-    path = [(i, j)]
-    while i or j:
-        step = steps[i, j]
-        i, j = i - (step != 2), j - (step != 1)
-        path.append((i, j))
-    return np.array(path[::-1], dtype=np.int64)
+def _librosa(user: str) -> ModuleType:
+    """librosa, whose functions compile for some 20 s when they are first used."""
+    try:
+        import librosa
+    except ImportError as error:
+        raise UserError(f"{user} needs the package librosa: pip install -r requirements-demo.txt") from error
+    return librosa
 
 
 class Warped(NamedTuple):
@@ -101,9 +64,13 @@ def warp(a: ArrayLike, b: ArrayLike, power: float = 1.0) -> Warped:
     the path (the formula of Kubichek, "Mel-cepstral distance measure for objective speech quality assessment", 1993).
     A frame's distance is the root mean square over mel channels of the difference in dB of two spectra that are
     smoothed and freed of level. MCDs of cepstra from other analyses (WORLD, SPTK) are near it, not equal.
+
+    The path is librosa's, by steps of (1, 1), (1, 0) and (0, 1) without weights or limits on slope (Sakoe and Chiba,
+    1978), from the first pair of frames to the last; `UserError` if librosa is not installed.
     """
     first, second = mel_cepstra(a, power), mel_cepstra(b, power)
-    path = dtw_path(distances(first, second))
+    _, backwards = _librosa("MCD").sequence.dtw(first.T, second.T)
+    path = backwards[::-1]
     return Warped(path, _DECIBEL * np.linalg.norm(first[path[:, 0]] - second[path[:, 1]], axis=1))
 
 
@@ -121,7 +88,7 @@ class PitchErrors(NamedTuple):
         """The errors of all `parts` together."""
         return cls(*(sum(values) for values in zip(*parts, strict=True)))
 
-    def figures(self) -> dict[str, float | None]:
+    def metrics(self) -> dict[str, float | None]:
         """RMSE in Hz and in cents where both are voiced (None if that is nowhere), and the rate of voicing errors."""
         voiced = self.both_voiced
         return {
@@ -152,10 +119,7 @@ def pitch(samples: ArrayLike, recipe: MelRecipe) -> Floats:
 
     Probabilistic YIN (Mauch and Dixon, 2014) by librosa, 60 to 500 Hz; `UserError` if librosa is not installed.
     """
-    try:
-        import librosa
-    except ImportError as error:
-        raise UserError("F0 needs the package librosa: pip install -r requirements-eval.txt") from error
+    librosa = _librosa("F0")
     low, high = F0_RANGE
     length = recipe.n_fft
     while length // 2 < recipe.sample_rate / low + 2:  # YIN compares half a frame with itself one period later

@@ -12,7 +12,7 @@ import fake_whisper
 import pytest
 from shown_commands import load_script
 
-from benchmarks.synthesis import hard, runs, streaming
+from benchmarks.studies.synthesis import hard, runs, streaming
 from utils.errors import UserError
 from utils.features.recipe import RECIPES
 from utils.features.store import FeatureStore
@@ -24,7 +24,7 @@ from utils.tts.evaluate import SynthesisEvaluation
 from utils.tts.synthesizer import Synthesizer
 from utils.tts.text_lists import read_text_lists
 
-SCRIPT, STREAMING = "benchmarks/text_to_mel.py", "benchmarks/streaming.py"
+SCRIPT, STREAMING = "benchmarks/studies/text_to_mel.py", "benchmarks/studies/streaming.py"
 
 
 @pytest.fixture(scope="module")

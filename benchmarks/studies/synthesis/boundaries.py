@@ -28,7 +28,7 @@ WITHIN = (25, 50)  # ms
 
 
 class Timing(NamedTuple):
-    """What espeak-ng reports of an utterance: symbols (empty for a pause) with their starts, and the end, in s."""
+    """Report of espeak-ng on an utterance: symbols (empty for a pause) with their starts, and the end, in s."""
 
     phones: list[tuple[str, float]]
     end: float

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from benchmarks.synthesis.runs import evaluate, evaluation_of, machine
+from benchmarks.studies.synthesis.runs import evaluate, evaluation_of, machine
 from utils.cli import progress
 from utils.errors import UserError
 from utils.files import atomic_write, read_json, write_json
@@ -66,7 +66,7 @@ def read_sentences(path: Path) -> list[Sentence]:
 
 
 def repeated_words(wanted: Sequence[str], heard: Sequence[str], size: int = REPEAT) -> int:
-    """How often a run of `size` words is heard again beyond the times that the text has it.
+    """Counts how often a run of `size` words is heard again beyond the times that the text has it.
 
     A passage of size + k words that is said once too often counts k + 1.
     """

@@ -12,8 +12,8 @@ import soundfile
 import torch
 from shown_commands import load_script
 
-from benchmarks.synthesis import hard, runs, streaming, tables, voices
-from benchmarks.synthesis.systems import NAMES, SEES_THE_PAST, SYSTEMS
+from benchmarks.studies.synthesis import hard, runs, streaming, tables, voices
+from benchmarks.studies.synthesis.systems import NAMES, SEES_THE_PAST, SYSTEMS
 from utils.corpus.layouts import read_corpus
 from utils.errors import UserError
 from utils.features.store import FORMAT, Row
@@ -22,9 +22,9 @@ from utils.lists import SPLITS_FORMAT
 from utils.text.frontend import FrontEnd, split_sentences
 from utils.tts.asr import judge
 
-ROOT = Path(__file__).resolve().parents[1]
-SENTENCES = ROOT / "benchmarks" / "hard_sentences.txt"
-SCRIPT, STREAMING = "benchmarks/text_to_mel.py", "benchmarks/streaming.py"
+ROOT = Path(__file__).resolve().parents[3]
+SENTENCES = ROOT / "benchmarks" / "studies" / "hard_sentences.txt"
+SCRIPT, STREAMING = "benchmarks/studies/text_to_mel.py", "benchmarks/studies/streaming.py"
 
 
 def test_there_are_a_hundred_hard_sentences_that_can_be_said():
@@ -106,7 +106,7 @@ def test_cpu_time_of_a_run_that_was_interrupted():
 
 
 def a_store(folder: Path, train: str = "ab", valid: str = "c", recipe: str = "0123", source: str = "old") -> Path:
-    """What a run is compared by of a feature store and its lists, with an utterance a letter."""
+    """The fields of a feature store and its lists that runs are compared by, with an utterance a letter."""
     splits = {"speech": {"source": source}}
     write_json(folder / "meta.json", {"format": FORMAT, "recipe": recipe, "text": {"units": "char"}, "splits": splits})
     lists = folder / "protocols" / "default"

@@ -9,7 +9,7 @@ from shown_commands import load_script
 
 import preprocess
 import train_tacomamba
-from benchmarks.boundaries import (
+from benchmarks.studies.synthesis.boundaries import (
     Timing,
     Utterance,
     average_aligner,
@@ -160,7 +160,7 @@ def words_of(root, **changed) -> list[str]:
 
 
 def test_benchmark_measures_what_the_model_aligns(spoken, capsys):
-    assert load_script("benchmarks/alignment.py").main([*words_of(spoken), "--batch-size", "5"]) == 0
+    assert load_script("benchmarks/studies/alignment.py").main([*words_of(spoken), "--batch-size", "5"]) == 0
     table = capsys.readouterr().out
     results = read_json(spoken / "out" / "results.json")
     assert [(each["aligner"], each["list"]) for each in results] == [
@@ -194,7 +194,7 @@ def test_benchmark_measures_what_the_model_aligns(spoken, capsys):
 
 
 def test_what_cannot_be_measured_is_refused_with_a_sentence(spoken, tmp_path, capsys):
-    main = load_script("benchmarks/alignment.py").main
+    main = load_script("benchmarks/studies/alignment.py").main
 
     def refused(**changed) -> str:
         assert main(words_of(spoken, out=tmp_path / "out", **changed)) == 2

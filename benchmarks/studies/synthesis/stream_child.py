@@ -1,4 +1,4 @@
-"""The process of one memory cell: `python -m benchmarks.synthesis.stream_child JSON` streams a text once.
+"""The process of one memory cell: `python -m benchmarks.studies.synthesis.stream_child JSON` streams a text once.
 
 JSON has checkpoint, vocoder (null for the mel alone), text, split (sentence by sentence, or as one) and chunk. Prints
 JSON: seconds of speech, and bytes of resident memory: once everything is loaded, and the most of the process's life.
@@ -17,7 +17,7 @@ def main(words: list[str]) -> int:
     """Streams, drops the sound, prints the figures."""
     import torch
 
-    from benchmarks.synthesis.streaming import stream_mel
+    from benchmarks.studies.synthesis.streaming import stream_mel
     from utils.tts.synthesizer import Synthesizer
     from utils.tts.vocoder import load_vocoder
 

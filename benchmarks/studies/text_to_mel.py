@@ -2,20 +2,21 @@
 
     python preprocess.py --dataset ljspeech --raw ../shared/data/tts_dev/LJSpeech-1.1 --out data/processed/lj_phone \\
         --units phoneme
-    python benchmarks/text_to_mel.py --data data/processed/lj_phone --out runs/text_to_mel --parts table-a --jobs 2
-    python benchmarks/text_to_mel.py --data data/processed/lj_phone --out runs/text_to_mel --parts table-b hard \\
-        --jobs 2 --vocoder HIFIGAN --asr WHISPER
-    python benchmarks/text_to_mel.py --data data/processed/lj_phone --out runs/text_to_mel --parts voices \\
+    python benchmarks/studies/text_to_mel.py --data data/processed/lj_phone --out runs/text_to_mel --parts table-a \\
+        --jobs 2
+    python benchmarks/studies/text_to_mel.py --data data/processed/lj_phone --out runs/text_to_mel --parts table-b \\
+        hard --jobs 2 --vocoder HIFIGAN --asr WHISPER
+    python benchmarks/studies/text_to_mel.py --data data/processed/lj_phone --out runs/text_to_mel --parts voices \\
         --voices ../shared/data/tts_dev/LJSpeech-1.1 ../shared/data/tts_dev/Kathleen --vocoder HIFIGAN \\
         --judge-python JUDGE/bin/python
-    python benchmarks/text_to_mel.py --data data/processed/lj_phone --out runs/text_to_mel --parts
+    python benchmarks/studies/text_to_mel.py --data data/processed/lj_phone --out runs/text_to_mel --parts
 
-table-a trains six systems of equal size (benchmarks/synthesis/systems.py) for equal CPU time, table-b some of them for
-longer; both judge, on the test list, the checkpoints that do best on the validation list. hard speaks
-benchmarks/hard_sentences.txt with the models of table-b. voices trains one model on several voices and asks Resemblyzer
-who speaks. The README says how to have a HIFIGAN and a WHISPER, benchmarks/synthesis/judge.py a JUDGE.
+table-a trains six systems of equal size (synthesis/systems.py) for equal CPU time, table-b some of them for longer;
+both judge, on the test list, the checkpoints that do best on the validation list. hard speaks hard_sentences.txt with
+the models of table-b. voices trains one model on several voices and asks Resemblyzer who speaks. The README says how to
+have a HIFIGAN and a WHISPER, synthesis/judge.py a JUDGE.
 
-Every training runs on one thread and goes on where it was interrupted. The budget becomes steps by a calibration, kept
+Every training runs on one thread and resumes where it was interrupted. The budget becomes steps by a calibration, kept
 in OUT/steps.json; runs side by side take more CPU time for them, which the tables show. Results are in OUT/results, one
 file each; the tables, OUT/tables.md, are made of these files at the end, and of them alone without any part.
 """
@@ -29,10 +30,10 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.synthesis.systems import SYSTEMS  # noqa: E402
+from benchmarks.studies.synthesis.systems import SYSTEMS  # noqa: E402
 from utils import cli  # noqa: E402
 
 PRESET = ROOT / "configs" / "tts-small.yaml"
@@ -92,7 +93,7 @@ def _add_comparison(group: argparse._ArgumentGroup) -> None:
         metavar="SYSTEM=FLAGS",
         help='more flags of train_tacomamba.py for a system of table-b, as "tacotron2=--decoder-dim 448"',
     )
-    sentences = ROOT / "benchmarks" / "hard_sentences.txt"
+    sentences = ROOT / "benchmarks" / "studies" / "hard_sentences.txt"
     group.add_argument("--sentences", type=Path, default=sentences, help="file of `category|text` lines for hard")
     group.add_argument(
         "--checkpoint",
@@ -113,8 +114,7 @@ def _add_voices(group: argparse._ArgumentGroup) -> None:
         "--voice-kind",
         choices=("table", "embedding"),
         default="table",
-        help="what tells the model the voice: a table, or the embedding of a held-out recording, another one for each "
-        "sentence",
+        help="source of the voice: a table, or the embedding of a held-out recording, another one for each sentence",
     )
     group.add_argument("--speaker-encoder", type=Path, help="speaker checkpoint for --voice-kind embedding")
     group.add_argument("--config-voices", type=Path, default=PRESET, help="preset of the training")
@@ -162,7 +162,7 @@ def _problems(args: argparse.Namespace) -> list[str]:
 
 
 def _benchmark(args: argparse.Namespace) -> None:
-    from benchmarks.synthesis.tables import tables
+    from benchmarks.studies.synthesis.tables import tables
     from utils.files import write_text
 
     args.to_recalibrate = {
@@ -177,14 +177,14 @@ def _benchmark(args: argparse.Namespace) -> None:
 
 
 def _table_a(args: argparse.Namespace) -> None:
-    from benchmarks.synthesis.runs import training
+    from benchmarks.studies.synthesis.runs import training
 
     systems = [(system, seed) for seed in args.seeds for system in args.systems]
     _compare(args, [training(args, "table-a", *pair, args.config_a, args.cpu_minutes) for pair in systems])
 
 
 def _table_b(args: argparse.Namespace) -> None:
-    from benchmarks.synthesis.runs import training
+    from benchmarks.studies.synthesis.runs import training
 
     extra = {system: [flag for name, flags in args.flags_b if name == system for flag in flags] for system in SYSTEMS}
     systems = [(system, seed) for seed in args.seeds_b for system in args.systems_b]
@@ -194,7 +194,7 @@ def _table_b(args: argparse.Namespace) -> None:
 
 def _compare(args: argparse.Namespace, runs: list) -> None:
     """Calibrates one after another, trains `--jobs` at once, judges one after another."""
-    from benchmarks.synthesis.runs import planned_steps, result, train
+    from benchmarks.studies.synthesis.runs import planned_steps, result, train
 
     steps = [planned_steps(args, one) for one in runs]
     pool = ThreadPoolExecutor(args.jobs)
@@ -207,14 +207,14 @@ def _compare(args: argparse.Namespace, runs: list) -> None:
 
 
 def _hard(args: argparse.Namespace) -> None:
-    from benchmarks.synthesis import hard
+    from benchmarks.studies.synthesis import hard
 
     for name, checkpoint, evaluation in hard.models(args):
         hard.measure(args, name, checkpoint, evaluation)
 
 
 def _voices(args: argparse.Namespace) -> None:
-    from benchmarks.synthesis import voices
+    from benchmarks.studies.synthesis import voices
 
     voices.measure(args)
 

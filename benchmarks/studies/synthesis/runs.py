@@ -2,7 +2,7 @@
 
 Equal time is equal CPU time of training steps. A calibration run of each system measures CPU seconds a step; a run then
 has so many steps as the budget allows, so that its learning rate falls to the end and its result does not depend on
-what else the machine was doing. Calibrations are kept in steps.json: a run that was interrupted goes on with the same
+what else the machine was doing. Calibrations are kept in steps.json: a run that was interrupted resumes with the same
 number of steps. What is finished is not done again, as long as what it follows from is the same: each run keeps its
 request, and what it is compared by are hashes, so that features or presets made anew at an old path do not pass for it.
 """
@@ -24,14 +24,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from benchmarks.synthesis.systems import SYSTEMS
+from benchmarks.studies.synthesis.systems import SYSTEMS
 from utils.cli import cores
 from utils.errors import UserError
 from utils.files import read_json, sha256_file, write_json
 from utils.lists import DEFAULT_PROTOCOL, training_list_hash
 from utils.training.runlog import read_log
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 STEPS = "steps.json"
 DONE, REQUEST = "done.json", "request.json"  # of a run that is finished, of one that is under way
 WARM_UP = 2  # steps of a calibration that do not count
@@ -55,7 +55,7 @@ class Training:
 
     @property
     def name(self) -> str:
-        """What the run is called within its part."""
+        """Name of the run within its part."""
         return f"{self.system}-seed{self.seed}"
 
 
@@ -116,7 +116,7 @@ def planned_steps(args: argparse.Namespace, one: Training) -> int:
 
 
 def basis(one: Training, device: str) -> dict[str, Any]:
-    """What every step of a run follows from, with hashes of what its files hold; where they lie does not matter.
+    """Inputs that every step of a run follows from, with hashes of what its files hold; where they lie does not matter.
 
     `UserError` if the features or their lists are missing.
     """
@@ -141,7 +141,7 @@ def basis(one: Training, device: str) -> dict[str, Any]:
 
 
 def request_of(one: Training, device: str, steps: int) -> dict[str, Any]:
-    """What a whole run follows from."""
+    """Inputs that a whole run follows from."""
     return {**basis(one, device), "seed": one.seed, "steps": steps}
 
 
@@ -267,8 +267,8 @@ def evaluate(args: argparse.Namespace, checkpoint: Path, out: Path, data: Path |
 
 
 def judged_by(checkpoint: Path, data: Path) -> dict[str, Any]:
-    """What figures of a checkpoint follow from: its `model` (hash), the `splits` (sha256 of the lists' files), and
-    whether it was trained on `another_list` than that of the data.
+    """Inputs that metrics of a checkpoint follow from: its `model` (hash), the `splits` (sha256 of the lists' files),
+    and whether it was trained on `another_list` than that of the data.
     """
     from utils.tts.synthesizer import Synthesizer
     from utils.tts.text_lists import read_text_lists
@@ -282,7 +282,7 @@ def judged_by(checkpoint: Path, data: Path) -> dict[str, Any]:
 
 
 def is_of(report: dict[str, Any], words: dict[str, Any], by: dict[str, Any]) -> bool:
-    """Whether a report was made with the flags `words` and follows from `by`, as `judged_by` gives it."""
+    """Returns True if a report was made with the flags `words` and follows from `by`, as `judged_by` gives it."""
     found = {
         "model": report["model"]["hash"],
         "splits": report["source"]["splits"],
@@ -292,7 +292,7 @@ def is_of(report: dict[str, Any], words: dict[str, Any], by: dict[str, Any]) -> 
 
 
 def on_another_list(report: dict[str, Any]) -> bool:
-    """Whether the evaluator warned that the model may have been trained on the texts of its test."""
+    """Returns True if the evaluator warned that the model may have been trained on the texts of its test."""
     return any(warning.startswith(OTHER_LIST) for warning in report["warnings"])
 
 

@@ -1,7 +1,8 @@
 """Streaming of text to mel: is it exact, does it need more memory with time, how soon is the first piece out.
 
-    python benchmarks/streaming.py --checkpoint runs/voice --vocoder HIFIGAN --out runs/streaming
-    python benchmarks/streaming.py --checkpoint runs/voice --out runs/streaming --parts exactness state first-piece
+    python benchmarks/studies/streaming.py --checkpoint runs/voice --vocoder HIFIGAN --out runs/streaming
+    python benchmarks/studies/streaming.py --checkpoint runs/voice --out runs/streaming --parts exactness \\
+        state first-piece
 
 Texts are made long enough for the model: a sentence of some 10 s, one of a minute, and texts of 6 s and of a minute
 read sentence by sentence. Peak memory is that of fresh processes. Without --vocoder only the mel is streamed. All on
@@ -17,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from utils import cli  # noqa: E402
@@ -49,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _benchmark(args: argparse.Namespace) -> None:
     import torch
 
-    from benchmarks.synthesis.runs import machine
+    from benchmarks.studies.synthesis.runs import machine
     from utils.files import read_json, write_json, write_text
     from utils.tts.synthesizer import Synthesizer
     from utils.tts.vocoder import load_vocoder
@@ -75,7 +76,7 @@ def _benchmark(args: argparse.Namespace) -> None:
 
 
 def _measure(part: str, args: argparse.Namespace, synthesizer: Any, vocoder: Any) -> dict[str, Any]:
-    from benchmarks.synthesis import streaming
+    from benchmarks.studies.synthesis import streaming
 
     if part == "exactness":
         return streaming.exactness(synthesizer, vocoder, args.chunks)
@@ -88,7 +89,7 @@ def _measure(part: str, args: argparse.Namespace, synthesizer: Any, vocoder: Any
 
 def table(found: dict[str, Any]) -> str:
     """Markdown: what was measured, and by how much."""
-    from benchmarks.text import markdown
+    from benchmarks.grid import markdown
 
     rows = [row for part in PARTS if part in found for row in _ROWS[part](found[part])]
     return f"### Streaming, {found['model']['name']}\n\n{markdown.table(('measured', 'figure'), rows)}\n"

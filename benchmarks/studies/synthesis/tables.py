@@ -1,4 +1,4 @@
-"""Markdown tables of benchmarks/text_to_mel.py, from the files in OUT/results alone."""
+"""Markdown tables of benchmarks/studies/text_to_mel.py, from the files in OUT/results alone."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.synthesis.systems import NAMES, SEES_THE_PAST, SYSTEMS
-from benchmarks.text import markdown
+from benchmarks.grid import markdown
+from benchmarks.studies.synthesis.systems import NAMES, SEES_THE_PAST, SYSTEMS
 from utils.files import read_json
 
 NOT_INTELLIGIBLE = 0.6  # a CER from which speech is called so
@@ -194,7 +194,7 @@ def _sizes(results: Sequence[Result]) -> list[str]:
 
 
 def _evaluated(results: Sequence[Result]) -> str:
-    """How many clips were judged, through which vocoder."""
+    """Number of clips that were judged, and the vocoder."""
     report = results[0]["report"]
     source = report["source"]
     clips = f"{report['utterances']} clips ({report['seconds']:.0f} s) never trained on"
@@ -202,7 +202,7 @@ def _evaluated(results: Sequence[Result]) -> str:
 
 
 def _conditions(results: Sequence[Result]) -> str:
-    """What the runs were given, and on what."""
+    """Budget and machine of the runs."""
     allowed = sorted({one["minutes_allowed"] for one in results if one["minutes_allowed"] is not None})
     budget = f"{_join(allowed, ', ')} CPU minutes of training steps allowed" if allowed else "as many steps as shown"
     first = results[0]

@@ -1,4 +1,4 @@
-"""What benchmarks/streaming.py measures: exactness, the state's size, peak memory, and time to the first piece."""
+"""Measurements of benchmarks/studies/streaming.py: exactness, size of the state, memory, time to the first piece."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from utils.tts.evaluate import cpu_seconds
 from utils.tts.synthesizer import Synthesizer
 from utils.tts.vocoder import Vocoder
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 CHUNK = 16
 SHORT, SENTENCE, LONG = 6.0, 10.0, 60.0  # s
 LONGEST = 1000  # clauses
@@ -153,7 +153,7 @@ def peak_memory(synthesizer: Synthesizer, checkpoint: Path, vocoder: str | None)
 
 
 def _child(order: dict[str, Any]) -> dict[str, Any]:
-    command = [sys.executable, "-m", "benchmarks.synthesis.stream_child", json.dumps(order)]
+    command = [sys.executable, "-m", "benchmarks.studies.synthesis.stream_child", json.dumps(order)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     if done.returncode:
         raise UserError(f"a process that streams ended with {done.returncode}: {done.stderr.strip().splitlines()[-1]}")

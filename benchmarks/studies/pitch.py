@@ -2,12 +2,12 @@
 
     python preprocess.py --dataset ljspeech --raw ../shared/data/tts_dev/LJSpeech-1.1 --out data/processed/lj_phone \\
         --units phoneme
-    python benchmarks/pitch.py --data data/processed/lj_phone --checkpoint runs/voice --out runs/pitch
+    python benchmarks/studies/pitch.py --data data/processed/lj_phone --checkpoint runs/voice --out runs/pitch
 
 On the texts held back (valid and test): differences in cents where both find a voice, frames where only one does, and
 CPU seconds a second of speech on one thread (here with mels and durations given), medians over recordings. `of frames`
 is what draws harmonics in training, `of symbols` the line through the symbols' pitches that the decoder is told,
-`predicted` that which it speaks along, with the durations of the recordings. pYIN is librosa's (requirements-eval.txt).
+`predicted` that which it speaks along, with the durations of the recordings. pYIN is librosa's (requirements-demo.txt).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from utils import cli  # noqa: E402
@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _benchmark(args: argparse.Namespace) -> None:
     import torch
 
-    from benchmarks.synthesis.trained import load_trained
+    from benchmarks.studies.synthesis.trained import load_trained
     from utils.features.store import FeatureStore
     from utils.files import write_json, write_text
     from utils.tts.text_lists import read_text_lists
@@ -148,7 +148,7 @@ def _spread(cents: np.ndarray) -> dict[str, float]:
 
 def table(results: dict[str, Any]) -> str:
     """The figures as Markdown."""
-    from benchmarks.text import markdown
+    from benchmarks.grid import markdown
 
     rows = [
         [HEARD[name], f"{found['median']:.0f} cents", f"{found['mean']:.0f} cents", f"{found['far']:.1%}"]

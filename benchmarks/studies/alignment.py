@@ -1,9 +1,9 @@
-"""How far learned alignments lie from the phone times that espeak-ng reports of its own speech.
+"""Distances of learned alignments from the phone times that espeak-ng reports of its own speech.
 
     python download.py --dataset demo-voice
     python preprocess.py --dataset demo-voice --units phoneme
     python train_tacomamba.py --task tts --data data/processed/demo-voice --steps 500 --out runs/a
-    python benchmarks/alignment.py --data data/processed/demo-voice \\
+    python benchmarks/studies/alignment.py --data data/processed/demo-voice \\
         --phones data/raw/demo-voice/DemoVoice-1.0/phones.jsonl --checkpoint runs/a runs/b --out runs/alignment
 
 A model's durations give each token a start: that of frame t is the edge between frames t - 1 and t, halfway between
@@ -29,7 +29,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from utils import cli  # noqa: E402
@@ -38,7 +38,7 @@ from utils.errors import UserError  # noqa: E402
 if TYPE_CHECKING:
     import numpy as np
 
-    from benchmarks.boundaries import Timing, Utterance
+    from benchmarks.studies.synthesis.boundaries import Timing, Utterance
     from utils.features.store import FeatureStore
     from utils.tts.synthesizer import Synthesizer
 
@@ -69,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _benchmark(args: argparse.Namespace) -> None:
-    from benchmarks.boundaries import figures, read_phones
+    from benchmarks.studies.synthesis.boundaries import figures, read_phones
     from utils.features.store import FeatureStore
     from utils.files import write_json, write_text
     from utils.tts.text_lists import read_text_lists
@@ -102,7 +102,7 @@ def _utterances(
     store: FeatureStore, part: str, names: Sequence[str], timings: dict[str, Timing], source: Path
 ) -> list[Utterance]:
     """The utterances of a list that have a frame for every token, with their phones."""
-    from benchmarks.boundaries import locate
+    from benchmarks.studies.synthesis.boundaries import locate
 
     missing = [name for name in names if name not in timings]
     if missing:
@@ -120,7 +120,7 @@ def _aligners(
     args: argparse.Namespace, store: FeatureStore, names: Sequence[str], training: Sequence[Utterance]
 ) -> Iterator[tuple[str, Aligner]]:
     """Those that need no model, and the checkpoints; `names` are the training list, `training` what is used of it."""
-    from benchmarks.boundaries import average_aligner, uniform_durations
+    from benchmarks.studies.synthesis.boundaries import average_aligner, uniform_durations
 
     average = average_aligner(training)
     yield "uniform", lambda utterances: [uniform_durations(each) for each in utterances]
@@ -135,7 +135,7 @@ def _symbol_aligner(store: FeatureStore, training: Sequence[Utterance]) -> Align
     import numpy as np
     import torch
 
-    from benchmarks.boundaries import uniform_durations
+    from benchmarks.studies.synthesis.boundaries import uniform_durations
     from models.tts.alignment import gaussian_score, monotonic_path
 
     frames = np.concatenate([store.mel(each.item) for each in training])
@@ -164,7 +164,7 @@ def _symbol_aligner(store: FeatureStore, training: Sequence[Utterance]) -> Align
 
 def _learned(args: argparse.Namespace, path: Path, store: FeatureStore, training: Sequence[str]) -> Aligner:
     """The alignments that a checkpoint's model finds between tokens and true mels."""
-    from benchmarks.synthesis.trained import load_trained
+    from benchmarks.studies.synthesis.trained import load_trained
 
     synthesizer = load_trained(path, store, training, args.device, args.backend)
 
@@ -198,7 +198,7 @@ def _durations_of_batch(synthesizer: Synthesizer, store: FeatureStore, items: Se
 
 
 def _add_ratios(results: list[dict[str, Any]]) -> None:
-    """How many times as large as its mean error those of the aligners without a model are, on the same phones."""
+    """Ratios of the mean errors of the aligners without a model to its own, on the same phones."""
     means = {(each["aligner"], each["list"]): each["mean_ms"] for each in results}
     for each in results:
         for base in BASES:
@@ -207,8 +207,8 @@ def _add_ratios(results: list[dict[str, Any]]) -> None:
 
 def _table(results: Sequence[dict[str, Any]]) -> str:
     """Markdown: one row per aligner and list."""
-    from benchmarks.boundaries import WITHIN
-    from benchmarks.text import markdown
+    from benchmarks.grid import markdown
+    from benchmarks.studies.synthesis.boundaries import WITHIN
 
     header = ["aligner", "list", "mean error [95 %]", "median", *(f"within {limit} ms" for limit in WITHIN), "signed"]
     header += ["stops: mean, signed", "others: mean, signed", *(f"{base} / this" for base in BASES)]

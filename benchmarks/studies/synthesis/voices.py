@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.synthesis.runs import (
+from benchmarks.studies.synthesis.runs import (
     DONE,
     SPLITS,
     Training,
@@ -26,7 +26,7 @@ from benchmarks.synthesis.runs import (
     run_script,
     train,
 )
-from benchmarks.synthesis.systems import SYSTEMS
+from benchmarks.studies.synthesis.systems import SYSTEMS
 from utils.corpus.layouts import Utterance, read_corpus
 from utils.errors import UserError
 from utils.files import atomic_write, read_json, sha256_text, write_json, write_text
@@ -42,7 +42,7 @@ JUDGE = Path(__file__).with_name("judge.py")
 
 
 def voice_name(folder: Path) -> str:
-    """What a folder in LJSpeech layout calls its speaker, without a version: LJSpeech-1.1 is LJSpeech."""
+    """Name of the speaker of a folder in LJSpeech layout, without a version: LJSpeech-1.1 is LJSpeech."""
     return folder.resolve().name.partition("-")[0]
 
 

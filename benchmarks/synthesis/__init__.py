@@ -1,1 +1,0 @@
-"""The parts of benchmarks/text_to_mel.py and benchmarks/streaming.py."""

@@ -1,1 +1,0 @@
-"""What the tables of all benchmarks are written with."""
