@@ -17,11 +17,12 @@ from models.engine import backends
 from models.engine.backends import resolve, set_backend, why_not
 from models.mamba import Mamba, Mamba2, MixerState, StateSpaceMixer
 from models.mixers import BidirectionalMixer
-from models.stack import MixerStack
+from models.stack import MixerStack, StackConfig
 
 HERE = [name for name in ("torch", "native", "decomposed") if why_not(name, "mamba", "cpu") is None]
 BACKENDS = pytest.mark.parametrize("backend", HERE)
 MIXERS = pytest.mark.parametrize("make", [Mamba, Mamba2])
+SMALL = {"d_model": 16, "n_layers": 2}
 BOUND = 5e-6  # absolute, float32, outputs of unit scale: rounding in another order
 
 
@@ -262,7 +263,7 @@ def test_construction_on_the_meta_device_draws_no_random_numbers(make):
 def test_a_stack_streams():
     """Blocks of frames through a causal stack with its states: the whole at once, to rounding."""
     torch.manual_seed(0)
-    stack = MixerStack("mamba2", 16, 2, causal=True, d_state=8, headdim=8, mlp_ratio=1.0).eval()
+    stack = MixerStack(StackConfig(mixer="mamba2", **SMALL, d_state=8, headdim=8, mlp_ratio=1.0), causal=True).eval()
     x = noise(2, 50, 16)
     states, parts = stack.initial_state(2), []
     for part in x.split([16, 1, 33], dim=1):
@@ -273,7 +274,7 @@ def test_a_stack_streams():
 
 def test_checkpointed_layers_give_the_same_gradients():
     torch.manual_seed(0)
-    stack = MixerStack("mamba", 16, 2, causal=False, d_state=4)
+    stack = MixerStack(StackConfig(mixer="mamba", **SMALL, d_state=4), causal=False)
     x, lengths = noise(2, 30, 16), torch.tensor([30, 12])
     plain = gradients(stack, stack(x, lengths))
     stack.checkpoint_layers = True
@@ -282,7 +283,7 @@ def test_checkpointed_layers_give_the_same_gradients():
 
 
 def test_set_backend_reaches_every_mixer_and_refuses_unknown_names():
-    stack = MixerStack("mamba", 16, 2, causal=False, d_state=4)
+    stack = MixerStack(StackConfig(mixer="mamba", **SMALL, d_state=4), causal=False)
     set_backend(stack, "torch")
     assert {part.backend for part in stack.modules() if isinstance(part, StateSpaceMixer)} == {"torch"}
     with pytest.raises(ValueError, match="unknown backend 'cuda'; there are auto, torch, native"):

@@ -136,11 +136,12 @@ def _threads(cell: Cell, folder: Path | None, meter: Meter) -> dict[str, Any]:
 def _training_step(cell: Cell, folder: Path | None, meter: Meter) -> dict[str, Any]:
     """One optimizer step of a stack of mixers that classifies sequences: time and peak memory."""
     from models.engine.backends import set_backend
-    from models.stack import MixerStack
+    from models.stack import MixerStack, StackConfig
 
     torch.manual_seed(0)
     system = systems.SYSTEMS[cell["system"]]
-    stack = MixerStack(system.mixer, cell["d_model"], cell["n_layers"], causal=True, d_state=cell["d_state"])
+    sizes = {name: cell[name] for name in ("d_model", "n_layers", "d_state")}
+    stack = MixerStack(StackConfig(mixer=system.mixer, **sizes), causal=True)
     set_backend(stack, system.backend)
     head = nn.Linear(cell["d_model"], 100)
     optimizer = torch.optim.AdamW([*stack.parameters(), *head.parameters()], lr=1e-4)

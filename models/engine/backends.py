@@ -11,7 +11,6 @@ from __future__ import annotations
 import functools
 import logging
 
-import torch
 from torch import nn
 
 from models.engine import BACKENDS, mamba_ssm
@@ -31,13 +30,16 @@ def set_backend(module: nn.Module, backend: str) -> None:
             part.backend = backend
 
 
-@torch.compiler.assume_constant_result
 def resolve(backend: str, mixer: str, device: str) -> str:
     """Returns the backend for `mixer` ("mamba" or "mamba2") on a device type: `backend`, or the one that `auto` picks.
 
     Raises ValueError if `backend` was chosen by name and does not work here.
     """
     return _resolve(backend, mixer, device)
+
+
+# What torch.compiler.assume_constant_result sets, which would import the whole compiler here: 1.3 s in every script.
+resolve._dynamo_marked_constant = True
 
 
 @functools.cache  # the choice is made and logged once per process

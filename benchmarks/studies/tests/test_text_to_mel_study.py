@@ -183,18 +183,16 @@ def test_a_report_is_taken_for_the_same_model_lists_and_judges():
 
 def test_systems_are_of_one_size():
     """By the flags and the preset that table A uses, each as train_tacomamba.py would build it."""
-    from models.tts import build_text_to_mel
-    from utils.tts.options import tts_model_config, tts_problems
+    from models.tts import MODELS, TextToMelConfig
 
     assert list(NAMES) == list(SYSTEMS) and set(SEES_THE_PAST) < set(SYSTEMS)
-    parser = load_script("train_tacomamba.py").build_parser()
     preset = ["--data", "data", "--out", "out", "--config", str(ROOT / "configs" / "tts-small.yaml")]
     sizes = {}
     for system, flags in SYSTEMS.items():
-        args = parser.parse_args([*preset, *flags])
-        assert not tts_problems(args)
+        parser = load_script("train_tacomamba.py").build_parser(preset)
+        (config,) = parser.read_options(parser.parse_args([*preset, *flags]), TextToMelConfig)
         with torch.device("meta"):
-            model = build_text_to_mel(tts_model_config(args, 80, 1, 0), 180)
+            model = MODELS[config.model](config, 180)
         sizes[system] = sum(parameter.numel() for parameter in model.parameters())
     assert max(sizes.values()) < 1.1 * min(sizes.values()), sizes
 

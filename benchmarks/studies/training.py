@@ -3,7 +3,7 @@
     python preprocess.py --dataset librispeech --raw ../shared/data/speakers_dev \
         --split train-clean-100 train-clean-100-notext --out data/processed/speakers_dev \
         --protocol fold0 --heldout-speakers ../shared/data/speakers_dev/splits/fold0_speakers.txt
-    python benchmarks/training.py --data data/processed/speakers_dev --protocol fold0 --out runs/training
+    python benchmarks/studies/training.py --data data/processed/speakers_dev --protocol fold0 --out runs/training
 
 Each number is a median over blocks of 5 steps of the model of configs/speaker-small.yaml, on one thread a process.
 Runs that are compared alternate, so that other work on the machine falls on both. CPU time is what the process itself
@@ -22,10 +22,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-import train_tacomamba  # noqa: E402
 from utils import cli  # noqa: E402
 from utils.errors import UserError  # noqa: E402
 
@@ -111,17 +110,22 @@ def overhead(args: argparse.Namespace) -> dict[str, Any]:
     return {**{name: round(value, 4) for name, value in figures.items()}, "overhead": round(high / low - 1, 4)}
 
 
-def _task(words: list[str]) -> tuple[argparse.Namespace, Any]:
+def _task(words: list[str]) -> tuple[Any, argparse.Namespace, Any]:
     import torch
 
+    import train_tacomamba
     from utils.features.store import FeatureStore
-    from utils.speaker.protocol import read_protocol
     from utils.speaker.task import SpeakerTask
+    from utils.training.options import TrainingOptions
 
-    parsed = train_tacomamba.build_parser().parse_args(words)
-    torch.manual_seed(parsed.seed)
-    store = FeatureStore.open(parsed.data)
-    return parsed, SpeakerTask(store, read_protocol(parsed.data / "protocols" / parsed.protocol), parsed)
+    parser = train_tacomamba.build_parser(words)
+    parsed = parser.parse_args(words)
+    training, config, *options = parser.read_options(
+        parsed, TrainingOptions, SpeakerTask.model_config, *SpeakerTask.option_classes()
+    )
+    torch.manual_seed(training.seed)
+    folder = parsed.data / "protocols" / parsed.protocol
+    return training, parsed, SpeakerTask(FeatureStore.open(parsed.data), folder, config, training, options)
 
 
 def _bare_loop(args: argparse.Namespace) -> list[float]:
@@ -130,9 +134,9 @@ def _bare_loop(args: argparse.Namespace) -> list[float]:
 
     from utils.training.update import parameter_groups
 
-    parsed, task = _task(_flags(args, "bare"))
+    training, _, task = _task(_flags(args, "bare"))
     model = task.model.train()
-    optimizer = torch.optim.AdamW(parameter_groups(model, parsed.weight_decay), lr=parsed.lr)
+    optimizer = torch.optim.AdamW(parameter_groups(model, training.weight_decay), lr=training.lr)
     places = [list(range(step * 32, step * 32 + 32)) for step in range(args.steps)]
     seconds, begun = [], time.process_time()
     for step, batch in enumerate(DataLoader(task.dataset, batch_sampler=places, collate_fn=task.collate), start=1):
@@ -157,9 +161,9 @@ def _our_loop(args: argparse.Namespace, repeat: int) -> list[float]:
     from utils.training.trainer import Trainer
 
     run = args.out / f"overhead-{repeat}"
-    parsed, task = _task(_flags(args, run.name))
+    training, parsed, task = _task(_flags(args, run.name))
     with contextlib.redirect_stdout(io.StringIO()):
-        Trainer(task, parsed, cli.plain_arguments(parsed), run, Ranks(0, 1, torch.device("cpu"))).fit()
+        Trainer(task, training, cli.plain_arguments(parsed), run, Ranks(0, 1, torch.device("cpu"))).fit()
     return [line["cpu_s_per_step"] for line in read_log(run)][1:]
 
 
