@@ -125,7 +125,7 @@ class AttentionMixer(nn.Module):
 
     def _rotation(self, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
         frequency = 1e4 ** (-torch.arange(0, self.headdim, 2, device=device) / self.headdim)
-        angle = torch.arange(length, device=device).unsqueeze(1) * frequency  # (L, P / 2)
+        angle = torch.arange(length, device=device).unsqueeze(1) * frequency  # (l, p / 2)
         return angle.cos(), angle.sin()
 
 

@@ -24,7 +24,7 @@ class _SumOverRanks(torch.autograd.Function):
 
 
 class BatchNorm(nn.BatchNorm1d):
-    """Batch norm (Ioffe and Szegedy 2015) whose statistics cover all ranks: (B, D) or (B, L, D) -> same.
+    """Batch norm (Ioffe and Szegedy 2015) whose statistics cover all ranks: (b, d) or (b, l, d) -> same.
 
     torch's SyncBatchNorm refuses CPU tensors, so the sums are all-reduced here; with one rank this is torch's own.
     Training expects crops of one length, without padding; in eval mode the running statistics make padding harmless.
@@ -38,7 +38,7 @@ class BatchNorm(nn.BatchNorm1d):
             return self._over_ranks(flat.to(torch.promote_types(x.dtype, torch.float32))).view(x.shape)
 
     def _over_ranks(self, x: Tensor) -> Tensor:
-        """x (N, D) float32 or wider, this rank's share of the rows."""
+        """x (n, d) float32 or wider, this rank's share of the rows."""
         count = x.new_full((1,), len(x))
         total = _SumOverRanks.apply(torch.cat([count, x.sum(0)]))
         count, mean = total[0].detach(), total[1:] / total[0].detach()

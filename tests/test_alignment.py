@@ -13,7 +13,7 @@ from utils.tts.aligning import Batch, fit
 
 
 def brute_force(score: np.ndarray) -> tuple[float, list[int]]:
-    """Best sum and durations over all ways to cut T frames into N runs of at least one; score (N, T)."""
+    """Best sum and durations over all ways to cut T frames into N runs of at least one; score (n, t)."""
     tokens, frames = score.shape
     best = (-np.inf, [])
     for cuts in itertools.combinations(range(1, frames), tokens - 1):

@@ -44,7 +44,7 @@ def harmonics() -> Harmonics:
 
 
 def sung(hz: np.ndarray, rate: int = RECIPE.sample_rate) -> np.ndarray:
-    """A voice of 20 harmonics whose fundamental frequency is hz (S,)."""
+    """A voice of 20 harmonics whose fundamental frequency is hz (s,)."""
     phase = 2 * np.pi * np.cumsum(hz) / rate
     return sum(0.05 / n * np.sin(n * phase + n) * (n * hz < rate / 2) for n in range(1, 21)).astype(np.float32)
 

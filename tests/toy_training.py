@@ -50,7 +50,7 @@ class ToyModel(nn.Module):
         self.classifier = AAMSoftmax(SpeakerConfig(embedding_dim=16, margin=0.1), CLASSES)
 
     def forward(self, x: Tensor, lengths: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """x (B, T, CHANNELS), zeros beyond `lengths` (B,), labels (B,)."""
+        """x (B, T, CHANNELS), zeros beyond `lengths` (b,), labels (b,)."""
         pooled = self.hidden(x.sum(1) / lengths[:, None])
         loss_sum, _ = self.classifier(self.dropout(self.norm(pooled).tanh()), labels, 1.0)
         return {"loss_sum": loss_sum, "count": torch.tensor(len(labels))}

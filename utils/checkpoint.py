@@ -4,7 +4,7 @@ Keys of every checkpoint: `format`, `task`, `step`, `config` (the run's flags), 
 features) and `recipe_hash`, `speakers` (of the classifier's rows, or of the voices), `training_list` (a hash), `model`
 (state dict of the weights to use) and `metrics`. One of text to mel also holds `vocabulary`, `symbol_counts` (of the
 training texts), `front_end_version`, `recognizer` and `recognizer_hash` (of the speaker checkpoint that hears
-recordings, or None) and `speaker_embeddings` (n_speakers, E). `last.pt` also holds `training`, what an exact resume
+recordings, or None) and `speaker_embeddings` (n_speakers, e). `last.pt` also holds `training`, what an exact resume
 needs (`utils.training.trainer.Trainer`).
 """
 

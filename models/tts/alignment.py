@@ -18,7 +18,7 @@ from models.mamba import length_mask
 def gaussian_score(x: Tensor, mean: Tensor) -> Tensor:
     """Log-likelihood, up to a constant, of each frame under each token's Gaussian of unit variance.
 
-    x (B, T, M), mean (B, N, M) -> (B, N, T). Never in half precision: paths hang on small differences.
+    x (b, t, m), mean (b, n, m) -> (b, n, t). Never in half precision: paths hang on small differences.
     """
     with torch.autocast(x.device.type, enabled=False):
         wide = torch.promote_types(x.dtype, torch.float32)
@@ -32,17 +32,17 @@ def monotonic_path(score: Tensor, token_lengths: Tensor, mel_lengths: Tensor) ->
     """The durations that maximize the summed score of a monotonic path that uses all tokens and all frames.
 
     Args:
-        score: (B, N, T), of token n at frame t.
-        token_lengths: (B,), tokens of each utterance; later ones are padding.
-        mel_lengths: (B,), frames of each utterance, at least as many as tokens.
+        score: (b, n, t), of token n at frame t.
+        token_lengths: (b,), tokens of each utterance; later ones are padding.
+        mel_lengths: (b,), frames of each utterance, at least as many as tokens.
 
     Returns:
-        (B, N) int64: frames of each token, at least 1, and 0 on padding.
+        (b, n) int64: frames of each token, at least 1, and 0 on padding.
     """
     tokens, frames = token_lengths.cpu().numpy(), mel_lengths.cpu().numpy()
     if (frames < tokens).any():
         raise ValueError("an utterance with fewer frames than tokens has no alignment")
-    by_frame = score.detach().float().permute(2, 0, 1).cpu().numpy()  # (T, B, N)
+    by_frame = score.detach().float().permute(2, 0, 1).cpu().numpy()  # (t, b, n)
     moved = _best_moves(by_frame)
     rows = np.arange(len(tokens))
     token = tokens - 1
@@ -55,7 +55,7 @@ def monotonic_path(score: Tensor, token_lengths: Tensor, mel_lengths: Tensor) ->
 
 
 def _best_moves(score: np.ndarray) -> np.ndarray:
-    """Whether the best path to token n at frame t comes from token n - 1: score (T, B, N) -> bool, same shape."""
+    """Whether the best path to token n at frame t comes from token n - 1: score (t, b, n) -> bool, same shape."""
     moved = np.zeros(score.shape, dtype=bool)
     best = np.full(score.shape[1:], -np.inf)
     best[:, 0] = score[0, :, 0]
@@ -71,7 +71,7 @@ def _best_moves(score: np.ndarray) -> np.ndarray:
 class SymbolAligner(nn.Module):
     """Durations by one Gaussian for each symbol, all with one covariance.
 
-    `mean` (V, n_mels) are the symbols' means; `whitening` (n_mels, n_mels) turns the covariance into the identity.
+    `mean` (v, n_mels) are the symbols' means; `whitening` (n_mels, n_mels) turns the covariance into the identity.
     `utils.tts.aligning.fit` estimates both before training starts; they are buffers of the model. The mean of the
     utterance is taken off first: it is the speaker's and the recording's.
     """
@@ -82,7 +82,7 @@ class SymbolAligner(nn.Module):
         self.register_buffer("whitening", torch.eye(n_mels))
 
     def forward(self, x: Tensor, mel_lengths: Tensor, tokens: Tensor, token_lengths: Tensor) -> Tensor:
-        """Standardized mels x (B, T, n_mels), tokens (B, N), lengths (B,) -> durations (B, N) int64."""
+        """Standardized mels x (b, t, n_mels), tokens (b, n), lengths (b,) -> durations (b, n) int64."""
         with torch.autocast(x.device.type, enabled=False):
             centered = without_mean(x, mel_lengths).to(self.mean.dtype)
             score = gaussian_score(centered @ self.whitening, self.mean[tokens] @ self.whitening)
@@ -90,6 +90,6 @@ class SymbolAligner(nn.Module):
 
 
 def without_mean(x: Tensor, lengths: Tensor) -> Tensor:
-    """Takes the mean of each utterance off its frames: x (B, T, M), lengths (B,) -> (B, T, M), 0 on padding."""
+    """Takes the mean of each utterance off its frames: x (b, t, m), lengths (b,) -> (b, t, m), 0 on padding."""
     mask = length_mask(lengths, x.shape[1]).unsqueeze(-1)
     return (x - (x * mask).sum(1, keepdim=True) / lengths[:, None, None]) * mask

@@ -9,7 +9,7 @@ from models.tts.config import TextToMelConfig
 
 
 class SpeakerCondition(nn.Module):
-    """Speaker ids (B,) of a table, or given embeddings (B, E) of any length -> (B, d_model).
+    """Speaker ids (b,) of a table, or given embeddings (b, e) of any length -> (b, d_model).
 
     Embeddings are scaled to length 1 first, so that it does not matter whether they are means or single ones.
     """

@@ -12,7 +12,7 @@ POSTNET_KERNEL = 5
 
 
 class ConvLayer(nn.Module):
-    """Convolution over time of width `kernel`, padded with zeros: (B, L, C) -> (B, L, C').
+    """Convolution over time of width `kernel`, padded with zeros: (b, l, c) -> (b, l, c').
 
     A causal one sees frames up to its own; the other looks (kernel - 1) / 2 frames ahead and must be told the lengths,
     because what stands on the padding reaches the frames before it.
@@ -30,12 +30,12 @@ class ConvLayer(nn.Module):
         return self._convolve(F.pad(x, (0, 0, self.kernel - 1 - self.ahead, self.ahead)))
 
     def initial_state(self, batch: int) -> Tensor:
-        """The zeros that stand before the first frame: (B, kernel - 1, C)."""
+        """The zeros that stand before the first frame: (b, kernel - 1, c)."""
         weight = self.conv.weight
         return weight.new_zeros(batch, self.kernel - 1, weight.shape[1])
 
     def step(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        """The next frames of a stream, (B, L, C), after the last kernel - 1 frames before them; causal layers only."""
+        """The next frames of a stream, (b, l, c), after the last kernel - 1 frames before them; causal layers only."""
         x = torch.cat([state, x], dim=1)
         return self._convolve(x), x[:, x.shape[1] - self.kernel + 1 :]
 
@@ -44,7 +44,7 @@ class ConvLayer(nn.Module):
 
 
 class ResidualConvs(nn.Module):
-    """Pre-norm residual convolutions with GELU: (B, L, D), lengths (B,) -> (B, L, D)."""
+    """Pre-norm residual convolutions with GELU: (b, l, d), lengths (b,) -> (b, l, d)."""
 
     def __init__(self, d_model: int, n_layers: int, kernel: int, causal: bool, dropout: float) -> None:
         super().__init__()
@@ -63,7 +63,7 @@ class ResidualConvs(nn.Module):
         return [layer.initial_state(batch) for layer in self.layers]
 
     def step(self, x: Tensor, states: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
-        """The next frames of a stream, (B, L, D); causal layers only."""
+        """The next frames of a stream, (b, l, d); causal layers only."""
         x = x.to(torch.promote_types(x.dtype, torch.float32))
         new_states = []
         for norm, layer, state in zip(self.norms, self.layers, states, strict=True):
@@ -74,7 +74,7 @@ class ResidualConvs(nn.Module):
 
 
 class Postnet(nn.Module):
-    """What is added to a mel to sharpen it: (B, T, n_mels), lengths (B,) -> same; causal where the decoder is."""
+    """What is added to a mel to sharpen it: (b, t, n_mels), lengths (b,) -> same; causal where the decoder is."""
 
     def __init__(self, n_mels: int, channels: int, n_layers: int, causal: bool, dropout: float) -> None:
         super().__init__()
@@ -90,6 +90,6 @@ class Postnet(nn.Module):
         return self.convs.initial_state(batch)
 
     def step(self, mel: Tensor, states: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
-        """The next frames of a stream, (B, T, n_mels)."""
+        """The next frames of a stream, (b, t, n_mels)."""
         x, states = self.convs.step(self.input(mel), states)
         return self.output(x), states

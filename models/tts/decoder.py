@@ -21,19 +21,19 @@ POSTNET_LAYERS = 3
 
 
 class Upsampling(nn.Module):
-    """Hidden vectors of tokens (B, N, D) repeated over their frames, with the position inside the token added."""
+    """Hidden vectors of tokens (b, n, d) repeated over their frames, with the position inside the token added."""
 
     def __init__(self, d_model: int) -> None:
         super().__init__()
         self.position = nn.Linear(2 * WAVES + 4, d_model)
 
     def forward(self, hidden: Tensor, where: Positions) -> Tensor:
-        """Those of frames: (B, frames, D)."""
+        """Those of frames: (b, frames, d)."""
         place, length = where.place.to(hidden.dtype), where.length.to(hidden.dtype)
         return where.of(hidden) + self.position(self._features(place, length))
 
     def _features(self, place: Tensor, length: Tensor) -> Tensor:
-        """(B, T, 2 WAVES + 4): where in the token a frame lies, how far from both ends, how long the token is."""
+        """(b, t, 2 WAVES + 4): where in the token a frame lies, how far from both ends, how long the token is."""
         share = (place + 0.5) / length
         angles = share.unsqueeze(-1) * torch.pi * torch.arange(1, WAVES + 1, device=place.device)
         plain = torch.stack([share, place.log1p(), (length - place).clamp(min=0).log1p(), length.log()], dim=-1)
@@ -41,7 +41,7 @@ class Upsampling(nn.Module):
 
 
 class Prenet(nn.Module):
-    """Two layers with dropout that keep the decoder from leaning on the last frame: (B, T, n_mels) -> (B, T, D).
+    """Two layers with dropout that keep the decoder from leaning on the last frame: (b, t, n_mels) -> (b, t, d).
 
     Wang et al. 2017, "Tacotron", section 3.2. Here the dropout rests outside of training: the lengths are given, so
     that synthesis cannot get stuck.
@@ -61,7 +61,7 @@ class Source(nn.Module):
     """The voice as a source of harmonics that the decoder shapes: Fant 1960, "Acoustic theory of speech production".
 
     `intonation` tells the decoder the pitch, `voicing` is how much of its harmonics each channel gets: of a decoder
-    step (B, steps, D) -> (B, steps, reduction * n_mels).
+    step (b, steps, d) -> (b, steps, reduction * n_mels).
     """
 
     def __init__(self, d_model: int, reduction: int, n_mels: int) -> None:
@@ -71,16 +71,16 @@ class Source(nn.Module):
         self.voicing = nn.Linear(d_model, reduction * n_mels)
 
     def told(self, pitch: Tensor) -> Tensor:
-        """What is added to the decoder's input: (B, T) octaves -> (B, T, D)."""
+        """What is added to the decoder's input: (b, t) octaves -> (b, t, d)."""
         return self.intonation((pitch - TOP / 2).unsqueeze(-1))
 
 
 class Plan(NamedTuple):
     """What is to be said, and when: all that a decoder speaks from."""
 
-    hidden: Tensor  # (B, N, D), of the tokens
-    base: Tensor  # (B, N, n_mels), standardized: a first guess of each token's frames, which the decoder adds to
-    durations: Tensor  # (B, N) int64, frames of each token
+    hidden: Tensor  # (b, n, d), of the tokens
+    base: Tensor  # (b, n, n_mels), standardized: a first guess of each token's frames, which the decoder adds to
+    durations: Tensor  # (b, n) int64, frames of each token
     speaker: Tensor | None  # what `SpeakerCondition` takes
     pitch: Pitch | None  # where the model draws harmonics
 
@@ -94,7 +94,7 @@ class Part(NamedTuple):
     """Some frames of a plan."""
 
     where: Positions
-    line: Tensor | None  # (B, frames), the way that pitch takes through the tokens
+    line: Tensor | None  # (b, frames), the way that pitch takes through the tokens
 
     def first(self, frames: int) -> Part:
         """The first of them."""
@@ -109,7 +109,7 @@ class DecoderState:
     frame: int  # the next one
     mixers: list[Any]
     postnet: list[Tensor]
-    last: Tensor  # (B, 1, n_mels): the last frame before the postnet, for an autoregressive decoder
+    last: Tensor  # (b, 1, n_mels): the last frame before the postnet, for an autoregressive decoder
 
 
 class Decoder(nn.Module):
@@ -135,9 +135,9 @@ class Decoder(nn.Module):
         self.postnet = Postnet(n_mels, config.postnet_channels, POSTNET_LAYERS, config.is_causal, config.dropout)
 
     def forward(self, plan: Plan, mel: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """All frames at once: two standardized mels (B, T, n_mels), before and after the postnet.
+        """All frames at once: two standardized mels (b, t, n_mels), before and after the postnet.
 
-        mel: (B, T, n_mels), standardized, the true frames that an autoregressive decoder goes on from.
+        mel: (b, t, n_mels), standardized, the true frames that an autoregressive decoder goes on from.
         """
         lengths = plan.durations.sum(1)
         frames = int(lengths.max())
@@ -155,7 +155,7 @@ class Decoder(nn.Module):
         return DecoderState(0, self.stack.initial_state(batch), self.postnet.initial_state(batch), last)
 
     def step(self, plan: Plan, steps: int, state: DecoderState) -> Tensor:
-        """The next steps * reduction standardized mel frames (B, t, n_mels); changes `state`."""
+        """The next steps * reduction standardized mel frames (b, t, n_mels); changes `state`."""
         if self.prenet is None:
             before = self._advance(plan, steps, state)
         else:
@@ -175,7 +175,7 @@ class Decoder(nn.Module):
         return before
 
     def _inputs(self, plan: Plan, part: Part) -> Tensor:
-        """(B, steps, D): the upsampled tokens, `reduction` frames joined."""
+        """(b, steps, d): the upsampled tokens, `reduction` frames joined."""
         x = self.upsampling(plan.hidden, part.where)
         if self.source is not None:
             x = x + self.source.told(part.line)
@@ -183,12 +183,12 @@ class Decoder(nn.Module):
         return x if self.condition is None else x + self.condition(plan.speaker).unsqueeze(1)
 
     def _frames_before(self, mel: Tensor, steps: int) -> Tensor:
-        """The last true frame before each step, zeros before the first: (B, steps, n_mels)."""
+        """The last true frame before each step, zeros before the first: (b, steps, n_mels)."""
         last = mel[:, self.reduction - 1 :: self.reduction]
         return F.pad(last, (0, 0, 1, 0))[:, :steps]
 
     def _before(self, x: Tensor, plan: Plan, part: Part) -> Tensor:
-        """The stack's output (B, steps, D) as the frames of `part`, on top of the tokens' means and of harmonics."""
+        """The stack's output (b, steps, d) as the frames of `part`, on top of the tokens' means and of harmonics."""
         frames = part.where.token.shape[1]
         mel = self._frames(self.output(x), frames).to(plan.base.dtype) + part.where.of(plan.base)
         if self.source is None:
@@ -197,5 +197,5 @@ class Decoder(nn.Module):
         return mel + self._frames(self.source.voicing(x), frames) * self.source.harmonics.drawn(pitch)
 
     def _frames(self, x: Tensor, frames: int) -> Tensor:
-        """(B, steps, reduction * n_mels) -> (B, frames, n_mels)."""
+        """(b, steps, reduction * n_mels) -> (b, frames, n_mels)."""
         return x.unflatten(2, (self.reduction, self.n_mels)).flatten(1, 2)[:, :frames]

@@ -11,7 +11,7 @@ from models.mamba import length_mask
 
 
 def round_durations(mean: Tensor, lengths: Tensor) -> Tensor:
-    """Whole frames (B, N) int64, at least 1 a token, 0 on padding, whose running sums follow those of `mean` (B, N).
+    """Whole frames (b, n) int64, at least 1 a token, 0 on padding, whose running sums follow those of `mean` (b, n).
 
     Rounding the running sum keeps the total within half a frame; rounding each token would add up errors.
     """
@@ -21,7 +21,7 @@ def round_durations(mean: Tensor, lengths: Tensor) -> Tensor:
 
 
 def at_pace(mean: Tensor, pace: float) -> Tensor:
-    """Means (B, N) of at least a frame whose total is that of `mean` over `pace`, or a frame a token if that is more.
+    """Means (b, n) of at least a frame whose total is that of `mean` over `pace`, or a frame a token if that is more.
 
     A token cannot be shorter than a frame, so the longer ones give more: their common factor is found by bisection.
     """
@@ -38,21 +38,21 @@ def at_pace(mean: Tensor, pace: float) -> Tensor:
 
 
 class Positions(NamedTuple):
-    """Where frames lie in the text: (B, frames) int64 each."""
+    """Where frames lie in the text: (b, frames) int64 each."""
 
     token: Tensor
     place: Tensor  # inside the token, from 0 on
     length: Tensor  # frames of the token
 
     def of(self, values: Tensor) -> Tensor:
-        """What tokens have, for their frames: (B, N) or (B, N, D) -> (B, frames) or (B, frames, D)."""
+        """What tokens have, for their frames: (b, n) or (b, n, d) -> (b, frames) or (b, frames, d)."""
         if values.dim() == 2:
             return values.gather(1, self.token)
         return values.gather(1, self.token.unsqueeze(-1).expand(-1, -1, values.shape[2]))
 
 
 def positions(durations: Tensor, start: int, frames: int) -> Positions:
-    """Where the frames from `start` on lie, by the durations (B, N) of tokens.
+    """Where the frames from `start` on lie, by the durations (b, n) of tokens.
 
     Frames beyond the last token that has any belong to it.
     """

@@ -109,7 +109,7 @@ def _convolution(in_channels: int, out_channels: int, kernel: int, dilation: int
 
 
 class ResidualBlock(nn.Module):
-    """x + convolutions(leaky_relu(x)), once for each dilation: (B, C, L) -> (B, C, L)."""
+    """x + convolutions(leaky_relu(x)), once for each dilation: (b, c, l) -> (b, c, l)."""
 
     def __init__(self, channels: int, kernel: int, dilations: Sequence[int], kind: str) -> None:
         super().__init__()
@@ -160,7 +160,7 @@ class HiFiGAN(nn.Module):
         return [(up, blocks[i * width : (i + 1) * width]) for i, up in enumerate(self.ups)]
 
     def forward(self, mel: Tensor) -> Tensor:
-        """Log-mels (B, num_mels, T) to samples (B, T * hop_length) in -1..1."""
+        """Log-mels (b, num_mels, t) to samples (b, t * hop_length) in -1..1."""
         x = self.conv_pre(mel)
         for up, blocks in self.stages:
             x = up(F.leaky_relu(x, SLOPE))
@@ -202,7 +202,7 @@ class HiFiGANStream:
 
     @torch.no_grad()
     def push(self, mel: Tensor, last: bool = False) -> Tensor:
-        """The next frames (B, num_mels, t), t >= 0, to the samples (B, s) that they complete.
+        """The next frames (b, num_mels, t), t >= 0, to the samples (b, s) that they complete.
 
         With `last` the mel ends here and all remaining samples come out; the stream is used up.
         """

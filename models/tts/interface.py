@@ -13,8 +13,8 @@ from models.tts.pitch import Pitch
 class Comparison:
     """A model's mel of texts whose true mels set its lengths, and what it found in them."""
 
-    mel: Tensor  # (B, T, n_mels), of no meaning beyond an utterance's length
-    durations: Tensor  # (B, N) int64, frames of each token; an utterance's durations add up to its length
+    mel: Tensor  # (b, t, n_mels), of no meaning beyond an utterance's length
+    durations: Tensor  # (b, n) int64, frames of each token; an utterance's durations add up to its length
     heard: Pitch | None = None  # that of the true mels, for models with pitch
     predicted: Pitch | None = None  # that which the texts let expect
 
@@ -23,7 +23,7 @@ class Comparison:
 class Synthesis:
     """Speech for one text."""
 
-    mel: Tensor  # (T, n_mels)
-    durations: Tensor  # (N,) int64, frames of each token, adding up to T
-    alignment: Tensor  # (T, N), the share that each token has in each frame
+    mel: Tensor  # (t, n_mels)
+    durations: Tensor  # (n,) int64, frames of each token, adding up to T
+    alignment: Tensor  # (t, n), the share that each token has in each frame
     truncated: bool  # stopped at the limit on its length, not at its own end

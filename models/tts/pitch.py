@@ -36,13 +36,13 @@ BEND = 8  # grid steps, of 25 cents, by which a frame may differ from the line b
 class Pitch(NamedTuple):
     """Pitches in octaves above `LOWEST`; where there is no voice, on lines between those beside it."""
 
-    token: Tensor  # (B, N)
-    frame: Tensor | None = None  # (B, T), where it was heard, and None where it is read from a text
-    voiced: Tensor | None = None  # (B, N), how many frames of each token are voiced, doubtful ones in part
+    token: Tensor  # (b, n)
+    frame: Tensor | None = None  # (b, t), where it was heard, and None where it is read from a text
+    voiced: Tensor | None = None  # (b, n), how many frames of each token are voiced, doubtful ones in part
 
 
 def grid_hz() -> Tensor:
-    """The fundamental frequencies of the grid in Hz: (F,)."""
+    """The fundamental frequencies of the grid in Hz: (f,)."""
     return LOWEST * 2 ** (torch.arange(GRID, dtype=torch.float64) / PER_OCTAVE)
 
 
@@ -56,20 +56,20 @@ def without_envelope(mel: Tensor) -> Tensor:
 
 
 class Harmonics(nn.Module):
-    """The templates of a mel recipe: `templates` (F, n_mels), a buffer that `set_tones` fills."""
+    """The templates of a mel recipe: `templates` (f, n_mels), a buffer that `set_tones` fills."""
 
     def __init__(self, n_mels: int) -> None:
         super().__init__()
         self.register_buffer("templates", torch.zeros(GRID, n_mels))
 
     def set_tones(self, tones: Tensor) -> None:
-        """Takes the log-mels (F, n_mels) of harmonic tones of the pitches `grid_hz`."""
+        """Takes the log-mels (f, n_mels) of harmonic tones of the pitches `grid_hz`."""
         self.templates.copy_(without_envelope(tones))
 
     def drawn(self, pitch: Tensor) -> Tensor:
         """The template of each pitch, between those of the grid where need be, in natural-log units.
 
-        Octaves (B, T) -> (B, T, n_mels).
+        Octaves (b, t) -> (b, t, n_mels).
         """
         place = pitch.clamp(0.0, TOP) * PER_OCTAVE
         below = place.floor().long().clamp(max=GRID - 2)
@@ -78,7 +78,7 @@ class Harmonics(nn.Module):
 
     @torch.no_grad()
     def track(self, mel: Tensor, mel_lengths: Tensor, durations: Tensor) -> Pitch:
-        """The pitch of log-mels (B, T, n_mels), natural logarithm, whose tokens last `durations` (B, N) frames."""
+        """The pitch of log-mels (b, t, n_mels), natural logarithm, whose tokens last `durations` (b, n) frames."""
         with torch.autocast(mel.device.type, enabled=False):
             score = self._scores(mel.to(self.templates.dtype), mel_lengths)
         where = positions(durations, 0, mel.shape[1])
@@ -89,7 +89,7 @@ class Harmonics(nn.Module):
         return Pitch(tokens, frame, torch.zeros_like(tokens).scatter_add_(1, where.token, confidence))
 
     def _scores(self, mel: Tensor, lengths: Tensor) -> Tensor:
-        """Correlations (B, T, F) of templates and frames, averaged with their neighbors; 0 on padding."""
+        """Correlations (b, t, f) of templates and frames, averaged with their neighbors; 0 on padding."""
         channels = round(COMPARED * mel.shape[2])
         x = F.normalize(without_envelope(mel)[..., :channels], dim=-1)
         score = x @ F.normalize(self.templates[:, :channels], dim=-1).T
@@ -98,7 +98,7 @@ class Harmonics(nn.Module):
         return (0.25 * padded[:, :-2] + 0.5 * padded[:, 1:-1] + 0.25 * padded[:, 2:]) * inside
 
     def _frames(self, score: Tensor, line: Tensor) -> tuple[Tensor, Tensor]:
-        """The best pitch of each frame near the line (B, T) through its tokens', and how surely it is voiced.
+        """The best pitch of each frame near the line (b, t) through its tokens', and how surely it is voiced.
 
         The line itself where there is no voice.
         """
@@ -115,12 +115,12 @@ def _confidence(correlation: Tensor) -> Tensor:
 
 
 def best_contour(evidence: Tensor) -> Tensor:
-    """The pitches, one a token, whose summed evidence (B, N, F) less their jumps is greatest: (B, N) octaves.
+    """The pitches, one a token, whose summed evidence (b, n, f) less their jumps is greatest: (b, n) octaves.
 
     Dynamic programming over tokens; the best predecessor of each pitch is found by two running maxima, because a jump
     costs in proportion to its width.
     """
-    by_token = evidence.permute(1, 0, 2).cpu().numpy().astype(np.float64)  # (N, B, F)
+    by_token = evidence.permute(1, 0, 2).cpu().numpy().astype(np.float64)  # (n, b, f)
     ramp = JUMP / PER_OCTAVE * np.arange(GRID)
     best = np.empty_like(by_token)
     best[0] = by_token[0]
@@ -137,7 +137,7 @@ def best_contour(evidence: Tensor) -> Tensor:
 
 
 def bridged(pitch: Tensor, durations: Tensor, is_voiced: Tensor) -> Tensor:
-    """Pitches (B, N) whose unvoiced tokens lie on lines between the middles of the voiced ones beside them.
+    """Pitches (b, n) whose unvoiced tokens lie on lines between the middles of the voiced ones beside them.
 
     Before the first and after the last voiced token the line is level; an utterance without any gets `FIRST`.
     """
@@ -151,7 +151,7 @@ def bridged(pitch: Tensor, durations: Tensor, is_voiced: Tensor) -> Tensor:
 
 
 def contour(pitch: Tensor, durations: Tensor, where: Positions) -> Tensor:
-    """Pitches of frames, on straight lines between the middles of tokens: (B, N) -> (B, frames).
+    """Pitches of frames, on straight lines between the middles of tokens: (b, n) -> (b, frames).
 
     Before the first middle and after the last one the line is level. Tokens without frames are padding.
     """

@@ -19,7 +19,7 @@ UNVOICED_WEIGHT = 0.1  # of frames without voice: lines to voiced tokens start f
 
 
 class ProsodyPredictor(nn.Module):
-    """Logarithm of the mean frames of each token, and its pitch: hidden (B, N, D), lengths (B,) -> (B, N) twice.
+    """Logarithm of the mean frames of each token, and its pitch: hidden (b, n, d), lengths (b,) -> (b, n) twice.
 
     The gradient stops at `hidden`: durations are a sum over the alignment and would bend the encoder towards it.
     Pitches are in octaves above `models.tts.pitch.LOWEST`; None where the model does without.
@@ -51,13 +51,13 @@ class ProsodyPredictor(nn.Module):
 
 
 def _of_tokens(output: nn.Linear, x: Tensor) -> Tensor:
-    """(B, N, D) -> (B, N), in single precision at least."""
+    """(b, n, d) -> (b, n), in single precision at least."""
     y = output(x).squeeze(-1)
     return y.to(torch.promote_types(y.dtype, torch.float32))
 
 
 def duration_loss(log_mean: Tensor, durations: Tensor, lengths: Tensor) -> Tensor:
-    """Poisson deviance / 2 of durations (B, N) under predicted means, summed over valid tokens: a scalar.
+    """Poisson deviance / 2 of durations (b, n) under predicted means, summed over valid tokens: a scalar.
 
     With the logarithm as link and a bias in the last layer its optimum predicts totals without bias: the derivative
     with respect to the bias is the difference of the totals (McCullagh and Nelder 1989, section 2.2.4). The squared
@@ -70,6 +70,6 @@ def duration_loss(log_mean: Tensor, durations: Tensor, lengths: Tensor) -> Tenso
 
 
 def pitch_loss(predicted: Tensor, heard: Pitch, durations: Tensor) -> Tensor:
-    """Squared error in octaves of predicted pitches (B, N), summed over frames, voiced ones above all: a scalar."""
+    """Squared error in octaves of predicted pitches (b, n), summed over frames, voiced ones above all: a scalar."""
     weight = heard.voiced + UNVOICED_WEIGHT * durations
     return (weight * (predicted - heard.token).square()).sum()

@@ -24,7 +24,7 @@ DURATION_WEIGHT, PITCH_WEIGHT = 0.1, 0.5  # which make both losses about as larg
 
 
 class TextEncoder(nn.Module):
-    """Embedding, residual convolutions, bidirectional mixers: tokens (B, N), lengths (B,) -> (B, N, d_model)."""
+    """Embedding, residual convolutions, bidirectional mixers: tokens (b, n), lengths (b,) -> (b, n, d_model)."""
 
     def __init__(self, config: TextToMelConfig, n_symbols: int) -> None:
         super().__init__()
@@ -84,13 +84,13 @@ class TacoMamba(nn.Module):
         return self.decoder.source is not None
 
     def set_tones(self, tones: Tensor) -> None:
-        """Takes the log-mels (F, n_mels) of tones of the pitches `models.tts.pitch.grid_hz`."""
+        """Takes the log-mels (f, n_mels) of tones of the pitches `models.tts.pitch.grid_hz`."""
         self.decoder.source.harmonics.set_tones(tones)
 
     def forward(
         self, tokens: Tensor, token_lengths: Tensor, mel: Tensor, mel_lengths: Tensor, speaker: Tensor | None = None
     ) -> dict[str, Tensor]:
-        """Losses of a batch as sums over its frames: tokens (B, N), mel (B, T, n_mels) natural log, lengths (B,).
+        """Losses of a batch as sums over its frames: tokens (b, n), mel (b, t, n_mels) natural log, lengths (b,).
 
         `loss_sum` is to be minimized per `count` of frames. `mel_sum` is the absolute error in natural-log units,
         averaged over channels; `prior_sum` half the squared error of the tokens' means in deviations, averaged over
@@ -156,7 +156,7 @@ class TacoMamba(nn.Module):
 
     @torch.no_grad()
     def predicted_lengths(self, tokens: Tensor, token_lengths: Tensor, speaker: Tensor | None = None) -> Tensor:
-        """Frames of each utterance as predicted, at least one a token, before rounding: (B,) float."""
+        """Frames of each utterance as predicted, at least one a token, before rounding: (b,) float."""
         hidden = self.encoder(tokens, token_lengths, speaker)
         valid = length_mask(token_lengths, tokens.shape[1])
         mean = self._prosody(hidden, token_lengths, speaker)[0]
@@ -164,7 +164,7 @@ class TacoMamba(nn.Module):
 
     @torch.no_grad()
     def synthesize(self, tokens: Tensor, speaker: Tensor | None = None, pace: float = 1.0) -> Synthesis:
-        """The mel of one text, tokens (1, N); `pace` 1.2 speaks 20 % faster."""
+        """The mel of one text, tokens (1, n); `pace` 1.2 speaks 20 % faster."""
         plan = self._plan(tokens, speaker, pace)
         frames = int(plan.durations.sum())
         if self.decoder.prenet is None:
@@ -185,7 +185,7 @@ class TacoMamba(nn.Module):
             yield (after * self.mel_std + self.mel_mean)[0]
 
     def _plan(self, tokens: Tensor, speaker: Tensor | None, pace: float) -> Plan:
-        """One text, tokens (1, N), with predicted durations and pitches."""
+        """One text, tokens (1, n), with predicted durations and pitches."""
         lengths = torch.tensor([tokens.shape[1]], device=tokens.device)
         hidden = self.encoder(tokens, lengths, speaker)
         mean, pitch = self._prosody(hidden, lengths, speaker)
@@ -193,7 +193,7 @@ class TacoMamba(nn.Module):
         return Plan(hidden, self._means(hidden), durations, speaker, pitch)
 
     def _prosody(self, hidden: Tensor, lengths: Tensor, speaker: Tensor | None) -> tuple[Tensor, Pitch | None]:
-        """Frames (B, N) of each token before rounding, and its pitch."""
+        """Frames (b, n) of each token before rounding, and its pitch."""
         log_mean, pitch = self.prosody(hidden, lengths, speaker)
         return self.duration_scale * log_mean.exp(), None if pitch is None else Pitch(pitch.clamp(0.0, TOP))
 

@@ -34,7 +34,7 @@ SMALLEST_SHARE = 1e-8  # of attention, so that its logarithm is finite
 
 
 class NormalisedConvs(nn.Module):
-    """Convolutions, each but a linear last one with layer norm, activation and dropout: (B, L, C) -> (B, L, C')."""
+    """Convolutions, each but a linear last one with layer norm, activation and dropout: (b, l, c) -> (b, l, c')."""
 
     def __init__(self, channels: list[int], activation: nn.Module, linear_end: bool, dropout: float) -> None:
         super().__init__()
@@ -55,7 +55,7 @@ class NormalisedConvs(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Embedding, convolutions, bidirectional LSTM: tokens (B, N), lengths (B,) -> (B, N, d_model), 0 on padding."""
+    """Embedding, convolutions, bidirectional LSTM: tokens (b, n), lengths (b,) -> (b, n, d_model), 0 on padding."""
 
     def __init__(self, config: TextToMelConfig, n_symbols: int) -> None:
         super().__init__()
@@ -77,9 +77,9 @@ class Encoder(nn.Module):
 
 
 class Prenet(nn.Module):
-    """Two layers whose dropout never rests: mel (B, S, n_mels), keep -> (B, S, D).
+    """Two layers whose dropout never rests: mel (b, s, n_mels), keep -> (b, s, d).
 
-    keep (B or 1, S, 2, D), bool, tells which units stay; see `draw` and `draw_fixed`.
+    keep (b or 1, s, 2, d), bool, tells which units stay; see `draw` and `draw_fixed`.
     """
 
     def __init__(self, n_mels: int, d_model: int) -> None:
@@ -97,7 +97,7 @@ class Prenet(nn.Module):
         return torch.rand(batch, steps, 2, self.d_model, device=device) >= PRENET_DROPOUT
 
     def draw_fixed(self, steps: int, device: torch.device) -> Iterator[Tensor]:
-        """Units to keep outside of training, (1, 1, 2, D) a step: the same for every utterance, at any length."""
+        """Units to keep outside of training, (1, 1, 2, d) a step: the same for every utterance, at any length."""
         generator = torch.Generator().manual_seed(PRENET_SEED)  # the CPU's, so that all devices draw alike
         for _ in range(steps):
             yield (torch.rand(1, 1, 2, self.d_model, generator=generator) >= PRENET_DROPOUT).to(device)
@@ -106,19 +106,19 @@ class Prenet(nn.Module):
 class Memory(NamedTuple):
     """What attention looks at, with all that does not change from step to step."""
 
-    values: Tensor  # (B, N, D)
-    keys: Tensor  # (B, A, N)
-    padding: Tensor  # (B, N) bool
+    values: Tensor  # (b, n, d)
+    keys: Tensor  # (b, a, n)
+    padding: Tensor  # (b, n) bool
 
 
 class AttentionState(NamedTuple):
     """All that the attention's recurrence remembers."""
 
-    hidden: Tensor  # (B, D)
-    cell: Tensor  # (B, D)
-    context: Tensor  # (B, d_model)
-    weights: Tensor  # (B, N), of the last step
-    total: Tensor  # (B, N), over all steps
+    hidden: Tensor  # (b, d)
+    cell: Tensor  # (b, d)
+    context: Tensor  # (b, d_model)
+    weights: Tensor  # (b, n), of the last step
+    total: Tensor  # (b, n), over all steps
 
 
 class AttentionLSTM(nn.Module):
@@ -139,7 +139,7 @@ class AttentionLSTM(nn.Module):
         self.energy = nn.Parameter(torch.empty(attention_dim).uniform_(-(attention_dim**-0.5), attention_dim**-0.5))
 
     def memory(self, encoded: Tensor, lengths: Tensor) -> Memory:
-        """encoded (B, N, d_model), lengths (B,) of the texts."""
+        """encoded (b, n, d_model), lengths (b,) of the texts."""
         wide = self.energy.dtype
         keys = self.key(encoded).transpose(1, 2).contiguous()
         return Memory(encoded.to(wide), keys.to(wide), ~length_mask(lengths, encoded.shape[1]))
@@ -151,7 +151,7 @@ class AttentionLSTM(nn.Module):
         return AttentionState(*(memory.values.new_zeros(batch, size) for size in sizes))
 
     def forward(self, x: Tensor, memory: Memory) -> tuple[Tensor, Tensor]:
-        """Prenet outputs (B, S, P) -> hidden states and contexts (B, S, D + d_model), attention weights (B, S, N)."""
+        """Prenet outputs (b, s, p) -> hidden states and contexts (b, s, d + d_model), attention weights (b, s, n)."""
         inputs = self.input(x).to(self.energy.dtype)
         state, outputs, weights = self.initial_state(memory), [], []
         with torch.autocast(x.device.type, enabled=False):  # small matrices gain nothing, long sums lose
@@ -162,12 +162,12 @@ class AttentionLSTM(nn.Module):
         return torch.cat(outputs, dim=1).unflatten(1, (len(weights), -1)), torch.stack(weights, dim=1)
 
     def step(self, gates: Tensor, memory: Memory, state: AttentionState) -> AttentionState:
-        """One step; gates (B, 4 D) is `input` of the prenet's output."""
+        """One step; gates (b, 4 d) is `input` of the prenet's output."""
         recurrent = self.recurrence(torch.cat([state.context, state.hidden], dim=1))
         keep, write, show, value = (gates + recurrent).split(self.decoder_dim, dim=1)
         cell = keep.sigmoid() * state.cell + write.sigmoid() * value.tanh()
         hidden = show.sigmoid() * cell.tanh()
-        features = self.location(torch.stack([state.weights, state.total], dim=1))  # (B, A, N)
+        features = self.location(torch.stack([state.weights, state.total], dim=1))  # (b, a, n)
         features.add_(memory.keys).add_(self.query(hidden).unsqueeze(2)).tanh_()  # in place: most of a step's memory
         energies = torch.bmm(self.energy.expand(len(features), 1, -1), features).squeeze(1)
         weights = energies.masked_fill(memory.padding, -torch.inf).softmax(dim=1)
@@ -178,10 +178,10 @@ class AttentionLSTM(nn.Module):
 class Prediction(NamedTuple):
     """What the decoder says about a batch, mels standardized."""
 
-    before: Tensor  # (B, T, n_mels)
-    after: Tensor  # (B, T, n_mels), with the postnet
-    stop: Tensor  # (B, S), logits
-    weights: Tensor  # (B, S, N), attention
+    before: Tensor  # (b, t, n_mels)
+    after: Tensor  # (b, t, n_mels), with the postnet
+    stop: Tensor  # (b, s), logits
+    weights: Tensor  # (b, s, n), attention
 
 
 @MODELS.register("tacotron2")
@@ -215,7 +215,7 @@ class Tacotron2(nn.Module):
     def forward(
         self, tokens: Tensor, token_lengths: Tensor, mel: Tensor, mel_lengths: Tensor, speaker: Tensor | None = None
     ) -> dict[str, Tensor]:
-        """Losses of a batch as sums over its frames: tokens (B, N), mel (B, T, n_mels) natural log, lengths (B,).
+        """Losses of a batch as sums over its frames: tokens (b, n), mel (b, t, n_mels) natural log, lengths (b,).
 
         `loss_sum` is to be minimized per `count` of frames. `mel_sum` is the absolute error in natural-log units,
         averaged over channels; `stop_sum` the cross-entropy of the stop token; `attention_sum` the share of attention
@@ -240,7 +240,7 @@ class Tacotron2(nn.Module):
     def _predict(
         self, tokens: Tensor, token_lengths: Tensor, x: Tensor, mel_lengths: Tensor, speaker: Tensor | None
     ) -> Prediction:
-        """Every frame from the true ones before it, x (B, T, n_mels)."""
+        """Every frame from the true ones before it, x (b, t, n_mels)."""
         memory = self.attention.memory(self.encoder(tokens, token_lengths, speaker), token_lengths)
         steps = -(-x.shape[1] // self.reduction)
         seen = F.pad(x[:, self.reduction - 1 :: self.reduction], (0, 0, 1, 0))[:, :steps]  # last frame before each step
@@ -256,7 +256,7 @@ class Tacotron2(nn.Module):
     def _frames(
         self, read: Tensor, state: tuple[Tensor, Tensor] | None
     ) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
-        """The second LSTM on what was read (B, S, D + d_model): frames (B, S r, n_mels), stop logits (B, S), state."""
+        """The second LSTM on what was read (b, s, d + d_model): frames (b, s r, n_mels), stop logits (b, s), state."""
         x, state = self.lstm(read, state)
         x = torch.cat([x, read[:, :, self.attention.decoder_dim :]], dim=2)
         return self.output(x).unflatten(2, (self.reduction, -1)).flatten(1, 2), self.stop(x).squeeze(2), state
@@ -271,7 +271,7 @@ class Tacotron2(nn.Module):
         """
         x = self._standardize(mel, mel_lengths)
         prediction = self._predict(tokens, token_lengths, x, mel_lengths, speaker)
-        weights = prediction.weights.repeat_interleave(self.reduction, dim=1)[:, : mel.shape[1]]  # (B, T, N)
+        weights = prediction.weights.repeat_interleave(self.reduction, dim=1)[:, : mel.shape[1]]  # (b, t, n)
         weights = weights * length_mask(mel_lengths, mel.shape[1]).unsqueeze(-1)
         durations = _peaks(weights)
         enough = mel_lengths >= token_lengths
@@ -282,7 +282,7 @@ class Tacotron2(nn.Module):
 
     @torch.no_grad()
     def synthesize(self, tokens: Tensor, speaker: Tensor | None = None, pace: float = 1.0) -> Synthesis:
-        """The mel of one text, tokens (1, N), step by step until the stop token is likelier than not.
+        """The mel of one text, tokens (1, n), step by step until the stop token is likelier than not.
 
         Speech that does not end by itself is cut at 20 s or 25 frames a token, whichever is more. Durations count the
         frames that attend to each token most. A pace other than 1 is a ValueError.
@@ -297,7 +297,7 @@ class Tacotron2(nn.Module):
         return Synthesis(mel[0], _peaks(alignment)[0], alignment[0], truncated=not ended)
 
     def _speak(self, tokens: Tensor, speaker: Tensor | None, limit: int) -> tuple[Tensor, Tensor, bool]:
-        """At most `limit` steps: frames (1, T, n_mels) before the postnet, attention (1, S, N), whether it ended."""
+        """At most `limit` steps: frames (1, t, n_mels) before the postnet, attention (1, s, n), whether it ended."""
         lengths = torch.tensor([tokens.shape[1]], device=tokens.device)
         memory = self.attention.memory(self.encoder(tokens, lengths, speaker), lengths)
         state, lstm_state = self.attention.initial_state(memory), None
@@ -326,7 +326,7 @@ class Tacotron2(nn.Module):
 
 
 def _stop_loss(logits: Tensor, steps: Tensor) -> Tensor:
-    """Cross-entropy of "this is the last step", summed over valid steps: logits (B, S), steps (B,) -> scalar."""
+    """Cross-entropy of "this is the last step", summed over valid steps: logits (b, s), steps (b,) -> scalar."""
     number = torch.arange(logits.shape[1], device=logits.device)
     last = (number == steps.unsqueeze(1) - 1).to(logits.dtype)
     weight = logits.new_tensor(STOP_WEIGHT)
@@ -337,7 +337,7 @@ def _stop_loss(logits: Tensor, steps: Tensor) -> Tensor:
 def _off_diagonal(weights: Tensor, token_lengths: Tensor, steps: Tensor) -> Tensor:
     """Attention away from the diagonal (Tachibana et al. 2018, equation 6), summed over valid steps: a scalar.
 
-    weights (B, S, N), token_lengths (B,), steps (B,). Each step costs between 0 and 1.
+    weights (b, s, n), token_lengths (b,), steps (b,). Each step costs between 0 and 1.
     """
     _, length, tokens = weights.shape
     token = torch.arange(tokens, device=weights.device) / token_lengths.unsqueeze(1)
@@ -348,7 +348,7 @@ def _off_diagonal(weights: Tensor, token_lengths: Tensor, steps: Tensor) -> Tens
 
 
 def _peaks(weights: Tensor) -> Tensor:
-    """Frames that attend to each token most: weights (B, T, N), 0 on frames without meaning -> (B, N) int64."""
+    """Frames that attend to each token most: weights (b, t, n), 0 on frames without meaning -> (b, n) int64."""
     counted = (weights.amax(2) > 0).long()
     return weights.new_zeros(len(weights), weights.shape[2], dtype=torch.int64).scatter_add_(
         1, weights.argmax(2), counted

@@ -48,7 +48,7 @@ class Ranks:
         return range(self.rank, count, self.world)
 
     def join_rows(self, rows: np.ndarray, count: int) -> np.ndarray:
-        """Rows (len(share(count)), D) of each rank's share in their places: (count, D), the same on every rank."""
+        """Rows (len(share(count)), D) of each rank's share in their places: (count, d), the same on every rank."""
         whole = torch.zeros(count, rows.shape[1], device=self.device)
         whole[self.rank :: self.world] = torch.from_numpy(rows).to(whole)
         return self.sum(whole).cpu().numpy().astype(rows.dtype)  # a row is one rank's plus zeros: no bit changes

@@ -66,7 +66,7 @@ class RunLog:
             self._board.add_image(name, imread(path)[..., :3], step, dataformats="HWC")
 
     def sound(self, step: int, name: str, samples: np.ndarray, sample_rate: int) -> None:
-        """Keeps samples (S,) within -1 and 1 as `sounds/NAME-STEP.wav`; nothing is kept without TensorBoard."""
+        """Keeps samples (s,) within -1 and 1 as `sounds/NAME-STEP.wav`; nothing is kept without TensorBoard."""
         if self._board is not None:
             import soundfile
 

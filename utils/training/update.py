@@ -98,7 +98,7 @@ class Update:
     def _accumulate(
         self, batches: Iterable[dict[str, Tensor]], seen: list[dict[str, Tensor]], step: int, signal: int
     ) -> tuple[list[str], Tensor]:
-        """Adds up gradients; returns names and, by micro-batch, global sums (A, names + world).
+        """Adds up gradients; returns names and, by micro-batch, global sums (a, names + world).
 
         After the named sums comes, for each rank, which signal it has noted. `seen` gets the batches. Gradients are
         those of the loss as if every micro-batch had the first one's count.
