@@ -19,7 +19,7 @@ from models.tts.pitch import (
     Harmonics,
     Pitch,
     best_contour,
-    bridged,
+    interpolate_unvoiced,
     contour,
     grid_hz,
 )
@@ -107,7 +107,7 @@ def test_between_voices_the_pitch_is_between_theirs(harmonics):
 def test_unvoiced_tokens_lie_on_lines_between_the_middles_of_voiced_ones():
     pitch, durations = torch.tensor([[9.0, 1.0, 9.0, 2.0, 9.0], [9.0] * 5]), torch.tensor([[2, 2, 4, 4, 1], [1] * 5])
     is_voiced = torch.tensor([[False, True, False, True, False], [False] * 5])
-    lines = bridged(pitch, durations, is_voiced)
+    lines = interpolate_unvoiced(pitch, durations, is_voiced)
     torch.testing.assert_close(lines[0], torch.tensor([1.0, 1.0, 1 + 3 / 7, 2.0, 2.0]))
     assert lines[1].tolist() == [FIRST] * 5
 
@@ -144,13 +144,13 @@ def test_noise_and_silence_have_no_voice(harmonics):
 
 def test_what_is_drawn_is_heard(harmonics):
     pitch = torch.linspace(0.5, 2.5, 120)[None]
-    heard = track(harmonics, harmonics.drawn(pitch)[0].numpy())
+    heard = track(harmonics, harmonics.render(pitch)[0].numpy())
     assert CENTS * (heard.frame - pitch).abs().max() < 50
 
 
 def test_templates_between_pitches_are_between_theirs(harmonics):
     pitch = torch.tensor([[3 / PER_OCTAVE, 3.5 / PER_OCTAVE, -1.0, TOP, TOP + 1]])
-    drawn = harmonics.drawn(pitch)[0]
+    drawn = harmonics.render(pitch)[0]
     torch.testing.assert_close(drawn[0], harmonics.templates[3])
     torch.testing.assert_close(drawn[1], (harmonics.templates[3] + harmonics.templates[4]) / 2)
     torch.testing.assert_close(drawn[2], harmonics.templates[0])

@@ -181,7 +181,7 @@ def test_durations_and_pitches_do_not_bend_the_encoder():
 
 
 def test_speech_has_the_harmonics_of_the_predicted_pitch():
-    """Of a decoder that does nothing but voice: the templates along the line through the pitches of the symbols."""
+    """Of a decoder that does nothing but voice: the templates along the contour of the symbols' pitches."""
     model = make("--reduction", "1")
     with torch.no_grad():
         for part in (model.token_mean, model.decoder.output, model.decoder.postnet.output):
@@ -190,9 +190,9 @@ def test_speech_has_the_harmonics_of_the_predicted_pitch():
         model.decoder.source.voicing.bias.fill_(1.0)
     tokens = batch()["tokens"][:1]
     plan = model._plan(tokens, None, pace=1.0)
-    line = plan.part(0, int(plan.durations.sum())).line
-    assert line.std() > 1e-3
-    expected = model.decoder.source.harmonics.drawn(line) * model.mel_std + model.mel_mean
+    pitch = plan.part(0, int(plan.durations.sum())).pitch
+    assert pitch.std() > 1e-3
+    expected = model.decoder.source.harmonics.render(pitch) * model.mel_std + model.mel_mean
     torch.testing.assert_close(model.synthesize(tokens).mel, expected[0], atol=1e-5, rtol=0)
 
 

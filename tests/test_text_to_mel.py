@@ -269,7 +269,7 @@ def test_flags_of_another_model_family_are_refused(data, tmp_path, capsys):
 def test_an_autoregressive_decoder_needs_a_mixer_with_a_state(data, tmp_path, capsys):
     with pytest.raises(SystemExit):
         train(data, tmp_path / "x", "--decoder", "ar", "--mixer", "attention", "--steps", "1")
-    assert "decoder ar continues from a state, which mixer attention does not have" in capsys.readouterr().err
+    assert "decoder ar needs a mixer with a state, which attention does not have" in capsys.readouterr().err
     assert not (tmp_path / "x").exists()
 
 

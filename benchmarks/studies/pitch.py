@@ -92,13 +92,13 @@ def _compare(store: FeatureStore, synthesizer: Synthesizer, item: int) -> dict[s
     tokens = torch.from_numpy(store.tokens(item)).long()[None]
     token_lengths = torch.tensor([tokens.shape[1]])
     compared = model.compare(tokens, token_lengths, mel, lengths)
-    durations, heard = compared.durations, compared.heard
+    durations, heard = compared.durations, compared.pitch
     _, here = _timed(lambda: model.decoder.source.harmonics.track(mel, lengths, durations))
     truth, there = _timed(lambda: pitch(samples, store.recipe))
     if len(truth) != mel.shape[1]:
         raise UserError(f"{store.rows[item].path} is not the recording that {store.directory} was made of")
     where = positions(durations, 0, mel.shape[1])
-    lines = {"line": heard, "predicted": compared.predicted}
+    lines = {"line": heard, "predicted": compared.predicted_pitch}
     drawn = {name: contour(pitch.token, durations, where)[0].numpy() for name, pitch in lines.items()}
     voiced = where.of(heard.voiced / durations)
     seconds = store.rows[item].seconds

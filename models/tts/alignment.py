@@ -1,15 +1,16 @@
-"""Which token each mel frame belongs to: the most likely monotonic path, found by dynamic programming.
+"""The token that each mel frame belongs to: the most likely monotonic path, found by dynamic programming.
 
 Kim et al. 2020, "Glow-TTS", section 3.2 (monotonic alignment search), vectorized over batch and text. The likelihood is
-that of the mel itself under one Gaussian a symbol, as in the forced alignment of speech recognizers (Rabiner 1989,
-section IV): it is found before training, and closer than by means that an encoder projects and that learn with the
-model. docs/benchmarks.md, "Boundaries of phones", has the errors of both.
+that of the mel itself under one Gaussian per symbol, as in the forced alignment of speech recognizers (Rabiner 1989,
+section IV). It needs no training, and its boundaries are more exact than those of means that an encoder learns:
+docs/benchmarks.md, "Boundaries of phones", has the errors of both.
 """
 
 from __future__ import annotations
 
 import numpy as np
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 
 from models.mamba import length_mask
@@ -18,7 +19,7 @@ from models.mamba import length_mask
 def gaussian_score(x: Tensor, mean: Tensor) -> Tensor:
     """Log-likelihood, up to a constant, of each frame under each token's Gaussian of unit variance.
 
-    x (b, t, m), mean (b, n, m) -> (b, n, t). Never in half precision: paths hang on small differences.
+    x (b, t, m), mean (b, n, m) -> (b, n, t). Never in half precision: small differences decide about paths.
     """
     with torch.autocast(x.device.type, enabled=False):
         wide = torch.promote_types(x.dtype, torch.float32)
@@ -42,7 +43,7 @@ def monotonic_path(score: Tensor, token_lengths: Tensor, mel_lengths: Tensor) ->
     tokens, frames = token_lengths.cpu().numpy(), mel_lengths.cpu().numpy()
     if (frames < tokens).any():
         raise ValueError("an utterance with fewer frames than tokens has no alignment")
-    by_frame = score.detach().float().permute(2, 0, 1).cpu().numpy()  # (t, b, n)
+    by_frame = rearrange(score.detach().float().cpu(), "b n t -> t b n").numpy()
     moved = _best_moves(by_frame)
     rows = np.arange(len(tokens))
     token = tokens - 1
@@ -55,7 +56,7 @@ def monotonic_path(score: Tensor, token_lengths: Tensor, mel_lengths: Tensor) ->
 
 
 def _best_moves(score: np.ndarray) -> np.ndarray:
-    """Whether the best path to token n at frame t comes from token n - 1: score (t, b, n) -> bool, same shape."""
+    """True where the best path to token n at frame t comes from token n - 1: score (t, b, n) -> same shape."""
     moved = np.zeros(score.shape, dtype=bool)
     best = np.full(score.shape[1:], -np.inf)
     best[:, 0] = score[0, :, 0]
@@ -69,11 +70,11 @@ def _best_moves(score: np.ndarray) -> np.ndarray:
 
 
 class SymbolAligner(nn.Module):
-    """Durations by one Gaussian for each symbol, all with one covariance.
+    """Durations from one Gaussian per symbol, all with one covariance.
 
     `mean` (v, n_mels) are the symbols' means; `whitening` (n_mels, n_mels) turns the covariance into the identity.
     `utils.tts.aligning.fit` estimates both before training starts; they are buffers of the model. The mean of the
-    utterance is taken off first: it is the speaker's and the recording's.
+    utterance, which belongs to the speaker and the recording, is subtracted first.
     """
 
     def __init__(self, n_symbols: int, n_mels: int) -> None:
@@ -90,6 +91,6 @@ class SymbolAligner(nn.Module):
 
 
 def without_mean(x: Tensor, lengths: Tensor) -> Tensor:
-    """Takes the mean of each utterance off its frames: x (b, t, m), lengths (b,) -> (b, t, m), 0 on padding."""
+    """Subtracts the mean of each utterance from its frames: x (b, t, m), lengths (b,) -> (b, t, m), 0 on padding."""
     mask = length_mask(lengths, x.shape[1]).unsqueeze(-1)
     return (x - (x * mask).sum(1, keepdim=True) / lengths[:, None, None]) * mask

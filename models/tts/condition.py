@@ -9,23 +9,20 @@ from models.tts.config import TextToMelConfig
 
 
 class SpeakerCondition(nn.Module):
-    """Speaker ids (b,) of a table, or given embeddings (b, e) of any length -> (b, d_model).
+    """Adds the voice to a sequence: x (b, l, d_model), speaker -> (b, l, d_model).
 
-    Embeddings are scaled to length 1 first, so that it does not matter whether they are means or single ones.
+    Speakers are ids (b,) of a table, or embeddings (b, e), which are scaled to length 1 so that means of several and
+    single ones count alike. A model of one voice has no parameters here, and x stays as it is.
     """
 
     def __init__(self, config: TextToMelConfig) -> None:
         super().__init__()
-        is_table = config.voice == "table"
-        self.table = nn.Embedding(config.n_speakers, config.d_model) if is_table else None
-        self.projection = None if is_table else nn.Linear(config.speaker_dim, config.d_model)
+        self.table = nn.Embedding(config.n_speakers, config.d_model) if config.voice == "table" else None
+        self.projection = nn.Linear(config.speaker_dim, config.d_model) if config.voice == "embedding" else None
 
-    def forward(self, speaker: Tensor) -> Tensor:
+    def forward(self, x: Tensor, speaker: Tensor | None) -> Tensor:
         if self.table is not None:
-            return self.table(speaker)
-        return self.projection(F.normalize(speaker, dim=-1))
-
-
-def build_condition(config: TextToMelConfig) -> SpeakerCondition | None:
-    """The condition that a configuration asks for; None for a model of one voice."""
-    return None if config.voice == "none" else SpeakerCondition(config)
+            return x + self.table(speaker).unsqueeze(1)
+        if self.projection is not None:
+            return x + self.projection(F.normalize(speaker, dim=-1)).unsqueeze(1)
+        return x

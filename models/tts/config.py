@@ -18,7 +18,7 @@ MODELS: Registry[Callable[[TextToMelConfig, int], nn.Module]] = Registry()
 
 @dataclass(frozen=True)
 class TextToMelConfig(StackConfig):
-    """A text encoder, a decoder (whose stack the inherited fields describe) and the voice that they are given."""
+    """A text encoder, a decoder, whose stack the inherited fields describe, and the source of the voice."""
 
     title = "text-to-mel model"
     renamed: ClassVar[dict[str, str]] = {"speaker": "voice"}
@@ -26,7 +26,7 @@ class TextToMelConfig(StackConfig):
     model: str = option("tacomamba", "model", choices=MODELS)
     decoder: str = option(
         "causal",
-        "decoder of tacomamba: causal streams, bidirectional sees the whole sentence, ar continues from its own frames",
+        "decoder of tacomamba: causal can stream, bidirectional sees the whole sentence, ar also reads its last frame",
         choices=("causal", "bidirectional", "ar"),
         family="tacomamba",
     )
@@ -35,7 +35,7 @@ class TextToMelConfig(StackConfig):
     encoder_expand: int = option(2, "inner channels per channel of its mixers", least=1)
     encoder_d_state: int | None = option(None, "state size N of its mixers (default: that of --d-state)", least=1)
     reduction: int = option(2, "mel frames per decoder step", least=1)
-    pitch: bool = option(True, "predict the pitch of each symbol, and add harmonics at it", family="tacomamba")
+    pitch: bool = option(True, "predict the pitch of each symbol, and add its harmonics", family="tacomamba")
     postnet_channels: int = option(128, "channels of the postnet", least=1)
     decoder_dim: int = option(384, "cells of tacotron2's decoder LSTMs", least=1)
     prenet_dim: int = option(128, "channels of tacotron2's prenet", least=1)
@@ -53,7 +53,7 @@ class TextToMelConfig(StackConfig):
 
     @property
     def is_causal(self) -> bool:
-        """Whether the decoder sees the past only."""
+        """True if the decoder sees the past only."""
         return self.decoder != "bidirectional"
 
     @property

@@ -1,4 +1,4 @@
-"""Convolutions over time that respect padding, and causal ones that can go on from a state."""
+"""Convolutions over time that respect padding, and causal ones that can continue from a state."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ POSTNET_KERNEL = 5
 class ConvLayer(nn.Module):
     """Convolution over time of width `kernel`, padded with zeros: (b, l, c) -> (b, l, c').
 
-    A causal one sees frames up to its own; the other looks (kernel - 1) / 2 frames ahead and must be told the lengths,
-    because what stands on the padding reaches the frames before it.
+    A causal layer sees frames up to the present one. The other looks (kernel - 1) / 2 frames ahead and needs the
+    lengths, because values on the padding would reach the frames before it.
     """
 
     def __init__(self, channels_in: int, channels_out: int, kernel: int, causal: bool) -> None:
@@ -30,7 +30,7 @@ class ConvLayer(nn.Module):
         return self._convolve(F.pad(x, (0, 0, self.kernel - 1 - self.ahead, self.ahead)))
 
     def initial_state(self, batch: int) -> Tensor:
-        """The zeros that stand before the first frame: (b, kernel - 1, c)."""
+        """The zeros before the first frame: (b, kernel - 1, c)."""
         weight = self.conv.weight
         return weight.new_zeros(batch, self.kernel - 1, weight.shape[1])
 
@@ -74,7 +74,7 @@ class ResidualConvs(nn.Module):
 
 
 class Postnet(nn.Module):
-    """What is added to a mel to sharpen it: (b, t, n_mels), lengths (b,) -> same; causal where the decoder is."""
+    """Correction that sharpens a mel when added to it: (b, t, n_mels), lengths (b,) -> same."""
 
     def __init__(self, n_mels: int, channels: int, n_layers: int, causal: bool, dropout: float) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""From mean durations to whole frames, and from tokens to the frames that they last."""
+"""From mean durations to whole frames, and from tokens to their frames."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from models.mamba import length_mask
 def round_durations(mean: Tensor, lengths: Tensor) -> Tensor:
     """Whole frames (b, n) int64, at least 1 a token, 0 on padding, whose running sums follow those of `mean` (b, n).
 
-    Rounding the running sum keeps the total within half a frame; rounding each token would add up errors.
+    Rounding the running sum keeps the total within half a frame; errors of single roundings would add up.
     """
     valid = length_mask(lengths, mean.shape[1])
     ends = mean.double().clamp(min=1.0).masked_fill(~valid, 0.0).cumsum(1).add(0.5).floor().long()
@@ -21,9 +21,9 @@ def round_durations(mean: Tensor, lengths: Tensor) -> Tensor:
 
 
 def at_pace(mean: Tensor, pace: float) -> Tensor:
-    """Means (b, n) of at least a frame whose total is that of `mean` over `pace`, or a frame a token if that is more.
+    """Mean durations (b, n) whose total is that of `mean` divided by `pace`, and of at least one frame each.
 
-    A token cannot be shorter than a frame, so the longer ones give more: their common factor is found by bisection.
+    No token can be shorter than a frame, so longer ones shrink more: bisection finds the factor that they share.
     """
     mean = mean.clamp(min=1.0)
     if pace == 1.0:
@@ -38,23 +38,23 @@ def at_pace(mean: Tensor, pace: float) -> Tensor:
 
 
 class Positions(NamedTuple):
-    """Where frames lie in the text: (b, frames) int64 each."""
+    """Places of frames in the text: (b, frames) int64 each."""
 
     token: Tensor
-    place: Tensor  # inside the token, from 0 on
+    place: Tensor  # inside the token, from 0
     length: Tensor  # frames of the token
 
     def of(self, values: Tensor) -> Tensor:
-        """What tokens have, for their frames: (b, n) or (b, n, d) -> (b, frames) or (b, frames, d)."""
+        """Repeats values of tokens over their frames: (b, n) or (b, n, d) -> (b, frames) or (b, frames, d)."""
         if values.dim() == 2:
             return values.gather(1, self.token)
         return values.gather(1, self.token.unsqueeze(-1).expand(-1, -1, values.shape[2]))
 
 
 def positions(durations: Tensor, start: int, frames: int) -> Positions:
-    """Where the frames from `start` on lie, by the durations (b, n) of tokens.
+    """Places of `frames` frames from frame `start` on, for tokens of the given durations (b, n).
 
-    Frames beyond the last token that has any belong to it.
+    Frames after the end belong to the last token whose duration is not 0.
     """
     ends = durations.cumsum(1)
     frame = torch.arange(start, start + frames, device=durations.device).expand(len(durations), -1).contiguous()

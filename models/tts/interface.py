@@ -1,4 +1,4 @@
-"""What every text-to-mel model returns: T frames, N tokens, mels as natural logarithms."""
+"""Results of every text-to-mel model: t frames, n tokens, mels as natural logarithms."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from models.tts.pitch import Pitch
 
 @dataclass(frozen=True)
 class Comparison:
-    """A model's mel of texts whose true mels set its lengths, and what it found in them."""
+    """Mels that a model predicts with the lengths of the true ones, and what it estimates from those."""
 
-    mel: Tensor  # (b, t, n_mels), of no meaning beyond an utterance's length
+    mel: Tensor  # (b, t, n_mels), meaningless beyond an utterance's length
     durations: Tensor  # (b, n) int64, frames of each token; an utterance's durations add up to its length
-    heard: Pitch | None = None  # that of the true mels, for models with pitch
-    predicted: Pitch | None = None  # that which the texts let expect
+    pitch: Pitch | None = None  # of the true mels, for models with pitch
+    predicted_pitch: Pitch | None = None  # from the texts
 
 
 @dataclass(frozen=True)
@@ -25,5 +25,5 @@ class Synthesis:
 
     mel: Tensor  # (t, n_mels)
     durations: Tensor  # (n,) int64, frames of each token, adding up to T
-    alignment: Tensor  # (t, n), the share that each token has in each frame
-    truncated: bool  # stopped at the limit on its length, not at its own end
+    alignment: Tensor  # (t, n), the share of each token in each frame
+    truncated: bool  # cut off at the limit on its length

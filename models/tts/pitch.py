@@ -1,12 +1,13 @@
-"""Pitch (F0) of log-mels, found and drawn by harmonic templates: B utterances, T frames, N tokens, F grid pitches.
+"""Pitch (F0) of log-mels, estimated and rendered with harmonic templates.
 
-A mel of 80 channels resolves the harmonics of a voice up to some kHz. What a tone of some fundamental frequency adds to
-the log-mel beside its envelope, its template, finds the pitch of a recording without its audio, and shows a decoder
-where to draw harmonics: a text does not tell them, and the median of all that might be is a whisper.
+A mel of 80 channels resolves the harmonics of a voice up to some kHz. The template of a fundamental frequency is the
+log-mel of its harmonics without the spectral envelope. Templates estimate the pitch of a recording without its audio,
+and a decoder adds them to its frames: a text does not determine where harmonics lie, and the median of all that are
+possible sounds like a whisper. Shapes: b utterances, t frames, n tokens, f pitches of the grid.
 
-Templates of spectra are those of Camacho and Harris 2008, "A sawtooth waveform inspired pitch estimator for speech and
-music"; the best track by dynamic programming is that of Talkin 1995, "A robust algorithm for pitch tracking"; a pitch
-for each token that the decoder is told is that of Lancucki 2021, "FastPitch: Parallel text-to-speech with pitch
+Spectral templates follow Camacho and Harris 2008, "A sawtooth waveform inspired pitch estimator for speech and
+music"; the best track by dynamic programming follows Talkin 1995, "A robust algorithm for pitch tracking"; a decoder
+that reads a pitch per token is that of Lancucki 2021, "FastPitch: Parallel text-to-speech with pitch
 prediction". The constants were chosen on LJSpeech against pYIN; docs/benchmarks.md, "Pitch", has the errors.
 """
 
@@ -17,6 +18,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 from models.mamba import length_mask
@@ -24,21 +26,21 @@ from models.tts.durations import Positions, positions
 
 LOWEST, PER_OCTAVE, GRID = 65.0, 48, 141  # Hz, steps of 25 cents: up to 491 Hz
 TOP = (GRID - 1) / PER_OCTAVE  # octaves above LOWEST
-FIRST = 1.5  # octaves above LOWEST, 184 Hz: between men's and women's, where nothing is known
-ENVELOPE = 8  # channels to either side that a spectral envelope is averaged over
-COMPARED = 0.5  # share of the channels, the lower ones, that is compared: above 1.8 kHz they are wider than harmonics
-UNVOICED, VOICED = 0.4, 0.8  # correlations from which a frame counts somewhat, and fully
-JUMP = 0.5  # evidence, about voiced frames, that a jump of an octave between tokens must add
+FIRST = 1.5  # octaves above LOWEST, 184 Hz: between men's and women's, where no pitch is known
+ENVELOPE = 8  # channels to either side over which a spectral envelope is averaged
+COMPARED = 0.5  # share of the channels, from below, that are compared: above 1.8 kHz they are wider than harmonics
+UNVOICED, VOICED = 0.4, 0.8  # correlations from which a frame counts in part, and fully
+JUMP = 0.5  # evidence, about a frame's, that must speak for a jump of an octave between tokens
 LEAST = 0.25  # evidence of a voiced token: one frame that is half sure
-BEND = 8  # grid steps, of 25 cents, by which a frame may differ from the line between its tokens
+BEND = 8  # grid steps, of 25 cents, by which a frame may differ from the contour of its tokens
 
 
 class Pitch(NamedTuple):
-    """Pitches in octaves above `LOWEST`; where there is no voice, on lines between those beside it."""
+    """Pitches in octaves above `LOWEST`; unvoiced parts are interpolated between voiced ones."""
 
     token: Tensor  # (b, n)
-    frame: Tensor | None = None  # (b, t), where it was heard, and None where it is read from a text
-    voiced: Tensor | None = None  # (b, n), how many frames of each token are voiced, doubtful ones in part
+    frame: Tensor | None = None  # (b, t), if it was estimated from a mel, and None if predicted from a text
+    voiced: Tensor | None = None  # (b, n), voiced frames of each token, of which doubtful ones count in part
 
 
 def grid_hz() -> Tensor:
@@ -47,7 +49,7 @@ def grid_hz() -> Tensor:
 
 
 def without_envelope(mel: Tensor) -> Tensor:
-    """Takes a smooth spectral envelope, a running mean over channels, off log-mels (..., n_mels)."""
+    """Subtracts the spectral envelope, a running mean over channels, from log-mels (..., n_mels)."""
     channels = mel.shape[-1]
     reach = min(ENVELOPE, channels - 1)
     window = torch.hann_window(2 * reach + 3, periodic=False, dtype=mel.dtype, device=mel.device)[1:-1]
@@ -56,21 +58,18 @@ def without_envelope(mel: Tensor) -> Tensor:
 
 
 class Harmonics(nn.Module):
-    """The templates of a mel recipe: `templates` (f, n_mels), a buffer that `set_tones` fills."""
+    """Harmonic templates of a mel recipe: `templates` (f, n_mels), a buffer that `set_tones` fills."""
 
     def __init__(self, n_mels: int) -> None:
         super().__init__()
         self.register_buffer("templates", torch.zeros(GRID, n_mels))
 
     def set_tones(self, tones: Tensor) -> None:
-        """Takes the log-mels (f, n_mels) of harmonic tones of the pitches `grid_hz`."""
+        """Makes templates from the log-mels (f, n_mels) of harmonic tones of the pitches `grid_hz`."""
         self.templates.copy_(without_envelope(tones))
 
-    def drawn(self, pitch: Tensor) -> Tensor:
-        """The template of each pitch, between those of the grid where need be, in natural-log units.
-
-        Octaves (b, t) -> (b, t, n_mels).
-        """
+    def render(self, pitch: Tensor) -> Tensor:
+        """The template of each pitch, interpolated: octaves (b, t) -> natural-log units (b, t, n_mels)."""
         place = pitch.clamp(0.0, TOP) * PER_OCTAVE
         below = place.floor().long().clamp(max=GRID - 2)
         share = (place - below).unsqueeze(-1)
@@ -84,7 +83,7 @@ class Harmonics(nn.Module):
         where = positions(durations, 0, mel.shape[1])
         evidence = score.new_zeros(*durations.shape, GRID)
         evidence.scatter_add_(1, where.token.unsqueeze(-1).expand_as(score), _confidence(score).square())
-        tokens = bridged(best_contour(evidence), durations, evidence.amax(2) > LEAST)
+        tokens = interpolate_unvoiced(best_contour(evidence), durations, evidence.amax(2) > LEAST)
         frame, confidence = self._frames(score, contour(tokens, durations, where))
         return Pitch(tokens, frame, torch.zeros_like(tokens).scatter_add_(1, where.token, confidence))
 
@@ -97,30 +96,27 @@ class Harmonics(nn.Module):
         padded = F.pad(score * inside, (0, 0, 1, 1))
         return (0.25 * padded[:, :-2] + 0.5 * padded[:, 1:-1] + 0.25 * padded[:, 2:]) * inside
 
-    def _frames(self, score: Tensor, line: Tensor) -> tuple[Tensor, Tensor]:
-        """The best pitch of each frame near the line (b, t) through its tokens', and how surely it is voiced.
-
-        The line itself where there is no voice.
-        """
+    def _frames(self, score: Tensor, near: Tensor) -> tuple[Tensor, Tensor]:
+        """The best pitch of each frame near that of the contour (b, t), which unvoiced frames keep, and its confidence."""
         steps = torch.arange(GRID, device=score.device)
-        far = (steps - (line * PER_OCTAVE).unsqueeze(-1)).abs() > BEND
+        far = (steps - (near * PER_OCTAVE).unsqueeze(-1)).abs() > BEND
         best, place = score.masked_fill(far, -torch.inf).max(dim=2)
         confidence = _confidence(best)
-        return torch.where(confidence > 0, place.to(line.dtype) / PER_OCTAVE, line), confidence
+        return torch.where(confidence > 0, place.to(near.dtype) / PER_OCTAVE, near), confidence
 
 
 def _confidence(correlation: Tensor) -> Tensor:
-    """How surely a frame has the pitch of a template: 0 to 1, same shape."""
+    """Confidence, 0 to 1, that a frame has the pitch of a template."""
     return ((correlation - UNVOICED) / (VOICED - UNVOICED)).clamp(0.0, 1.0)
 
 
 def best_contour(evidence: Tensor) -> Tensor:
-    """The pitches, one a token, whose summed evidence (b, n, f) less their jumps is greatest: (b, n) octaves.
+    """Pitches of tokens that maximize the summed evidence (b, n, f) less the costs of jumps: (b, n) octaves.
 
-    Dynamic programming over tokens; the best predecessor of each pitch is found by two running maxima, because a jump
-    costs in proportion to its width.
+    Dynamic programming over tokens. Jumps cost in proportion to their width, so that two running maxima find the best
+    predecessor of every pitch.
     """
-    by_token = evidence.permute(1, 0, 2).cpu().numpy().astype(np.float64)  # (n, b, f)
+    by_token = rearrange(evidence.cpu(), "b n f -> n b f").numpy().astype(np.float64)
     ramp = JUMP / PER_OCTAVE * np.arange(GRID)
     best = np.empty_like(by_token)
     best[0] = by_token[0]
@@ -136,24 +132,24 @@ def best_contour(evidence: Tensor) -> Tensor:
     return torch.from_numpy(places.T).to(evidence.device, evidence.dtype) / PER_OCTAVE
 
 
-def bridged(pitch: Tensor, durations: Tensor, is_voiced: Tensor) -> Tensor:
-    """Pitches (b, n) whose unvoiced tokens lie on lines between the middles of the voiced ones beside them.
+def interpolate_unvoiced(pitch: Tensor, durations: Tensor, is_voiced: Tensor) -> Tensor:
+    """Interpolates the pitches (b, n) of unvoiced tokens linearly between the middles of the voiced ones beside them.
 
-    Before the first and after the last voiced token the line is level; an utterance without any gets `FIRST`.
+    It is constant before the first and after the last voiced token, and `FIRST` in an utterance without any.
     """
     middles = (durations.cumsum(1) - durations / 2).cpu().numpy()
     rows, voiced = pitch.cpu().numpy(), is_voiced.cpu().numpy()
-    lines = np.full_like(rows, FIRST)
-    for line, row, x, known in zip(lines, rows, middles, voiced, strict=True):
+    found = np.full_like(rows, FIRST)
+    for out, row, x, known in zip(found, rows, middles, voiced, strict=True):
         if known.any():
-            line[:] = np.interp(x, x[known], row[known])
-    return torch.from_numpy(lines).to(pitch.device)
+            out[:] = np.interp(x, x[known], row[known])
+    return torch.from_numpy(found).to(pitch.device)
 
 
 def contour(pitch: Tensor, durations: Tensor, where: Positions) -> Tensor:
-    """Pitches of frames, on straight lines between the middles of tokens: (b, n) -> (b, frames).
+    """Interpolates pitches linearly between the middles of tokens: (b, n) -> (b, frames).
 
-    Before the first middle and after the last one the line is level. Tokens without frames are padding.
+    The contour is constant before the first middle and after the last one. Tokens without frames are padding.
     """
     token, place, length = where
     last = (durations > 0).sum(1, keepdim=True) - 1

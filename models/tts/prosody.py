@@ -1,4 +1,4 @@
-"""How long each token lasts and how high it is spoken, as the text lets expect."""
+"""Durations and pitches of tokens, predicted from the text."""
 
 from __future__ import annotations
 
@@ -8,27 +8,27 @@ import torch
 from torch import Tensor, nn
 
 from models.mamba import length_mask
-from models.tts.condition import build_condition
+from models.tts.condition import SpeakerCondition
 from models.tts.config import TextToMelConfig
 from models.tts.convolution import ResidualConvs
 from models.tts.pitch import FIRST, Pitch
 
-MOST_DROPOUT = 0.1  # more of it in front of an exponential would bias the mean
-LONGEST_TOKEN = 256  # frames; a token that lasts longer is a mistake, whatever was predicted
-UNVOICED_WEIGHT = 0.1  # of frames without voice: lines to voiced tokens start from the pitches of those beside them
+MOST_DROPOUT = 0.1  # more of it before an exponential would bias the mean
+LONGEST_TOKEN = 256  # frames; a longer prediction is a mistake
+UNVOICED_WEIGHT = 0.1  # of unvoiced frames, between whose pitches those of voiced ones beside them are interpolated
 
 
 class ProsodyPredictor(nn.Module):
-    """Logarithm of the mean frames of each token, and its pitch: hidden (b, n, d), lengths (b,) -> (b, n) twice.
+    """Logarithm of the mean duration of each token, and its pitch: hidden (b, n, d), lengths (b,) -> (b, n) twice.
 
-    The gradient stops at `hidden`: durations are a sum over the alignment and would bend the encoder towards it.
-    Pitches are in octaves above `models.tts.pitch.LOWEST`; None where the model does without.
+    The gradient stops at `hidden`, so that errors of the alignment cannot distort the encoder. Pitches are in octaves
+    above `models.tts.pitch.LOWEST`, and None for a model without pitch.
     """
 
     def __init__(self, config: TextToMelConfig, n_layers: int = 2, kernel: int = 3) -> None:
         super().__init__()
         d_model = config.d_model
-        self.condition = build_condition(config)
+        self.condition = SpeakerCondition(config)
         dropout = min(config.dropout, MOST_DROPOUT)
         self.convs = ResidualConvs(d_model, n_layers, kernel, causal=False, dropout=dropout)
         self.norm = nn.RMSNorm(d_model, eps=1e-5)
@@ -38,20 +38,17 @@ class ProsodyPredictor(nn.Module):
             nn.init.constant_(self.pitch.bias, FIRST)
 
     def start_from(self, frames_per_token: float) -> None:
-        """Sets the mean duration that an untrained predictor gives."""
+        """Sets the mean duration that the untrained predictor returns."""
         nn.init.constant_(self.duration.bias, math.log(frames_per_token))
 
     def forward(self, hidden: Tensor, lengths: Tensor, speaker: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        x = hidden.detach()
-        if self.condition is not None:
-            x = x + self.condition(speaker).unsqueeze(1)
-        x = self.norm(self.convs(x, lengths))
+        x = self.norm(self.convs(self.condition(hidden.detach(), speaker), lengths))
         log_mean = _of_tokens(self.duration, x).clamp(max=math.log(LONGEST_TOKEN))
         return log_mean, None if self.pitch is None else _of_tokens(self.pitch, x)
 
 
 def _of_tokens(output: nn.Linear, x: Tensor) -> Tensor:
-    """(b, n, d) -> (b, n), in single precision at least."""
+    """(b, n, d) -> (b, n), in float32 or wider."""
     y = output(x).squeeze(-1)
     return y.to(torch.promote_types(y.dtype, torch.float32))
 
@@ -59,9 +56,9 @@ def _of_tokens(output: nn.Linear, x: Tensor) -> Tensor:
 def duration_loss(log_mean: Tensor, durations: Tensor, lengths: Tensor) -> Tensor:
     """Poisson deviance / 2 of durations (b, n) under predicted means, summed over valid tokens: a scalar.
 
-    With the logarithm as link and a bias in the last layer its optimum predicts totals without bias: the derivative
-    with respect to the bias is the difference of the totals (McCullagh and Nelder 1989, section 2.2.4). The squared
-    error of logarithms finds the geometric mean instead, which is 10 to 15 % short for speech.
+    Its optimum predicts unbiased totals: the derivative with respect to the bias of the last layer is the difference
+    of the totals (McCullagh and Nelder 1989, section 2.2.4). The squared error of logarithms would find the geometric
+    mean, which is 10 to 15 % short for speech.
     """
     target = durations.to(log_mean.dtype)
     valid = length_mask(lengths, log_mean.shape[1])
@@ -69,7 +66,7 @@ def duration_loss(log_mean: Tensor, durations: Tensor, lengths: Tensor) -> Tenso
     return deviance.masked_fill(~valid, 0.0).sum()
 
 
-def pitch_loss(predicted: Tensor, heard: Pitch, durations: Tensor) -> Tensor:
-    """Squared error in octaves of predicted pitches (b, n), summed over frames, voiced ones above all: a scalar."""
-    weight = heard.voiced + UNVOICED_WEIGHT * durations
-    return (weight * (predicted - heard.token).square()).sum()
+def pitch_loss(predicted: Tensor, pitch: Pitch, durations: Tensor) -> Tensor:
+    """Squared error in octaves of predicted pitches (b, n), summed over frames, mostly voiced ones: a scalar."""
+    weight = pitch.voiced + UNVOICED_WEIGHT * durations
+    return (weight * (predicted - pitch.token).square()).sum()

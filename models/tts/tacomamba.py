@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from models.mamba import length_mask
 from models.stack import MixerStack
 from models.tts.alignment import SymbolAligner
-from models.tts.condition import build_condition
+from models.tts.condition import SpeakerCondition
 from models.tts.config import MODELS, TextToMelConfig
 from models.tts.convolution import ResidualConvs
 from models.tts.decoder import Decoder, Plan
@@ -20,7 +20,7 @@ from models.tts.pitch import TOP, Pitch
 from models.tts.prosody import ProsodyPredictor, duration_loss, pitch_loss
 
 PRENET_LAYERS, PRENET_KERNEL = 2, 5
-DURATION_WEIGHT, PITCH_WEIGHT = 0.1, 0.5  # which make both losses about as large in the predictor that they share
+DURATION_WEIGHT, PITCH_WEIGHT = 0.1, 0.5  # make both losses about equally large in the predictor that they share
 
 
 class TextEncoder(nn.Module):
@@ -30,27 +30,25 @@ class TextEncoder(nn.Module):
         super().__init__()
         self.embedding = nn.Embedding(n_symbols, config.d_model, padding_idx=0)
         self.prenet = ResidualConvs(config.d_model, PRENET_LAYERS, PRENET_KERNEL, causal=False, dropout=config.dropout)
-        self.condition = build_condition(config)
+        self.condition = SpeakerCondition(config)
         self.stack = MixerStack(config.encoder_stack, causal=False)
 
     def forward(self, tokens: Tensor, lengths: Tensor, speaker: Tensor | None) -> Tensor:
         x = self.prenet(self.embedding(tokens), lengths)
-        if self.condition is not None:
-            x = x + self.condition(speaker).unsqueeze(1)
-        return self.stack(x, lengths)
+        return self.stack(self.condition(x, speaker), lengths)
 
 
 @MODELS.register("tacomamba")
 class TacoMamba(nn.Module):
     """Non-attentive text to mel (Shen et al. 2020, "Non-Attentive Tacotron") with alignments by likelihood.
 
-    The most likely monotonic path under one Gaussian a symbol gives the durations to train with. Each token also owns a
-    mean mel, a projection of the encoder, which the likelihood along the path trains (the prior loss), and which the
-    decoder refines; and a pitch, heard in the mel (`models.tts.pitch`) and predicted from the text, at which the
-    decoder draws harmonics.
+    Durations to train with are those of the most likely monotonic path under one Gaussian per symbol. Each token also
+    has a mean mel, a projection of the encoder's output, which the likelihood along the path trains (the prior loss)
+    and the decoder refines; and a pitch, estimated from the mel (`models.tts.pitch`) and predicted from the text,
+    whose harmonics the decoder adds.
 
-    `duration_scale` is what predicted durations are multiplied by: those of a network without dropout differ from the
-    unbiased ones that it was trained to give with it. `utils.tts.task` measures it whenever it validates.
+    `duration_scale` is a factor on predicted durations: they are trained to be unbiased with dropout, and differ
+    without it. `utils.tts.task` measures the factor at every validation.
     """
 
     has_durations = True  # which a pace can stretch
@@ -69,22 +67,22 @@ class TacoMamba(nn.Module):
 
     @property
     def can_stream(self) -> bool:
-        """Whether `stream` gives what `synthesize` gives, piece by piece."""
+        """True if `stream` can return the mel of `synthesize` in pieces."""
         return self.decoder.can_stream
 
     def set_statistics(self, mean: Tensor, std: Tensor, frames_per_token: float) -> None:
-        """Sets the training set's mean and deviation (n_mels,) of log-mels, and where durations start from."""
+        """Sets the training set's mean and deviation (n_mels,) of log-mels, and the initial mean duration."""
         self.mel_mean.copy_(mean)
         self.mel_std.copy_(std)
         self.prosody.start_from(frames_per_token)
 
     @property
     def draws_harmonics(self) -> bool:
-        """Whether `set_tones` is to be called before training."""
+        """True if training needs `set_tones` first."""
         return self.decoder.source is not None
 
     def set_tones(self, tones: Tensor) -> None:
-        """Takes the log-mels (f, n_mels) of tones of the pitches `models.tts.pitch.grid_hz`."""
+        """Makes harmonic templates from the log-mels (f, n_mels) of tones of the pitches `models.tts.pitch.grid_hz`."""
         self.decoder.source.harmonics.set_tones(tones)
 
     def forward(
@@ -94,8 +92,8 @@ class TacoMamba(nn.Module):
 
         `loss_sum` is to be minimized per `count` of frames. `mel_sum` is the absolute error in natural-log units,
         averaged over channels; `prior_sum` half the squared error of the tokens' means in deviations, averaged over
-        channels; `duration_sum` half the Poisson deviance of the durations; `pitch_sum`, of models with
-        pitch, the squared error in octaves, of voiced frames above all.
+        channels; `duration_sum` half the Poisson deviance of the durations; `pitch_sum`, of models with pitch, the
+        squared error in octaves, mostly of voiced frames.
         """
         x = self._standardize(mel)
         plan = self._align(tokens, token_lengths, mel, mel_lengths, speaker)
@@ -108,13 +106,12 @@ class TacoMamba(nn.Module):
             "prior": self._prior(plan, x, valid),
             "duration": duration_loss(log_mean, plan.durations, token_lengths),
         }
-        loss = sums["before"] + sums["after"] + sums["prior"] + DURATION_WEIGHT * sums["duration"]
+        loss = sums.pop("before") + sums.pop("after") + sums["prior"] + DURATION_WEIGHT * sums["duration"]
         if plan.pitch is not None:
             sums["pitch"] = pitch_loss(predicted, plan.pitch, plan.durations)
             loss = loss + PITCH_WEIGHT * sums["pitch"]
-        natural = self._error(after.detach() * self.mel_std, x * self.mel_std, valid)
-        rest = {f"{name}_sum": sums[name].detach() for name in ("prior", "duration", "pitch") if name in sums}
-        parts = {"mel_sum": natural, **rest}
+        sums["mel"] = self._error(after.detach() * self.mel_std, x * self.mel_std, valid)
+        parts = {f"{name}_sum": value.detach() for name, value in sums.items()}
         return {"loss_sum": loss, "count": mel_lengths.sum(), **parts}
 
     def _standardize(self, mel: Tensor) -> Tensor:
@@ -123,12 +120,12 @@ class TacoMamba(nn.Module):
     def _align(
         self, tokens: Tensor, token_lengths: Tensor, mel: Tensor, mel_lengths: Tensor, speaker: Tensor | None
     ) -> Plan:
-        """The text with the durations and pitches that it has in the true mel."""
+        """The text with the durations and pitches of the true mel."""
         hidden = self.encoder(tokens, token_lengths, speaker)
         durations = self.aligner(self._standardize(mel), mel_lengths, tokens, token_lengths)
         source = self.decoder.source
-        heard = None if source is None else source.harmonics.track(mel, mel_lengths, durations)
-        return Plan(hidden, self._means(hidden), durations, speaker, heard)
+        pitch = None if source is None else source.harmonics.track(mel, mel_lengths, durations)
+        return Plan(hidden, self._means(hidden), durations, speaker, pitch)
 
     def _means(self, hidden: Tensor) -> Tensor:
         with torch.autocast(hidden.device.type, enabled=False):
@@ -145,9 +142,9 @@ class TacoMamba(nn.Module):
     def compare(
         self, tokens: Tensor, token_lengths: Tensor, mel: Tensor, mel_lengths: Tensor, speaker: Tensor | None = None
     ) -> Comparison:
-        """The mel of texts with the durations and pitches of the true ones, made as in training.
+        """The mels of texts with the durations and pitches of the true ones, predicted as in training.
 
-        An autoregressive decoder also sees the true frames before each.
+        An autoregressive decoder also reads the true frame before each step.
         """
         plan = self._align(tokens, token_lengths, mel, mel_lengths, speaker)
         after = self.decoder(plan, self._standardize(mel))[1]
@@ -156,7 +153,7 @@ class TacoMamba(nn.Module):
 
     @torch.no_grad()
     def predicted_lengths(self, tokens: Tensor, token_lengths: Tensor, speaker: Tensor | None = None) -> Tensor:
-        """Frames of each utterance as predicted, at least one a token, before rounding: (b,) float."""
+        """Predicted frames of each utterance, at least one per token, before rounding: (b,) float."""
         hidden = self.encoder(tokens, token_lengths, speaker)
         valid = length_mask(token_lengths, tokens.shape[1])
         mean = self._prosody(hidden, token_lengths, speaker)[0]
@@ -164,7 +161,7 @@ class TacoMamba(nn.Module):
 
     @torch.no_grad()
     def synthesize(self, tokens: Tensor, speaker: Tensor | None = None, pace: float = 1.0) -> Synthesis:
-        """The mel of one text, tokens (1, n); `pace` 1.2 speaks 20 % faster."""
+        """The mel of one text, tokens (1, n); with `pace` 1.2 it is 20 % faster."""
         plan = self._plan(tokens, speaker, pace)
         frames = int(plan.durations.sum())
         if self.decoder.prenet is None:
@@ -180,7 +177,7 @@ class TacoMamba(nn.Module):
     ) -> Iterator[Tensor]:
         """The mel of `synthesize` in pieces (t, n_mels) of `chunk` frames, rounded up to whole decoder steps."""
         if not self.can_stream:
-            raise ValueError("this model cannot stream: its decoder needs the whole sentence or has no state to carry")
+            raise ValueError("this model cannot stream: its decoder needs the whole sentence, or its mixer has no state")
         for after in self._chunks(self._plan(tokens, speaker, pace), chunk):
             yield (after * self.mel_std + self.mel_mean)[0]
 
@@ -198,7 +195,7 @@ class TacoMamba(nn.Module):
         return self.duration_scale * log_mean.exp(), None if pitch is None else Pitch(pitch.clamp(0.0, TOP))
 
     def _chunks(self, plan: Plan, chunk: int) -> Iterator[Tensor]:
-        """Standardized frames (1, t, n_mels), t a multiple of the reduction but at the end."""
+        """Standardized frames (1, t, n_mels); t is a multiple of the reduction except at the end."""
         state, total = self.decoder.initial_state(1), int(plan.durations.sum())
         steps = max(1, -(-chunk // self.decoder.reduction))
         while state.frame < total:

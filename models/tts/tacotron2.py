@@ -1,10 +1,10 @@
-"""Tacotron 2, the attention model that TacoMamba is compared with: Shen et al. 2018, "Natural TTS synthesis by
-conditioning WaveNet on mel spectrogram predictions".
+"""Tacotron 2, the attention baseline: Shen et al. 2018, "Natural TTS synthesis by conditioning WaveNet on mel
+spectrogram predictions".
 
-Where it departs from the paper: its sizes are free; layer norm stands for batch norm, because padding must not change
-an utterance's result; there is no zoneout; one step may make several frames (the reduction factor of Wang et al. 2017,
-"Tacotron"); the error is absolute, not squared, as for the other models here; guided attention (Tachibana et al. 2018,
-"Efficiently trainable text-to-speech system based on deep convolutional networks with guided attention") is added.
+Differences from the paper: sizes are options; layer norm replaces batch norm, because padding must not change an
+utterance's result; there is no zoneout; a step may give several frames (the reduction factor of Wang et al. 2017,
+"Tacotron"); the error is absolute, not squared, as in TacoMamba; guided attention (Tachibana et al. 2018, "Efficiently
+trainable text-to-speech system based on deep convolutional networks with guided attention") is added.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from models.mamba import length_mask
 from models.tts.alignment import monotonic_path
-from models.tts.condition import build_condition
+from models.tts.condition import SpeakerCondition
 from models.tts.config import MODELS, TextToMelConfig
 from models.tts.convolution import ConvLayer
 from models.tts.interface import Comparison, Synthesis
@@ -28,13 +28,13 @@ KERNEL, ENCODER_LAYERS, POSTNET_LAYERS = 5, 3, 5
 LOCATION_KERNEL = 31
 PRENET_DROPOUT, PRENET_SEED = 0.5, 0
 GUIDE_WIDTH = 0.2  # g of Tachibana et al., equation 6
-STOP_WEIGHT = 8.0  # of the one step that ends an utterance, against each of the hundreds that do not
-LONGEST, LONGEST_PER_TOKEN = 1720, 25  # frames after which synthesis is cut off; 1720 are 20 s of the speech recipe
+STOP_WEIGHT = 8.0  # of the last step of an utterance, against 1 for each of the hundreds before it
+LONGEST, LONGEST_PER_TOKEN = 1720, 25  # most frames of a synthesis, whichever is more; 1720 are 20 s of the speech recipe
 SMALLEST_SHARE = 1e-8  # of attention, so that its logarithm is finite
 
 
-class NormalisedConvs(nn.Module):
-    """Convolutions, each but a linear last one with layer norm, activation and dropout: (b, l, c) -> (b, l, c')."""
+class NormalizedConvs(nn.Module):
+    """Convolutions with layer norm, activation and dropout, the last one linear if asked: (b, l, c) -> (b, l, c')."""
 
     def __init__(self, channels: list[int], activation: nn.Module, linear_end: bool, dropout: float) -> None:
         super().__init__()
@@ -61,25 +61,23 @@ class Encoder(nn.Module):
         super().__init__()
         d_model = config.d_model
         if d_model % 2:
-            raise ValueError(f"d_model {d_model} must be even: half of tacotron2's encoder goes each way")
+            raise ValueError(f"d_model {d_model} must be even: tacotron2's encoder has one half in each direction")
         self.embedding = nn.Embedding(n_symbols, d_model)
-        self.convs = NormalisedConvs([d_model] * (ENCODER_LAYERS + 1), nn.ReLU(), False, config.dropout)
+        self.convs = NormalizedConvs([d_model] * (ENCODER_LAYERS + 1), nn.ReLU(), False, config.dropout)
         self.lstm = nn.LSTM(d_model, d_model // 2, batch_first=True, bidirectional=True)
-        self.condition = build_condition(config)
+        self.condition = SpeakerCondition(config)
 
     def forward(self, tokens: Tensor, lengths: Tensor, speaker: Tensor | None) -> Tensor:
         x = self.convs(self.embedding(tokens), lengths)
         packed = pack_padded_sequence(x, lengths.cpu(), batch_first=True, enforce_sorted=False)
         x, _ = pad_packed_sequence(self.lstm(packed)[0], batch_first=True, total_length=tokens.shape[1])
-        if self.condition is not None:
-            x = x + self.condition(speaker).unsqueeze(1)
-        return x * length_mask(lengths, tokens.shape[1]).unsqueeze(-1)
+        return self.condition(x, speaker) * length_mask(lengths, tokens.shape[1]).unsqueeze(-1)
 
 
 class Prenet(nn.Module):
-    """Two layers whose dropout never rests: mel (b, s, n_mels), keep -> (b, s, d).
+    """Two layers with dropout in synthesis too: mel (b, s, n_mels), keep -> (b, s, d).
 
-    keep (b or 1, s, 2, d), bool, tells which units stay; see `draw` and `draw_fixed`.
+    keep (b or 1, s, 2, d), bool, selects the units of each layer that stay; see `draw` and `draw_fixed`.
     """
 
     def __init__(self, n_mels: int, d_model: int) -> None:
@@ -93,18 +91,18 @@ class Prenet(nn.Module):
         return mel
 
     def draw(self, batch: int, steps: int, device: torch.device) -> Tensor:
-        """Units to keep in training."""
+        """Random units to keep, for training."""
         return torch.rand(batch, steps, 2, self.d_model, device=device) >= PRENET_DROPOUT
 
     def draw_fixed(self, steps: int, device: torch.device) -> Iterator[Tensor]:
-        """Units to keep outside of training, (1, 1, 2, d) a step: the same for every utterance, at any length."""
-        generator = torch.Generator().manual_seed(PRENET_SEED)  # the CPU's, so that all devices draw alike
+        """Units to keep outside of training, (1, 1, 2, d) for each step: the same for every utterance."""
+        generator = torch.Generator().manual_seed(PRENET_SEED)  # on the CPU, so that the units do not depend on the device
         for _ in range(steps):
             yield (torch.rand(1, 1, 2, self.d_model, generator=generator) >= PRENET_DROPOUT).to(device)
 
 
 class Memory(NamedTuple):
-    """What attention looks at, with all that does not change from step to step."""
+    """The encoded text, and everything about it that does not change from step to step."""
 
     values: Tensor  # (b, n, d)
     keys: Tensor  # (b, a, n)
@@ -112,7 +110,7 @@ class Memory(NamedTuple):
 
 
 class AttentionState(NamedTuple):
-    """All that the attention's recurrence remembers."""
+    """State of the attention's recurrence."""
 
     hidden: Tensor  # (b, d)
     cell: Tensor  # (b, d)
@@ -124,8 +122,8 @@ class AttentionState(NamedTuple):
 class AttentionLSTM(nn.Module):
     """An LSTM that reads the text by location-sensitive attention (Chorowski et al. 2015, section 2.3).
 
-    The location features come from the last weights and from the sum of all weights before. Convolution and projection
-    of them are one convolution here, both being linear.
+    Location features come from the last weights and from the sum of all weights before. Their convolution and
+    projection, both linear, are one convolution here.
     """
 
     def __init__(self, prenet_dim: int, d_model: int, attention_dim: int, decoder_dim: int) -> None:
@@ -139,7 +137,7 @@ class AttentionLSTM(nn.Module):
         self.energy = nn.Parameter(torch.empty(attention_dim).uniform_(-(attention_dim**-0.5), attention_dim**-0.5))
 
     def memory(self, encoded: Tensor, lengths: Tensor) -> Memory:
-        """encoded (b, n, d_model), lengths (b,) of the texts."""
+        """Values, keys and padding of encoded texts (b, n, d_model), lengths (b,)."""
         wide = self.energy.dtype
         keys = self.key(encoded).transpose(1, 2).contiguous()
         return Memory(encoded.to(wide), keys.to(wide), ~length_mask(lengths, encoded.shape[1]))
@@ -154,7 +152,7 @@ class AttentionLSTM(nn.Module):
         """Prenet outputs (b, s, p) -> hidden states and contexts (b, s, d + d_model), attention weights (b, s, n)."""
         inputs = self.input(x).to(self.energy.dtype)
         state, outputs, weights = self.initial_state(memory), [], []
-        with torch.autocast(x.device.type, enabled=False):  # small matrices gain nothing, long sums lose
+        with torch.autocast(x.device.type, enabled=False):  # small matrices gain no speed, long sums lose precision
             for step in inputs.unbind(1):
                 state = self.step(step, memory, state)
                 outputs += state.hidden, state.context
@@ -168,7 +166,7 @@ class AttentionLSTM(nn.Module):
         cell = keep.sigmoid() * state.cell + write.sigmoid() * value.tanh()
         hidden = show.sigmoid() * cell.tanh()
         features = self.location(torch.stack([state.weights, state.total], dim=1))  # (b, a, n)
-        features.add_(memory.keys).add_(self.query(hidden).unsqueeze(2)).tanh_()  # in place: most of a step's memory
+        features.add_(memory.keys).add_(self.query(hidden).unsqueeze(2)).tanh_()  # in place, because they take most of a step's memory
         energies = torch.bmm(self.energy.expand(len(features), 1, -1), features).squeeze(1)
         weights = energies.masked_fill(memory.padding, -torch.inf).softmax(dim=1)
         context = (weights.unsqueeze(1) @ memory.values).squeeze(1)
@@ -176,7 +174,7 @@ class AttentionLSTM(nn.Module):
 
 
 class Prediction(NamedTuple):
-    """What the decoder says about a batch, mels standardized."""
+    """Output of the decoder for a batch, mels standardized."""
 
     before: Tensor  # (b, t, n_mels)
     after: Tensor  # (b, t, n_mels), with the postnet
@@ -189,7 +187,7 @@ class Tacotron2(nn.Module):
     """Text to mel by attention."""
 
     can_stream = False
-    has_durations = False  # that a pace could stretch
+    has_durations = False
     draws_harmonics = False
 
     def __init__(self, config: TextToMelConfig, n_symbols: int) -> None:
@@ -205,10 +203,10 @@ class Tacotron2(nn.Module):
         self.output = nn.Linear(decoder_dim + d_model, self.reduction * n_mels)
         self.stop = nn.Linear(decoder_dim + d_model, 1)
         channels = [n_mels, *[config.postnet_channels] * (POSTNET_LAYERS - 1), n_mels]
-        self.postnet = NormalisedConvs(channels, nn.Tanh(), True, config.dropout)
+        self.postnet = NormalizedConvs(channels, nn.Tanh(), True, config.dropout)
 
     def set_statistics(self, mean: Tensor, std: Tensor, frames_per_token: float) -> None:
-        """Sets the training set's mean and deviation (n_mels,) of log-mels; attention needs no `frames_per_token`."""
+        """Sets the training set's mean and deviation (n_mels,) of log-mels; attention ignores `frames_per_token`."""
         self.mel_mean.copy_(mean)
         self.mel_std.copy_(std)
 
@@ -219,7 +217,7 @@ class Tacotron2(nn.Module):
 
         `loss_sum` is to be minimized per `count` of frames. `mel_sum` is the absolute error in natural-log units,
         averaged over channels; `stop_sum` the cross-entropy of the stop token; `attention_sum` the share of attention
-        far from the diagonal. The last two are of steps, each counted as the frames that it makes.
+        far from the diagonal. Each step counts as many times as it has frames in the last two.
         """
         x = self._standardize(mel, mel_lengths)
         prediction = self._predict(tokens, token_lengths, x, mel_lengths, speaker)
@@ -240,7 +238,7 @@ class Tacotron2(nn.Module):
     def _predict(
         self, tokens: Tensor, token_lengths: Tensor, x: Tensor, mel_lengths: Tensor, speaker: Tensor | None
     ) -> Prediction:
-        """Every frame from the true ones before it, x (b, t, n_mels)."""
+        """Predicts each frame from the true ones before it, x (b, t, n_mels)."""
         memory = self.attention.memory(self.encoder(tokens, token_lengths, speaker), token_lengths)
         steps = -(-x.shape[1] // self.reduction)
         seen = F.pad(x[:, self.reduction - 1 :: self.reduction], (0, 0, 1, 0))[:, :steps]  # last frame before each step
@@ -265,9 +263,9 @@ class Tacotron2(nn.Module):
     def compare(
         self, tokens: Tensor, token_lengths: Tensor, mel: Tensor, mel_lengths: Tensor, speaker: Tensor | None = None
     ) -> Comparison:
-        """The mel from the true frames before each, and durations of the best monotonic path through the attention.
+        """Mels predicted from the true frames, and durations of the best monotonic path through the attention.
 
-        A text with more tokens than frames has no such path; each of its frames goes to the token it attends to most.
+        A text with more tokens than frames has no such path; each of its frames counts for the token with most weight.
         """
         x = self._standardize(mel, mel_lengths)
         prediction = self._predict(tokens, token_lengths, x, mel_lengths, speaker)
@@ -282,13 +280,13 @@ class Tacotron2(nn.Module):
 
     @torch.no_grad()
     def synthesize(self, tokens: Tensor, speaker: Tensor | None = None, pace: float = 1.0) -> Synthesis:
-        """The mel of one text, tokens (1, n), step by step until the stop token is likelier than not.
+        """The mel of one text, tokens (1, n), step by step until the probability of the stop token exceeds one half.
 
-        Speech that does not end by itself is cut at 20 s or 25 frames a token, whichever is more. Durations count the
-        frames that attend to each token most. A pace other than 1 is a ValueError.
+        It is cut off after 20 s or 25 frames per token, whichever is more. A token's duration is the number of frames
+        in which it has most weight. `ValueError` for a pace other than 1.
         """
         if pace != 1.0:
-            raise ValueError("Tacotron 2 has no durations that a pace could change; its pace is 1")
+            raise ValueError("Tacotron 2 predicts no durations, so its pace must be 1")
         limit = max(LONGEST, LONGEST_PER_TOKEN * tokens.shape[1])
         before, weights, ended = self._speak(tokens, speaker, -(-limit // self.reduction))
         lengths = torch.tensor([before.shape[1]], device=tokens.device)
@@ -297,7 +295,7 @@ class Tacotron2(nn.Module):
         return Synthesis(mel[0], _peaks(alignment)[0], alignment[0], truncated=not ended)
 
     def _speak(self, tokens: Tensor, speaker: Tensor | None, limit: int) -> tuple[Tensor, Tensor, bool]:
-        """At most `limit` steps: frames (1, t, n_mels) before the postnet, attention (1, s, n), whether it ended."""
+        """At most `limit` steps: frames (1, t, n_mels) before the postnet, attention (1, s, n), True if it ended."""
         lengths = torch.tensor([tokens.shape[1]], device=tokens.device)
         memory = self.attention.memory(self.encoder(tokens, lengths, speaker), lengths)
         state, lstm_state = self.attention.initial_state(memory), None
@@ -306,27 +304,27 @@ class Tacotron2(nn.Module):
             gates = self.attention.input(self.prenet(last, keep)).squeeze(1)
             state = self.attention.step(gates, memory, state)
             read = torch.cat([state.hidden, state.context], dim=1).unsqueeze(1)
-            made, stop, lstm_state = self._frames(read, lstm_state)
-            frames.append(made)
+            new, stop, lstm_state = self._frames(read, lstm_state)
+            frames.append(new)
             weights.append(state.weights)
-            last = made[:, -1:]
-            if stop.item() > 0:
-                return torch.cat(frames, dim=1), torch.stack(weights, dim=1), True
-        return torch.cat(frames, dim=1), torch.stack(weights, dim=1), False
+            last, ended = new[:, -1:], stop.item() > 0
+            if ended:
+                break
+        return torch.cat(frames, dim=1), torch.stack(weights, dim=1), ended
 
     def stream(
         self, tokens: Tensor, speaker: Tensor | None = None, pace: float = 1.0, chunk: int = 32
     ) -> Iterator[Tensor]:
-        """Refused with a ValueError: the postnet looks ahead, and the attention at the whole text."""
+        """Raises ValueError: the postnet looks ahead."""
         raise ValueError("Tacotron 2 cannot stream: its postnet looks ahead")
 
     def predicted_lengths(self, tokens: Tensor, token_lengths: Tensor, speaker: Tensor | None = None) -> None:
-        """None: how long speech will be shows only when it ends."""
+        """None: the length of speech is not known before its end."""
         return None
 
 
 def _stop_loss(logits: Tensor, steps: Tensor) -> Tensor:
-    """Cross-entropy of "this is the last step", summed over valid steps: logits (b, s), steps (b,) -> scalar."""
+    """Cross-entropy of the stop token, summed over valid steps: logits (b, s), steps (b,) -> scalar."""
     number = torch.arange(logits.shape[1], device=logits.device)
     last = (number == steps.unsqueeze(1) - 1).to(logits.dtype)
     weight = logits.new_tensor(STOP_WEIGHT)
@@ -348,8 +346,6 @@ def _off_diagonal(weights: Tensor, token_lengths: Tensor, steps: Tensor) -> Tens
 
 
 def _peaks(weights: Tensor) -> Tensor:
-    """Frames that attend to each token most: weights (b, t, n), 0 on frames without meaning -> (b, n) int64."""
-    counted = (weights.amax(2) > 0).long()
-    return weights.new_zeros(len(weights), weights.shape[2], dtype=torch.int64).scatter_add_(
-        1, weights.argmax(2), counted
-    )
+    """Frames in which each token has most weight: weights (b, t, n), 0 on padding -> (b, n) int64."""
+    peaks = F.one_hot(weights.argmax(2), weights.shape[2])
+    return (peaks * (weights.amax(2, keepdim=True) > 0)).sum(1)

@@ -239,9 +239,9 @@ class TextToMelTask:
         compared, predicted = self.model.compare(**batch), self._predicted_lengths(batch)
         error = ((compared.mel - mel).abs().mean(2) * length_mask(lengths, mel.shape[1])).sum(1)
         squares = voiced = unknown = torch.full_like(error, torch.nan)
-        if compared.heard is not None:
-            cents = 1200 * (compared.predicted.token - compared.heard.token)
-            squares, voiced = (compared.heard.voiced * cents.square()).sum(1), compared.heard.voiced.sum(1)
+        if compared.pitch is not None:
+            cents = 1200 * (compared.predicted_pitch.token - compared.pitch.token)
+            squares, voiced = (compared.pitch.voiced * cents.square()).sum(1), compared.pitch.voiced.sum(1)
         columns = error, lengths, unknown if predicted is None else predicted, squares, voiced
         return torch.stack([each.double() for each in columns], dim=1).cpu().numpy()
 
