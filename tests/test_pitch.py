@@ -19,9 +19,9 @@ from models.tts.pitch import (
     Harmonics,
     Pitch,
     best_contour,
-    interpolate_unvoiced,
     contour,
     grid_hz,
+    interpolate_unvoiced,
 )
 from utils.features.audio import load_audio
 from utils.features.harmonics import tones

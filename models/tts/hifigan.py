@@ -1,6 +1,6 @@
-"""The HiFi-GAN generator (Kong, Kim and Bae 2020, "HiFi-GAN", section 2.1): log-mels to samples, whole or in pieces.
+"""The HiFi-GAN generator (Kong, Kim and Bae 2020, "HiFi-GAN", section 2.1): log-mels to samples, at once or in pieces.
 
-Modules have the names of the authors' public checkpoints, so their weights load, once weight norm is folded.
+Modules have the names of the authors' public checkpoints, whose weights load once weight norm is folded.
 """
 
 from __future__ import annotations
@@ -14,18 +14,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-SLOPE = 0.1  # of the leaky ReLUs; the one before the last layer has torch's default slope in the published models
+SLOPE = (
+    0.1  # of the leaky ReLUs, but for the one before the last layer: the published models have torch's default there
+)
 FINAL_SLOPE = 0.01
 OUTER_KERNEL = 7  # of the first and the last layer
 
 
 @dataclass(frozen=True)
 class HiFiGANConfig:
-    """What shapes a generator, under the names of the published config.json.
+    """Sizes of a generator under the names of the published config.json; `ValueError` for impossible ones.
 
-    Stage i upsamples by `upsample_rates[i]` and halves the channels; then come residual blocks side by side, block j
-    with kernel `resblock_kernel_sizes[j]` and a residual step for each of `resblock_dilation_sizes[j]`: two
-    convolutions a step with `resblock` "1", one with "2". `ValueError` for numbers that fit no generator.
+    Stage i upsamples by `upsample_rates[i]` and halves the channels. Parallel residual blocks follow, block j with
+    kernel `resblock_kernel_sizes[j]` and a residual step for each of `resblock_dilation_sizes[j]`: two convolutions
+    per step with `resblock` "1", one with "2".
     """
 
     num_mels: int
@@ -60,12 +62,12 @@ class HiFiGANConfig:
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> HiFiGANConfig:
-        """Takes its own fields from a published config.json; others are passed over."""
+        """Reads the fields from a published config.json and ignores others."""
         missing = [name for name in cls.__dataclass_fields__ if name not in fields]
         if missing:
             raise ValueError(f"{', '.join(missing)} missing")
-        own = {name: _tuples(fields[name]) for name in cls.__dataclass_fields__}
-        return cls(**{**own, "resblock": str(fields["resblock"])})
+        values = {name: _tuples(fields[name]) for name in cls.__dataclass_fields__}
+        return cls(**{**values, "resblock": str(fields["resblock"])})
 
     @property
     def hop_length(self) -> int:
@@ -76,7 +78,7 @@ class HiFiGANConfig:
     def receptive_field(self) -> tuple[int, int]:
         """Mel frames before and after frame t that the samples [t * hop_length, (t + 1) * hop_length) depend on.
 
-        Exact: the samples are followed back through the layers, the widest residual block of each stage counting.
+        Exact: the range is traced back through the layers, and through the widest residual block of each stage.
         """
         outer = OUTER_KERNEL // 2
         first, last = -outer, self.hop_length - 1 + outer
@@ -89,7 +91,7 @@ class HiFiGANConfig:
         return outer - first, last + outer
 
     def _block_reach(self, kernel: int, dilations: Sequence[int]) -> int:
-        """Steps in time that a residual block looks to either side."""
+        """Time steps that a residual block sees to either side."""
         second = 1 if self.resblock == "1" else 0
         return sum((dilation + second) * (kernel // 2) for dilation in dilations)
 
@@ -117,15 +119,13 @@ class ResidualBlock(nn.Module):
         if kind == "1":
             self.convs1 = dilated
             self.convs2 = nn.ModuleList(_convolution(channels, channels, kernel) for _ in dilations)
-            self._lists = ("convs1", "convs2")
         else:
             self.convs = dilated
-            self._lists = ("convs",)
 
     @property
     def steps(self) -> list[tuple[nn.Conv1d, ...]]:
         """The convolutions of each residual step, in order."""
-        return list(zip(*(getattr(self, name) for name in self._lists), strict=True))
+        return list(zip(*self.children(), strict=True))
 
     def forward(self, x: Tensor) -> Tensor:
         for step in self.steps:
@@ -137,7 +137,7 @@ class ResidualBlock(nn.Module):
 
 
 class HiFiGAN(nn.Module):
-    """The generator, without weight norm: `fold_weight_norm` makes its state dict from a published one."""
+    """The generator, without weight norm: `fold_weight_norm` converts a published state dict."""
 
     def __init__(self, config: HiFiGANConfig) -> None:
         super().__init__()
@@ -155,7 +155,7 @@ class HiFiGAN(nn.Module):
 
     @property
     def stages(self) -> list[tuple[nn.ConvTranspose1d, list[ResidualBlock]]]:
-        """Each upsampling layer with the residual blocks that follow it side by side."""
+        """Each upsampling layer with the parallel residual blocks that follow it."""
         blocks, width = list(self.resblocks), len(self.config.resblock_kernel_sizes)
         return [(up, blocks[i * width : (i + 1) * width]) for i, up in enumerate(self.ups)]
 
@@ -169,9 +169,9 @@ class HiFiGAN(nn.Module):
 
 
 def fold_weight_norm(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A state dict with each `weight_g` and `weight_v` made one `weight` (Salimans and Kingma 2016, equation 2).
+    """Merges each `weight_g` and `weight_v` of a state dict into one `weight` (Salimans and Kingma 2016, equation 2).
 
-    The norms are over all dimensions but the first, as torch's default is. Weights that are folded already stay.
+    The norms are over all dimensions but the first, as is torch's default. Folded weights stay as they are.
     `ValueError` for a `weight_g` that does not fit its `weight_v`.
     """
     folded = {}
@@ -187,10 +187,10 @@ def fold_weight_norm(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 class HiFiGANStream:
-    """A generator fed in pieces, which computes nothing twice: every layer keeps the inputs its next outputs need.
+    """A generator fed in pieces, which computes nothing twice: every layer keeps the inputs that its next outputs need.
 
-    The samples of frame t come out with frame t + `receptive_field[1]`, or earlier. All samples together are those of
-    `HiFiGAN.forward` but for float rounding; what is kept does not grow.
+    The samples of frame t come with frame t + `receptive_field[1]` or earlier, and equal those of `HiFiGAN.forward` up
+    to float rounding. The memory kept does not grow.
     """
 
     def __init__(self, model: HiFiGAN) -> None:
@@ -202,9 +202,9 @@ class HiFiGANStream:
 
     @torch.no_grad()
     def push(self, mel: Tensor, last: bool = False) -> Tensor:
-        """The next frames (b, num_mels, t), t >= 0, to the samples (b, s) that they complete.
+        """The samples (b, s) that the next frames (b, num_mels, t), t >= 0, complete.
 
-        With `last` the mel ends here and all remaining samples come out; the stream is used up.
+        With `last` the mel ends here and all remaining samples are returned; no more frames may follow.
         """
         x = self._pre(mel, last)
         for up, blocks, add in self._stages:
@@ -214,53 +214,45 @@ class HiFiGANStream:
 
 
 class _StreamedConvolution:
-    """A length-keeping convolution: zeros stand before the first input and after the last."""
+    """A convolution that keeps the length: `padding` zeros stand before the first input and after the last."""
 
     def __init__(self, layer: nn.Conv1d) -> None:
-        self._layer = layer
-        self._padding = layer.padding[0]
+        self._layer, self._padding = layer, layer.padding[0]
+        self._context = 2 * self._padding  # inputs to keep for the next outputs
         self._kept: Tensor | None = None
 
     def __call__(self, x: Tensor, last: bool) -> Tensor:
         if self._kept is None:
             self._kept = x.new_zeros(*x.shape[:2], self._padding)
         x = torch.cat([self._kept, F.pad(x, (0, self._padding)) if last else x], dim=2)
-        outputs = max(x.shape[2] - 2 * self._padding, 0)
-        self._kept = x[:, :, outputs:].clone()  # a slice would keep the whole piece alive
-        if outputs == 0:
-            return x.new_zeros(x.shape[0], self._layer.out_channels, 0)
+        new = max(x.shape[2] - self._context, 0)
+        self._kept = x[:, :, new:].clone()  # a slice would keep the whole piece alive
+        return self._apply(x, last) if new else x.new_zeros(x.shape[0], self._layer.out_channels, 0)
+
+    def _apply(self, x: Tensor, last: bool) -> Tensor:
         return F.conv1d(x, self._layer.weight, self._layer.bias, dilation=self._layer.dilation)
 
 
-class _StreamedUpsampling:
-    """A transposed convolution: an output is complete when the last input that adds to it has come."""
+class _StreamedUpsampling(_StreamedConvolution):
+    """A transposed convolution: an output is complete once the last input that adds to it has arrived."""
 
     def __init__(self, layer: nn.ConvTranspose1d) -> None:
-        self._layer = layer
-        self._rate, self._padding = layer.stride[0], layer.padding[0]
-        self._overlap = -(-2 * self._padding // self._rate)  # earlier inputs that add to the outputs of the next one
-        self._trim = self._padding  # outputs before the first sample
-        self._kept: Tensor | None = None
+        super().__init__(layer)
+        self._rate, self._cut = layer.stride[0], layer.padding[0]  # outputs to cut off at both ends
+        self._trim = self._cut  # outputs still to be cut off at the start
+        self._context = self._padding = -(-2 * self._cut // self._rate)  # inputs that add to the next one's outputs
 
-    def __call__(self, x: Tensor, last: bool) -> Tensor:
-        if self._kept is None:
-            self._kept = x.new_zeros(*x.shape[:2], self._overlap)
-        x = torch.cat([self._kept, F.pad(x, (0, self._overlap)) if last else x], dim=2)
-        inputs = x.shape[2] - self._overlap
-        self._kept = x[:, :, inputs:].clone()
-        if inputs == 0:
-            return x.new_zeros(x.shape[0], self._layer.out_channels, 0)
+    def _apply(self, x: Tensor, last: bool) -> Tensor:
         y = F.conv_transpose1d(x, self._layer.weight, self._layer.bias, stride=self._rate)
-        y = y[:, :, self._overlap * self._rate : x.shape[2] * self._rate]
-        if last:
-            y = y[:, :, : y.shape[2] - (self._overlap * self._rate - self._padding)]
+        extra = self._context * self._rate
+        y = y[:, :, extra : x.shape[2] * self._rate - (extra - self._cut if last else 0)]
         trim = min(self._trim, y.shape[2])
         self._trim -= trim
         return y[:, :, trim:]
 
 
 class _StreamedBlock:
-    """A residual block, whose input waits for what its convolutions make of it."""
+    """A residual block, whose inputs wait for the outputs of its convolutions."""
 
     def __init__(self, block: ResidualBlock) -> None:
         self._steps = [([_StreamedConvolution(layer) for layer in step], _StreamedSum()) for step in block.steps]
@@ -275,7 +267,7 @@ class _StreamedBlock:
 
 
 class _StreamedSum:
-    """Adds signals that arrive with different delays, as far as all of them have come."""
+    """Adds signals that arrive with different delays, as far as all of them have arrived."""
 
     def __init__(self) -> None:
         self._waiting: list[Tensor] | None = None

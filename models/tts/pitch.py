@@ -97,7 +97,7 @@ class Harmonics(nn.Module):
         return (0.25 * padded[:, :-2] + 0.5 * padded[:, 1:-1] + 0.25 * padded[:, 2:]) * inside
 
     def _frames(self, score: Tensor, near: Tensor) -> tuple[Tensor, Tensor]:
-        """The best pitch of each frame near that of the contour (b, t), which unvoiced frames keep, and its confidence."""
+        """The best pitch of each frame near the contour (b, t), which unvoiced frames follow, and its confidence."""
         steps = torch.arange(GRID, device=score.device)
         far = (steps - (near * PER_OCTAVE).unsqueeze(-1)).abs() > BEND
         best, place = score.masked_fill(far, -torch.inf).max(dim=2)

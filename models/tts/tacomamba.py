@@ -177,7 +177,7 @@ class TacoMamba(nn.Module):
     ) -> Iterator[Tensor]:
         """The mel of `synthesize` in pieces (t, n_mels) of `chunk` frames, rounded up to whole decoder steps."""
         if not self.can_stream:
-            raise ValueError("this model cannot stream: its decoder needs the whole sentence, or its mixer has no state")
+            raise ValueError("this model cannot stream: the decoder needs the whole sentence or has no state")
         for after in self._chunks(self._plan(tokens, speaker, pace), chunk):
             yield (after * self.mel_std + self.mel_mean)[0]
 

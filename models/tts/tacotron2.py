@@ -29,7 +29,10 @@ LOCATION_KERNEL = 31
 PRENET_DROPOUT, PRENET_SEED = 0.5, 0
 GUIDE_WIDTH = 0.2  # g of Tachibana et al., equation 6
 STOP_WEIGHT = 8.0  # of the last step of an utterance, against 1 for each of the hundreds before it
-LONGEST, LONGEST_PER_TOKEN = 1720, 25  # most frames of a synthesis, whichever is more; 1720 are 20 s of the speech recipe
+LONGEST, LONGEST_PER_TOKEN = (
+    1720,
+    25,
+)  # most frames of a synthesis: the greater one; 1720 are 20 s
 SMALLEST_SHARE = 1e-8  # of attention, so that its logarithm is finite
 
 
@@ -96,7 +99,7 @@ class Prenet(nn.Module):
 
     def draw_fixed(self, steps: int, device: torch.device) -> Iterator[Tensor]:
         """Units to keep outside of training, (1, 1, 2, d) for each step: the same for every utterance."""
-        generator = torch.Generator().manual_seed(PRENET_SEED)  # on the CPU, so that the units do not depend on the device
+        generator = torch.Generator().manual_seed(PRENET_SEED)  # of the CPU, whatever the device
         for _ in range(steps):
             yield (torch.rand(1, 1, 2, self.d_model, generator=generator) >= PRENET_DROPOUT).to(device)
 
@@ -166,7 +169,7 @@ class AttentionLSTM(nn.Module):
         cell = keep.sigmoid() * state.cell + write.sigmoid() * value.tanh()
         hidden = show.sigmoid() * cell.tanh()
         features = self.location(torch.stack([state.weights, state.total], dim=1))  # (b, a, n)
-        features.add_(memory.keys).add_(self.query(hidden).unsqueeze(2)).tanh_()  # in place, because they take most of a step's memory
+        features.add_(memory.keys).add_(self.query(hidden).unsqueeze(2)).tanh_()  # in place: most memory
         energies = torch.bmm(self.energy.expand(len(features), 1, -1), features).squeeze(1)
         weights = energies.masked_fill(memory.padding, -torch.inf).softmax(dim=1)
         context = (weights.unsqueeze(1) @ memory.values).squeeze(1)
