@@ -1,4 +1,4 @@
-"""What every script shares: the argument parser, the exit codes, and how errors reach the user."""
+"""The argument parser, exit codes and error messages of all scripts."""
 
 from __future__ import annotations
 
@@ -10,33 +10,28 @@ import itertools
 import logging
 import os
 import sys
-from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
-from models.config import Config, kinds, options, problem_of
-from models.engine import BACKENDS
+from models.config import Config, kinds, option, options, problem_of
 from utils.errors import ExitCode, UserError
 from utils.files import write_text
+from utils.training.options import MachineOptions
 
 T = TypeVar("T")
-N = TypeVar("N", int, float)
 C = TypeVar("C", bound=Config)
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter):
-    """Keeps the docstring's lines and ends each flag's help with its default."""
+    """Formatter that keeps the docstring's lines and ends each flag's help with its default."""
 
     def __init__(self, prog: str) -> None:
         super().__init__(prog, max_help_position=32, width=110)
 
     def _get_help_string(self, action: argparse.Action) -> str:
-        text = action.help or ""
-        if not action.option_strings or action.default is argparse.SUPPRESS or "%(default)" in text:
-            return text
-        if action.required or action.default is None:
-            return text
-        return f"{text} (default: %(default)s)"
+        has_default = action.option_strings and not action.required and action.default not in (None, argparse.SUPPRESS)
+        return f"{action.help} (default: %(default)s)" if has_default else action.help or ""
 
 
 class Parser(argparse.ArgumentParser):
@@ -51,12 +46,12 @@ class Parser(argparse.ArgumentParser):
         super().__init__(*args, **kwargs)
         self._problems: list[str] = []
         self.may_change = {"config", "out"}  # flags that a resumed run may give other values
-        self.elsewhere: dict[str, str] = {}  # flags that exist in another case, and which case that is
+        self.elsewhere: dict[str, str] = {}  # flags of other cases, each with the words that name the case
 
     def add_config(self, ignored: Iterable[str] = ()) -> None:
-        """Adds `--config`; call it on the parser, or the subparser, whose flags the file may set.
+        """Adds `--config` to the parser or subparser whose flags the file may set.
 
-        The file may also hold the keys `ignored`, flags of another script.
+        The file may also have the keys `ignored`, which are flags of another script.
         """
         self._ignored = frozenset(ignored)
         self.add_argument("--config", metavar="FILE", type=Path, help="YAML file that sets defaults of these flags")
@@ -67,7 +62,7 @@ class Parser(argparse.ArgumentParser):
         self._problems = []
         if "--config" in self._option_string_actions:
             self._apply_config(words)
-        if self._subparsers is None:  # a parser of subcommands is handed flags that are theirs
+        if self._subparsers is None:  # a parser of subcommands also sees their flags
             self._problems += [self._no_flag(flag) for flag in self._unknown_flags(words)]
         result = super().parse_known_args(words, namespace)
         if self._problems:
@@ -86,7 +81,7 @@ class Parser(argparse.ArgumentParser):
                         self.may_change |= {field.name} if field.metadata["may_change"] else set()
 
     def read_options(self, args: argparse.Namespace, *configs: type[C], also: Sequence[str] = ()) -> list[C]:
-        """The configurations that parsed flags give; exits with all contradictions in them, and the problems `also`."""
+        """Configurations from parsed flags; exits with all contradictions among them and the problems `also`."""
         found, problems = [], list(also)
         for config in configs:
             values = {field.name: getattr(args, field.name) for field in options(config)}
@@ -99,7 +94,7 @@ class Parser(argparse.ArgumentParser):
         return found
 
     def _of_other_families(self, config: type[Config], values: dict[str, Any]) -> list[str]:
-        """A sentence for each flag that was set and that only another family of models reads."""
+        """A sentence for each flag that was set although only another family of models reads it."""
         return [
             f"{_flag(field.name)} is for --model {field.metadata['family']}, not for --model {values['model']}"
             for field in options(config)
@@ -108,7 +103,7 @@ class Parser(argparse.ArgumentParser):
         ]
 
     def report(self, problems: Sequence[str]) -> None:
-        """Exits with all `problems` (contradicting flags, say) if there are any."""
+        """Exits with `problems`, such as contradicting flags, if there are any."""
         if problems:
             self._exit_with(problems)
 
@@ -117,77 +112,62 @@ class Parser(argparse.ArgumentParser):
         return [flag for flag in flags if flag.startswith("--") and flag not in self._option_string_actions]
 
     def _no_flag(self, flag: str) -> str:
-        case = self.elsewhere.get(flag.lstrip("-").replace("-", "_"))
-        if case is not None:
+        if case := self.elsewhere.get(flag.lstrip("-").replace("-", "_")):
             return f"{flag} is for {case}"
         close = difflib.get_close_matches(flag[2:], [known.lstrip("-") for known in self._option_string_actions], n=1)
         return f"there is no flag {flag}" + (f"; did you mean --{close[0]}?" if close else "")
 
     def _apply_config(self, words: list[str]) -> None:
-        path = _config_path(words)
-        if path is None:
-            return
+        path = _last_value(words, "--config")
         actions = {
             name.lstrip("-").replace("-", "_"): action
             for name, action in self._option_string_actions.items()
             if not (action.nargs == 0 and name.startswith("--no-"))  # its positive form takes true and false
         }
-        for key, value in self._read_config(path).items():
+        try:
+            content = {} if path is None else _read_config(path)
+        except UserError as error:
+            self._problems.append(str(error))
+            return
+        for key, value in content.items():
             dest = str(key).replace("-", "_")
             action = actions.get(dest)
-            if action is None and dest in self._ignored:
-                continue
-            if action is None or action.dest in ("config", "help"):
+            if action is not None and action.dest not in ("config", "help"):
+                action.default = self._config_value(action, value)
+                action.required = action.required and value is None
+            elif action is not None or dest not in self._ignored:
                 self._problems.append(f"{path}: {self._no_flag(_flag(str(key)))}")
-                continue
-            action.default = self._config_value(action, value)
-            action.required = action.required and value is None
-
-    def _read_config(self, path: Path) -> dict[str, Any]:
-        import yaml
-
-        try:
-            content = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except OSError as error:
-            self._problems.append(f"the configuration {path} cannot be read: {error.strerror}")
-            return {}
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            self._problems.append(f"the configuration {path} is not YAML: {' '.join(str(error).split())}")
-            return {}
-        if content is not None and not isinstance(content, dict):
-            self._problems.append(f"the configuration {path} must be a list of `flag: value` lines")
-            return {}
-        return content or {}
 
     def _config_value(self, action: argparse.Action, value: Any) -> Any:
         """Checks a value of the file exactly as argparse checks a word of the command line."""
-        flag = action.option_strings[0]
+        many = action.nargs not in (None, "?")
+        items = value if many and isinstance(value, list) else [value]
+        expected = None
         if action.nargs == 0:
-            if not isinstance(value, bool):
-                self._problems.append(f"argument {flag}: expected true or false, not {value!r}")
+            expected = None if isinstance(value, bool) else "true or false"
+        elif value is None:
+            expected = None if action.default is None else "a value"
+        elif isinstance(action.nargs, int) and len(items) != action.nargs:
+            expected = f"{action.nargs} values"
+        elif not many and isinstance(value, (list, dict)):
+            expected = "one value"
+        if expected:
+            shown = "null" if value is None else repr(value)
+            self._problems.append(f"argument {action.option_strings[0]}: expected {expected}, not {shown}")
+            return action.default
+        if action.nargs == 0 or value is None:
             return value
-        if value is None:
-            if action.default is not None:
-                self._problems.append(f"argument {flag}: expected a value, not null")
-            return action.default
-        if action.nargs is not None and action.nargs != "?":
-            values = value if isinstance(value, list) else [value]
-            if isinstance(action.nargs, int) and len(values) != action.nargs:
-                self._problems.append(f"argument {flag}: expected {action.nargs} values, not {value!r}")
-            return [self._checked(action, item) for item in values]
-        if isinstance(value, (list, dict)):
-            self._problems.append(f"argument {flag}: expected one value, not {value!r}")
-            return action.default
-        return self._checked(action, value)
+        checked = [self._checked(action, item) for item in items]
+        return checked if many else checked[0]
 
     def _checked(self, action: argparse.Action, value: Any) -> Any:
         if isinstance(value, bool):
-            value = "on" if value else "off"  # YAML reads the words so, and `amp: off` is meant as a word
+            value = "on" if value else "off"  # YAML takes these words for booleans, but `amp: off` means the word
         result = self._get_value(action, str(value))
         self._check_value(action, result)
         return result
 
-    # argparse stops at the first bad word; these three hooks note it and go on, so that all are shown together.
+    # argparse stops at the first bad word; these three hooks collect errors, so that all are shown together.
     def _get_value(self, action: argparse.Action, arg_string: str) -> Any:
         try:
             return super()._get_value(action, arg_string)
@@ -204,7 +184,7 @@ class Parser(argparse.ArgumentParser):
             self._problems.append(str(error))
 
     def error(self, message: str) -> NoReturn:
-        """Exits with what was noted before and `message`."""
+        """Exits with the problems collected before and `message`."""
         self._exit_with([*self._problems, message])
 
     def _exit_with(self, problems: Sequence[str]) -> NoReturn:
@@ -212,11 +192,6 @@ class Parser(argparse.ArgumentParser):
             print(f"{self.prog}: error: {problem}", file=sys.stderr)
         print(f"{self.prog} --help shows the flags", file=sys.stderr)
         raise SystemExit(int(ExitCode.BAD_INPUT))
-
-
-def _config_path(words: Sequence[str]) -> Path | None:
-    found = _last_value(words, "--config")
-    return None if found is None else Path(found)
 
 
 def _last_value(words: Sequence[str], flag: str) -> str | None:
@@ -232,22 +207,31 @@ def _last_value(words: Sequence[str], flag: str) -> str | None:
     return found
 
 
-def peek(words: Sequence[str] | None, flag: str, default: str, choices: Container[str]) -> str:
-    """The value that a flag will have, looked up before the parser that depends on it is made; `default` if it is bad.
+def _read_config(path: str) -> dict[str, Any]:
+    """The content of a configuration file; `UserError` if it cannot be read."""
+    import yaml
 
-    The command line and the file of `--config` are read; the parser reports what is wrong with them.
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"the configuration {path} cannot be read: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"the configuration {path} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict | None):
+        raise UserError(f"the configuration {path} must consist of `flag: value` lines")
+    return content or {}
+
+
+def peek(words: Sequence[str] | None, flag: str, default: str, choices: Container[str]) -> str:
+    """The value that a flag will have, looked up before the parser that depends on it exists; `default` if it is bad.
+
+    It is read from the command line or the file of `--config`; the parser reports what is wrong with them.
     """
     words = sys.argv[1:] if words is None else words
-    value = _last_value(words, flag)
-    path = _config_path(words)
+    value, path = _last_value(words, flag), _last_value(words, "--config")
     if value is None and path is not None:
-        import yaml
-
-        try:
-            content = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError):
-            content = None
-        value = content.get(flag.lstrip("-")) if isinstance(content, dict) else None
+        with contextlib.suppress(UserError):
+            value = _read_config(path).get(flag.lstrip("-"))
     return value if isinstance(value, str) and value in choices else default
 
 
@@ -265,26 +249,35 @@ def _add_option(group: argparse._ArgumentGroup, field: dataclasses.Field, kind: 
     if count > 1:
         common |= {"nargs": count, "default": list(field.default)}
     if metadata["choices"] is not None:
-        group.add_argument(_flag(field.name), choices=tuple(metadata["choices"]), **common)
-        return
+        common |= {"choices": tuple(metadata["choices"])}
+    else:
+        metavar = metadata["metavar"] or {int: "N", float: "X", Path: "FILE"}.get(kind)
+        common |= {"type": _checked_type(kind, metadata), "metavar": metavar}
+    group.add_argument(_flag(field.name), **common)
 
-    def checked(text: str) -> Any:
-        value = _number(kind, text) if kind in (int, float) else kind(text)
+
+def _checked_type(kind: Callable[[str], T], metadata: Mapping[str, Any]) -> Callable[[str], T]:
+    """argparse type: a value of `kind` within the limits of an option's metadata."""
+
+    def parse(text: str) -> T:
+        try:
+            value = kind(text)
+        except ValueError as error:
+            wanted = "a whole number" if kind is int else "a number"
+            raise argparse.ArgumentTypeError(f"must be {wanted}, not {text!r}") from error
         problem = problem_of(metadata, value)
         if problem:
             raise argparse.ArgumentTypeError(problem)
         return value
 
-    metavar = metadata["metavar"] or {int: "N", float: "X", Path: "FILE"}.get(kind)
-    group.add_argument(_flag(field.name), type=checked, metavar=metavar, **common)
+    return parse
 
 
-def _number(kind: type[N], text: str) -> N:
-    try:
-        return kind(text)
-    except ValueError as error:
-        what = "a whole number" if kind is int else "a number"
-        raise argparse.ArgumentTypeError(f"must be {what}, not {text!r}") from error
+# argparse types.
+positive_int = _checked_type(int, option(1, "", least=1).metadata)
+non_negative_int = _checked_type(int, option(0, "", least=0).metadata)
+positive_float = _checked_type(float, option(1.0, "", above=0).metadata)
+fraction = _checked_type(float, option(0.0, "", least=0, most=1).metadata)
 
 
 def cores() -> int:
@@ -292,53 +285,17 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def positive_int(text: str) -> int:
-    """argparse type: an integer of at least 1."""
-    value = _number(int, text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, not {value}")
-    return value
-
-
-def non_negative_int(text: str) -> int:
-    """argparse type: an integer of at least 0."""
-    value = _number(int, text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"must be at least 0, not {value}")
-    return value
-
-
-def positive_float(text: str) -> float:
-    """argparse type: a number above 0."""
-    value = _number(float, text)
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"must be above 0, not {text}")
-    return value
-
-
-def fraction(text: str) -> float:
-    """argparse type: a number from 0 to 1."""
-    value = _number(float, text)
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"must lie between 0 and 1, not {text}")
-    return value
-
-
 def add_device_arguments(group: argparse._ArgumentGroup) -> None:
-    """Adds the flags of what a model runs on."""
-    group.add_argument("--device", default="auto", help="auto, cpu, cuda or mps")
-    group.add_argument(
-        "--backend",
-        choices=BACKENDS,
-        default="auto",
-        help="what computes the Mamba mixers: auto takes the fastest that works on the device, and says which",
-    )
+    """Adds the flags of the device and of the backend of the Mamba mixers."""
+    for field in options(MachineOptions):
+        if field.name in ("device", "backend"):
+            _add_option(group, field, *kinds(MachineOptions)[field.name])
 
 
 def run(body: Callable[[argparse.Namespace], int | None], args: argparse.Namespace, notes: bool = False) -> int:
-    """Calls a script's body; a `UserError`, or what the system refuses, becomes one sentence on stderr.
+    """Calls a script's body and returns the exit code; a `UserError` or `OSError` becomes one sentence on stderr.
 
-    Warnings of the project's logger are shown on stderr too, with `notes` also what it merely tells.
+    Warnings of the project's logger are shown on stderr too, and with `notes` its other messages.
     """
     try:
         with _logging(logging.INFO if notes else logging.WARNING):
@@ -356,7 +313,7 @@ def run(body: Callable[[argparse.Namespace], int | None], args: argparse.Namespa
 
 @contextlib.contextmanager
 def _logging(shown: int) -> Iterator[None]:
-    """Shows what the project's logger says from a level on; under torchrun on one rank."""
+    """Shows messages of the project's logger from a level on; under torchrun those of one rank."""
     logger, handler = logging.getLogger("tacomamba"), logging.StreamHandler()
     level = logger.level
     logger.addHandler(handler)
@@ -369,17 +326,17 @@ def _logging(shown: int) -> Iterator[None]:
 
 
 def _os_sentence(error: OSError) -> str:
-    """What the system refused, and for which file: a full disk, a folder without permission."""
+    """The system's reason and the file, such as a full disk or a folder without permission."""
     if error.strerror is None:
         return " ".join(str(error).split()) or type(error).__name__
     return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
 
 
 def progress(iterable: Iterable[T] | None = None, **kwargs: Any) -> Any:
-    """A tqdm bar on stderr that is silent when stderr is not a terminal, and on all ranks of torchrun but the first."""
+    """A tqdm bar on stderr; silent if stderr is no terminal, and on all ranks of torchrun but the first."""
     from tqdm import tqdm
 
-    hidden = True if os.environ.get("RANK", "0") != "0" else None  # None: tqdm looks whether there is a terminal
+    hidden = True if os.environ.get("RANK", "0") != "0" else None  # None lets tqdm look for a terminal
     return tqdm(iterable, **{"disable": hidden, "dynamic_ncols": True, **kwargs})
 
 
@@ -387,11 +344,9 @@ def plain_arguments(args: argparse.Namespace) -> dict[str, Any]:
     """The resolved arguments as plain YAML values under their flags' names (underscores), without `--config`."""
 
     def plain(value: Any) -> Any:
-        if isinstance(value, Path):
-            return str(value)
-        if isinstance(value, (list, tuple)):
+        if isinstance(value, list | tuple):
             return [plain(item) for item in value]
-        return value
+        return str(value) if isinstance(value, Path) else value
 
     return {key: plain(value) for key, value in sorted(vars(args).items()) if key != "config" and not callable(value)}
 

@@ -14,10 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-SLOPE = (
-    0.1  # of the leaky ReLUs, but for the one before the last layer: the published models have torch's default there
-)
-FINAL_SLOPE = 0.01
+SLOPE = 0.1  # of the leaky ReLUs
+FINAL_SLOPE = 0.01  # of the one before the last layer: torch's default, as in the published models
 OUTER_KERNEL = 7  # of the first and the last layer
 
 

@@ -18,11 +18,11 @@ class BatchOptions(Config):
     batch_size: int = option(32, "samples in a step, over all ranks and micro-batches", least=2)
     batch_frames: int | None = option(
         None,
-        "padded mel frames in a step, over all ranks and micro-batches: trains on whole utterances in batches of like "
-        "length, and --batch-size does not count",
+        "padded mel frames in a step, over all ranks and micro-batches; replaces --batch-size by batches of complete "
+        "utterances of similar length",
         least=1,
     )
-    accumulate: int = option(1, "micro-batches that a rank makes of its share of a step, to save memory", least=1)
+    accumulate: int = option(1, "micro-batches into which a rank splits its share of a step, to save memory", least=1)
 
 
 @dataclass(frozen=True)
@@ -31,19 +31,22 @@ class OptimizerOptions(Config):
 
     title = "optimization"
 
-    steps: int = option(1000, "optimizer steps in all", least=1, may_change=True)
+    steps: int = option(1000, "number of optimizer steps", least=1, may_change=True)
     lr: float = option(1e-3, "peak learning rate of AdamW", above=0)
     weight_decay: float = option(0.05, "decoupled weight decay of matrices", least=0)
     warmup: float = option(0.1, "share of the steps with rising learning rate", least=0, most=1)
     final_lr: float = option(0.01, "last learning rate as a share of the peak", least=0, most=1)
     clip: float = option(5.0, "largest norm of the gradient", above=0)
     ema: float = option(
-        0.0, "decay of the moving average of the weights, which is used then; 0 for none", least=0, below=1
+        0.0,
+        "decay of a moving average of the weights, which replaces them in validation and best.pt; 0 for none",
+        least=0,
+        below=1,
     )
     amp: str = option("off", "mixed precision", choices=("off", "bf16", "fp16"))
     max_bad_steps: int = option(
         20,
-        "steps in a row with a loss or gradient that is not finite, which are skipped, before the run stops",
+        "the run stops after this many steps in a row with a loss or gradient that is not finite; each is skipped",
         least=1,
         may_change=True,
     )
@@ -52,14 +55,14 @@ class OptimizerOptions(Config):
 
 @dataclass(frozen=True)
 class RunOptions(Config):
-    """The run's folder."""
+    """Logs, checkpoints and validations of a run."""
 
     title = "run"
 
     log_every: int = option(10, "steps between log lines", least=1, may_change=True)
     save_every: int = option(200, "steps between checkpoints and validations", least=1, may_change=True)
-    valid_utterances: int = option(400, "most utterances in a validation", least=1)
-    keep_last: int = option(2, "checkpoints to resume from that are kept, beside best.pt", least=1, may_change=True)
+    valid_utterances: int = option(400, "largest number of utterances in a validation", least=1)
+    keep_last: int = option(2, "resumable checkpoints to keep, beside best.pt", least=1, may_change=True)
     resume: str = option(
         "off",
         "auto resumes from the newest intact checkpoint in OUT if there is one; a path resumes from that file",
@@ -67,35 +70,35 @@ class RunOptions(Config):
         may_change=True,
     )
     tensorboard: bool = option(
-        True, "write TensorBoard's scalars, and pictures and sounds there and as files of the run", may_change=True
+        True, "write TensorBoard's scalars, pictures and sounds, the last two also as files", may_change=True
     )
 
 
 @dataclass(frozen=True)
 class MachineOptions(Config):
-    """The processors that compute a run, and how: none of it changes what is trained beyond rounding."""
+    """The use of the machine, which changes results by rounding only."""
 
     title = "machine"
 
     device: str = option("auto", "auto, cpu, cuda or mps", may_change=True)
     backend: str = option(
         "auto",
-        "implementation of the Mamba mixers: auto takes the fastest that works on the device, and logs which",
+        "implementation of the Mamba mixers: auto selects the fastest that works on the device, and logs its name",
         choices=BACKENDS,
         may_change=True,
     )
-    threads: int = option(0, "CPU threads of torch; 0 leaves its choice", least=0, may_change=True)
+    threads: int = option(0, "CPU threads of torch; 0 for its own choice", least=0, may_change=True)
     workers: int = option(0, "processes that load data; 0 for none", least=0, may_change=True)
     compile: bool = option(
         False,
-        "compile the model with torch.compile, which takes minutes at first; not for text to mel",
+        "compile the model with torch.compile, which takes minutes at the start",
         may_change=True,
     )
     checkpoint_layers: bool = option(
-        False, "compute each layer again for the backward pass: less memory, more time", may_change=True
+        False, "recompute each layer in the backward pass: less memory, more time", may_change=True
     )
 
 
 @dataclass(frozen=True)
 class TrainingOptions(BatchOptions, OptimizerOptions, RunOptions, MachineOptions):
-    """All of them."""
+    """All options of the loop."""
