@@ -1,4 +1,4 @@
-"""Show where a model's memory goes: parameters, outputs and what is kept for backward, layer by layer.
+"""Show the memory of a model by layer: parameters, outputs, and tensors saved for the backward pass.
 
 python profile_model.py --config configs/speaker-tiny.yaml
 python profile_model.py --config configs/tts-tiny.yaml --depth 2
@@ -6,8 +6,8 @@ python profile_model.py --mixer mamba2 --d-model 256 --n-layers 8 --batch-size 6
 python profile_model.py --model ecapa --json
 python profile_model.py --task tts --model tacotron2 --crop-seconds 6 --symbols 90
 
-Two training steps are run on the CPU, on random features and symbols, to measure them. `--config` takes the files of
-train_tacomamba.py as they are.
+It measures training steps on the CPU with random features and symbols. `--config` takes the files of
+train_tacomamba.py unchanged.
 """
 
 from __future__ import annotations
@@ -47,16 +47,21 @@ def build_parser(argv: Sequence[str] | None = None) -> cli.Parser:
     step = parser.add_argument_group("training step")
     step.add_argument("--batch-size", type=cli.positive_int, default=32, metavar="N", help="samples in a step")
     step.add_argument(
-        "--batch-frames", type=cli.positive_int, metavar="N", help="mel frames in a step, in whole samples, instead"
+        "--batch-frames", type=cli.positive_int, metavar="N", help="mel frames in a step, which replace --batch-size"
     )
     step.add_argument("--crop-seconds", type=cli.positive_float, default=2.0, metavar="S", help="length of a sample")
-    step.add_argument("--frames", type=cli.positive_int, metavar="N", help="length of a sample in mel frames, instead")
+    step.add_argument(
+        "--frames",
+        type=cli.positive_int,
+        metavar="N",
+        help="the same in mel frames",
+    )
     step.add_argument(
         "--speakers",
         type=cli.positive_int,
         default=1000,
         metavar="N",
-        help="training speakers, of the classifier or of --voice table",
+        help="training speakers",
     )
     step.add_argument("--recipe", choices=sorted(RECIPES), default=DEFAULT_RECIPE[task.name], help="mel recipe")
     step.add_argument("--amp", choices=("off", *AMP_DTYPES), default="off", help="mixed precision of the forward pass")
@@ -72,7 +77,7 @@ def build_parser(argv: Sequence[str] | None = None) -> cli.Parser:
             type=cli.positive_int,
             default=192,
             metavar="N",
-            help="size of embeddings, --voice embedding",
+            help="size of the embeddings of --voice embedding",
         )
     parser.add_options(task.model_config)
     parser.elsewhere = flags_of_other_tasks(task.name, symbols="tts", speaker_dim="tts")
@@ -97,7 +102,7 @@ def main(argv: list[str] | None = None) -> int:
 def _problems(args: argparse.Namespace) -> list[str]:
     problems = []
     if args.json and args.depth is not None:
-        problems.append("--depth shortens the table; --json always holds every row")
+        problems.append("--depth shortens the table; the output of --json always has every row")
     frames = _frames(args)
     if frames < 1:
         problems.append(f"--crop-seconds {args.crop_seconds:g} is too short for one frame of {args.recipe}")
@@ -172,7 +177,7 @@ def _tts_step(args: argparse.Namespace, config: TextToMelConfig) -> tuple[nn.Mod
 
 
 def _shown(args: argparse.Namespace) -> dict[str, Any]:
-    """The profiled step, in words and numbers."""
+    """The sizes of the profiled step, by name."""
     own = {"speakers": args.speakers} if args.task == "speaker" else {"symbols": _symbols(args), "voice": args.voice}
     return {"task": args.task, "batch_size": _samples(args), "frames": _frames(args), **own, "amp": args.amp}
 

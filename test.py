@@ -1,4 +1,4 @@
-"""Use and judge a trained model: a speaker recognizer, or text to mel.
+"""Use and evaluate a trained model: a speaker recognizer, or text to mel.
 
 python test.py evaluate --checkpoint runs/demo --data data/processed/demo --out runs/demo/evaluation
 python test.py evaluate --checkpoint runs/demo --trials trials.txt --audio-root data/raw/librispeech --out report
@@ -9,7 +9,7 @@ python test.py verify --checkpoint runs/demo a.flac b.flac
 python test.py embed --checkpoint runs/demo a.flac b.flac --out embeddings.safetensors
 python test.py synthesize --checkpoint runs/voice --text "Good morning." --out morning.wav
 
-A checkpoint is a file (best.pt) or a run folder. Audio is any file that soundfile reads, at any rate.
+A checkpoint is a file (best.pt) or a run folder. Audio is any file that libsndfile reads, at any sample rate.
 Exit codes: 0 done, 2 bad input.
 """
 
@@ -27,20 +27,19 @@ from utils.lists import DEFAULT_PROTOCOL
 from utils.speaker import commands as speaker
 from utils.tts import commands as tts
 
-_EVALUATE = """Measure a model by its task; writes report.json, pictures, what was judged, and config.yaml.
+_EVALUATE = """Evaluate a model on its task; writes report.json, pictures, results of single items, and config.yaml.
 
 python test.py evaluate --checkpoint runs/demo --data data/processed/demo --out evaluation
 python test.py evaluate --checkpoint runs/demo --trials trials.txt --audio-root data/raw --out evaluation
 python test.py evaluate --checkpoint runs/demo --identification train.txt test.txt --audio-root data/raw --out report
 python test.py evaluate --checkpoint runs/voice --data data/processed/ljspeech --vocoder griffin-lim --out evaluation
 
-A speaker recognizer: with --data, stored features and their protocol: trials of the held-out speakers, and the
-classifier's answers on the identification lists. With --audio-root, raw audio that was never preprocessed: a trial list
-(`1|0 path path`), or two lists of `speaker path` lines: each speaker of the first is enrolled, each recording of the
-second identified.
+A speaker recognizer: --data evaluates on stored features and their protocol, by trials of the held-out speakers and
+identification of the training speakers. --audio-root evaluates on raw audio, by a trial list (`1|0 path path`) or two
+lists of `speaker path` lines, of which the first enrolls speakers and the second has recordings to identify.
 
-Text to mel: the texts of lists of --data are spoken, and measured beside their recordings sent through the same
-vocoder: mel-cepstral distortion, pitch, length, time; with --asr also what a speech recognizer understands.
+Text to mel: texts of --data are synthesized and compared with their recordings, sent through the same vocoder: by
+mel-cepstral distortion, pitch, length and time, and with --asr by the errors of a speech recognizer.
 """
 
 TASKS = {"speaker": speaker, "tts": tts}
@@ -68,7 +67,7 @@ def _add_evaluate(commands: Any) -> None:
     parser = add_command(commands, "evaluate", _evaluate, _EVALUATE, _evaluate_problems)
     stored = parser.add_argument_group("stored features")
     stored.add_argument("--data", type=Path, help="folder that preprocess.py wrote")
-    stored.add_argument("--protocol", help=f"which of its protocols (default: {DEFAULT_PROTOCOL})")
+    stored.add_argument("--protocol", help=f"protocol of the data (default: {DEFAULT_PROTOCOL})")
     for task in TASKS.values():
         task.add_evaluate_arguments(parser)
     add_report_arguments(parser)
@@ -82,7 +81,7 @@ def _evaluate_problems(args: argparse.Namespace) -> list[str]:
     if args.data is not None:
         problems += [f"--data and {flag} contradict: stored features have their own lists" for flag in given]
     elif not given:
-        problems.append("nothing to evaluate on: give --data, or --audio-root with --trials or --identification")
+        problems.append("nothing to evaluate: give --data, or --audio-root with --trials or --identification")
     elif given == ["--audio-root"]:
         problems.append("--audio-root needs --trials or --identification")
     elif args.audio_root is None:
@@ -100,7 +99,7 @@ def _evaluate(args: argparse.Namespace) -> None:
     foreign = [name for other, module in TASKS.items() if other != task for name in _own_flags(module)]
     given = [f"--{name.replace('_', '-')}" for name in foreign if getattr(args, name) is not None]
     if given:
-        raise UserError(f"{args.checkpoint} holds a model for {task}, which knows nothing of {' and '.join(given)}")
+        raise UserError(f"{args.checkpoint} holds a model for {task}, which has no use for {' and '.join(given)}")
     TASKS[task].evaluate(args)
     cli.save_config(args.out / CONFIG, args)
 

@@ -5,9 +5,9 @@ python train_tacomamba.py --task speaker --data data/processed/demo --out runs/d
 python train_tacomamba.py --task tts --data data/processed/ljspeech --config configs/tts-small.yaml --out runs/voice
 torchrun --nproc-per-node 2 train_tacomamba.py --task speaker --data data/processed/demo --out runs/two --batch-size 32
 
-Writes OUT/best.pt (lowest validation error, to use), OUT/last.pt (to go on from) and OUT/last-1.pt (the one before),
+Writes OUT/best.pt (lowest validation error, to use), OUT/last.pt (to resume from), OUT/last-1.pt (the one before it),
 log.jsonl, config.yaml, run.json, and TensorBoard's scalars, pictures and sounds. Exit codes: 0 done, 2 bad input,
-128 + n when signal n stopped the run after saving it; a second signal ends it at once.
+128 + n if signal n stopped the run, which is saved first; a second signal ends it at once.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ def build_parser(argv: Sequence[str] | None = None) -> cli.Parser:
     data = parser.add_argument_group("data")
     data.add_argument("--task", choices=tuple(TASKS), default="speaker", help="what to train")
     data.add_argument("--data", type=Path, required=True, help="folder that preprocess.py wrote")
-    data.add_argument("--protocol", default=DEFAULT_PROTOCOL, help="which of the data's protocols gives the splits")
-    data.add_argument("--out", type=Path, required=True, help="run folder; not empty only with --resume")
+    data.add_argument("--protocol", default=DEFAULT_PROTOCOL, help="protocol of the data, which defines the splits")
+    data.add_argument("--out", type=Path, required=True, help="run folder; empty or new, except with --resume")
     parser.add_options(TrainingOptions, task.model_config, *task.option_classes())
     parser.elsewhere = flags_of_other_tasks(task.name)
-    parser.may_change.add("data")  # a folder may have moved; what is trained on is compared by its hash
+    parser.may_change.add("data")  # a folder may have moved; the training data are compared by their hash
     return parser
 
 
@@ -67,7 +67,7 @@ def _problems_of_out(args: argparse.Namespace) -> list[str]:
     if args.out.exists() and not args.out.is_dir():
         return [f"--out {args.out} is a file, not a folder"]
     if args.resume == "off" and args.out.is_dir() and any(args.out.iterdir()):
-        return [f"{args.out} is not empty: --resume auto resumes the run there, another --out begins a new one"]
+        return [f"{args.out} is not empty: resume its run with --resume auto, or begin a new one with another --out"]
     return []
 
 
@@ -79,7 +79,7 @@ def _train(args: argparse.Namespace, parser: cli.Parser, training: TrainingOptio
     ranks = distributed.join(training.device)
     try:
         code = _fit(args, parser, ranks, training, *configs)
-        ranks.wait()  # one that leaves earlier closes connections that others still use
+        ranks.wait()  # a rank that leaves early would close connections in use
         return code
     finally:
         distributed.leave()
@@ -100,7 +100,7 @@ def _fit(
     if resumed is not None:
         trainer.restore(resumed)
     if trainer.step >= training.steps:
-        print(f"{args.out} is trained to step {trainer.step} already")
+        print(f"{args.out} is already trained to step {trainer.step}")
         return ExitCode.DONE
     if ranks.is_main:
         if training.resume not in ("auto", "off"):
@@ -119,7 +119,7 @@ def _checkpoint_to_resume(out: Path, training: TrainingOptions) -> dict[str, Any
 
 
 def _require_same_flags(before: dict[str, Any], now: dict[str, Any], parser: cli.Parser) -> None:
-    """`UserError` if a flag differs that could make the resumed run another run; one that is new had its default."""
+    """`UserError` if a flag that affects the results differs; a flag that the checkpoint lacks had its default."""
     different = []
     for name in sorted((before.keys() | now.keys()) - parser.may_change):
         default = parser.get_default(name)

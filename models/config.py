@@ -1,7 +1,7 @@
-"""Configurations that describe themselves: frozen dataclasses whose fields hold default, help, choices and limits.
+"""Configurations: frozen dataclasses whose fields hold default, help, choices and limits.
 
-`utils.cli` generates flags and YAML keys from the fields, a configuration travels whole to the constructor that it
-configures, and a checkpoint keeps it as a plain dictionary.
+`utils.cli` generates flags and YAML keys from the fields, constructors take a configuration as one argument, and
+checkpoints keep it as a plain dictionary.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 
 class Registry(dict[str, T]):
-    """Classes or functions by the names that flags give them, in the order in which they are registered."""
+    """Classes or functions under the names that flags use, in order of registration."""
 
     def register(self, name: str) -> Callable[[T], T]:
         """Decorator that adds a class or function under `name`."""
@@ -49,9 +49,9 @@ def option(
     Args:
         choices: a tuple, or a registry whose names are the choices.
         least, above, most, below: limits of numbers, and of each number of a tuple.
-        metavar: how the help shows the value.
-        family: the only value of `model` that the flag is for.
-        may_change: the flag cannot change what is trained, so a resumed run may have another value.
+        metavar: name of the value in the help.
+        family: the only value of `model` that reads the flag.
+        may_change: true if a resumed run may have another value, because the flag does not affect results.
     """
     limits = {"least": least, "above": above, "most": most, "below": below}
     metadata = {"help": help, "choices": choices, **limits}
@@ -60,7 +60,7 @@ def option(
 
 
 def problem_of(metadata: Mapping[str, Any], value: Any) -> str | None:
-    """The reason why an option cannot have a value, as `must be at least 1, not 0`; None if it can."""
+    """The reason why an option cannot have a value, such as `must be at least 1, not 0`; None if it can."""
     if isinstance(value, tuple):
         return next(filter(None, (problem_of(metadata, item) for item in value)), None)
     choices = metadata["choices"]
@@ -87,19 +87,17 @@ _LIMITS: tuple[tuple[str, Callable[[float, float], bool], str], ...] = (
 
 @dataclass(frozen=True)
 class Config:
-    """Base of all configurations; ValueError with a sentence for values that no field or no combination allows."""
+    """Base of all configurations; ValueError with a sentence for values outside limits or in contradiction."""
 
     title: ClassVar[str] = ""  # of the group of flags
     renamed: ClassVar[Mapping[str, str]] = {}  # keys of older checkpoints
 
     def __post_init__(self) -> None:
-        problems = [f"{name} {problem}" for name, problem in self._limits() if problem]
+        found = {field.name: problem_of(field.metadata, getattr(self, field.name)) for field in options(type(self))}
+        problems = [f"{name} {problem}" for name, problem in found.items() if problem]
         problems = problems or list(dict.fromkeys(self.problems()))
         if problems:
             raise ValueError("; ".join(problems))
-
-    def _limits(self) -> list[tuple[str, str | None]]:
-        return [(field.name, problem_of(field.metadata, getattr(self, field.name))) for field in options(type(self))]
 
     def problems(self) -> list[str]:
         """Sentences about fields that contradict each other."""
@@ -128,7 +126,7 @@ def options(config: type[Config]) -> list[dataclasses.Field]:
 
 @functools.cache
 def kinds(config: type[Config]) -> dict[str, tuple[type, int]]:
-    """The type of each field, without None, and how many values it takes: `d_model` -> (int, 1)."""
+    """The type of each field, without None, and the number of its values: `d_model` -> (int, 1)."""
     found, hints = {}, typing.get_type_hints(config)
     for name in (field.name for field in dataclasses.fields(config)):
         kind = hints[name]
@@ -140,12 +138,12 @@ def kinds(config: type[Config]) -> dict[str, tuple[type, int]]:
 
 
 def attempt(build: Callable[..., Any], *arguments: Any) -> list[str]:
-    """The sentence with which a constructor refuses its arguments, if it does.
+    """The message of the ValueError that a constructor raises for its arguments, if it does.
 
-    It is tried on the meta device, which allocates nothing and draws no random numbers, so that every rule stands in
-    the constructor alone.
+    It is called on the meta device, which allocates nothing and draws no random numbers, so that only the constructor
+    needs to state the rules for its arguments.
     """
-    import torch  # here, so that scripts without a model need not wait for it
+    import torch  # slow, and scripts without a model do not need it
 
     try:
         with torch.device("meta"):

@@ -1,7 +1,7 @@
-"""The interchangeable sequence mixers of `MixerStack`, all (b, l, d), lengths (b,) -> (b, l, d).
+"""The interchangeable sequence mixers of `MixerStack`: x (b, l, d), lengths (b,) -> (b, l, d).
 
-Each respects right padding (the valid part of the output is that of the unpadded sequence) and comes causal or
-bidirectional, so that comparisons change one thing only. `MIXERS` names them; each is built from a `MixerConfig`.
+Right padding does not change the valid part of an output, and each mixer can be causal or bidirectional, so that
+comparisons change one thing only. `MIXERS` has them by name; each is built from a `MixerConfig`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ MIXERS: Registry[Callable[[MixerConfig, bool], nn.Module]] = Registry()
 
 @dataclass(frozen=True)
 class MixerConfig(Config):
-    """A mixer and its sizes; each mixer reads the fields that it knows."""
+    """A mixer and its sizes; each mixer reads the fields that it needs."""
 
     title = "sequence mixer"
 
@@ -41,17 +41,17 @@ class MixerConfig(Config):
     conv_kernel: int = option(15, "taps of conv", least=1)
 
     def given(self, *names: str) -> dict[str, object]:
-        """Fields by name as keyword arguments, without those that are None: a constructor has defaults for them."""
+        """Fields by name as keyword arguments, without those that are None, whose defaults the constructor has."""
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 
 
 def build_mixer(config: MixerConfig, causal: bool) -> nn.Module:
-    """The mixer of a configuration; ValueError for sizes that it cannot have."""
+    """The mixer of a configuration; ValueError for impossible sizes."""
     return MIXERS[config.mixer](config, causal)
 
 
 def reverse_by_length(x: Tensor, lengths: Tensor) -> Tensor:
-    """Reverses the valid part of each sequence and leaves its right padding where it is; x (b, l, d), lengths (b,)."""
+    """Reverses the valid part of each sequence, not its right padding: x (b, l, d), lengths (b,) -> (b, l, d)."""
     position = torch.arange(x.shape[1], device=x.device)
     mirrored = lengths.unsqueeze(1) - 1 - position  # (b, l), negative on padding
     index = torch.where(mirrored >= 0, mirrored, position)
@@ -59,7 +59,7 @@ def reverse_by_length(x: Tensor, lengths: Tensor) -> Tensor:
 
 
 class CausalMixer(nn.Module):
-    """A state-space mixer read from left to right; it continues from a state."""
+    """A state-space mixer from left to right, which can continue from a state."""
 
     def __init__(self, make: Callable[[], StateSpaceMixer]) -> None:
         super().__init__()
@@ -78,7 +78,7 @@ class CausalMixer(nn.Module):
 
 
 class BidirectionalMixer(nn.Module):
-    """The mean of two state-space mixers, the second reading each sequence from its own last valid frame."""
+    """The mean of two state-space mixers, of which the second reads each sequence backward from its last frame."""
 
     def __init__(self, make: Callable[[], StateSpaceMixer]) -> None:
         super().__init__()
@@ -160,7 +160,7 @@ class LSTMMixer(nn.Module):
 class ConvMixer(nn.Module):
     """Gated point-wise, depth-wise and point-wise convolution: the convolution module of Conformer (Gulati 2020).
 
-    RMSNorm stands for its batch norm, so that a sequence's output does not depend on its batch.
+    RMSNorm replaces its batch norm, so that a sequence's output does not depend on its batch.
     """
 
     def __init__(self, config: MixerConfig, causal: bool) -> None:

@@ -1,4 +1,4 @@
-"""Batch normalization over the global batch, on any back end of torch.distributed."""
+"""Batch normalization over the global batch, on any backend of torch.distributed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 
 class _SumOverRanks(torch.autograd.Function):
-    """The sum of a tensor over all ranks; what each rank's loss owes to it flows back to every rank."""
+    """The sum of a tensor over all ranks, whose gradient is the sum of all ranks' gradients."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""One residual shell for every mixer."""
+"""Residual blocks around any mixer."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class GatedMLP(nn.Module):
 
 
 class MixerBlock(nn.Module):
-    """Pre-norm residual mixer, then, where mlp_ratio > 0, a pre-norm residual MLP."""
+    """Pre-norm residual mixer, followed by a pre-norm residual MLP if mlp_ratio > 0."""
 
     def __init__(self, d_model: int, mixer: nn.Module, mlp_ratio: float, dropout: float) -> None:
         super().__init__()
@@ -63,10 +63,10 @@ class MixerBlock(nn.Module):
 
 
 class MixerStack(nn.Module):
-    """Residual blocks around interchangeable mixers, ended by a norm: (b, l, d), lengths (b,) -> (b, l, d).
+    """Residual blocks around interchangeable mixers, followed by a norm: (b, l, d), lengths (b,) -> (b, l, d).
 
-    Frames beyond a sequence's length come out as zeros. With `checkpoint_layers` set, training keeps the input of each
-    block and computes the rest again in backward.
+    Frames beyond a sequence's length are zeros. With `checkpoint_layers` set, training keeps only the input of each
+    block and recomputes the rest in the backward pass.
     """
 
     def __init__(self, config: StackConfig, causal: bool) -> None:
@@ -79,7 +79,7 @@ class MixerStack(nn.Module):
         self.checkpoint_layers = False
 
     def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
-        x = x.to(torch.promote_types(x.dtype, torch.float32))  # the residual stream adds up too much for bfloat16
+        x = x.to(torch.promote_types(x.dtype, torch.float32))  # bfloat16 is too coarse for sums of residuals
         for block in self.blocks:
             if self.checkpoint_layers and torch.is_grad_enabled():
                 x = checkpoint(block, x, lengths, use_reentrant=False)
@@ -89,7 +89,7 @@ class MixerStack(nn.Module):
 
     @property
     def can_stream(self) -> bool:
-        """Whether the mixers carry the past in a state, which `step` needs."""
+        """True if the mixers keep the past in a state, which `step` needs."""
         return all(hasattr(block.mixer, "step") for block in self.blocks)
 
     def initial_state(self, batch: int) -> list[MixerState]:
@@ -97,7 +97,7 @@ class MixerStack(nn.Module):
         return [block.mixer.initial_state(batch) for block in self.blocks]
 
     def step(self, x: Tensor, states: list[MixerState]) -> tuple[Tensor, list[MixerState]]:
-        """The next frames of a stream, (b, l, d), with what came before in `states`; causal state-space mixers only."""
+        """The next frames of a stream, (b, l, d), after those in `states`; causal state-space mixers only."""
         x = x.to(torch.promote_types(x.dtype, torch.float32))
         new_states = []
         for block, state in zip(self.blocks, states, strict=True):

@@ -273,7 +273,7 @@ CONTRADICTIONS = {
     "--trials T": ["--trials need --audio-root"],
     "--identification A B": ["--identification need --audio-root"],
     "--audio-root R": ["--audio-root needs --trials or --identification"],
-    "": ["nothing to evaluate on"],
+    "": ["nothing to evaluate: "],
     "--trials T --protocol p": ["--trials need --audio-root", "--protocol needs --data"],
     "--data D --bootstrap 0 --seed -1": ["--bootstrap: must be at least 1", "--seed: must be at least 0"],
 }

@@ -79,7 +79,7 @@ def write_log(run: Path, lines: list[dict], tail: str = "") -> Path:
 def test_curves_of_several_runs(tmp_path: Path):
     steps = [{"step": step, "loss": 5 / step, "loss_hex": "0x0p+0", "lr": 1e-3} for step in range(1, 30)]
     first = write_log(tmp_path / "first", [*steps, {"step": 29, "valid_eer": 0.1, "valid_threshold": 0.5}])
-    second = write_log(tmp_path / "second", steps[:20], tail='{"step": 21, "lo')  # the run goes on as we look
+    second = write_log(tmp_path / "second", steps[:20], tail='{"step": 21, "lo')  # the run is still writing
     out = tmp_path / "curves.png"
     assert curves_module.main([str(first), str(second), "--out", str(out)]) == 0
     assert colors_in(out) == [True, True, False, False, False, False]

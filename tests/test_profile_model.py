@@ -246,7 +246,7 @@ def test_script_takes_a_training_configuration_and_shows_a_table(capsys, tmp_pat
     assert profile_model.main(["--config", str(config), "--depth", "1"]) == 0
     out = capsys.readouterr().out
     assert "batch size 2, frames 18, speakers 1000, amp off" in out
-    assert "peak of the step" in out
+    assert "optimizer peak" in out
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,10 @@ from itertools import islice
 
 import numpy as np
 import pytest
+import torch
 
 from utils.errors import UserError
+from utils.training.distributed import Ranks
 from utils.training.sampling import BucketOrder, EpochOrder, ShareBatches
 from utils.training.schedule import linear_warmup, warmup_cosine
 
@@ -40,10 +42,10 @@ def test_the_order_can_be_sent_to_a_spawned_worker():
 @pytest.mark.parametrize(("world", "accumulate"), [(1, 1), (2, 1), (3, 1), (1, 3), (2, 2)])
 def test_ranks_and_micro_batches_share_out_the_global_batch(world, accumulate):
     order = EpochOrder(50, 0, batch_size=7)
-    shares = [list(ShareBatches(order, 14, 3, rank, world, accumulate)) for rank in range(world)]
-    assert [len(ShareBatches(order, 14, 3, rank, world, accumulate)) for rank in range(world)] == [
-        3 * accumulate
-    ] * world
+    ranks = [Ranks(rank, world, torch.device("cpu")) for rank in range(world)]
+    samplers = [ShareBatches(order, 14, 3, each, accumulate) for each in ranks]
+    shares = [list(sampler) for sampler in samplers]
+    assert [len(sampler) for sampler in samplers] == [3 * accumulate] * world
     for step in range(3):
         micros = [share[step * accumulate : (step + 1) * accumulate] for share in shares]
         places = [place for rank in micros for micro in rank for place in micro]

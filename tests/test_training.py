@@ -94,7 +94,7 @@ def test_another_seed_gives_another_run(uninterrupted, processed, tmp_path):
 def test_a_finished_run_is_left_alone(uninterrupted, processed, capsys):
     before = (uninterrupted / "last.pt").stat().st_mtime_ns
     assert train(processed, uninterrupted, "--steps", "40", "--dropout", "0.1", "--resume", "auto") == 0
-    assert "trained to step 40 already" in capsys.readouterr().out
+    assert "already trained to step 40" in capsys.readouterr().out
     assert (uninterrupted / "last.pt").stat().st_mtime_ns == before
 
 
@@ -299,7 +299,7 @@ def test_sounds_are_kept_too(tmp_path):
 
 
 def test_an_utterance_that_is_not_finite_is_skipped_and_named(processed, tmp_path):
-    """In real features: the statistics leave it out, each step with it is skipped, and the run goes on."""
+    """In real features: the statistics leave it out, each step with it is skipped, and the run continues."""
     data = tmp_path / "data"
     shutil.copytree(processed, data)
     poisoned = poison(data, "101-1011-0000")
@@ -335,7 +335,7 @@ def test_weights_that_are_not_finite_are_not_saved(tmp_path):
 
 def test_recomputed_layers_are_refused_where_there_are_none(processed, tmp_path, capsys):
     assert train(processed, tmp_path / "run", "--model", "xvector", "--checkpoint-layers") == 2
-    assert "no layers that can be computed again" in capsys.readouterr().err
+    assert "no layers that can be recomputed" in capsys.readouterr().err
 
 
 def test_recomputed_layers_train_the_same_model(processed, tmp_path):

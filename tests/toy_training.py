@@ -28,7 +28,6 @@ from models.speaker import SpeakerConfig  # noqa: E402
 from models.speaker.losses import AAMSoftmax  # noqa: E402
 from utils import cli  # noqa: E402
 from utils.errors import UserError  # noqa: E402
-from utils.features.recipe import DEFAULT_RECIPE, RECIPES  # noqa: E402
 from utils.training import distributed  # noqa: E402
 from utils.training.checkpoints import CheckpointStore  # noqa: E402
 from utils.training.options import TrainingOptions  # noqa: E402
@@ -50,7 +49,7 @@ class ToyModel(nn.Module):
         self.classifier = AAMSoftmax(SpeakerConfig(embedding_dim=16, margin=0.1), CLASSES)
 
     def forward(self, x: Tensor, lengths: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """x (B, T, CHANNELS), zeros beyond `lengths` (b,), labels (b,)."""
+        """x (b, t, CHANNELS), zeros beyond `lengths` (b,), labels (b,)."""
         pooled = self.hidden(x.sum(1) / lengths[:, None])
         loss_sum, _ = self.classifier(self.dropout(self.norm(pooled).tanh()), labels, 1.0)
         return {"loss_sum": loss_sum, "count": torch.tensor(len(labels))}
@@ -139,7 +138,7 @@ class ToyTask:
         """Nothing to see."""
 
     def description(self) -> dict[str, Any]:
-        return {"recipe": RECIPES[DEFAULT_RECIPE["speaker"]].to_dict()}
+        return {"items": {"count": ITEMS}}
 
     def attachments(self) -> dict[str, Any]:
         return {}

@@ -1,11 +1,10 @@
 """Checkpoints: plain dictionaries saved by torch, loaded without pickle, with a sha256 beside them.
 
 Keys of every checkpoint: `format`, `task`, `step`, `config` (the run's flags), `model_config`, `recipe` (of the
-features) and `recipe_hash`, `speakers` (of the classifier's rows, or of the voices), `training_list` (a hash), `model`
-(state dict of the weights to use) and `metrics`. One of text to mel also holds `vocabulary`, `symbol_counts` (of the
-training texts), `front_end_version`, `recognizer` and `recognizer_hash` (of the speaker checkpoint that hears
-recordings, or None) and `speaker_embeddings` (n_speakers, e). `last.pt` also holds `training`, what an exact resume
-needs (`utils.training.trainer.Trainer`).
+features), `recipe_hash`, `speakers` (of the classifier's rows, or of the voices), `training_list` (a hash), `model`
+(the state dict to use) and `metrics`. Text to mel adds `vocabulary`, `symbol_counts` (of the training texts),
+`front_end_version`, `recognizer` and `recognizer_hash` (of the speaker checkpoint that embeds recordings, or None) and
+`speaker_embeddings` (n_speakers, e). `last.pt` adds `training`, state of the run (`utils.training.trainer.Trainer`).
 """
 
 from __future__ import annotations
@@ -28,10 +27,10 @@ BEST, LAST = "best.pt", "last.pt"
 def save_checkpoint(path: Path, checkpoint: dict[str, Any]) -> None:
     """Writes `checkpoint`, plain values and tensors only, and then its hash.
 
-    The old hash goes first: a crash in between leaves a checkpoint without a hash, never one with a wrong hash.
-    `UserError` if the system refuses (a full disk); the old checkpoint is whole then.
+    The old hash is removed first: a crash in between leaves a checkpoint without a hash, never one with a wrong hash.
+    `UserError` if the system refuses, as with a full disk; the old checkpoint is intact then.
     """
-    buffer = io.BytesIO()  # torch reports a full disk as a defect of its own, so it does not write the file itself
+    buffer = io.BytesIO()  # not the file, because torch reports a full disk as an internal error
     torch.save({"format": FORMAT, **checkpoint}, buffer)
     content = buffer.getbuffer()
     try:
@@ -41,11 +40,11 @@ def save_checkpoint(path: Path, checkpoint: dict[str, Any]) -> None:
             hash_path(path).unlink(missing_ok=True)
         write_text(hash_path(path), f"{hashlib.sha256(content).hexdigest()}  {path.name}\n")
     except OSError as error:
-        raise UserError(f"{path} could not be written ({error.strerror}); what was there is untouched") from error
+        raise UserError(f"{path} could not be written ({error.strerror}); an older one is untouched") from error
 
 
 def load_checkpoint(path: str | Path) -> dict[str, Any]:
-    """Reads a checkpoint file, or a run folder's best one; `UserError` for whatever is wrong with it."""
+    """Reads a checkpoint file, or the best one of a run folder; `UserError` if it is missing, damaged or foreign."""
     path = Path(path)
     if path.is_dir():
         path = path / BEST
@@ -53,10 +52,10 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
         raise UserError(f"there is no checkpoint at {path}")
     beside = hash_path(path)
     if beside.exists() and beside.read_text(encoding="utf-8").split()[:1] != [sha256_file(path)]:
-        raise UserError(f"the checkpoint {path} does not have the sha256 that {beside.name} gives; it is damaged")
+        raise UserError(f"the checkpoint {path} does not have the sha256 in {beside.name}: it is damaged")
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load has no error type of its own: EOFError, RuntimeError, UnpicklingError ...
+    except Exception as error:  # torch.load raises EOFError, RuntimeError, UnpicklingError ...
         reason = str(error).strip().split("\n")[0] or type(error).__name__
         raise UserError(f"{path} is not a checkpoint that can be loaded: {reason}") from error
     if not isinstance(checkpoint, dict) or checkpoint.get("format") != FORMAT:
@@ -65,7 +64,7 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
 
 
 def model_hash(state: dict[str, Tensor], model_config: dict[str, Any], recipe: dict[str, Any]) -> str:
-    """Names a model by weights, configuration and recipe: 16 hex digits of sha256, whatever file they lie in."""
+    """Identifies a model by weights, configuration and recipe, in any file: 16 hex digits of sha256."""
     digest = hashlib.sha256(repr([sorted(model_config.items()), sorted(recipe.items())]).encode())
     for name, tensor in sorted(state.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
@@ -74,5 +73,5 @@ def model_hash(state: dict[str, Tensor], model_config: dict[str, Any], recipe: d
 
 
 def hash_path(path: Path) -> Path:
-    """Where the sha256 of a checkpoint stands, as sha256sum writes it."""
+    """The file with the sha256 of a checkpoint, in the format of sha256sum."""
     return path.with_name(path.name + ".sha256")

@@ -1,4 +1,4 @@
-"""What the subcommands of test.py share."""
+"""Common parts of the subcommands of test.py."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from utils import cli
 from utils.errors import UserError
 
 REPORT, CONFIG = "report.json", "config.yaml"
-PARTS_OF_REPORTS = ("recordings.txt", "identification.txt", "utterances.jsonl")  # which one that was cut short may hold
+PARTS_OF_REPORTS = ("recordings.txt", "identification.txt", "utterances.jsonl")  # left by an interrupted report
 
 Problems = Callable[[argparse.Namespace], list[str]]
 
@@ -21,7 +21,7 @@ Problems = Callable[[argparse.Namespace], list[str]]
 def add_command(
     commands: Any, name: str, body: Any, description: str, problems: Problems = lambda args: [], model: bool = True
 ) -> cli.Parser:
-    """A subcommand that runs `body(args)` unless `problems(args)` says what contradicts; with a model's flags."""
+    """Adds a subcommand, with flags of a model, that runs `body(args)` unless `problems(args)` finds contradictions."""
     parser = commands.add_parser(name, help=description.partition("\n")[0], description=description)
     parser.set_defaults(body=body, problems=problems)
     if model:
@@ -43,21 +43,24 @@ def add_report_arguments(parser: cli.Parser) -> None:
     group = parser.add_argument_group("report")
     group.add_argument("--out", type=Path, required=True, help="folder for the report and its pictures")
     group.add_argument(
-        "--bootstrap", type=cli.positive_int, default=1000, help="draws of speakers or utterances for an interval"
+        "--bootstrap",
+        type=cli.positive_int,
+        default=1000,
+        help="bootstrap samples for an interval",
     )
-    group.add_argument("--seed", type=cli.non_negative_int, default=0, help="seed of the draws")
+    group.add_argument("--seed", type=cli.non_negative_int, default=0, help="seed of the bootstrap")
 
 
 def require_out(out: Path) -> None:
-    """`UserError` if reports cannot be written to `out`; called before the work, not after it."""
+    """Creates the folder of a report before the work begins; `UserError` if a report cannot be written there."""
     if out.exists() and not out.is_dir():
         raise UserError(f"--out {out} is a file; a folder is needed")
     if out.is_dir() and any(out.iterdir()) and not any((out / name).exists() for name in (REPORT, *PARTS_OF_REPORTS)):
-        raise UserError(f"{out} holds other files and no {REPORT}: choose a new or empty folder for --out")
+        raise UserError(f"{out} contains other files and no {REPORT}: choose a new or empty folder for --out")
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"the folder {out} cannot be made: {error.strerror}") from error
+        raise UserError(f"the folder {out} cannot be created: {error.strerror}") from error
 
 
 def show_report(args: argparse.Namespace, report: dict[str, Any], table: str) -> None:

@@ -1,4 +1,4 @@
-"""What a command runs on: the device, the backend of the Mamba mixers, and the memory that the process keeps."""
+"""The device, the backend of the Mamba mixers, and the memory that the process keeps."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from models.mamba import StateSpaceMixer
 from utils.errors import UserError
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # from malloc.h
-LARGEST_KEPT = 32 * 2**20  # bytes; what glibc itself may grow this threshold to
+LARGEST_KEPT = 32 * 2**20  # bytes; the largest threshold that glibc itself would set
 COMPILED_KEPT = 256  # enough for all operations of a model on batches of one shape
 
 
@@ -26,7 +26,11 @@ def pick_device(name: str) -> torch.device:
         if device.type not in ("cpu", "cuda", "mps"):
             raise UserError(f"the device {name} is none of cpu, cuda and mps")
         torch.empty(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:  # one each for name, build and driver
+    except (
+        RuntimeError,
+        AssertionError,
+        NotImplementedError,
+    ) as error:  # by name, build and driver
         raise UserError(f"the device {name} cannot be used here: {str(error).splitlines()[0]}") from error
     return device
 
@@ -44,8 +48,8 @@ def use_backend(model: nn.Module, backend: str, device: torch.device) -> None:
 def keep_freed_memory() -> bool:
     """Makes malloc keep freed blocks of up to 32 MiB, for this process; False where the C library is not glibc.
 
-    glibc returns large blocks as soon as they are free and asks for them again at the next step, page by page, each set
-    to zero by the system. Kept, they cost no more memory than the largest step needs.
+    glibc returns large free blocks at once and requests them again at the next step, page by page, which the system
+    sets to zero. Kept blocks take no more memory than the largest step needs.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
@@ -55,9 +59,9 @@ def keep_freed_memory() -> bool:
 
 
 def keep_few_compiled_operations() -> None:
-    """Makes oneDNN keep `COMPILED_KEPT` operations, or as many as the environment says; call it before torch computes.
+    """Makes oneDNN keep `COMPILED_KEPT` operations unless the environment sets a number; call before torch computes.
 
-    By default it keeps 1024, each for one shape. Where every batch has another shape, as in text to mel in bf16, few of
+    By default it keeps 1024, each for one shape. If every batch has another shape, as in text to mel in bf16, few of
     them are ever used again.
     """
     if not any(f"{name}_PRIMITIVE_CACHE_CAPACITY" in os.environ for name in ("ONEDNN", "DNNL")):

@@ -1,12 +1,13 @@
-"""Where a model's memory goes: per layer in the forward pass, and over a whole training step.
+"""Memory of a model: per layer in the forward pass, and over a training step.
 
-Sizes are those of tensor storages in bytes, counted while the real computation runs on the CPU. What a kernel
-allocates and frees inside one operator is not seen, and an allocator's rounding is not included.
+Sizes are bytes of tensor storages, counted while the real computation runs on the CPU. Memory that a kernel allocates
+and frees inside one operator does not count, nor does the rounding of an allocator.
 """
 
 from __future__ import annotations
 
 import weakref
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -23,9 +24,9 @@ MIB = 2**20
 class Layer:
     """One module, its submodules included.
 
-    `output_bytes` is the size of the tensors it returns, over all calls. `saved_bytes` is the size of the storages that
-    autograd keeps, at the end of the forward pass, from operations inside it: each storage once, at the module that
-    saved it first, and without parameters and buffers, which live anyway. `own_saved_bytes` leaves out the submodules.
+    `output_bytes` is the size of the tensors that it returns in all calls. `saved_bytes` is the size of the storages
+    that autograd keeps at the end of the forward pass for operations inside the module: each storage once, at the
+    module that saved it first, without parameters and buffers. `own_saved_bytes` excludes the submodules.
     """
 
     name: str
@@ -39,9 +40,9 @@ class Layer:
 
 @dataclass(frozen=True)
 class StepMemory:
-    """Bytes alive in a training step that is not the first: `resident` before it, and the peak of each phase.
+    """Bytes in use in a training step after the first: the peak of each phase, and `resident`, between steps.
 
-    `resident` is parameters, buffers, optimizer state and the batch; gradients are freed before the forward pass.
+    Gradients are freed before the forward pass.
     """
 
     parameters: int
@@ -55,7 +56,7 @@ class StepMemory:
 
     @property
     def resident(self) -> int:
-        """Bytes that live through the whole step."""
+        """Bytes of parameters, buffers, batch and optimizer state."""
         return self.parameters + self.buffers + self.batch + self.optimizer_state
 
     @property
@@ -64,18 +65,18 @@ class StepMemory:
         return max(self.forward_peak, self.backward_peak, self.optimizer_peak)
 
     def to_dict(self) -> dict[str, int]:
-        """All figures as plain values."""
+        """All sizes as plain values."""
         return {**asdict(self), "resident": self.resident, "peak": self.peak}
 
 
 class _LayerHooks:
-    """Knows which module is running, and writes down what it returns and what autograd saves from it."""
+    """Records for each module the sizes of its outputs and of the storages that autograd saves in it."""
 
     def __init__(self, model: nn.Module) -> None:
         self.running: list[str] = [""]
-        self.calls: dict[str, int] = {}
-        self.outputs: dict[str, int] = {}
-        self.kept: dict[int, tuple[int, str, int]] = {}  # what autograd holds: storage, module, bytes
+        self.calls: Counter[str] = Counter()
+        self.outputs: Counter[str] = Counter()
+        self.kept: dict[int, tuple[int, str, int]] = {}  # saved tensors that still live: storage, module, bytes
         self.state = {storage_key(tensor) for tensor in state_tensors(model)}
         self.handles = []
         for name, module in model.named_modules():
@@ -87,28 +88,26 @@ class _LayerHooks:
     def _finish(self, name: str) -> Callable[..., None]:
         def hook(module: nn.Module, inputs: Any, output: Any) -> None:
             self.running.pop()
-            self.calls[name] = self.calls.get(name, 0) + 1
-            self.outputs[name] = self.outputs.get(name, 0) + sum(tensor.nbytes for tensor in tensors_in(output))
+            self.calls[name] += 1
+            self.outputs[name] += sum(tensor.nbytes for tensor in tensors_in(output))
 
         return hook
 
     def pack(self, tensor: Tensor) -> Tensor:
-        """The hook on tensors that autograd saves: it holds what this returns, for as long as the graph lives."""
-        packed = tensor.detach()  # an output would otherwise hold the graph that holds it
+        """Hook on tensors that autograd saves: the graph keeps the result as long as it lives."""
+        packed = tensor.detach()  # an output would keep the graph alive that keeps the output
         if storage_key(tensor) not in self.state:
             size = tensor.untyped_storage().nbytes()
             self.kept[id(packed)] = storage_key(tensor), self.running[-1], size
-            weakref.finalize(packed, self.kept.pop, id(packed))  # a graph that leads nowhere is freed at once
+            weakref.finalize(packed, self.kept.pop, id(packed))  # unused graphs are freed at once
         return packed
 
     def saved(self) -> dict[str, int]:
-        """Bytes that are held now, each storage at the module that saved it first."""
-        sums: dict[str, int] = {}
-        seen = set()
-        for storage, name, size in self.kept.values():
-            if storage not in seen:
-                seen.add(storage)
-                sums[name] = sums.get(name, 0) + size
+        """Bytes that are saved now, each storage at the module that saved it first."""
+        first = {storage: (name, size) for storage, name, size in reversed(self.kept.values())}
+        sums: Counter[str] = Counter()
+        for name, size in first.values():
+            sums[name] += size
         return sums
 
     def remove(self) -> None:
@@ -117,14 +116,14 @@ class _LayerHooks:
 
 
 def profile_layers(model: nn.Module, forward: Callable[[], Any]) -> list[Layer]:
-    """Runs `forward()`, from a batch to a loss by way of `model`; a row per module in the order of `named_modules`.
+    """Runs `forward()`, through `model` to a loss; returns a row per module in the order of `named_modules`.
 
-    The first row, with an empty name, is the model itself; what `forward` does around the model counts there.
+    The first row, with an empty name, is the model itself; operations of `forward` around the model count there.
     """
     hooks = _LayerHooks(model)
     try:
         with torch.autograd.graph.saved_tensors_hooks(hooks.pack, lambda tensor: tensor):
-            loss = forward()  # holds the graph, and with it what was saved
+            loss = forward()  # keeps the graph, and so the saved tensors
             saved = hooks.saved()
             del loss
     finally:
@@ -133,13 +132,13 @@ def profile_layers(model: nn.Module, forward: Callable[[], Any]) -> list[Layer]:
     for name, module in model.named_modules():
         inside = [size for other, size in saved.items() if is_inside(other, name)]
         parameters = sum(parameter.numel() for parameter in module.parameters())
-        counted = hooks.calls.get(name, 0), hooks.outputs.get(name, 0), sum(inside), saved.get(name, 0)
+        counted = hooks.calls[name], hooks.outputs[name], sum(inside), saved[name]
         rows.append(Layer(name, type(module).__name__, parameters, *counted))
     return rows
 
 
 class LiveStorages(TorchDispatchMode):
-    """Counts the bytes of the storages that are alive, from those given and those that operators make inside it.
+    """Counts the bytes of living storages, of the given tensors and of results of operators within the block.
 
     `live` is the present sum, `peak` the largest since `restart`.
     """
@@ -151,9 +150,10 @@ class LiveStorages(TorchDispatchMode):
         for tensor in tensors:
             self._follow(tensor)
 
-    def restart(self) -> None:
-        """Forgets the peak so far."""
-        self.peak = self.live
+    def restart(self) -> int:
+        """Returns the peak so far and forgets it."""
+        peak, self.peak = self.peak, self.live
+        return peak
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
@@ -183,40 +183,36 @@ def profile_step(
 ) -> StepMemory:
     """Runs two training steps and measures the second, when the optimizer's state exists.
 
-    `loss()` is the forward pass from `batch`, any nesting of tensors, to a scalar; `before_update` runs between
-    backward and update (clipping, say).
+    `loss()` is the forward pass from `batch`, any nesting of tensors, to a scalar; `before_update`, such as clipping,
+    runs between backward pass and update.
     """
-    peaks = {}
     live = LiveStorages([*state_tensors(model), *tensors_in(batch)])
     for _ in range(2):
         optimizer.zero_grad(set_to_none=True)
         with live:
             live.restart()
             value = loss()
-            peaks["forward"] = live.peak
-            live.restart()
+            forward_peak = live.restart()
             value.backward()
-            peaks["backward"] = live.peak
-            live.restart()
+            backward_peak = live.restart()
             before_update()
             optimizer.step()
-            peaks["optimizer"] = live.peak
+            optimizer_peak = live.restart()
         del value
-    states = [tensors_in(state) for state in optimizer.state.values()]
     return StepMemory(
         parameters=unique_bytes(model.parameters()),
         buffers=unique_bytes(model.buffers()),
         batch=unique_bytes(tensors_in(batch)),
-        optimizer_state=unique_bytes(tensor for state in states for tensor in state),
+        optimizer_state=unique_bytes(tensors_in(list(optimizer.state.values()))),
         gradients=unique_bytes(parameter.grad for parameter in model.parameters() if parameter.grad is not None),
-        forward_peak=peaks["forward"],
-        backward_peak=peaks["backward"],
-        optimizer_peak=peaks["optimizer"],
+        forward_peak=forward_peak,
+        backward_peak=backward_peak,
+        optimizer_peak=optimizer_peak,
     )
 
 
 def storage_key(tensor: Tensor) -> int:
-    """Names the storage behind a tensor for as long as it lives; views share it."""
+    """Identifies the storage of a tensor while it lives; views share it."""
     return tensor.untyped_storage()._cdata
 
 
@@ -232,17 +228,17 @@ def state_tensors(model: nn.Module) -> Iterator[Tensor]:
 
 
 def unique_bytes(tensors: Iterable[Tensor]) -> int:
-    """Bytes of the storages behind `tensors`, each counted once."""
+    """Bytes of the storages of `tensors`, each counted once."""
     return sum({storage_key(tensor): tensor.untyped_storage().nbytes() for tensor in tensors}.values())
 
 
 def is_inside(name: str, ancestor: str) -> bool:
-    """Whether module `name` is `ancestor` or one of its submodules, by their dotted names."""
+    """True if module `name` is `ancestor` or one of its submodules, by their dotted names."""
     return ancestor in ("", name) or name.startswith(f"{ancestor}.")
 
 
 def layer_table(layers: list[Layer], depth: int | None = None) -> str:
-    """The rows as text, names indented by their level; modules deeper than `depth` are left out, not lost."""
+    """The rows as text, names indented by their level, without modules deeper than `depth`."""
     lines = [("layer", "kind", "parameters", "calls", "output MiB", "saved MiB")]
     for layer in layers:
         level = layer.name.count(".") + 1 if layer.name else 0
@@ -262,16 +258,5 @@ def layer_table(layers: list[Layer], depth: int | None = None) -> str:
 
 
 def step_table(step: StepMemory) -> str:
-    """The figures of a training step as text, in MiB."""
-    figures = [
-        ("parameters", step.parameters),
-        ("buffers", step.buffers),
-        ("batch", step.batch),
-        ("optimizer state", step.optimizer_state),
-        ("gradients", step.gradients),
-        ("peak of forward", step.forward_peak),
-        ("peak of backward", step.backward_peak),
-        ("peak of optimizer", step.optimizer_peak),
-        ("peak of the step", step.peak),
-    ]
-    return "\n".join(f"{name:<18}{size / MIB:>12,.2f} MiB" for name, size in figures)
+    """The sizes of a training step as text, in MiB."""
+    return "\n".join(f"{name.replace('_', ' '):<18}{size / MIB:>12,.2f} MiB" for name, size in step.to_dict().items())

@@ -10,7 +10,7 @@ TASKS = {task.name: task for task in (SpeakerTask, TextToMelTask)}
 
 
 def flags_of_other_tasks(name: str, **others: str) -> dict[str, str]:
-    """Names of flags that the task called `name` lacks, each with the case that it is for, as `--task tts`.
+    """Flags that the task `name` lacks, each with the words that name its case, such as `--task tts`.
 
     `others` are flags of one script, each with its task.
     """

@@ -1,4 +1,4 @@
-"""The configuration of a speaker model, and the registries that it names parts of."""
+"""The configuration of a speaker model, and the registries of its parts."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LOSSES: Registry[Callable[[SpeakerConfig, int], nn.Module]] = Registry()
 
 @dataclass(frozen=True)
 class LossConfig(Config):
-    """The loss over the training speakers; each loss reads the fields that it knows."""
+    """The loss over the training speakers; each loss reads the fields that it needs."""
 
     title = "loss"
 
@@ -44,20 +44,20 @@ class SpeakerConfig(StackConfig, LossConfig):
     channels: int = option(512, "channels of ecapa", least=1)
     normalize: str = option(
         "auto",
-        "statistics that features are normalized with: global, the training set's, or utterance, its own mean as well; "
-        "auto is global for a causal encoder, else utterance",
+        "normalization of features: global, by statistics of the training set, or utterance, by the mean of the "
+        "utterance as well; auto is global for a causal encoder, else utterance",
         choices=("auto", "global", "utterance"),
     )
     n_mels: int = 80
 
     @property
     def per_utterance(self) -> bool:
-        """Whether the utterance's own mean is subtracted."""
+        """True if the mean of the utterance is subtracted."""
         return self.normalize == "utterance" or (self.normalize == "auto" and not self.causal)
 
     def problems(self) -> list[str]:
         """Contradictions, among them those that the encoder's constructor finds."""
         found = []
         if self.causal and self.per_utterance:
-            found.append("causal and normalize utterance contradict: a stream has no utterance mean yet")
+            found.append("causal and normalize utterance contradict: the mean of a stream is not known before its end")
         return [*found, *attempt(ENCODERS[self.model], self)]

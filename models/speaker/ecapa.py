@@ -30,7 +30,7 @@ class SqueezeExcitation(nn.Module):
 
 
 class Res2Layer(nn.Module):
-    """Hierarchical convolutions over eight groups of channels (Gao et al. 2019): each adds its input to the last."""
+    """Hierarchical convolutions over eight groups of channels, each with the last output added (Gao et al. 2019)."""
 
     def __init__(self, channels: int, kernel: int, dilation: int) -> None:
         super().__init__()
@@ -64,7 +64,7 @@ class SERes2Block(nn.Module):
 class ECAPA(nn.Module):
     """ECAPA-TDNN (figure 2): (b, l, n_mels), lengths (b,) -> (b, embedding_dim).
 
-    Every block sees the sum of all earlier outputs (section 3.3); the last 1x1 layer sees their concatenation.
+    Blocks read the sum of all earlier outputs (section 3.3), the last 1x1 layer reads their concatenation.
     """
 
     takes_padding = False  # in training: batch norm would count it

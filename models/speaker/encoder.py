@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 from models.norm import BatchNorm
@@ -13,7 +14,7 @@ from models.stack import MixerStack
 class Subsampling(nn.Module):
     """Causal strided convolution, GELU: (b, t, n_mels), lengths (b,) -> (b, ceil(t / factor), d), lengths.
 
-    Output frame i sees input frames up to `factor` i + `factor` - 1, so that a stream can be cut into groups of
+    Output frame i sees input frames up to `factor` i + `factor` - 1, so that a stream can be processed in groups of
     `factor` frames.
     """
 
@@ -25,8 +26,8 @@ class Subsampling(nn.Module):
 
     def forward(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         missing = -x.shape[1] % self.factor
-        x = F.pad(x.transpose(1, 2), (self.kernel - self.factor, missing))
-        return F.gelu(self.conv(x)).transpose(1, 2), (lengths + self.factor - 1) // self.factor
+        x = F.pad(rearrange(x, "b t m -> b m t"), (self.kernel - self.factor, missing))
+        return rearrange(F.gelu(self.conv(x)), "b d l -> b l d"), (lengths + self.factor - 1) // self.factor
 
 
 @ENCODERS.register("tacomamba")

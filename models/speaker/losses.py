@@ -1,4 +1,4 @@
-"""Losses of the speaker task: embeddings (b, e) and labels (b,) to a summed loss, and to cosines with the classes."""
+"""Losses of speaker models: embeddings (b, e) and labels (b,) to a summed loss and cosines with the classes."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from models.speaker.config import LOSSES, SpeakerConfig
 class AAMSoftmax(nn.Module):
     """Additive angular margin softmax (Deng et al. 2019, equation 3): cos(theta + margin) for the true class.
 
-    Where theta + margin would pass pi, cos theta - margin sin(margin) takes over, so that the target logit keeps
-    falling with the angle.
+    Where theta + margin exceeds pi, cos theta - margin sin(margin) replaces it, so that the target logit still
+    decreases with the angle.
     """
 
     def __init__(self, config: SpeakerConfig, n_classes: int) -> None:

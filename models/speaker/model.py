@@ -12,8 +12,8 @@ from models.speaker.config import ENCODERS, LOSSES, SpeakerConfig
 class FeatureNorm(nn.Module):
     """Standardizes log-mels with the training set's mean and deviation per channel: (b, t, n_mels) -> same.
 
-    With `per_utterance` the utterance's own mean is subtracted as well, which takes out the recording's channel but
-    needs the whole utterance, so that a causal encoder cannot have it. Padding comes out as zeros.
+    With `per_utterance` the mean of the utterance is subtracted as well, which removes the channel of the recording
+    but needs the complete utterance, which a causal encoder does not have. Padding becomes zeros.
     """
 
     def __init__(self, n_mels: int, per_utterance: bool) -> None:
@@ -51,7 +51,7 @@ class SpeakerModel(nn.Module):
     def forward(self, mel: Tensor, lengths: Tensor, labels: Tensor, margin_share: float) -> dict[str, Tensor]:
         """`loss_sum` over the batch, `count` of utterances and `correct` decisions, each a scalar tensor.
 
-        `margin_share`, 0 to 1, is how much of the loss's margin applies.
+        `margin_share`, 0 to 1, is a factor on the margin of the loss.
         """
         loss_sum, cosines = self.classifier(self.embed(mel, lengths), labels, margin_share)
         correct = (cosines.argmax(-1) == labels).sum()

@@ -35,8 +35,8 @@ class StatisticsPooling(nn.Module):
 class AttentiveStatisticsPooling(nn.Module):
     """Channel-wise attentive statistics (Okabe et al. 2018, equations 2 to 6, one attention weight per channel).
 
-    With `global_context` the attention also sees the utterance's mean and deviation (Desplanques et al. 2020,
-    section 3.1); without it each frame's score depends on that frame alone, so the pooling can run over a stream.
+    With `global_context` the attention also reads the utterance's mean and deviation (Desplanques et al. 2020,
+    section 3.1); without it each frame's score depends on that frame alone, so that a stream can be pooled.
     """
 
     def __init__(self, dim: int, bottleneck: int = 128, global_context: bool = False) -> None:
@@ -47,11 +47,11 @@ class AttentiveStatisticsPooling(nn.Module):
         self.score = nn.Linear(bottleneck, dim)
 
     def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
-        seen = x
+        inputs = x
         if self.context is not None:
             statistics = self.context(x, lengths).to(x.dtype)
-            seen = torch.cat([x, statistics.unsqueeze(1).expand(-1, x.shape[1], -1)], dim=-1)
-        scores = self.score(torch.tanh(self.hidden(seen))).float()
+            inputs = torch.cat([x, statistics.unsqueeze(1).expand(-1, x.shape[1], -1)], dim=-1)
+        scores = self.score(torch.tanh(self.hidden(inputs))).float()
         mask = length_mask(lengths, x.shape[1]).unsqueeze(-1)
         weights = scores.masked_fill(~mask, -torch.inf).softmax(dim=1)
         return weighted_statistics(x.float(), weights)

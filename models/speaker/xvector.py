@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 from models.mamba import length_mask
@@ -22,7 +23,7 @@ class TDNNLayer(nn.Module):
         self.norm = BatchNorm(out_dim)
 
     def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
-        y = self.norm(F.relu(self.conv(x.transpose(1, 2)).transpose(1, 2)))
+        y = self.norm(F.relu(rearrange(self.conv(rearrange(x, "b l d -> b d l")), "b c l -> b l c")))
         return y * length_mask(lengths, y.shape[1]).unsqueeze(-1)
 
 
@@ -30,7 +31,7 @@ class TDNNLayer(nn.Module):
 class XVector(nn.Module):
     """Five TDNN layers, statistics pooling, and the affine layer segment6: (b, l, n_mels) -> (b, embedding_dim).
 
-    The paper's 24 MFCCs are our log-mels, and its segment7 and softmax give way to the loss all models here share.
+    Log-mels replace the paper's 24 MFCCs, and the loss that all models here share replaces its segment7 and softmax.
     """
 
     takes_padding = False  # in training: batch norm would count it

@@ -53,7 +53,7 @@ class ResidualConvs(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
-        x = x.to(torch.promote_types(x.dtype, torch.float32))  # the residual stream adds up too much for bfloat16
+        x = x.to(torch.promote_types(x.dtype, torch.float32))  # bfloat16 is too coarse for sums of residuals
         for norm, layer in zip(self.norms, self.layers, strict=True):
             x = x + self.dropout(F.gelu(layer(norm(x), lengths)))
         return x

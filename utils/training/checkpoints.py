@@ -1,12 +1,11 @@
-"""The checkpoints of a run folder: `best.pt` to use, `last.pt` to go on from, and the ones before it.
+"""The checkpoints of a run folder: `best.pt` to use, `last.pt` to resume from, and older ones.
 
-`last-1.pt` is the `last.pt` of the save before, `last-2.pt` of the one before that, as many as are kept. Every file is
-whole or absent at any moment, and so is at least one of them once one was saved.
+`last-1.pt` was `last.pt` before the newest save, `last-2.pt` before that. At any moment every file is intact or absent,
+and after the first save at least one is intact.
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
 import sys
 from pathlib import Path
@@ -18,13 +17,13 @@ from utils.files import write_text
 
 
 class CheckpointStore:
-    """Saves into `directory`, keeping `keep_last` checkpoints to go on from, and finds the newest that is whole."""
+    """Keeps `keep_last` resumable checkpoints in `directory`, and finds the newest intact one."""
 
     def __init__(self, directory: Path, keep_last: int) -> None:
         self.directory, self.keep_last = directory, keep_last
 
     def save_last(self, checkpoint: dict[str, Any]) -> None:
-        """Writes `last.pt`; the old one becomes `last-1.pt` first, so that it outlives even a bad disk sector."""
+        """Writes `last.pt`; the old one becomes `last-1.pt`, in case a disk error damages the new one."""
         self._make_room()
         save_checkpoint(self.directory / LAST, checkpoint)
         for path in self._saved()[self.keep_last :]:
@@ -35,13 +34,13 @@ class CheckpointStore:
         save_checkpoint(self.directory / BEST, checkpoint)
 
     def has_best(self) -> bool:
-        """Whether there is a `best.pt`."""
+        """True if there is a `best.pt`."""
         return (self.directory / BEST).exists()
 
     def newest(self) -> dict[str, Any] | None:
-        """The newest checkpoint to go on from that is whole; None if none was saved, `UserError` if all are damaged.
+        """The newest intact resumable checkpoint; None if none was saved, `UserError` if all are damaged.
 
-        A damaged one is set aside under another name, with a warning.
+        Damaged ones are renamed, with a warning.
         """
         saved = self._saved()
         for path in saved:
@@ -49,30 +48,31 @@ class CheckpointStore:
                 return load_checkpoint(path)
             except UserError as error:
                 aside = _set_aside(path, "damaged")
-                print(f"warning: {error}; it is now {aside.name}, and the one before it is tried", file=sys.stderr)
+                print(f"warning: {error}; it was renamed {aside.name}, and the one before it is tried", file=sys.stderr)
         if saved:
-            raise UserError(f"no checkpoint in {self.directory} is whole; delete the folder to begin anew")
+            raise UserError(f"no checkpoint in {self.directory} is intact; delete the folder to start again")
         return None
 
     def begin_from(self, path: Path) -> None:
-        """Sets aside the checkpoints newer than `path`, or all if it is not among them: their future is given up."""
+        """Renames the checkpoints newer than `path`, or all if it is not among them: the run restarts from `path`."""
         for saved in self._saved():
             if path.exists() and saved.samefile(path):
                 return
             _set_aside(saved, "superseded")
 
     def sweep(self) -> None:
-        """Removes the temporary files that a killed process has left."""
+        """Removes temporary files of a killed process."""
         for path in self.directory.glob(".*.tmp"):
             path.unlink(missing_ok=True)
 
     def _saved(self) -> list[Path]:
         """Newest first."""
-        older = {int(path.stem.rpartition("-")[2]): path for path in self.directory.glob("last-*.pt") if _number(path)}
-        return [path for path in (self.directory / LAST, *(older[age] for age in sorted(older))) if path.exists()]
+        ages = (path.stem.removeprefix("last-") for path in self.directory.glob("last-*.pt"))
+        older = map(self._older, sorted(int(age) for age in ages if age.isdigit()))
+        return [path for path in (self.directory / LAST, *older) if path.exists()]
 
     def _make_room(self) -> None:
-        """Gives `last.pt` a second name, that of the save before, after moving those before it on by one."""
+        """Gives `last.pt` the second name `last-1.pt`, after renaming older ones by one number."""
         last = self.directory / LAST
         if self.keep_last == 1 or not last.exists():
             return
@@ -80,41 +80,37 @@ class CheckpointStore:
         while self._older(age).exists() and age < self.keep_last:
             age += 1
         for number in range(age, 1, -1):
-            _move(self._older(number - 1), self._older(number))
-        second = self._older(1)
-        _remove(second)
-        if hash_path(last).exists():  # the hash goes first: a crash leaves a file without one, never with a wrong one
-            write_text(hash_path(second), hash_path(last).read_text(encoding="utf-8").replace(LAST, second.name))
+            source, target = self._older(number - 1), self._older(number)
+            _clear_for(source, target)
+            hash_path(source).unlink(missing_ok=True)
+            os.replace(source, target)
+        _clear_for(last, self._older(1))
         try:
-            os.link(last, second)
-        except OSError:  # a file system without second names: for a moment there is no last.pt
-            os.replace(last, second)
+            os.link(last, self._older(1))
+        except OSError:  # a file system without hard links: for a moment there is no last.pt
+            os.replace(last, self._older(1))
 
     def _older(self, age: int) -> Path:
         return self.directory / f"last-{age}.pt"
 
 
-def _number(path: Path) -> bool:
-    return path.stem.rpartition("-")[2].isdigit()
+def _clear_for(source: Path, target: Path) -> None:
+    """Removes `target` and writes the hash that it will have as the new name of `source`.
 
-
-def _move(source: Path, target: Path) -> None:
+    The hash comes first: a crash leaves a checkpoint without a hash, never with a wrong one.
+    """
     _remove(target)
     if hash_path(source).exists():
-        text = hash_path(source).read_text(encoding="utf-8").replace(source.name, target.name)
-        write_text(hash_path(target), text)
-        hash_path(source).unlink()
-    os.replace(source, target)
+        write_text(hash_path(target), hash_path(source).read_text("utf-8").replace(source.name, target.name))
 
 
 def _remove(path: Path) -> None:
-    for name in (hash_path(path), path):
-        with contextlib.suppress(FileNotFoundError):
-            name.unlink()
+    for each in (hash_path(path), path):
+        each.unlink(missing_ok=True)
 
 
-def _set_aside(path: Path, word: str) -> Path:
-    aside = path.with_name(f"{path.name}.{word}")
+def _set_aside(path: Path, suffix: str) -> Path:
+    aside = path.with_name(f"{path.name}.{suffix}")
     os.replace(path, aside)
     hash_path(path).unlink(missing_ok=True)
     return aside

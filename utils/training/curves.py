@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -17,28 +18,26 @@ from utils.errors import UserError
 from utils.plots import COLORS, new_figure, save_figure, tidy
 from utils.training.runlog import read_log
 
-# Quantity of a log line -> its axis label.
-_CURVES = {"loss": "training loss (nats)", "lr": "learning rate", "valid_eer": "validation EER (%)"}
-
 
 def draw_curves(path: Path, runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
-    """Loss, learning rate and validation EER over the steps; `runs`: name -> lines of its log."""
+    """Draws loss, learning rate and the validation score over the steps; `runs`: name -> lines of its log."""
+    names = (name for lines in runs.values() for line in lines for name in line if name.startswith("valid_"))
+    quantities = {"loss": "training loss (nats)", "lr": "learning rate"} | dict.fromkeys(islice(names, 1), "validation")
     figure = new_figure(12.6, 4.2)
-    panels = figure.subplots(1, len(_CURVES))
-    for axes, (key, label) in zip(panels, _CURVES.items(), strict=True):
+    panels = figure.subplots(1, len(quantities))
+    for axes, (key, label) in zip(panels, quantities.items(), strict=True):
+        marker = "o" if label == "validation" else None
         for number, lines in enumerate(runs.values()):
             points = [(line["step"], line[key]) for line in lines if line.get(key) is not None]
             steps, values = np.array(points).reshape(-1, 2).T
-            values = 100 * values if key == "valid_eer" else values
-            axes.plot(
-                steps, values, color=COLORS[number % len(COLORS)], marker="o" if key == "valid_eer" else None, ms=4
-            )
+            axes.plot(steps, values, color=COLORS[number % len(COLORS)], marker=marker, ms=4)
         tidy(axes)
         axes.set_xlim(left=0)
         axes.set_xlabel("step")
-        axes.set_ylabel(label)
+        axes.set_ylabel(key if marker else label)
         axes.set_title(label.partition(" (")[0])
-    panels[-1].set_ylim(bottom=0)
+        if marker:
+            axes.set_ylim(bottom=0)
     lines = panels[0].get_lines()
     figure.legend(lines, list(runs), loc="outside lower center", ncols=min(4, len(runs)), frameon=False)
     save_figure(figure, path)

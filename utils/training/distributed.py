@@ -1,4 +1,4 @@
-"""Where a process stands among those that torchrun started, and the few collectives the loop needs."""
+"""The ranks that torchrun started, and the collectives that the loop needs."""
 
 from __future__ import annotations
 
@@ -28,42 +28,46 @@ class Ranks:
 
     @property
     def is_main(self) -> bool:
-        """Whether this rank logs and saves."""
+        """True on the rank that logs and saves."""
         return self.rank == 0
 
     def sum(self, values: Tensor) -> Tensor:
-        """`values` added up over all ranks, the same bits on each."""
+        """`values` summed over all ranks, the same bits on each."""
         if self.world > 1:
             values = values.clone()
             dist.all_reduce(values)
         return values
 
     def wait(self) -> None:
-        """Returns when every rank is here."""
+        """Waits for all ranks."""
         if self.world > 1:
             dist.barrier()
 
     def share(self, count: int) -> range:
-        """The numbers below `count` that this rank works on; each is one rank's, and a rank may have none."""
+        """The numbers below `count` that this rank works on; each belongs to one rank, and a rank may have none."""
         return range(self.rank, count, self.world)
 
+    def micro_batch(self, places: range, number: int, of: int) -> range:
+        """The places of a global batch in this rank's micro-batch, `number` of as many as `of`."""
+        return places[number * self.world + self.rank :: self.world * of]
+
     def join_rows(self, rows: np.ndarray, count: int) -> np.ndarray:
-        """Rows (len(share(count)), D) of each rank's share in their places: (count, d), the same on every rank."""
-        whole = torch.zeros(count, rows.shape[1], device=self.device)
-        whole[self.rank :: self.world] = torch.from_numpy(rows).to(whole)
-        return self.sum(whole).cpu().numpy().astype(rows.dtype)  # a row is one rank's plus zeros: no bit changes
+        """Puts the rows (len(share(count)), d) of each rank's share in order: (count, d), the same on every rank."""
+        joined = torch.zeros(count, rows.shape[1], device=self.device)
+        joined[self.rank :: self.world] = torch.from_numpy(rows).to(joined)
+        return self.sum(joined).cpu().numpy().astype(rows.dtype)  # a row plus zeros of other ranks: no bit changes
 
     def gather(self, value: T) -> list[T]:
-        """The plain value of every rank, in the order of ranks."""
+        """Plain values of all ranks, in their order."""
         values: list[Any] = [value] * self.world
         if self.world > 1:
             dist.all_gather_object(values, value)
         return values
 
     def on_main(self, action: Callable[[], T]) -> T:
-        """Does `action` on rank 0 while the others wait, and hands its plain result to all.
+        """Performs `action` on rank 0 while the others wait; returns its plain result on all.
 
-        What the user can mend is raised on every rank: none waits for one that has given up.
+        A `UserError` or `OSError` is raised on every rank, so that none waits for one that has failed.
         """
         outcome: list[Any] = [None, None]
         if self.is_main:
@@ -85,9 +89,9 @@ class Ranks:
 def join(device_name: str) -> Ranks:
     """Joins the process group that torchrun's environment names: NCCL for CUDA, gloo otherwise.
 
-    torchrun keeps one store for all restarts, and a restarted rank may find the address of one that has died there
-    (pytorch issue 135712). So each restart has keys of its own, where one torchrun counts them for all ranks; over
-    several machines TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 does the same.
+    torchrun keeps one store for all restarts, in which a restarted rank may find the address of a dead one (pytorch
+    issue 135712). So the keys of each restart get a prefix if one torchrun counts restarts for all ranks; on several
+    machines TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 has the same effect.
     """
     world, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
     device = pick_device(device_name)

@@ -1,4 +1,4 @@
-"""How fast a run is, what it waits for, and how long it will take."""
+"""Speed, waiting time, memory and remaining time of a run."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MIB = 2**20
 
 
 class Meter:
-    """Counts steps, frames and time since the last reading; the estimate of the end rests on all steps so far."""
+    """Counts steps, frames and time since the last reading; the remaining time is estimated from all steps so far."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -23,13 +23,13 @@ class Meter:
         self.restart()
 
     def restart(self) -> None:
-        """Leaves out what was done since the last reading."""
+        """Discards the counts since the last reading."""
         self._steps = self._frames = 0
         self._waited = 0.0
         self._wall, self._cpu = time.perf_counter(), time.process_time()
 
     def timed(self, batches: Iterable[T]) -> Iterator[T]:
-        """The batches; the time until each is there counts as waiting for the loader."""
+        """Yields the batches, and counts the time until each arrives as waiting for the loader."""
         iterator = iter(batches)
         while True:
             asked = time.perf_counter()
@@ -41,15 +41,15 @@ class Meter:
             yield batch
 
     def add(self, frames: float) -> None:
-        """Counts one step of so many frames over all ranks."""
+        """Counts one step, of `frames` frames over all ranks."""
         self._steps, self._frames, self._all_steps = self._steps + 1, self._frames + frames, self._all_steps + 1
 
     def read(self, steps_left: int) -> dict[str, float]:
-        """Figures since the last reading, of this process unless said; then begins anew.
+        """Metrics of this process since the last reading; then restarts.
 
-        `frames_per_s` of wall time over all ranks, `cpu_s_per_step`, `wait_share` (the part of the wall time in which
-        the step waited for the loader), `memory_mib` (highest so far: resident, or the GPU's where there is one) and
-        `eta_s`, seconds until `steps_left` more steps are done.
+        `frames_per_s` of wall time over all ranks, `cpu_s_per_step`, `wait_share` (share of the wall time spent waiting
+        for the loader), `memory_mib` (highest so far: of the GPU if there is one, else resident) and `eta_s`, seconds
+        until `steps_left` more steps are done.
         """
         now = time.perf_counter()
         wall = now - self._wall
@@ -65,7 +65,7 @@ class Meter:
 
 
 def _peak_memory(device: torch.device) -> int:
-    """Bytes."""
+    """Highest memory so far in bytes."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

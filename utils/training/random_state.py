@@ -10,7 +10,7 @@ import torch
 
 
 def random_state(device: torch.device) -> dict[str, Any]:
-    """The state of Python's, numpy's and torch's global generators, and of the device's own."""
+    """States of Python's, numpy's and torch's global generators, and of the device's."""
     numpy_state = np.random.get_state(legacy=False)
     words = numpy_state["state"]
     return {
@@ -22,7 +22,7 @@ def random_state(device: torch.device) -> dict[str, Any]:
 
 
 def restore_random_state(state: dict[str, Any], device: torch.device) -> None:
-    """Puts back what `random_state` gave; a state of another kind of device leaves this device's alone."""
+    """Restores the result of `random_state`; the device's generator only if its state was kept."""
     random.setstate(state["python"])
     words = state["numpy"]["state"]
     key = np.array(words["key"], dtype=np.uint32)
@@ -33,7 +33,7 @@ def restore_random_state(state: dict[str, Any], device: torch.device) -> None:
 
 
 def seed_everything(*words: int) -> None:
-    """Seeds the generators with one number made of `words`."""
+    """Seeds the generators with one number derived from `words`."""
     seed = int(np.random.SeedSequence(words).generate_state(1)[0])
     random.seed(seed)
     np.random.seed(seed)

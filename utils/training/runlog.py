@@ -22,8 +22,8 @@ LOG = "log.jsonl"
 class RunLog:
     """Writes `log.jsonl` and TensorBoard events; a rank that is not main writes nothing.
 
-    `first_step` > 0 (a resumed run) cuts the log back, so that each step stands in it once, and adds a line with
-    `resumed_from` and no step of its own.
+    For a resumed run, `first_step` > 0, later lines are removed, so that no step occurs twice, and a line with
+    `resumed_from` instead of `step` is added.
     """
 
     def __init__(self, directory: Path, is_main: bool, first_step: int, tensorboard: bool) -> None:
@@ -43,21 +43,21 @@ class RunLog:
             self._board = SummaryWriter(str(directory / "tensorboard"), purge_step=first_step + 1)
 
     def write(self, step: int, values: dict[str, Any]) -> None:
-        """Appends one line; numbers also go to TensorBoard, under train/, or valid/ where the name says so."""
+        """Appends one line; numbers also go to TensorBoard, under valid/ if named valid_..., else under train/."""
         if self._file is None:
             return
-        # A skipped step has a loss or a gradient norm that is not finite, which JSON has no number for.
+        # JSON has no number for the loss or gradient norm of a skipped step, which is not finite.
         plain = {name: None if isinstance(v, float) and not math.isfinite(v) else v for name, v in values.items()}
         self._file.write(json.dumps({"step": step, **plain}, allow_nan=False) + "\n")
         self._file.flush()
         if self._board is not None:
             for name, value in values.items():
                 if isinstance(value, (int, float)):
-                    tag = name.replace("valid_", "valid/") if name.startswith("valid_") else f"train/{name}"
-                    self._board.add_scalar(tag, value, step)
+                    part = "valid" if name.startswith("valid_") else "train"
+                    self._board.add_scalar(f"{part}/{name.removeprefix('valid_')}", value, step)
 
     def picture(self, step: int, name: str, draw: Callable[[Path], None]) -> None:
-        """Keeps what `draw(path)` draws as `pictures/NAME-STEP.png`; nothing is drawn without TensorBoard."""
+        """Keeps the picture of `draw(path)` as `pictures/NAME-STEP.png`; does nothing without TensorBoard."""
         if self._board is not None:
             from matplotlib.image import imread
 
@@ -66,7 +66,7 @@ class RunLog:
             self._board.add_image(name, imread(path)[..., :3], step, dataformats="HWC")
 
     def sound(self, step: int, name: str, samples: np.ndarray, sample_rate: int) -> None:
-        """Keeps samples (s,) within -1 and 1 as `sounds/NAME-STEP.wav`; nothing is kept without TensorBoard."""
+        """Keeps samples (s,) within -1 and 1 as `sounds/NAME-STEP.wav`; does nothing without TensorBoard."""
         if self._board is not None:
             import soundfile
 
@@ -76,12 +76,12 @@ class RunLog:
             self._board.add_audio(name, samples[None], step, sample_rate)
 
     def sync(self) -> None:
-        """What was written survives a power cut: called before a checkpoint that the log must reach up to."""
+        """Flushes lines to disk, before a checkpoint is saved that the log must not fall behind."""
         if self._file is not None:
             os.fsync(self._file.fileno())
 
     def close(self) -> None:
-        """Closes the files; what was written stays."""
+        """Closes the files."""
         if self._file is not None:
             self._file.close()
         if self._board is not None:
@@ -89,7 +89,7 @@ class RunLog:
 
 
 def read_log(directory: Path) -> list[dict[str, Any]]:
-    """The whole lines of a run's log; a last line that a crash cut short is left out."""
+    """The lines of a run's log, without a last one that a crash cut short."""
     path = directory / LOG
     if not path.exists():
         return []
@@ -98,7 +98,7 @@ def read_log(directory: Path) -> list[dict[str, Any]]:
 
 
 def write_run_record(directory: Path, config: dict[str, Any], facts: dict[str, Any]) -> None:
-    """`run.json`: what ran, on what, with which versions."""
+    """Writes `run.json`: command, revision, versions, machine, `facts` and configuration."""
     import torch
 
     write_json(
@@ -115,7 +115,7 @@ def write_run_record(directory: Path, config: dict[str, Any], facts: dict[str, A
 
 
 def _git_revision() -> str | None:
-    """The commit this code stands at, with `-dirty` after it if files differ; None outside git."""
+    """The commit of this code, with `-dirty` after it if files differ; None outside git."""
     try:
         command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
         folder = Path(__file__).resolve().parent

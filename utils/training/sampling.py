@@ -1,7 +1,7 @@
-"""Which sample stands at which place of a training run, and where batches end: functions of the seed and the place.
+"""The order of samples in a training run and the ends of its batches, as functions of the seed and the place.
 
-Places count the samples of the global batches from the start of the run, so that neither ranks, workers, micro-batches
-nor an interruption change what is trained on: how far a run has come is one number, the samples it has consumed.
+Places count the samples of all global batches from the start of the run. So ranks, workers, micro-batches and
+interruptions do not change the samples, and the number of samples consumed states the progress of a run.
 """
 
 from __future__ import annotations
@@ -13,10 +13,11 @@ import numpy as np
 from torch.utils.data import Sampler
 
 from utils.errors import UserError
+from utils.training.distributed import Ranks
 from utils.training.options import TrainingOptions
 
-POOL_BATCHES = 100  # batches of like length are formed among so many batches' worth of utterances
-JITTER = 0.05  # of a length where utterances are ordered by length, so that neighbors change from epoch to epoch
+POOL_BATCHES = 100  # batches of utterances in a pool, among which those of similar length are batched
+JITTER = 0.05  # relative, of lengths before sorting, so that neighbors change from epoch to epoch
 
 
 class Order(Protocol):
@@ -32,7 +33,7 @@ class Order(Protocol):
 
 
 class EpochOrder:
-    """Every epoch takes each of `size` items once, in a new order; `batch_size` samples a batch."""
+    """Every epoch has each of `size` items once, in a new order; `batch_size` samples per batch."""
 
     def __init__(self, size: int, seed: int, batch_size: int) -> None:
         self.size, self.seed, self.smallest_batch = size, seed, batch_size
@@ -51,11 +52,11 @@ class EpochOrder:
 
 
 class BucketOrder:
-    """Every epoch takes each item once, in batches of like length within a budget of padded frames.
+    """Every epoch has each item once, in batches of similar length within a budget of padded frames.
 
-    An epoch is dealt at random into pools, the items of a pool are sorted by (jittered) length and cut into batches
-    whose size times longest length stays within `batch_frames`, and the batches of all pools are shuffled. Raises
-    `UserError` if an item alone exceeds the budget.
+    Items are divided at random into pools, sorted by (jittered) length in each, and cut into batches whose size times
+    longest length is at most `batch_frames`; then the batches of all pools are shuffled. Raises `UserError` if an item
+    alone exceeds the budget.
     """
 
     def __init__(self, lengths: Sequence[int], seed: int, batch_frames: int) -> None:
@@ -90,8 +91,8 @@ class BucketOrder:
         pools = max(1, int(self.lengths.sum() // (POOL_BATCHES * self.batch_frames)))
         batches = []
         for pool in np.array_split(draw.permutation(size), min(pools, size)):
-            shown_lengths = self.lengths[pool] * draw.uniform(1 - JITTER, 1 + JITTER, len(pool))
-            batches += self._cut(pool[np.argsort(-shown_lengths, kind="stable")])
+            jittered = self.lengths[pool] * draw.uniform(1 - JITTER, 1 + JITTER, len(pool))
+            batches += self._cut(pool[np.argsort(-jittered, kind="stable")])
         batches = [batches[number] for number in draw.permutation(len(batches))]
         self._items, self._ends = np.concatenate(batches), np.cumsum([len(batch) for batch in batches])
         self._epoch = epoch
@@ -99,7 +100,7 @@ class BucketOrder:
     def _cut(self, items: np.ndarray) -> list[np.ndarray]:
         """Batches from items of falling length.
 
-        A rest of less than half the batch before it is evened out with it, so that none is much smaller than others.
+        If the last batch has less than half the size of the one before it, both are divided evenly.
         """
         starts, longest = [0], 0
         for position, length in enumerate(self.lengths[items].tolist()):
@@ -113,28 +114,27 @@ class BucketOrder:
 
 
 def make_order(lengths: Sequence[int], options: TrainingOptions) -> Order:
-    """The order that the options of batches ask for, of utterances of `lengths` frames."""
+    """The order of utterances of `lengths` frames for the options of batches."""
     if options.batch_frames:
         return BucketOrder(lengths, options.seed, options.batch_frames)
     return EpochOrder(len(lengths), options.seed, options.batch_size)
 
 
 class ShareBatches(Sampler[list[int]]):
-    """The places of one rank's micro-batches: part p of a global batch in P parts takes every P-th place from p on.
+    """The places of one rank's micro-batches: part i of n of a global batch has every n-th place from i on.
 
-    The parts of a step are its `accumulate` micro-batches times the ranks; a batch has at least as many samples.
+    A step has `accumulate` micro-batches on each rank; a batch has at least as many samples as there are parts.
     """
 
-    def __init__(self, order: Order, place: int, steps: int, rank: int, world: int, accumulate: int) -> None:
-        self.order, self.place, self.steps = order, place, steps
-        self.rank, self.world, self.accumulate = rank, world, accumulate
+    def __init__(self, order: Order, place: int, steps: int, ranks: Ranks, accumulate: int) -> None:
+        self.order, self.place, self.steps, self.ranks, self.accumulate = order, place, steps, ranks, accumulate
 
     def __iter__(self) -> Iterator[list[int]]:
         place = self.place
         for _ in range(self.steps):
             places = self.order.batch(place)
             for micro in range(self.accumulate):
-                yield list(places[micro * self.world + self.rank :: self.world * self.accumulate])
+                yield list(self.ranks.micro_batch(places, micro, self.accumulate))
             place = places.stop
 
     def __len__(self) -> int:

@@ -1,4 +1,4 @@
-"""Schedules as functions of the step, so that a resumed run has nothing to restore."""
+"""Schedules as functions of the step, so that a resumed run needs no state of them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 
 
 def warmup_cosine(step: int, steps: int, warmup: float, final: float) -> float:
-    """Factor on the peak learning rate for the step-th of `steps` updates (from 0).
+    """Factor on the peak learning rate at update `step`, from 0, of `steps`.
 
     Linear over the first `warmup` share of the steps, then half a cosine down to `final` at the last update.
     """

@@ -8,11 +8,11 @@ import time
 from typing import Any
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-FORWARDING = 1.0  # seconds in which torchrun passes on a signal that the terminal or SLURM sent to its ranks as well
+FORWARDING = 1.0  # seconds in which torchrun may repeat a signal of the terminal or SLURM to its ranks
 
 
 class StopSignals:
-    """Within the block the first signal is noted in `number` (0 before); a second one ends the process at once."""
+    """Sets `number`, 0 before, at the first signal within the block; a second signal ends the process at once."""
 
     def __init__(self) -> None:
         self.number = 0
@@ -30,7 +30,7 @@ class StopSignals:
     def _note(self, number: int, frame: Any) -> None:
         if not self.number:
             self.number, self._first = number, time.monotonic()
-            if not self._forwarded:  # the system itself acts on the second, even where Python is deep in a kernel
+            if not self._forwarded:  # the system acts on the second at once, even during a kernel
                 for each in STOP_SIGNALS:
                     signal.signal(each, signal.SIG_DFL)
         elif time.monotonic() - self._first > FORWARDING:
@@ -39,6 +39,6 @@ class StopSignals:
 
 
 def ignore_stop_signals(worker: int) -> None:
-    """For loader workers: the loop stops them; a Ctrl-C reaches them too and would kill the batch in flight."""
+    """Start-up of loader workers: the loop stops them, and a Ctrl-C that reaches them must not lose a batch."""
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)

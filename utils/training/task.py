@@ -1,4 +1,4 @@
-"""What a task plugs into the training loop."""
+"""The interface between a task and the training loop."""
 
 from __future__ import annotations
 
@@ -13,42 +13,42 @@ from utils.training.sampling import Order
 
 
 class Task(Protocol):
-    """A model, its samples and its figures; everything else is the loop's.
+    """A model, its samples and its metrics; everything else belongs to the loop.
 
-    The model's forward takes `inputs(...)` and returns scalars summed over the samples it was given: `loss_sum`, the
-    `count` that the loss is divided by (samples or frames, summed over all ranks), and what else is to be logged per
-    count. No loss may be a mean over one rank's share.
+    The model's forward takes `inputs(...)` and returns scalars summed over its samples: `loss_sum`; `count`, of samples
+    or frames, whose sum over all ranks divides the loss; and others to be logged per count. No loss may be a mean over
+    one rank's share.
     """
 
     name: str
     model: nn.Module
-    dataset: Dataset  # item number = place of the sample in the run
+    dataset: Dataset  # indexed by the place of a sample in the run
     order: Order
-    score_name: str  # the entry of `validate`'s result that is to become small
+    score_name: str  # the entry of `validate`'s result to minimize
 
     def collate(self, samples: list[Any]) -> dict[str, Tensor]:
-        """A batch of the dataset's items: tensors with the batch as first dimension (B, ...)."""
+        """A batch of the dataset's items: tensors with the batch as first dimension, (b, ...)."""
 
     def inputs(self, batch: dict[str, Tensor], step: int) -> dict[str, Any]:
-        """The model's arguments at a step: the batch, and what changes with the step."""
+        """The model's arguments at a step: the batch, and values that change with the step."""
 
     def frames(self, batch: dict[str, Tensor]) -> int:
-        """Mel frames in a batch, without padding, for the log's speed."""
+        """Mel frames in a batch, without padding, for the speed in the log."""
 
     def utterance(self, place: int) -> str:
-        """The id of the utterance at a place, for the log of steps that were skipped."""
+        """The id of the utterance at a place, for the log of skipped steps."""
 
     def validate(self, ranks: Ranks) -> dict[str, float]:
-        """Figures of the model, in eval mode, on held-back data; empty if there are none.
+        """Metrics of the model, in eval mode, on validation data; empty without such data.
 
-        Called on every rank; each evaluation item is computed on one of them, and the result is the same on all.
+        Called on every rank; each item is computed on one of them, and the result is the same on all.
         """
 
     def show(self, log: RunLog, step: int) -> None:
-        """Puts pictures and sounds of the model as last validated into the log; called on the main rank only."""
+        """Logs pictures and sounds of the last validation; called on the main rank only."""
 
     def description(self) -> dict[str, Any]:
-        """What a checkpoint must hold so that the model can be used: plain values, which a resumed run must share."""
+        """Plain values in a checkpoint that use of the model needs, and that a resumed run must share."""
 
     def attachments(self) -> dict[str, Any]:
-        """What else a checkpoint holds to be used, tensors among it."""
+        """Further content of a checkpoint that use of the model needs, such as tensors."""

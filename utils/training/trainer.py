@@ -13,7 +13,6 @@ from torch.utils.data import DataLoader
 
 from utils.cli import progress
 from utils.errors import UserError
-from utils.features.recipe import MelRecipe, require_same
 from utils.training.checkpoints import CheckpointStore
 from utils.training.distributed import Ranks
 from utils.training.meter import Meter
@@ -26,6 +25,7 @@ from utils.training.task import Task
 from utils.training.update import StepResult, Update
 
 TRAINING_FORMAT = 3
+COUNTERS = ("samples", "best", "skipped", "bad_in_a_row")  # of a run, kept under these names in checkpoints
 
 
 class Trainer:
@@ -33,8 +33,8 @@ class Trainer:
 
     `training` of a checkpoint holds: `format`; `samples`, the global samples consumed; `best`, the least score so far;
     `skipped` and `bad_in_a_row`, counts of bad steps; states of `optimizer` and `scaler`; `random`, the generators of
-    every rank; and with an average of the weights its number of `updates` and the `model` that is trained, because
-    `model` of the checkpoint is the average then. Learning rate and margin are functions of the step.
+    every rank; and with an average of the weights, which is then `model` of the checkpoint, its number of `updates`
+    and the `model` that is trained. The learning rate and other schedules are functions of the step.
     """
 
     def __init__(
@@ -49,11 +49,11 @@ class Trainer:
         self.skipped = self.bad_in_a_row = 0
         self.best = math.inf
         self.metrics: dict[str, float] = {}
-        if ranks.rank:  # rank 0 goes on with the generators that made the weights
+        if ranks.rank:  # rank 0 continues with the generators that initialized the weights
             seed_everything(options.seed, ranks.rank)
 
     def _check_batches(self) -> None:
-        """Every share needs a sample, and batch norm two in a micro-batch of all ranks."""
+        """Raises UserError unless every share has a sample, and a micro-batch of all ranks the two of batch norm."""
         world, parts, smallest = self.ranks.world, self.options.accumulate, self.task.order.smallest_batch
         if smallest < max(world * parts, 2 * parts):
             raise UserError(
@@ -70,7 +70,7 @@ class Trainer:
         return 128 + number if number else 0
 
     def _loop(self, log: RunLog, bar: Any, signals: StopSignals) -> int:
-        """The number of the signal that ended it, or 0."""
+        """Trains; returns the number of the signal that ended it, or 0."""
         options = self.options
         batches, meter = iter(self._loader()), Meter(self.ranks.device)
         while self.step < options.steps:
@@ -83,12 +83,12 @@ class Trainer:
                 values = {**result.values, "samples": self.samples, **meter.read(options.steps - self.step)}
                 self._log(log, bar, values | (self._validate(log) if is_due else {}), result)
             self._count_problem(result)
-            # Several ranks must stop at one step, so a signal counts once all have heard of it, in the next step.
+            # All ranks must stop at the same step, so a signal counts once it has reached all, in the next step.
             stop = result.signal if self.ranks.world > 1 else signals.number
             if is_due or stop:
                 self._save(log, is_validated=is_due)
             if is_due:
-                meter.restart()  # the speed is that of the steps
+                meter.restart()  # the speed leaves out validation and saving
             bar.update()
             if stop:
                 return stop
@@ -109,27 +109,24 @@ class Trainer:
         if self.bad_in_a_row == self.options.max_bad_steps:
             names = ", ".join(self.task.utterance(place) for place in result.suspects[:5])
             raise UserError(
-                f"the loss or the gradient of {self.bad_in_a_row} steps in a row was not finite, last the "
-                f"{result.problem} of step {self.step} (utterances {names} ...): try a smaller --lr; "
-                "the last checkpoint is from before these steps or unchanged by them"
+                f"the loss or gradient was not finite in {self.bad_in_a_row} steps in a row, most recently the "
+                f"{result.problem} of step {self.step} (utterances {names} ...): try a smaller --lr. "
+                "These steps have changed no weights"
             )
 
     def _validate(self, log: RunLog) -> dict[str, float]:
-        """The task's figures, with the average of the weights where there is one, and its pictures and sounds."""
+        """The task's metrics, and its pictures and sounds, with the average of the weights if there is one."""
         state = random_state(self.ranks.device)
         self.model.eval()
-        with self._weights_to_use():
+        with self.update.with_average():
             self.metrics = self.task.validate(self.ranks)
             if self.ranks.is_main:
                 self.task.show(log, self.step)
         restore_random_state(state, self.ranks.device)
         return self.metrics
 
-    def _weights_to_use(self) -> contextlib.AbstractContextManager[None]:
-        return self.update.with_average()
-
     def _save(self, log: RunLog, is_validated: bool) -> None:
-        """`best.pt` where the score is the best so far, and `last.pt`; returns on all ranks when they are there."""
+        """Writes `last.pt`, and `best.pt` if the score is the best so far; returns when all ranks are done."""
         log.sync()
         states = self.ranks.gather(random_state(self.ranks.device))
         self.ranks.on_main(lambda: self._write_checkpoints(states, is_validated))
@@ -145,7 +142,7 @@ class Trainer:
         self.store.save_last({**usable, "training": self._state(states)})
 
     def _usable(self) -> dict[str, Any]:
-        """What a checkpoint holds for those who use it."""
+        """Content of a checkpoint that use of the model needs."""
         average = self.update.average
         return {
             "task": self.task.name,
@@ -158,14 +155,11 @@ class Trainer:
         }
 
     def _state(self, states: list[dict[str, Any]]) -> dict[str, Any]:
-        """What a checkpoint holds beside that to go on from."""
+        """Content of a checkpoint that only a resumed run needs."""
         average = self.update.average
         return {
             "format": TRAINING_FORMAT,
-            "samples": self.samples,
-            "best": self.best,
-            "skipped": self.skipped,
-            "bad_in_a_row": self.bad_in_a_row,
+            **{name: getattr(self, name) for name in COUNTERS},
             "optimizer": self.update.optimizer.state_dict(),
             "scaler": self.update.scaler.state_dict(),
             "random": states,
@@ -173,7 +167,7 @@ class Trainer:
         }
 
     def restore(self, checkpoint: dict[str, Any]) -> None:
-        """Goes on from a `last.pt`; `UserError` if it holds another model or other settings of the optimizer."""
+        """Continues from a `last.pt`; `UserError` if it belongs to another run."""
         self._require_same_run(checkpoint)
         training, update = checkpoint["training"], self.update
         self.model.load_state_dict(training.get("model", checkpoint["model"]))
@@ -182,8 +176,9 @@ class Trainer:
             update.average.n_averaged.copy_(training["updates"])
         update.optimizer.load_state_dict(training["optimizer"])
         update.scaler.load_state_dict(training["scaler"])
-        self.step, self.samples, self.metrics = checkpoint["step"], training["samples"], checkpoint["metrics"]
-        self.best, self.skipped, self.bad_in_a_row = (training[name] for name in ("best", "skipped", "bad_in_a_row"))
+        self.step, self.metrics = checkpoint["step"], checkpoint["metrics"]
+        for name in COUNTERS:
+            setattr(self, name, training[name])
         if self.ranks.rank < len(training["random"]):
             restore_random_state(training["random"][self.ranks.rank], self.ranks.device)
         else:
@@ -192,20 +187,13 @@ class Trainer:
     def _require_same_run(self, checkpoint: dict[str, Any]) -> None:
         training = checkpoint.get("training")
         if training is None:
-            raise UserError("only last.pt and those before it can be resumed: best.pt holds no optimizer")
+            raise UserError("a run resumes from last.pt or an older one, last-1.pt: best.pt holds no optimizer state")
         if training.get("format") != TRAINING_FORMAT:
             raise UserError(
-                "the checkpoint to resume from was written by another version of this program, which alone can resume "
-                "it: begin a new run with another --out"
+                "the checkpoint to resume from was written by another version of this program: resume it with that "
+                "version, or begin a new run with another --out"
             )
-        description = self.task.description()
-        require_same(
-            MelRecipe.from_dict(checkpoint["recipe"]),
-            MelRecipe.from_dict(description["recipe"]),
-            "the checkpoint to resume from",
-            "the features",
-        )
-        different = [name for name in description if checkpoint.get(name) != description[name]]
+        different = _differences(checkpoint, self.task.description())
         if different:
             raise UserError(f"the checkpoint to resume from was trained with other {', '.join(different)}")
 
@@ -214,19 +202,30 @@ class Trainer:
         left = options.steps - self.step
         return DataLoader(
             self.task.dataset,
-            batch_sampler=ShareBatches(
-                self.task.order, self.samples, left, ranks.rank, ranks.world, options.accumulate
-            ),
+            batch_sampler=ShareBatches(self.task.order, self.samples, left, ranks, options.accumulate),
             collate_fn=self.task.collate,
             num_workers=options.workers,
             worker_init_fn=ignore_stop_signals,
             pin_memory=ranks.device.type == "cuda",
-            generator=torch.Generator(),  # or it would take a number from the global one
+            generator=torch.Generator(),  # otherwise it would draw from the global one
         )
 
 
+def _differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """Names of values of `now` that differ in `before`, of dictionaries with the entries that differ."""
+    found = []
+    for name, value in now.items():
+        old = before.get(name)
+        if isinstance(value, dict) and isinstance(old, dict):
+            entries = [f"{key} {old.get(key)} there, {value[key]} here" for key in value if old.get(key) != value[key]]
+            found += [f"{name} ({'; '.join(entries)})"] if entries else []
+        elif old != value:
+            found.append(name)
+    return found
+
+
 def _shown(line: dict[str, Any]) -> str:
-    """A log line for people: what a machine reads, less the hexadecimal loss, and the time left as h:mm:ss."""
+    """A log line for people: without the hexadecimal loss, and with the time left as h:mm."""
     words = []
     for name, value in line.items():
         if name == "eta_s":

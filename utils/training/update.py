@@ -1,4 +1,4 @@
-"""One optimizer step over a global batch: micro-batches, ranks, mixed precision, and steps that must not count."""
+"""One optimizer step over a global batch: micro-batches, ranks, mixed precision, and steps to skip."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ AMP_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 @dataclass(frozen=True)
 class StepResult:
-    """What one step did, the same on every rank.
+    """Result of one step, the same on every rank.
 
-    `values` holds the loss and what else the model counted, per `count`; `frames` are those of all ranks. `problem` is
+    `values` holds the loss and other outputs of the model per `count`; `frames` are those of all ranks. `problem` is
     "loss" or "gradient" if that was not finite and the step was skipped; then `suspects` are the places whose samples
-    are not finite, or all places if all samples are. `signal` is the number of a stop signal that any rank has noted.
+    are not finite, or all places if all samples are. `signal` is the number of a stop signal that any rank received.
     """
 
     values: dict[str, float]
@@ -42,8 +42,8 @@ class StepResult:
 class Update:
     """Model, optimizer, scaler and average, and the step that changes them.
 
-    What a step is depends on neither ranks nor micro-batches, beyond the order of sums: its loss is the sum over the
-    global batch divided by the global count. Batch norm is the exception: it sees one micro-batch of all ranks.
+    The loss of a step is the sum over the global batch divided by the global count, so that ranks and micro-batches
+    change only the order of sums. Batch norm is the exception: it sees one micro-batch of all ranks.
     """
 
     def __init__(self, task: Task, options: TrainingOptions, ranks: Ranks) -> None:
@@ -59,7 +59,7 @@ class Update:
     def __call__(self, batches: Iterable[dict[str, Tensor]], places: range, step: int, signal: int) -> StepResult:
         """Step number `step` (from 0) on this rank's micro-batches of the batch at `places`."""
         lr = self._set_learning_rate(step)
-        buffers = [buffer.clone() for buffer in self.model.buffers()]  # running statistics that a bad batch would spoil
+        buffers = [buffer.clone() for buffer in self.model.buffers()]  # a bad batch would spoil running statistics
         self.wrapped.train()
         self.optimizer.zero_grad(set_to_none=True)
         seen: list[dict[str, Tensor]] = []
@@ -78,7 +78,7 @@ class Update:
 
     @contextlib.contextmanager
     def with_average(self) -> Iterator[None]:
-        """The model has the weights of the moving average, if there is one, within the block."""
+        """Gives the model the weights of the moving average, if there is one, within the block."""
         own = {name: tensor.clone() for name, tensor in self.model.state_dict().items()} if self.average else None
         if own:
             self.model.load_state_dict(self.average.module.state_dict())
@@ -98,10 +98,10 @@ class Update:
     def _accumulate(
         self, batches: Iterable[dict[str, Tensor]], seen: list[dict[str, Tensor]], step: int, signal: int
     ) -> tuple[list[str], Tensor]:
-        """Adds up gradients; returns names and, by micro-batch, global sums (a, names + world).
+        """Adds up gradients; returns names and global sums (micro-batches, names + world), and fills `seen`.
 
-        After the named sums comes, for each rank, which signal it has noted. `seen` gets the batches. Gradients are
-        those of the loss as if every micro-batch had the first one's count.
+        The named sums are followed by the stop signal of each rank. Gradients are those of the loss as if every
+        micro-batch had the first one's count.
         """
         parts, world = self.options.accumulate, self.ranks.world
         totals: list[Tensor] = []
@@ -113,7 +113,7 @@ class Update:
                 names = sorted(outputs)
                 totals.append(self._sum_over_ranks([outputs[name] for name in names], signal))
                 count = totals[0][names.index("count")] * parts
-                # DDP averages gradients over ranks, which the number of ranks makes a sum again.
+                # DDP averages gradients over ranks; times the number of ranks that is a sum.
                 loss = outputs["loss_sum"] * (world / count).to(outputs["loss_sum"].dtype)
                 self.scaler.scale(loss).backward()
         return names, torch.stack(totals)
@@ -132,7 +132,7 @@ class Update:
         return self.ranks.sum(torch.cat([torch.stack([value.detach().to(self._wide) for value in values]), signals]))
 
     def _gradient_norm(self, names: list[str], totals: Tensor) -> Tensor:
-        """Brings the gradients to their true size, clips them, and returns their norm before that."""
+        """Scales the gradients to their true size and clips them; returns their norm before clipping."""
         self.scaler.unscale_(self.optimizer)
         parameters = list(self.model.parameters())
         counts = totals[:, names.index("count")]
@@ -152,10 +152,9 @@ class Update:
 
     def _suspects(self, seen: list[dict[str, Tensor]], places: range) -> list[int]:
         """The places of samples that are not finite, on any rank; all places if there are none."""
-        world, rank = self.ranks.world, self.ranks.rank
         found = []
         for micro, batch in enumerate(seen):
-            share = places[micro * world + rank :: world * len(seen)]
+            share = self.ranks.micro_batch(places, micro, len(seen))
             for tensor in batch.values():
                 rows = (~tensor.isfinite()).flatten(1).any(1) if tensor.ndim > 1 else ~tensor.isfinite()
                 found += [share[row] for row in rows.nonzero().flatten().tolist()]
@@ -165,8 +164,7 @@ class Update:
 def _moving_average(model: nn.Module, decay: float) -> AveragedModel:
     """The exponential moving average of weights and running statistics (Polyak and Juditsky 1992).
 
-    After n updates the decay is (1 + n) / (10 + n) where that is less, so that the first weights do not linger.
-    Counters are copied.
+    After n updates the decay is at most (1 + n) / (10 + n), so that initial weights fade soon. Integers are copied.
     """
 
     def update(averages: list[Tensor], sources: list[Tensor], count: Tensor) -> None:
@@ -180,18 +178,18 @@ def _moving_average(model: nn.Module, decay: float) -> AveragedModel:
 
 
 def prepare_model(model: nn.Module, options: TrainingOptions, device: torch.device) -> None:
-    """Applies what changes how a model is trained and not what it is: backend, recomputed layers, compilation."""
+    """Applies options that change how a model is computed: backend, recomputed layers, compilation."""
     use_backend(model, options.backend, device)
     if options.checkpoint_layers:
         stacks = [module for module in model.modules() if hasattr(module, "checkpoint_layers")]
         if not stacks:
-            raise UserError("--checkpoint-layers: this model has no layers that can be computed again")
+            raise UserError("--checkpoint-layers: this model has no layers that can be recomputed")
         for stack in stacks:
             stack.checkpoint_layers = True
     if options.compile:
         try:
             torch.compile(lambda x: x + 1)(torch.zeros(1))
-        except Exception as error:  # whatever the compiler of the moment raises
+        except Exception as error:  # compilers differ in what they raise
             reason = str(error).strip().split("\n")[0]
             raise UserError(f"--compile does not work here: {reason}") from error
         model.compile()  # in place: the names of the weights stay

@@ -81,7 +81,7 @@ class TextToMelTask:
         """Sentences about options of the model, the loop and the task that contradict each other."""
         found, (own,) = [], options
         if training.compile:
-            found.append("--compile is for --task speaker: g++ 12 fails on what torch.compile makes of text to mel")
+            found.append("--compile is not for --task tts: g++ 12 cannot compile what torch.compile generates")
         if config.voice == "embedding" and own.speaker_encoder is None:
             found.append("--voice embedding needs --speaker-encoder, a checkpoint that --task speaker trained")
         if config.voice != "embedding" and own.speaker_encoder is not None:
