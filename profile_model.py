@@ -17,12 +17,13 @@ import dataclasses
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
-from models.config import Config, options
+from models.config import Config, option, options
 from models.speaker import SpeakerConfig, SpeakerModel
 from models.tts import MODELS, TextToMelConfig
 from utils import cli
@@ -37,6 +38,30 @@ from utils.training.update import AMP_DTYPES, parameter_groups
 SYMBOLS_PER_SECOND = 15  # of read English, characters or phonemes
 
 
+@dataclass(frozen=True)
+class StepOptions(Config):
+    """The profiled training step."""
+
+    title = "training step"
+
+    batch_size: int = option(32, "samples in a step", least=1)
+    batch_frames: int | None = option(None, "mel frames in a step, which replace --batch-size", least=1)
+    crop_seconds: float = option(2.0, "length of a sample in seconds", above=0)
+    frames: int | None = option(None, "length of a sample in mel frames, which replaces --crop-seconds", least=1)
+    speakers: int = option(1000, "training speakers", least=1)
+    amp: str = option("off", "mixed precision of the forward pass", choices=("off", *AMP_DTYPES))
+
+
+@dataclass(frozen=True)
+class TextStepOptions(Config):
+    """The texts and voices of the profiled step of text to mel."""
+
+    title = "texts and voices"
+
+    symbols: int | None = option(None, f"symbols of a sample (default: {SYMBOLS_PER_SECOND} per second)", least=1)
+    speaker_dim: int = option(192, "size of the embeddings of --voice embedding", least=1)
+
+
 def build_parser(argv: Sequence[str] | None = None) -> cli.Parser:
     """The flags of this script, those of the task that `argv` names."""
     task = TASKS[cli.peek(argv, "--task", "speaker", TASKS)]
@@ -44,42 +69,8 @@ def build_parser(argv: Sequence[str] | None = None) -> cli.Parser:
     trained_with = [field.name for config in (TrainingOptions, *task.option_classes()) for field in options(config)]
     parser.add_config(ignored=[*trained_with, "data", "protocol", "out"])
     parser.add_argument("--task", choices=tuple(TASKS), default="speaker", help="what the model is for")
-    step = parser.add_argument_group("training step")
-    step.add_argument("--batch-size", type=cli.positive_int, default=32, metavar="N", help="samples in a step")
-    step.add_argument(
-        "--batch-frames", type=cli.positive_int, metavar="N", help="mel frames in a step, which replace --batch-size"
-    )
-    step.add_argument("--crop-seconds", type=cli.positive_float, default=2.0, metavar="S", help="length of a sample")
-    step.add_argument(
-        "--frames",
-        type=cli.positive_int,
-        metavar="N",
-        help="the same in mel frames",
-    )
-    step.add_argument(
-        "--speakers",
-        type=cli.positive_int,
-        default=1000,
-        metavar="N",
-        help="training speakers",
-    )
-    step.add_argument("--recipe", choices=sorted(RECIPES), default=DEFAULT_RECIPE[task.name], help="mel recipe")
-    step.add_argument("--amp", choices=("off", *AMP_DTYPES), default="off", help="mixed precision of the forward pass")
-    if task.name == "tts":
-        step.add_argument(
-            "--symbols",
-            type=cli.positive_int,
-            metavar="N",
-            help=f"symbols of a sample (default: {SYMBOLS_PER_SECOND} per second)",
-        )
-        step.add_argument(
-            "--speaker-dim",
-            type=cli.positive_int,
-            default=192,
-            metavar="N",
-            help="size of the embeddings of --voice embedding",
-        )
-    parser.add_options(task.model_config)
+    parser.add_argument("--recipe", choices=sorted(RECIPES), default=DEFAULT_RECIPE[task.name], help="mel recipe")
+    parser.add_options(StepOptions, *([TextStepOptions] if task.name == "tts" else []), task.model_config)
     parser.elsewhere = flags_of_other_tasks(task.name, symbols="tts", speaker_dim="tts")
     output = parser.add_argument_group("output")
     output.add_argument(
