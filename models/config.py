@@ -53,10 +53,10 @@ def option(
         family: the only value of `model` that reads the flag.
         may_change: true if a resumed run may have another value, because the flag does not affect results.
     """
-    limits = {"least": least, "above": above, "most": most, "below": below}
-    metadata = {"help": help, "choices": choices, **limits}
-    metadata |= {"metavar": metavar, "family": family, "may_change": may_change}
-    return dataclasses.field(default=default, metadata=metadata)
+    metadata = {"help": help, "choices": choices, "least": least, "above": above, "most": most, "below": below}
+    return dataclasses.field(
+        default=default, metadata=metadata | {"metavar": metavar, "family": family, "may_change": may_change}
+    )
 
 
 def problem_of(metadata: Mapping[str, Any], value: Any) -> str | None:
@@ -105,9 +105,8 @@ class Config:
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as plain values."""
-        plain = {tuple: list, Path: str}
-        values = ((field.name, getattr(self, field.name)) for field in dataclasses.fields(self))
-        return {name: plain.get(type(value), lambda value: value)(value) for name, value in values}
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:

@@ -1,12 +1,12 @@
-"""train_tacomamba.py that gets a signal at a given step, as soon as that step stands in the log.
+"""Run train_tacomamba.py and send it a signal at a given step, as soon as that step is in the log.
 
     python tests/signal_at_step.py STEP SIGNAL RANK TIMES FLAGS...
     python tests/signal_at_step.py CASES.json
 
-The process of that rank sends it to itself, so that no test depends on how fast a machine is; a process that torchrun
-has started again gets none. CASES is an object of lists of such arguments: each case runs in a process of its own,
-forked from this one so that torch is imported once, two at a time, and the exit codes are printed as an object,
-negative for a death by a signal.
+The process of that rank sends it to itself, so that no test depends on the speed of a machine; a process that torchrun
+has restarted gets none. CASES is an object of lists of such arguments. Each case runs in a process forked from this
+one, two at a time, so that torch is imported once; the exit codes are printed as an object, negative for a death by a
+signal.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ def run(step: str, name: str, rank: str, times: str, *flags: str) -> int:
 
     def write_and_signal(self: RunLog, at: int, values: dict[str, Any]) -> None:
         write(self, at, values)
-        is_first_life = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0"
-        if at == int(step) and os.environ.get("RANK", "0") == rank and is_first_life:
+        is_first_start = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0"
+        if at == int(step) and os.environ.get("RANK", "0") == rank and is_first_start:
             for _ in range(int(times)):
                 os.kill(os.getpid(), signal.Signals[name])
                 time.sleep(0.1)

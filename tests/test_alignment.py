@@ -75,8 +75,8 @@ def test_the_score_is_the_gaussian_log_likelihood():
 SYMBOLS, MELS = 12, 10
 
 
-def made_speech(seed: int, utterances: int) -> tuple[Batch, torch.Tensor]:
-    """Speakers say symbols 1 to 11 as noisy spectra of their own mean; the noise is strong in two directions."""
+def synthetic_speech(seed: int, utterances: int) -> tuple[Batch, torch.Tensor]:
+    """Symbols 1 to 11 as noisy spectra, each around a mean; the noise is strong in two directions."""
     draw = torch.Generator().manual_seed(seed)
     voice = torch.Generator().manual_seed(99)
     spectra, loud = torch.randn(SYMBOLS, MELS, generator=voice), torch.randn(2, MELS, generator=voice)
@@ -101,23 +101,23 @@ def boundary_error(aligner: SymbolAligner, batch: Batch, durations: torch.Tensor
 
 
 def test_the_aligner_finds_boundaries_from_an_even_division():
-    """Made speech whose noise hides the symbols in two directions; half a frame off on utterances not fitted on.
+    """Noise hides the symbols in two directions; the error is below half a frame on utterances not fitted on.
 
-    Each utterance has an offset of its own, larger than the distances between symbols: the speaker and the recording.
+    Each utterance has an offset, as of speaker and recording, larger than the distances between symbols.
     """
-    batch, _ = made_speech(1, 64)
+    batch, _ = synthetic_speech(1, 64)
     aligner = SymbolAligner(SYMBOLS, MELS)
     fit(aligner, lambda: [tuple(part[:32] for part in batch), tuple(part[32:] for part in batch)])
-    assert boundary_error(aligner, *made_speech(2, 32)) < 0.5
+    assert boundary_error(aligner, *synthetic_speech(2, 32)) < 0.5
     plain = SymbolAligner(SYMBOLS, MELS)
     plain.mean.copy_(aligner.mean)
-    assert boundary_error(plain, *made_speech(2, 32)) > 1  # the covariance is what sees through the noise
+    assert boundary_error(plain, *synthetic_speech(2, 32)) > 1  # only the covariance suppresses the noise
 
 
-def test_padding_and_company_change_no_alignment_of_the_aligner():
-    (tokens, token_lengths, mel, frames), _ = made_speech(3, 6)
+def test_padding_and_batch_change_no_alignment_of_the_aligner():
+    (tokens, token_lengths, mel, frames), _ = synthetic_speech(3, 6)
     aligner = SymbolAligner(SYMBOLS, MELS)
-    fit(aligner, lambda: [made_speech(1, 32)[0]])
+    fit(aligner, lambda: [synthetic_speech(1, 32)[0]])
     together = aligner(mel, frames, tokens, token_lengths)
     assert frames.unique().numel() > 1
     for row, (length, end) in enumerate(zip(token_lengths, frames, strict=True)):
@@ -129,13 +129,13 @@ def test_padding_and_company_change_no_alignment_of_the_aligner():
 def test_the_same_speech_gives_the_same_aligner_bit_for_bit():
     aligners = [SymbolAligner(SYMBOLS, MELS) for _ in range(2)]
     for aligner in aligners:
-        fit(aligner, lambda: [made_speech(1, 16)[0]])
+        fit(aligner, lambda: [synthetic_speech(1, 16)[0]])
     first, second = (aligner.state_dict() for aligner in aligners)
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-def test_a_symbol_that_was_never_heard_still_has_a_mean():
+def test_a_symbol_without_training_data_still_has_a_mean():
     aligner = SymbolAligner(SYMBOLS + 3, MELS)
-    fit(aligner, lambda: [made_speech(1, 16)[0]])
+    fit(aligner, lambda: [synthetic_speech(1, 16)[0]])
     assert aligner.mean.isfinite().all() and aligner.whitening.isfinite().all()
     assert (aligner.mean[SYMBOLS:] == 0).all()

@@ -1,4 +1,4 @@
-"""Checkpoints that are whole, unhurt and harmless, or refused with a sentence."""
+"""Checkpoints: intact and harmless, or refused with a sentence."""
 
 from __future__ import annotations
 

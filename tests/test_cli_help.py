@@ -26,7 +26,7 @@ def parsers(name: str) -> dict[str, cli.Parser]:
     return found
 
 
-def test_scripts_are_the_ones_we_know():
+def test_the_list_of_scripts_is_complete():
     scripts = ["download.py", "preprocess.py", "profile_model.py", "test.py", "train_tacomamba.py"]
     measuring = ["mixers", "peers", "speakers_dev"]
     assert SCRIPTS == [*(f"benchmarks/{name}.py" for name in measuring), *scripts]
@@ -37,7 +37,7 @@ def test_scripts_are_the_ones_we_know():
 
 
 def run_help(words: list[str]) -> tuple[float, str, set[str]]:
-    """CPU seconds (user and system) of `--help` in a process of its own, its output, and the packages imported."""
+    """CPU seconds (user and system) of `--help` in a new process, its output, and the packages imported."""
     start = ["-m", words[0]] if words[0] in MODULES else [words[0]]
     command = [sys.executable, "-X", "importtime", *start, *words[1:], "--help"]
     before = resource.getrusage(resource.RUSAGE_CHILDREN)

@@ -31,7 +31,7 @@ SCENARIOS: dict[str, tuple[list[str], dict[str, Any]]] = {
     "first step": (["--steps", "1", "--clip", "1e9"], {}),
     "20 steps": (["--steps", "20"], {}),
     "accumulated": (["--steps", "20", "--accumulate", "2"], {"normed": False}),
-    "whole": (["--steps", "20"], {"normed": False}),
+    "one batch": (["--steps", "20"], {"normed": False}),
     "by frames": (["--steps", "23", "--batch-frames", "90"], {"normed": False}),
     "averaged": (["--steps", "20", "--ema", "0.9"], {}),
     "one rank stopped": (["--steps", "20"], {"stop": (7, 1)}),
@@ -43,7 +43,7 @@ SCENARIOS: dict[str, tuple[list[str], dict[str, Any]]] = {
     "dropout stopped": (["--steps", "20"], {"dropout": 0.3, "stop": (7, 0)}),
     "dropout resumed": (["--steps", "20", "--resume", "auto"], {"dropout": 0.3}),
 }
-FOLDERS = {"dropout resumed": "dropout stopped"}  # of scenarios that go on in that of another
+FOLDERS = {"dropout resumed": "dropout stopped"}  # of scenarios that continue another
 
 
 def scenario(folder: Path, name: str, **changes: Any) -> dict[str, Any]:
@@ -63,7 +63,7 @@ def run_ranks(*words: str) -> None:
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory) -> Path:
-    """What two ranks make of all scenarios; one of them goes on with a run that one process began."""
+    """Results of two ranks for all scenarios; one of them continues a run that one process began."""
     folder = tmp_path_factory.mktemp("two")
     begun = toy_training.train(scenario(folder, "stopped on one") | {"task": {"stop": (8, 0)}}, ONE)
     assert begun["code"] == 128 + signal.SIGTERM and begun["step"] == 9
@@ -113,7 +113,7 @@ def test_first_gradients_and_later_weights_are_those_of_one_process(two, tmp_pat
     assert distance(initial, alone["weights"]) > 0.01  # 20 steps lead far enough away for that to mean something
 
 
-def test_two_ranks_go_on_with_the_random_numbers_of_each(two):
+def test_two_ranks_continue_with_the_random_numbers_of_each(two):
     """Dropout differs between the ranks, and a resumed run draws what the uninterrupted one drew."""
     assert losses(two / "dropout") == losses(two / "dropout stopped")
     assert_same_run(two / "dropout", two / "dropout stopped")
@@ -123,7 +123,7 @@ def test_two_ranks_go_on_with_the_random_numbers_of_each(two):
 
 @pytest.mark.parametrize("name", ["accumulated", "by frames", "averaged"])
 def test_ranks_and_micro_batches_change_rounding_only(two, tmp_path, name):
-    reference = {"accumulated": "whole"}.get(name, name)
+    reference = {"accumulated": "one batch"}.get(name, name)
     alone = in_one_process(tmp_path, reference)
     assert distance(alone["weights"], ranks_of(two, name)[0]["weights"]) < 1e-6
     saved = [load_checkpoint(folder / run / "last.pt")["model"] for folder, run in ((two, name), (tmp_path, reference))]
@@ -133,11 +133,11 @@ def test_ranks_and_micro_batches_change_rounding_only(two, tmp_path, name):
 def test_row_26_sigterm_to_one_rank_stops_all_at_the_same_step(two):
     first, second = ranks_of(two, "one rank stopped")
     assert first["code"] == second["code"] == 128 + signal.SIGTERM
-    assert first["step"] == second["step"] == 9  # the signal came in step 8, rank 0 heard of it in that or the next
+    assert first["step"] == second["step"] == 9  # the signal came in step 8, rank 0 received it in that or the next
     assert load_checkpoint(two / "one rank stopped" / "last.pt")["step"] == 9
 
 
-def test_row_28_one_rank_goes_on_with_a_run_of_two(two, tmp_path):
+def test_row_28_one_rank_continues_a_run_of_two(two, tmp_path):
     """Each step's samples and the losses are those of a run of one process that nothing interrupted."""
     alone = in_one_process(tmp_path, "20 steps")
     stopped = ranks_of(two, "one rank stopped")
@@ -150,7 +150,7 @@ def test_row_28_one_rank_goes_on_with_a_run_of_two(two, tmp_path):
     assert distance(alone["weights"], resumed["weights"]) < 1e-6
 
 
-def test_row_28_two_ranks_go_on_with_a_run_of_one(two, tmp_path):
+def test_row_28_two_ranks_continue_a_run_of_one(two, tmp_path):
     alone, resumed = in_one_process(tmp_path, "20 steps"), ranks_of(two, "stopped on one")
     rest = places_by_step(resumed)
     assert sorted(rest) == list(range(9, 20))
@@ -227,7 +227,7 @@ def elastic(processed: Path, run: Path, rank: int, step: int, *rendezvous: str) 
 
 
 def test_row_27_kill_9_of_a_rank_under_torchrun_is_the_same_run(real_two, processed, tmp_path):
-    """The log says that the killed run was resumed from the checkpoint before, and nothing else differs."""
+    """The log records that the killed run was resumed from the checkpoint before, and nothing else differs."""
     run = tmp_path / "killed"
     elastic(processed, run, 1, 14, "--standalone")
     assert_same_run(real_two, run)
@@ -257,7 +257,7 @@ def test_two_nodes_of_one_rank_each_are_the_same_run(real_two, processed, tmp_pa
 
 
 @pytest.mark.slow
-def test_sigterm_to_torchrun_saves_and_the_resumed_run_goes_on(real_two, processed, tmp_path):
+def test_sigterm_to_torchrun_saves_and_the_resumed_run_continues(real_two, processed, tmp_path):
     """torchrun hands the signal on, SLURM sends it to the ranks as well: within a second that is one signal."""
     run = tmp_path / "run"
     command = torchrun("--standalone", "train_tacomamba.py", *flags(processed, run, *REAL, "--steps", "5000"))

@@ -101,7 +101,7 @@ def test_row_25_a_signal_saves_and_the_resumed_run_is_the_same_run(references, s
 
 
 def test_row_25_a_second_signal_exits_at_once(signalled):
-    """Without the save that the first one asks for; the checkpoint before is whole."""
+    """The save that the first one requested is dropped; the checkpoint before is intact."""
     code, run = signalled["second"]
     assert code == -signal.SIGTERM
     assert max(losses(run)) == 13 and load_checkpoint(run / "last.pt")["step"] == 8
@@ -111,7 +111,7 @@ def test_row_25_a_second_signal_exits_at_once(signalled):
 @pytest.mark.parametrize("amp", ["off", "bf16", "fp16"])
 @pytest.mark.parametrize("workers", ["0", "2"])
 def test_row_23_at_many_moments(processed, tmp_path, amp, workers):
-    """SIGKILL from outside, at six moments of one run after another, in the middle of whatever it does then."""
+    """SIGKILL from outside, at six moments of one run after another, in the middle of any operation."""
     words = [*STEPS, "--workers", workers, "--amp", amp]
     assert train(processed, tmp_path / "reference", *words) == 0
     run = tmp_path / "run"

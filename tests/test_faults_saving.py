@@ -21,11 +21,11 @@ from utils.training.checkpoints import CheckpointStore
 
 
 def content(step: int, numbers: int = 20_000) -> dict:
-    """A checkpoint of about 80 kB whose weights tell its step."""
+    """A checkpoint of about 80 kB whose weights hold its step."""
     return {"task": "toy", "step": step, "model": {"weight": torch.full((numbers,), float(step))}}
 
 
-def is_whole(checkpoint: dict, step: int) -> bool:
+def is_intact(checkpoint: dict, step: int) -> bool:
     weight = checkpoint["model"]["weight"]
     return checkpoint["step"] == step and bool((weight == step).all())
 
@@ -55,18 +55,18 @@ def offsets(size: int) -> list[int]:
 
 @pytest.mark.parametrize("keep_last", [1, 2])
 def test_row_18_death_at_a_byte_of_a_save_leaves_the_checkpoint_before(tmp_path, keep_last):
-    """20 offsets, the first and the last byte among them; after each the run goes on and saves."""
+    """20 offsets, the first and the last byte among them; after each the run continues and saves."""
     store = CheckpointStore(tmp_path, keep_last)
     store.save_last(content(0))
     size = (tmp_path / LAST).stat().st_size
     for step, offset in enumerate(offsets(size), start=1):
         status = in_a_child(lambda step=step, offset=offset: die_at_byte(store, step, offset))
         assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGXFSZ
-        assert is_whole(store.newest(), step - 1)
+        assert is_intact(store.newest(), step - 1)
         assert list(tmp_path.glob(".*.tmp"))  # what a dead process cannot remove
         store.sweep()
         store.save_last(content(step))
-        assert is_whole(store.newest(), step) and not list(tmp_path.glob(".*.tmp"))
+        assert is_intact(store.newest(), step) and not list(tmp_path.glob(".*.tmp"))
     assert len(list(tmp_path.glob("*.pt"))) == keep_last
 
 
@@ -84,7 +84,7 @@ def test_row_18_kill_9_in_a_large_save_leaves_the_checkpoint_before(tmp_path):
             assert time.monotonic() < deadline
         os.kill(child, signal.SIGKILL)
         assert os.WIFSIGNALED(os.waitpid(child, 0)[1])
-        assert is_whole(store.newest(), 0)
+        assert is_intact(store.newest(), 0)
         store.sweep()
 
 
@@ -98,7 +98,7 @@ def test_row_18_at_every_256th_byte(tmp_path):
     for offset in [*range(0, 90), *range(90, (tmp_path / LAST).stat().st_size, 256)]:
         status = in_a_child(lambda offset=offset, step=step: die_at_byte(store, step + 1, offset))
         assert os.WTERMSIG(status) == signal.SIGXFSZ
-        assert is_whole(store.newest(), step)
+        assert is_intact(store.newest(), step)
         store.sweep()
         step += 1
         store.save_last(content(step, numbers=100))
@@ -142,12 +142,12 @@ def damaged_run(processed, tmp_path) -> Path:
 def test_rows_20_and_21_a_damaged_newest_checkpoint_gives_way_to_the_one_before(
     processed, damaged_run, tmp_path, capsys, damage
 ):
-    """The finished run is the one that nothing happened to. A flipped bit is one that torch.load does not notice."""
+    """The finished run equals the undamaged one. torch.load does not notice the flipped bit."""
     path = damaged_run / LAST
     data = bytearray(path.read_bytes())
-    whole = load_checkpoint(path)["model"]
+    intact = load_checkpoint(path)["model"]
     if damage == "flipped":
-        place = data.find(whole["classifier.weight"].numpy().tobytes())
+        place = data.find(intact["classifier.weight"].numpy().tobytes())
         assert place > 0
         data[place + 5] ^= 1
         path.write_bytes(data)
@@ -158,12 +158,12 @@ def test_rows_20_and_21_a_damaged_newest_checkpoint_gives_way_to_the_one_before(
     warning = capsys.readouterr().err
     assert "warning: " in warning and "last.pt.damaged" in warning
     last = load_checkpoint(path)
-    assert last["step"] == 6 and all(torch.equal(tensor, last["model"][name]) for name, tensor in whole.items())
+    assert last["step"] == 6 and all(torch.equal(tensor, last["model"][name]) for name, tensor in intact.items())
     assert sorted(losses(damaged_run)) == list(range(1, 7))
     assert load_checkpoint(damaged_run / "last-1.pt")["step"] == 4
 
 
-def test_when_no_checkpoint_is_whole_the_run_does_not_begin_anew(processed, damaged_run, capsys):
+def test_when_no_checkpoint_is_intact_the_run_does_not_start_again(processed, damaged_run, capsys):
     for name in (LAST, "last-1.pt"):
         (damaged_run / name).write_bytes(b"")
     assert train(processed, damaged_run, "--steps", "6", "--resume", "auto") == 2
@@ -194,7 +194,7 @@ def test_row_22_a_malicious_checkpoint_runs_no_code(processed, damaged_run, tmp_
     assert trap.exists()  # the trap is a real one
 
 
-def test_older_checkpoints_move_on_and_the_oldest_goes(tmp_path):
+def test_older_checkpoints_are_renumbered_and_the_oldest_is_removed(tmp_path):
     store = CheckpointStore(tmp_path, keep_last=3)
     for step in range(1, 6):
         store.save_last(content(step))
@@ -203,20 +203,20 @@ def test_older_checkpoints_move_on_and_the_oldest_goes(tmp_path):
         expected = [BEST, LAST, "last-1.pt", "last-2.pt"][: step + 1]
         assert names == {*expected, *(f"{name}.sha256" for name in expected)}
         for age, name in enumerate(expected[1:]):
-            assert is_whole(load_checkpoint(tmp_path / name), step - age)
+            assert is_intact(load_checkpoint(tmp_path / name), step - age)
 
 
-def test_going_back_gives_up_the_newer_checkpoints(tmp_path):
+def test_going_back_renames_the_newer_checkpoints(tmp_path):
     store = CheckpointStore(tmp_path, keep_last=3)
     for step in (1, 2, 3):
         store.save_last(content(step))
     store.begin_from(tmp_path / "last-1.pt")
-    assert is_whole(store.newest(), 2) and (tmp_path / "last.pt.superseded").exists()
+    assert is_intact(store.newest(), 2) and (tmp_path / "last.pt.superseded").exists()
     store.save_last(content(9))
     assert [store.newest()["step"], load_checkpoint(tmp_path / "last-1.pt")["step"]] == [9, 2]
 
 
-def test_a_file_system_without_second_names(tmp_path, monkeypatch):
+def test_a_file_system_without_hard_links(tmp_path, monkeypatch):
     def refuse(*paths: object) -> None:
         raise OSError("no hard links here")
 
@@ -224,7 +224,7 @@ def test_a_file_system_without_second_names(tmp_path, monkeypatch):
     store = CheckpointStore(tmp_path, keep_last=2)
     for step in (1, 2, 3):
         store.save_last(content(step))
-    assert is_whole(load_checkpoint(tmp_path / LAST), 3) and is_whole(load_checkpoint(tmp_path / "last-1.pt"), 2)
+    assert is_intact(load_checkpoint(tmp_path / LAST), 3) and is_intact(load_checkpoint(tmp_path / "last-1.pt"), 2)
 
 
 def test_a_save_that_fails_raises_a_sentence(tmp_path):

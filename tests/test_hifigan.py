@@ -139,10 +139,10 @@ def test_the_receptive_field_is_exact(config):
 
 @GEOMETRIES
 @pytest.mark.parametrize("frames", [0, 1, 2, 90])
-def test_pieces_equal_the_whole(config, frames):
+def test_pieces_equal_one_pass(config, frames):
     model = random_generator(config)
     mel = torch.randn(1, config.num_mels, frames)
-    whole = model(mel)[0] if frames else torch.zeros(0)
+    complete = model(mel)[0] if frames else torch.zeros(0)
     mixed = np.random.default_rng(0).integers(0, 40, 200).tolist()  # some pieces are empty
     for sizes in ([1] * frames, [2] * frames, [16] * frames, [60] * frames, [90], mixed):
         stream, parts, start = HiFiGANStream(model), [], 0
@@ -153,7 +153,7 @@ def test_pieces_equal_the_whole(config, frames):
             # What depends on no later frame is out.
             assert sum(map(len, parts)) >= (start - config.receptive_field[1]) * config.hop_length
         parts.append(stream.push(mel[:, :, :0], last=True)[0])
-        torch.testing.assert_close(torch.cat(parts), whole, atol=1e-5, rtol=0)
+        torch.testing.assert_close(torch.cat(parts), complete, atol=1e-5, rtol=0)
 
 
 def test_the_last_piece_may_hold_frames():

@@ -111,7 +111,7 @@ def test_mamba2_equals_its_definition_frame_by_frame():
     assert torch.allclose(mixer(x)[0], torch.stack(outputs), atol=1e-12)
 
 
-def test_initial_time_steps_lie_where_the_paper_puts_them():
+def test_initial_step_sizes_have_the_range_of_the_paper():
     torch.manual_seed(0)
     for bias in (Mamba(64).dt_proj.bias, Mamba2(512, headdim=4).dt_bias):
         dt = F.softplus(bias.detach())
@@ -150,7 +150,7 @@ def test_causal_mixers_see_no_future_and_others_do(mixer):
 
 
 def test_attention_is_relative_in_time():
-    """Rotary positions: the same frames later in a longer causal past of zeros keep their scores' differences."""
+    """Rotary positions: the same frames later in a longer causal past of zeros keep the differences of their scores."""
     torch.manual_seed(0)
     mixer = build_mixer(MixerConfig(mixer="attention", d_model=32, headdim=16), False)
     cos, sin = mixer._rotation(10, torch.device("cpu"))
@@ -197,7 +197,7 @@ def test_aam_softmax_equals_the_angle_form():
     assert without.item() < loss_sum.item()
 
 
-def test_aam_softmax_keeps_falling_beyond_pi():
+def test_the_target_logit_of_aam_softmax_decreases_beyond_pi():
     loss = AAMSoftmax(SpeakerConfig(embedding_dim=3, scale=1.0, margin=1.0), 2)
     with torch.no_grad():
         loss.weight.copy_(torch.tensor([[1.0, 0.0, 0.0], [0.0, 0.0, 1.0]]))
@@ -259,10 +259,10 @@ def test_every_model_learns_four_speakers(settings):
 def test_the_loss_takes_its_share_of_the_margin():
     """Half of a margin of 0.4 is a margin of 0.2."""
     torch.manual_seed(0)
-    whole, half = (AAMSoftmax(SpeakerConfig(embedding_dim=8, margin=margin), 5) for margin in (0.2, 0.4))
-    half.load_state_dict(whole.state_dict())
+    full, half = (AAMSoftmax(SpeakerConfig(embedding_dim=8, margin=margin), 5) for margin in (0.2, 0.4))
+    half.load_state_dict(full.state_dict())
     embedding, labels = torch.randn(6, 8), torch.tensor([0, 1, 2, 3, 4, 0])
-    assert torch.equal(whole(embedding, labels, 1.0)[0], half(embedding, labels, 0.5)[0])
+    assert torch.equal(full(embedding, labels, 1.0)[0], half(embedding, labels, 0.5)[0])
 
 
 @pytest.mark.parametrize(

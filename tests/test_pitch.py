@@ -1,4 +1,4 @@
-"""The pitch that is heard in log-mels, the way it takes through tokens, and the harmonics that are drawn from it."""
+"""Pitch estimation from log-mels, contours through tokens, and rendered harmonics."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def harmonics() -> Harmonics:
     return harmonics_of(RECIPE)
 
 
-def sung(hz: np.ndarray, rate: int = RECIPE.sample_rate) -> np.ndarray:
+def synthetic_voice(hz: np.ndarray, rate: int = RECIPE.sample_rate) -> np.ndarray:
     """A voice of 20 harmonics whose fundamental frequency is hz (s,)."""
     phase = 2 * np.pi * np.cumsum(hz) / rate
     return sum(0.05 / n * np.sin(n * phase + n) * (n * hz < rate / 2) for n in range(1, 21)).astype(np.float32)
@@ -64,52 +64,59 @@ def octaves(hz: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize(("low", "high"), [(90.0, 130.0), (120.0, 240.0), (400.0, 220.0)])
-def test_a_glide_is_heard_as_it_is(harmonics, low, high):
-    """Within 50 cents at every frame, and voiced; whatever the level and the envelope."""
+def test_a_glide_is_estimated(harmonics, low, high):
+    """Within 50 cents at every frame, and voiced, for any level and envelope."""
     hz = np.geomspace(low, high, RECIPE.sample_rate)
-    mel = MelExtractor(RECIPE)(sung(hz))
+    mel = MelExtractor(RECIPE)(synthetic_voice(hz))
     middles = hz[np.arange(len(mel)) * RECIPE.hop_length + RECIPE.hop_length // 2]
     envelope = np.sin(np.linspace(0, 5, RECIPE.n_mels), dtype=np.float32)
-    for heard in (track(harmonics, mel), track(harmonics, mel - 3 + 2 * envelope)):
+    for estimate in (track(harmonics, mel), track(harmonics, mel - 3 + 2 * envelope)):
         inner = slice(2, -2)
-        assert CENTS * np.abs(heard.frame[0].numpy() - octaves(middles))[inner].max() < 50
-        assert heard.voiced.sum() > 0.9 * len(mel)
-        assert (heard.voiced <= even(len(mel), 10)).all()
+        assert CENTS * np.abs(estimate.frame[0].numpy() - octaves(middles))[inner].max() < 50
+        assert estimate.voiced.sum() > 0.9 * len(mel)
+        assert (estimate.voiced <= even(len(mel), 10)).all()
 
 
 @pytest.mark.parametrize(
     "recipe", [RECIPES["speaker-16k"], dataclasses.replace(RECIPE, n_mels=64, f_max=7000.0)], ids=["16k", "64"]
 )
-def test_other_recipes_hear_a_glide_too(recipe):
+def test_a_glide_is_estimated_with_other_recipes(recipe):
     hz = np.geomspace(150.0, 250.0, recipe.sample_rate)
-    mel = MelExtractor(recipe)(sung(hz, recipe.sample_rate))
+    mel = MelExtractor(recipe)(synthetic_voice(hz, recipe.sample_rate))
     middle = (recipe.win_length if recipe.padding == "none" else recipe.hop_length) // 2  # of the first frame
     middles = hz[np.arange(len(mel)) * recipe.hop_length + middle]
-    heard = track(harmonics_of(recipe), mel)
-    assert CENTS * np.median(np.abs(heard.frame[0].numpy() - octaves(middles))) < 50
+    estimate = track(harmonics_of(recipe), mel)
+    assert CENTS * np.median(np.abs(estimate.frame[0].numpy() - octaves(middles))) < 50
 
 
 def test_between_voices_the_pitch_is_between_theirs(harmonics):
-    """150 Hz, noise, 250 Hz, four tokens each: noise bends neither the line nor the voiced frames beside it."""
+    """150 Hz, noise, 250 Hz, four tokens each: noise changes neither the contour nor the voiced frames beside it."""
     draw, length = np.random.default_rng(0), 32 * RECIPE.hop_length
-    parts = [sung(np.full(length, 150.0)), draw.normal(0, 0.05, length), sung(np.full(length, 250.0))]
+    parts = [
+        synthetic_voice(np.full(length, 150.0)),
+        draw.normal(0, 0.05, length),
+        synthetic_voice(np.full(length, 250.0)),
+    ]
     mel = MelExtractor(RECIPE)(np.concatenate(parts).astype(np.float32))
-    heard = track(harmonics, mel, 12)
+    estimate = track(harmonics, mel, 12)
     low, high = octaves(np.array([150.0, 250.0]))
-    assert CENTS * (heard.token[0, :4] - low).abs().max() < 50 and CENTS * (heard.token[0, -4:] - high).abs().max() < 50
-    assert (heard.token[0].diff() > -0.05).all()
-    assert heard.token[0, 4:8].min() > low - 0.05 and heard.token[0, 4:8].max() < high + 0.05
-    voiced = heard.voiced[0] / 8
+    assert (
+        CENTS * (estimate.token[0, :4] - low).abs().max() < 50
+        and CENTS * (estimate.token[0, -4:] - high).abs().max() < 50
+    )
+    assert (estimate.token[0].diff() > -0.05).all()
+    assert estimate.token[0, 4:8].min() > low - 0.05 and estimate.token[0, 4:8].max() < high + 0.05
+    voiced = estimate.voiced[0] / 8
     assert voiced[:3].min() > 0.9 and voiced[-3:].min() > 0.9 and voiced[5:7].max() < 0.3
-    assert CENTS * (heard.frame[0, 2:28] - low).abs().max() < 50
+    assert CENTS * (estimate.frame[0, 2:28] - low).abs().max() < 50
 
 
-def test_unvoiced_tokens_lie_on_lines_between_the_middles_of_voiced_ones():
+def test_unvoiced_tokens_are_interpolated_between_the_middles_of_voiced_ones():
     pitch, durations = torch.tensor([[9.0, 1.0, 9.0, 2.0, 9.0], [9.0] * 5]), torch.tensor([[2, 2, 4, 4, 1], [1] * 5])
     is_voiced = torch.tensor([[False, True, False, True, False], [False] * 5])
-    lines = interpolate_unvoiced(pitch, durations, is_voiced)
-    torch.testing.assert_close(lines[0], torch.tensor([1.0, 1.0, 1 + 3 / 7, 2.0, 2.0]))
-    assert lines[1].tolist() == [FIRST] * 5
+    found = interpolate_unvoiced(pitch, durations, is_voiced)
+    torch.testing.assert_close(found[0], torch.tensor([1.0, 1.0, 1 + 3 / 7, 2.0, 2.0]))
+    assert found[1].tolist() == [FIRST] * 5
 
 
 def test_templates_fade_where_channels_are_too_wide_for_harmonics(harmonics):
@@ -120,14 +127,14 @@ def test_templates_fade_where_channels_are_too_wide_for_harmonics(harmonics):
 
 @pytest.mark.parametrize("frames", [1, 2, 3])
 def test_a_few_frames_have_a_pitch(harmonics, frames):
-    mel = MelExtractor(RECIPE)(sung(np.full(8000, 200.0)))[10 : 10 + frames]
-    heard = track(harmonics, mel, 1)
-    assert heard.token.shape == (1, 1) and heard.frame.shape == (1, frames)
-    assert CENTS * (heard.frame - octaves(np.array(200.0))).abs().max() < 50
+    mel = MelExtractor(RECIPE)(synthetic_voice(np.full(8000, 200.0)))[10 : 10 + frames]
+    estimate = track(harmonics, mel, 1)
+    assert estimate.token.shape == (1, 1) and estimate.frame.shape == (1, frames)
+    assert CENTS * (estimate.frame - octaves(np.array(200.0))).abs().max() < 50
 
 
 def test_half_precision_changes_no_pitch(harmonics):
-    mel = MelExtractor(RECIPE)(sung(np.geomspace(150, 250, 20_000)))
+    mel = MelExtractor(RECIPE)(synthetic_voice(np.geomspace(150, 250, 20_000)))
     exact = track(harmonics, mel)
     with torch.autocast("cpu", torch.bfloat16):
         rough = track(harmonics, mel)
@@ -137,24 +144,24 @@ def test_half_precision_changes_no_pitch(harmonics):
 def test_noise_and_silence_have_no_voice(harmonics):
     noise = np.random.default_rng(0).normal(0, 0.05, RECIPE.sample_rate).astype(np.float32)
     for samples in (noise, np.zeros_like(noise)):
-        heard = track(harmonics, MelExtractor(RECIPE)(samples))
-        assert heard.voiced.sum() < 0.1 * heard.frame.shape[1]
-        assert heard.frame.isfinite().all() and heard.token.isfinite().all()
+        estimate = track(harmonics, MelExtractor(RECIPE)(samples))
+        assert estimate.voiced.sum() < 0.1 * estimate.frame.shape[1]
+        assert estimate.frame.isfinite().all() and estimate.token.isfinite().all()
 
 
-def test_what_is_drawn_is_heard(harmonics):
+def test_rendered_harmonics_are_estimated_again(harmonics):
     pitch = torch.linspace(0.5, 2.5, 120)[None]
-    heard = track(harmonics, harmonics.render(pitch)[0].numpy())
-    assert CENTS * (heard.frame - pitch).abs().max() < 50
+    estimate = track(harmonics, harmonics.render(pitch)[0].numpy())
+    assert CENTS * (estimate.frame - pitch).abs().max() < 50
 
 
 def test_templates_between_pitches_are_between_theirs(harmonics):
     pitch = torch.tensor([[3 / PER_OCTAVE, 3.5 / PER_OCTAVE, -1.0, TOP, TOP + 1]])
-    drawn = harmonics.render(pitch)[0]
-    torch.testing.assert_close(drawn[0], harmonics.templates[3])
-    torch.testing.assert_close(drawn[1], (harmonics.templates[3] + harmonics.templates[4]) / 2)
-    torch.testing.assert_close(drawn[2], harmonics.templates[0])
-    torch.testing.assert_close(drawn[3:], harmonics.templates[-1:].expand(2, -1))
+    rendered = harmonics.render(pitch)[0]
+    torch.testing.assert_close(rendered[0], harmonics.templates[3])
+    torch.testing.assert_close(rendered[1], (harmonics.templates[3] + harmonics.templates[4]) / 2)
+    torch.testing.assert_close(rendered[2], harmonics.templates[0])
+    torch.testing.assert_close(rendered[3:], harmonics.templates[-1:].expand(2, -1))
 
 
 def test_the_best_contour_is_that_of_brute_force():
@@ -180,23 +187,23 @@ def test_a_contour_joins_the_middles_of_tokens():
     assert contour(torch.tensor([[1.5]]), one, positions(one, 0, 3)).tolist() == [[1.5] * 3]
 
 
-def test_padding_and_company_change_no_pitch(harmonics):
-    mels = [MelExtractor(RECIPE)(sung(np.geomspace(150, 250, seconds * 5000))) for seconds in (4, 2)]
+def test_padding_and_batch_change_no_pitch(harmonics):
+    mels = [MelExtractor(RECIPE)(synthetic_voice(np.geomspace(150, 250, seconds * 5000))) for seconds in (4, 2)]
     together = np.full((2, len(mels[0]), RECIPE.n_mels), 1.7, dtype=np.float32)
     durations = torch.zeros(2, 10, dtype=torch.long)
     for row, (mel, tokens) in enumerate(zip(mels, (10, 6), strict=True)):
         together[row, : len(mel)] = mel
         durations[row, :tokens] = even(len(mel), tokens)
     lengths = torch.tensor([len(mel) for mel in mels])
-    heard = harmonics.track(torch.from_numpy(together), lengths, durations)
+    estimate = harmonics.track(torch.from_numpy(together), lengths, durations)
     alone = track(harmonics, mels[1], 6)
-    assert torch.equal(heard.token[1, :6], alone.token[0])
-    assert torch.equal(heard.frame[1, : len(mels[1])], alone.frame[0])
-    torch.testing.assert_close(heard.voiced[1, :6], alone.voiced[0])
+    assert torch.equal(estimate.token[1, :6], alone.token[0])
+    assert torch.equal(estimate.frame[1, : len(mels[1])], alone.frame[0])
+    torch.testing.assert_close(estimate.voiced[1, :6], alone.voiced[0])
 
 
 @pytest.mark.real
-def test_of_a_real_voice_it_hears_what_pyin_hears(harmonics, real_data):
+def test_the_pitch_of_a_real_voice_agrees_with_pyin(harmonics, real_data):
     """Where both find a voice, the median difference is below 30 cents, and 5 % of frames differ by 3 semitones.
 
     Tokens are taken as 5 frames long, about a phoneme's length.
@@ -209,10 +216,10 @@ def test_of_a_real_voice_it_hears_what_pyin_hears(harmonics, real_data):
         samples = load_audio(path, RECIPE.sample_rate)
         truth = octaves(pitch(samples, RECIPE))
         mel = MelExtractor(RECIPE)(samples)
-        heard = track(harmonics, mel, len(mel) // 5)
-        surely = np.repeat(heard.voiced[0].numpy() > 2.5, even(len(mel), len(mel) // 5)[0])
+        estimate = track(harmonics, mel, len(mel) // 5)
+        surely = np.repeat(estimate.voiced[0].numpy() > 2.5, even(len(mel), len(mel) // 5)[0])
         both = surely & ~np.isnan(truth)
-        differences.append(CENTS * np.abs(heard.frame[0].numpy() - truth)[both])
+        differences.append(CENTS * np.abs(estimate.frame[0].numpy() - truth)[both])
     together = np.concatenate(differences)
     assert len(together) > 1000
     assert np.median(together) < 30

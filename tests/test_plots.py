@@ -1,4 +1,4 @@
-"""Pictures: written whole, with every curve in them, the same bytes each time."""
+"""Pictures: written at once, with every curve, and the same bytes each time."""
 
 from __future__ import annotations
 

@@ -45,14 +45,14 @@ def test_inplace_relu_saves_the_storage_that_it_overwrote():
     assert [rows[name].saved_bytes for name in "012"] == [5 * 8 * FLOAT, 5 * 16 * FLOAT, 0]
 
 
-def test_views_of_one_storage_are_counted_once_and_whole():
+def test_views_of_one_storage_are_counted_once_and_in_full():
     class Slices(nn.Module):
         def forward(self, x):
             y = x * 2
             return y[:, :1] * y[:, 1:2] + y.view(-1, 2, 5)[:, 0, :1].exp()
 
     rows = rows_of(Slices(), torch.randn(6, 10, requires_grad=True))
-    # y as a whole (three views of it), and the result of exp; the 2 is no tensor.
+    # all of y (three views of it), and the result of exp; the 2 is no tensor.
     assert rows[""].saved_bytes == (6 * 10 + 6) * FLOAT
     assert rows[""].output_bytes == 6 * FLOAT
 
@@ -192,7 +192,7 @@ def test_script_prints_json_that_adds_up(kind, capsys):
 
 
 def require_sums(content, model):
-    """The rows are the model's modules, and their figures add up to those of the step."""
+    """The rows are the model's modules, and their sizes add up to those of the step."""
     assert content["parameters"] == sum(parameter.numel() for parameter in model.parameters())
     layers = {row["name"]: row for row in content["layers"]}
     assert layers[""]["saved_bytes"] == sum(row["own_saved_bytes"] for row in content["layers"]) > 0
@@ -223,7 +223,7 @@ def test_script_profiles_text_to_mel(kind, capsys):
     assert (content["symbols"], content["frames"], content["task"]) == (9, 20, "tts")
 
 
-def test_batch_in_frames_is_in_whole_samples(capsys):
+def test_a_batch_in_frames_has_complete_samples(capsys):
     words = ["--task", "tts", "--batch-frames", "99", "--depth", "0"]
     assert profile_model.main([*SMALL, *words]) == 0
     assert "task tts, batch size 4, frames 20, symbols 3, voice none, amp off" in capsys.readouterr().out

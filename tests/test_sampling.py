@@ -21,27 +21,27 @@ def epochs(order: EpochOrder, count: int) -> list[list[int]]:
 
 
 def test_each_epoch_takes_every_item_once_in_a_new_order():
-    first, second, third = epochs(EpochOrder(50, seed=3, batch_size=7), 3)
+    first, second, third = epochs(EpochOrder(50, seed=3, smallest_batch=7), 3)
     assert sorted(first) == sorted(second) == sorted(third) == list(range(50))
     assert first != second and second != third and first != list(range(50))
 
 
 def test_the_order_is_that_of_the_seed_wherever_one_looks_first():
-    forward = epochs(EpochOrder(20, seed=3, batch_size=7), 4)
-    order = EpochOrder(20, seed=3, batch_size=7)
+    forward = epochs(EpochOrder(20, seed=3, smallest_batch=7), 4)
+    order = EpochOrder(20, seed=3, smallest_batch=7)
     backward = [[order[epoch * 20 + position] for position in range(20)] for epoch in (3, 2, 1, 0)][::-1]
     assert forward == backward
-    assert forward != epochs(EpochOrder(20, seed=4, batch_size=7), 4)
+    assert forward != epochs(EpochOrder(20, seed=4, smallest_batch=7), 4)
 
 
 def test_the_order_can_be_sent_to_a_spawned_worker():
-    order = EpochOrder(9, seed=1, batch_size=7)
+    order = EpochOrder(9, seed=1, smallest_batch=7)
     assert [order[place] for place in range(30)] == [pickle.loads(pickle.dumps(order))[place] for place in range(30)]
 
 
 @pytest.mark.parametrize(("world", "accumulate"), [(1, 1), (2, 1), (3, 1), (1, 3), (2, 2)])
-def test_ranks_and_micro_batches_share_out_the_global_batch(world, accumulate):
-    order = EpochOrder(50, 0, batch_size=7)
+def test_ranks_and_micro_batches_divide_the_global_batch(world, accumulate):
+    order = EpochOrder(50, 0, smallest_batch=7)
     ranks = [Ranks(rank, world, torch.device("cpu")) for rank in range(world)]
     samplers = [ShareBatches(order, 14, 3, each, accumulate) for each in ranks]
     shares = [list(sampler) for sampler in samplers]

@@ -31,7 +31,7 @@ def make(*words: str) -> torch.nn.Module:
     torch.manual_seed(1)
     model = MODELS["tacomamba"](config(*words), SYMBOLS)
     model.set_statistics(torch.randn(10), torch.rand(10) + 0.5, 5.0)
-    model.aligner.mean.normal_()  # at zero all paths are equally likely, and no test would see a wrong one
+    model.aligner.mean.normal_()  # with zeros all paths would be equally likely
     model.aligner.whitening.add_(0.2 * torch.randn(10, 10))
     if model.draws_harmonics:
         model.set_tones(
@@ -54,8 +54,8 @@ def alone(of: dict[str, torch.Tensor], row: int) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("decoder", DECODERS)
 @pytest.mark.parametrize("reduction", ["1", "3"])
-def test_padding_and_company_change_nothing(decoder, reduction):
-    """Losses of a batch are the sums of those of its utterances, to 1e-10 in float64, whatever lies on the padding."""
+def test_padding_and_batch_change_nothing(decoder, reduction):
+    """Losses of a batch are the sums of those of its utterances, to 1e-10 in float64, whatever the padding."""
     model = make("--decoder", decoder, "--reduction", reduction).double()
     together = {name: value.double() if value.is_floating_point() else value for name, value in batch().items()}
     parts = [model(**alone(together, row)) for row in range(3)]
@@ -75,20 +75,20 @@ def test_padding_and_company_change_nothing(decoder, reduction):
 @pytest.mark.parametrize("mixer", ["mamba", "mamba2"])
 @pytest.mark.parametrize("decoder", ["causal", "ar"])
 @pytest.mark.parametrize("reduction", ["1", "2", "3"])
-def test_a_stream_is_the_whole_in_pieces(mixer, decoder, reduction):
+def test_a_stream_equals_synthesis_in_pieces(mixer, decoder, reduction):
     model = make("--decoder", decoder, "--mixer", mixer, "--reduction", reduction)
     tokens = batch()["tokens"][:1]
-    whole = model.synthesize(tokens).mel
+    complete = model.synthesize(tokens).mel
     for chunk in (1, 5, 16, 1000):
         pieces = list(model.stream(tokens, chunk=chunk))
         step = -(-chunk // int(reduction)) * int(reduction)
         assert [len(piece) for piece in pieces[:-1]] == [step] * (len(pieces) - 1)
-        torch.testing.assert_close(torch.cat(pieces), whole, atol=1e-5, rtol=0)
+        torch.testing.assert_close(torch.cat(pieces), complete, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("reduction", ["1", "2", "3"])
-def test_an_autoregressive_decoder_speaks_as_it_is_trained(reduction):
-    """Shown its own frames all at once, as in training the true ones, it makes the same frames again."""
+def test_an_autoregressive_decoder_synthesizes_as_it_is_trained(reduction):
+    """One pass over its own frames, in place of the true ones in training, predicts the same frames again."""
     model = make("--decoder", "ar", "--reduction", reduction)
     plan = model._plan(batch()["tokens"][:1], None, pace=0.5)
     with torch.no_grad():
@@ -113,7 +113,7 @@ def test_the_state_of_a_stream_does_not_grow():
 
 
 @pytest.mark.parametrize("words", [["--decoder", "bidirectional"], ["--mixer", "attention"], ["--mixer", "lstm"]])
-def test_what_cannot_stream_says_so(words):
+def test_streaming_is_refused_without_a_causal_state(words):
     model = make(*words)
     assert not model.can_stream
     with pytest.raises(ValueError, match="cannot stream"):
@@ -166,7 +166,7 @@ def test_the_prior_alone_trains_the_token_means_and_the_encoder():
     assert model.decoder.output.weight.grad is None
 
 
-def test_durations_and_pitches_do_not_bend_the_encoder():
+def test_durations_and_pitches_have_no_gradient_in_the_encoder():
     model, samples = make(), batch()
     args = samples["tokens"], samples["token_lengths"], samples["mel"], samples["mel_lengths"], None
     plan = model._align(*args)
@@ -196,7 +196,7 @@ def test_speech_has_the_harmonics_of_the_predicted_pitch():
     torch.testing.assert_close(model.synthesize(tokens).mel, expected[0], atol=1e-5, rtol=0)
 
 
-def test_a_model_without_pitch_has_no_trace_of_it():
+def test_a_model_without_pitch_has_no_parts_for_it():
     model = make("--no-pitch")
     assert not model.draws_harmonics and "pitch_sum" not in model(**batch())
     assert not any("source" in name or "pitch" in name for name in model.state_dict())
@@ -247,7 +247,7 @@ def test_rounding_keeps_the_total_and_gives_every_token_a_frame():
     assert ((rounded.sum(1) - wanted).abs() <= 0.5).all()
 
 
-def test_positions_say_which_token_a_frame_is_in():
+def test_positions_are_the_tokens_of_frames():
     token, place, length = positions(torch.tensor([[2, 1, 3, 0]]), 1, 6)
     assert token.tolist() == [[0, 1, 2, 2, 2, 2]]
     assert place.tolist() == [[1, 0, 0, 1, 2, 3]]
@@ -270,7 +270,7 @@ def test_pace_is_kept_where_some_tokens_cannot_get_shorter():
     assert at_pace(mean, 100.0).sum().item() == pytest.approx(5, rel=1e-5)  # a frame each is the least
 
 
-def test_no_prediction_can_run_away():
+def test_predictions_are_limited():
     model = make()
     torch.nn.init.constant_(model.prosody.duration.bias, 1e9)
     torch.nn.init.constant_(model.prosody.pitch.bias, 1e9)
@@ -280,9 +280,9 @@ def test_no_prediction_can_run_away():
 
 @pytest.mark.parametrize("decoder", DECODERS)
 def test_one_symbol_is_a_text(decoder):
-    made = make("--decoder", decoder).synthesize(torch.tensor([[4]]))
-    assert made.mel.shape == (int(made.durations.sum()), 10) and made.mel.isfinite().all()
-    assert made.alignment.sum(1).tolist() == [1.0] * len(made.mel)
+    spoken = make("--decoder", decoder).synthesize(torch.tensor([[4]]))
+    assert spoken.mel.shape == (int(spoken.durations.sum()), 10) and spoken.mel.isfinite().all()
+    assert spoken.alignment.sum(1).tolist() == [1.0] * len(spoken.mel)
 
 
 @pytest.mark.parametrize("kind", ["table", "embedding"])
@@ -297,7 +297,7 @@ def test_the_voice_changes_mel_and_durations(kind):
     assert (pitches[0] - pitches[1]).abs().max() > 1e-3
     shorter = min(len(first.mel), len(second.mel))
     assert (first.mel[:shorter] - second.mel[:shorter]).abs().max() > 1e-3
-    if kind == "embedding":  # its length says nothing of the voice
+    if kind == "embedding":  # its length does not depend on the voice
         loud = model.synthesize(tokens, 5 * voices[:1]).mel
         torch.testing.assert_close(loud, first.mel, atol=1e-5, rtol=1e-5)
 

@@ -41,7 +41,7 @@ def never_stops(**changes: object) -> Tacotron2:
 
 
 def padded_batch(token_padding: int, mel_padding: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Three utterances, the first of more tokens than frames, with the given values where they have ended."""
+    """Three utterances, the first of more tokens than frames, with the given values on the padding."""
     draw = torch.Generator().manual_seed(1)
     tokens = torch.randint(1, SYMBOLS, (3, 7), generator=draw)
     mel = torch.randn(3, 21, 6, generator=draw, dtype=torch.float64) - 5
@@ -97,7 +97,7 @@ def test_speakers_change_speech():
 
 
 @pytest.mark.parametrize("reduction", [1, 2])
-def test_teacher_forced_on_its_own_speech_it_says_the_same(reduction):
+def test_teacher_forcing_on_its_own_speech_predicts_the_same(reduction):
     """Float64, within 1e-10: one parallel pass over synthesized frames gives those frames and that attention again."""
     model = never_stops(reduction=reduction)
     tokens, lengths = torch.tensor([[1, 5, 2, 8]]), torch.tensor([4])
@@ -138,7 +138,7 @@ def test_attention_step_follows_the_equations():
 
 
 def test_prenet_drops_units_of_both_layers():
-    """What it keeps it doubles, in training and outside, where every run keeps the same units."""
+    """Kept units are doubled, in training and outside of it, where every run keeps the same units."""
     prenet = make_model().prenet
     mel = torch.ones(1, 1, 6, dtype=torch.float64)
     keep = torch.zeros(1, 1, 2, 12, dtype=torch.bool)
@@ -152,8 +152,8 @@ def test_prenet_drops_units_of_both_layers():
     assert not torch.equal(units[:, 0], units[:, 1]) and not torch.equal(units[:, :, 0], units[:, :, 1])
 
 
-def made_up_utterances() -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Two texts whose tokens each last 4 or 6 frames with a mel of their own."""
+def synthetic_utterances() -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Two texts whose tokens last 4 or 6 frames each and have one mel vector each."""
     draw = torch.Generator().manual_seed(2)
     texts = [([1, 4, 5, 6, 2], [4, 6, 4, 6, 4]), ([1, 7, 4, 2], [4, 6, 6, 4])]
     means = torch.randn(SYMBOLS, 6, generator=draw) - 5
@@ -163,7 +163,7 @@ def made_up_utterances() -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return tokens, lengths[0], torch.nn.utils.rnn.pad_sequence(mels, batch_first=True), lengths[1]
 
 
-def test_learns_two_utterances_by_heart():
+def test_two_utterances_can_be_memorized():
     torch.manual_seed(0)
     sizes = {
         "d_model": 32,
@@ -174,7 +174,7 @@ def test_learns_two_utterances_by_heart():
         "dropout": 0.0,
     }
     model = Tacotron2(TextToMelConfig(model="tacotron2", **SMALL | sizes), SYMBOLS)
-    tokens, token_lengths, mel, mel_lengths = made_up_utterances()
+    tokens, token_lengths, mel, mel_lengths = synthetic_utterances()
     model.set_statistics(torch.full((6,), -5.0), torch.ones(6), 5.0)
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
     for _ in range(150):
@@ -184,7 +184,7 @@ def test_learns_two_utterances_by_heart():
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
     model.eval()
-    guess = (mel[0, :24] + 5).abs().mean()  # the error of a model that says the mean
+    guess = (mel[0, :24] + 5).abs().mean()  # the error of a model that predicts the mean
     for row, (n, frames) in enumerate(zip(token_lengths.tolist(), mel_lengths.tolist(), strict=True)):
         spoken = model.synthesize(tokens[row : row + 1, :n])
         assert not spoken.truncated
@@ -204,7 +204,7 @@ def test_speech_without_end_is_cut_off():
     torch.testing.assert_close(spoken.alignment.sum(1), torch.ones(2000).double())
 
 
-def test_speech_ends_where_the_stop_token_says_so():
+def test_speech_ends_at_the_stop_token():
     model = never_stops(reduction=2)
     torch.nn.init.constant_(model.stop.bias, 50.0)
     spoken = model.synthesize(torch.tensor([[1, 2]]))
@@ -223,7 +223,7 @@ def test_texts_of_one_symbol_and_more_symbols_than_frames(tokens, frames):
 
 
 def test_same_text_gives_same_speech():
-    """Bit for bit, in whatever state the global random numbers are, while training draws from them."""
+    """Bit for bit, for any global random state, while training draws from it."""
     model, tokens = never_stops(), torch.tensor([[1, 3, 5]])
     first = model.synthesize(tokens).mel
     torch.manual_seed(99)

@@ -62,7 +62,7 @@ def uninterrupted(processed, tmp_path_factory) -> Path:
     return run
 
 
-def test_a_run_leaves_what_it_promises(uninterrupted):
+def test_a_run_writes_its_files(uninterrupted):
     lines = read_log(uninterrupted)
     assert [line["step"] for line in lines] == list(range(1, 41))
     for line in lines:
@@ -70,7 +70,7 @@ def test_a_run_leaves_what_it_promises(uninterrupted):
         assert line["frames_per_s"] > 0 and line["cpu_s_per_step"] > 0
     assert [line["step"] for line in lines if "valid_eer" in line] == [20, 40]
     values = [line["loss"] for line in lines]
-    assert sum(values[-5:]) < 0.8 * sum(values[4:9])  # from the step on that has the whole margin
+    assert sum(values[-5:]) < 0.8 * sum(values[4:9])  # from the step on that has the full margin
     best, last = load_checkpoint(uninterrupted), load_checkpoint(uninterrupted / "last.pt")
     assert best["metrics"]["valid_eer"] == min(line["valid_eer"] for line in lines if "valid_eer" in line)
     assert last["step"] == 40 and last["training"]["samples"] == 320 and "training" not in best
@@ -91,7 +91,7 @@ def test_another_seed_gives_another_run(uninterrupted, processed, tmp_path):
     assert losses(tmp_path / "other")[1] != losses(uninterrupted)[1]
 
 
-def test_a_finished_run_is_left_alone(uninterrupted, processed, capsys):
+def test_a_finished_run_stays_unchanged(uninterrupted, processed, capsys):
     before = (uninterrupted / "last.pt").stat().st_mtime_ns
     assert train(processed, uninterrupted, "--steps", "40", "--dropout", "0.1", "--resume", "auto") == 0
     assert "already trained to step 40" in capsys.readouterr().out
@@ -124,7 +124,7 @@ def test_resuming_another_model_is_refused(uninterrupted, processed, capsys):
         (["--crop-seconds", "0.01"], "shorter than one frame"),
     ],
 )
-def test_bad_input_gets_a_sentence_and_leaves_nothing(processed, tmp_path, capsys, change, sentence):
+def test_bad_input_gets_a_sentence_and_no_run_folder(processed, tmp_path, capsys, change, sentence):
     assert train(processed, tmp_path / "run", *change) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ") and sentence in error and error.count("\n") == 1
@@ -204,12 +204,12 @@ def test_mixed_precision_trains_close_to_full(uninterrupted, processed, tmp_path
     assert sum(values[-4:]) < sum(values[2:6])
 
 
-def test_whole_utterances_in_batches_of_like_length(processed, tmp_path):
-    """Several epochs of 24 utterances, resumed in between; batches hold as many as the budget lets them."""
+def test_complete_utterances_in_batches_of_similar_length(processed, tmp_path):
+    """Several epochs of 24 utterances, resumed in between; batches fill their budget."""
     words = ["--batch-frames", "1500", "--save-every", "7", "--dropout", "0.1"]
-    assert train(processed, tmp_path / "whole", "--steps", "18", *words) == 0
+    assert train(processed, tmp_path / "complete", "--steps", "18", *words) == 0
     assert train(processed, tmp_path / "halved", "--steps", "18", *words, "--resume", "auto") == 0
-    samples = [line["samples"] for line in read_log(tmp_path / "whole")]
+    samples = [line["samples"] for line in read_log(tmp_path / "complete")]
     sizes = [later - earlier for earlier, later in zip([0, *samples], samples, strict=False)]
     assert 2 <= min(sizes) and max(sizes) <= 10 and len(set(sizes)) > 1
     run = tmp_path / "halved"
@@ -219,8 +219,8 @@ def test_whole_utterances_in_batches_of_like_length(processed, tmp_path):
     lines = read_log(run)
     assert lines[0] == {"resumed_from": 14} and [line["step"] for line in lines[1:]] == [15, 16, 17, 18]
     resumed = losses(run)
-    assert resumed == {step: value for step, value in losses(tmp_path / "whole").items() if step > 14}
-    assert all(torch.equal(tensor, weights(run)[name]) for name, tensor in weights(tmp_path / "whole").items())
+    assert resumed == {step: value for step, value in losses(tmp_path / "complete").items() if step > 14}
+    assert all(torch.equal(tensor, weights(run)[name]) for name, tensor in weights(tmp_path / "complete").items())
 
 
 @pytest.mark.parametrize(
@@ -260,17 +260,17 @@ def test_micro_batches_of_the_real_model(processed, tmp_path):
     assert two[0]["loss"] == pytest.approx(one[0]["loss"], rel=0.2) and two[0]["loss"] != one[0]["loss"]
 
 
-@pytest.mark.parametrize(("name", "said"), [("ONEDNN", None), ("ONEDNN", "7"), ("DNNL", "7")])
-def test_onednn_keeps_few_operations_unless_the_user_says_how_many(tmp_path, name, said):
+@pytest.mark.parametrize(("name", "number"), [("ONEDNN", None), ("ONEDNN", "7"), ("DNNL", "7")])
+def test_onednn_keeps_few_operations_unless_the_environment_sets_a_number(tmp_path, name, number):
     names = [f"{maker}_PRIMITIVE_CACHE_CAPACITY" for maker in ("ONEDNN", "DNNL")]
     environment = {key: value for key, value in os.environ.items() if key not in names}
-    if said is not None:
-        environment[f"{name}_PRIMITIVE_CACHE_CAPACITY"] = said
+    if number is not None:
+        environment[f"{name}_PRIMITIVE_CACHE_CAPACITY"] = number
     words = ["--data", str(tmp_path / "nothing"), "--out", str(tmp_path / "run")]
     program = f"import os, train_tacomamba; train_tacomamba.main({words}); print([os.environ.get(n) for n in {names}])"
     process = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, cwd=ROOT)
     expected = {("ONEDNN", None): ["256", None], ("ONEDNN", "7"): ["7", None], ("DNNL", "7"): [None, "7"]}
-    assert process.stdout.splitlines()[-1] == str(expected[name, said])
+    assert process.stdout.splitlines()[-1] == str(expected[name, number])
 
 
 def test_tensorboard_gets_scalars_and_pictures(processed, tmp_path):
@@ -299,7 +299,7 @@ def test_sounds_are_kept_too(tmp_path):
 
 
 def test_an_utterance_that_is_not_finite_is_skipped_and_named(processed, tmp_path):
-    """In real features: the statistics leave it out, each step with it is skipped, and the run continues."""
+    """In stored features: statistics exclude it, each step with it is skipped, and the run continues."""
     data = tmp_path / "data"
     shutil.copytree(processed, data)
     poisoned = poison(data, "101-1011-0000")
@@ -326,7 +326,7 @@ def poison(data: Path, utterance: str) -> str:
 
 
 def test_weights_that_are_not_finite_are_not_saved(tmp_path):
-    """However they came to be: bad steps are skipped, so here they are put in by hand."""
+    """Bad steps are skipped, so an infinite weight is set by hand."""
     scenario = {"out": str(tmp_path), "flags": ["--steps", "5"], "task": {"broken": True}}
     result = toy_training.train(scenario, Ranks(0, 1, torch.device("cpu")))
     assert result["step"] == 5 and "not finite and are not saved" in result["error"]

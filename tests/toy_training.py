@@ -135,7 +135,7 @@ class ToyTask:
         return {"valid_loss": total / count, "valid_items": count} if count else {}
 
     def show(self, log: Any, step: int) -> None:
-        """Nothing to see."""
+        """Logs nothing."""
 
     def description(self) -> dict[str, Any]:
         return {"items": {"count": ITEMS}}

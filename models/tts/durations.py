@@ -1,4 +1,4 @@
-"""From mean durations to whole frames, and from tokens to their frames."""
+"""From mean durations to integers, and from tokens to their frames."""
 
 from __future__ import annotations
 

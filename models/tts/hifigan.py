@@ -224,7 +224,7 @@ class _StreamedConvolution:
             self._kept = x.new_zeros(*x.shape[:2], self._padding)
         x = torch.cat([self._kept, F.pad(x, (0, self._padding)) if last else x], dim=2)
         new = max(x.shape[2] - self._context, 0)
-        self._kept = x[:, :, new:].clone()  # a slice would keep the whole piece alive
+        self._kept = x[:, :, new:].clone()  # a slice would keep all of the piece alive
         return self._apply(x, last) if new else x.new_zeros(x.shape[0], self._layer.out_channels, 0)
 
     def _apply(self, x: Tensor, last: bool) -> Tensor:

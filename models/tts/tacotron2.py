@@ -99,7 +99,7 @@ class Prenet(nn.Module):
 
     def draw_fixed(self, steps: int, device: torch.device) -> Iterator[Tensor]:
         """Units to keep outside of training, (1, 1, 2, d) for each step: the same for every utterance."""
-        generator = torch.Generator().manual_seed(PRENET_SEED)  # of the CPU, whatever the device
+        generator = torch.Generator().manual_seed(PRENET_SEED)  # of the CPU, for any device
         for _ in range(steps):
             yield (torch.rand(1, 1, 2, self.d_model, generator=generator) >= PRENET_DROPOUT).to(device)
 

@@ -7,7 +7,6 @@ interruptions do not change the samples, and the number of samples consumed stat
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Protocol
 
 import numpy as np
 from torch.utils.data import Sampler
@@ -20,39 +19,45 @@ POOL_BATCHES = 100  # batches of utterances in a pool, among which those of simi
 JITTER = 0.05  # relative, of lengths before sorting, so that neighbors change from epoch to epoch
 
 
-class Order(Protocol):
-    """The samples of a run: the item at each place, and the global batch that begins at a place."""
+class Order:
+    """The samples of a run: the item at each place, where every epoch has each of `size` items once."""
 
-    smallest_batch: int  # no batch has fewer samples
+    def __init__(self, size: int, seed: int, smallest_batch: int) -> None:
+        self.size, self.seed = size, seed
+        self.smallest_batch = smallest_batch  # no batch has fewer samples
+        self._epoch, self._items = -1, np.empty(0, dtype=np.int64)
 
     def __getitem__(self, place: int) -> int:
         """The item at a place."""
+        position = self._position(place)
+        return int(self._items[position])
 
     def batch(self, place: int) -> range:
-        """The places of the batch that begins at `place`, where the batch before it ended."""
+        """The places of the global batch that begins at `place`, where the batch before it ended."""
+        raise NotImplementedError
 
-
-class EpochOrder:
-    """Every epoch has each of `size` items once, in a new order; `batch_size` samples per batch."""
-
-    def __init__(self, size: int, seed: int, batch_size: int) -> None:
-        self.size, self.seed, self.smallest_batch = size, seed, batch_size
-        self._epoch, self._permutation = -1, np.empty(0, dtype=np.int64)
-
-    def __getitem__(self, place: int) -> int:
+    def _position(self, place: int) -> int:
+        """The position of a place in its epoch, whose items it orders."""
         epoch, position = divmod(place, self.size)
         if epoch != self._epoch:
-            self._permutation = np.random.default_rng([self.seed, 1, epoch]).permutation(self.size)
+            self._items = self._order(np.random.default_rng([self.seed, 1, epoch]))
             self._epoch = epoch
-        return int(self._permutation[position])
+        return position
+
+    def _order(self, draw: np.random.Generator) -> np.ndarray:
+        """The items of an epoch in their order."""
+        return draw.permutation(self.size)
+
+
+class EpochOrder(Order):
+    """Random order; all batches have the same size, and one may begin in one epoch and end in the next."""
 
     def batch(self, place: int) -> range:
-        """A batch may begin in one epoch and end in the next."""
         return range(place, place + self.smallest_batch)
 
 
-class BucketOrder:
-    """Every epoch has each item once, in batches of similar length within a budget of padded frames.
+class BucketOrder(Order):
+    """Batches of similar length within a budget of padded frames, none of which crosses the end of an epoch.
 
     Items are divided at random into pools, sorted by (jittered) length in each, and cut into batches whose size times
     longest length is at most `batch_frames`; then the batches of all pools are shuffled. Raises `UserError` if an item
@@ -60,42 +65,30 @@ class BucketOrder:
     """
 
     def __init__(self, lengths: Sequence[int], seed: int, batch_frames: int) -> None:
-        self.lengths = np.asarray(lengths, dtype=np.int64)
-        self.seed, self.batch_frames = seed, batch_frames
+        self.lengths, self.batch_frames = np.asarray(lengths, dtype=np.int64), batch_frames
         longest = int(self.lengths.max())
         if longest > batch_frames:
             raise UserError(f"--batch-frames {batch_frames} cannot hold the longest utterance, {longest} frames")
-        self.smallest_batch = min(len(self.lengths), -(-(batch_frames // longest) // 2))  # see _cut
-        self._epoch, self._items, self._ends = -1, np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64)
-
-    def __getitem__(self, place: int) -> int:
-        epoch, position = divmod(place, len(self.lengths))
-        self._prepare(epoch)
-        return int(self._items[position])
+        super().__init__(len(lengths), seed, min(len(lengths), -(-(batch_frames // longest) // 2)))  # see _cut
+        self._ends = np.empty(0, dtype=np.int64)
 
     def batch(self, place: int) -> range:
-        """A batch never crosses the end of an epoch."""
-        epoch, position = divmod(place, len(self.lengths))
-        self._prepare(epoch)
+        position = self._position(place)
         number = int(np.searchsorted(self._ends, position, side="right"))
         begins = int(self._ends[number - 1]) if number else 0
         if begins != position:
             raise ValueError(f"no batch begins at place {place}")
         return range(place, place + int(self._ends[number]) - position)
 
-    def _prepare(self, epoch: int) -> None:
-        if epoch == self._epoch:
-            return
-        draw = np.random.default_rng([self.seed, 1, epoch])
-        size = len(self.lengths)
+    def _order(self, draw: np.random.Generator) -> np.ndarray:
         pools = max(1, int(self.lengths.sum() // (POOL_BATCHES * self.batch_frames)))
         batches = []
-        for pool in np.array_split(draw.permutation(size), min(pools, size)):
+        for pool in np.array_split(draw.permutation(self.size), min(pools, self.size)):
             jittered = self.lengths[pool] * draw.uniform(1 - JITTER, 1 + JITTER, len(pool))
             batches += self._cut(pool[np.argsort(-jittered, kind="stable")])
         batches = [batches[number] for number in draw.permutation(len(batches))]
-        self._items, self._ends = np.concatenate(batches), np.cumsum([len(batch) for batch in batches])
-        self._epoch = epoch
+        self._ends = np.cumsum([len(batch) for batch in batches])
+        return np.concatenate(batches)
 
     def _cut(self, items: np.ndarray) -> list[np.ndarray]:
         """Batches from items of falling length.
