@@ -392,7 +392,7 @@ def test_checkpoints_that_cannot_serve_are_refused(trained_run, voices, tmp_path
     sentences = {
         "nowhere.pt": "there is no checkpoint",
         "text.pt": "is not a checkpoint",
-        "tts.pt": "a speaker model is needed",
+        "tts.pt": "one of --task speaker is needed",
         "few.pt": "do not fit",
         "nan.pt": "not finite",
     }

@@ -14,10 +14,9 @@ from utils.features.recipe import require_same
 from utils.features.store import FeatureStore
 from utils.files import read_json, sha256_file
 from utils.lists import Trial, read_identification, read_trials, training_list_hash
-from utils.speaker.embedding import Mel
 from utils.speaker.identification import PARTS, answers, by_part, enroll
 from utils.speaker.protocol import Protocol, check_disjoint, read_protocol
-from utils.speaker.recognizer import SpeakerRecognizer
+from utils.speaker.recognizer import Mel, SpeakerRecognizer
 from utils.speaker.report import Evaluation
 from utils.speaker.trials import DURATIONS, Origin, TrialSet
 

@@ -19,9 +19,9 @@ from utils.errors import UserError
 from utils.features.store import FeatureStore
 from utils.lists import training_list_hash
 from utils.speaker.augment import AUGMENTATIONS, Augmentation
-from utils.speaker.embedding import embed_mels
 from utils.speaker.metrics import eer
 from utils.speaker.protocol import read_protocol
+from utils.speaker.recognizer import embed_mels
 from utils.training.distributed import Ranks
 from utils.training.options import TrainingOptions
 from utils.training.runlog import RunLog
