@@ -104,8 +104,7 @@ def _script(name: str, *words: object) -> None:
 def _result(args: argparse.Namespace, model: str, seed: int) -> dict[str, Any]:
     """Metrics of one model and seed over all folds, from its last checkpoints; kept in a file once made."""
     from utils.files import read_json, write_json
-    from utils.speaker.pooled import pool
-    from utils.speaker.report import identification_report, verification_report
+    from utils.speaker.report import identification_report, pool, verification_report
     from utils.training.runlog import read_log
 
     path = args.out / f"{model}-seed{seed}-folds{'_'.join(map(str, args.folds))}.json"

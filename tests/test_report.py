@@ -12,8 +12,7 @@ from utils.errors import UserError
 from utils.lists import Trial
 from utils.speaker.identification import Answer, answers, by_part, confusion_matrix, enroll, unit
 from utils.speaker.metrics import eer
-from utils.speaker.pooled import pool, read_evaluation
-from utils.speaker.report import CONDITIONS, Evaluation, build_report, table, write_report
+from utils.speaker.report import CONDITIONS, Evaluation, build_report, pool, read_evaluation, table, write_report
 from utils.speaker.trials import DURATIONS, Origin, TrialSet
 
 # Two recordings of two chapters each of six speakers, every other one a woman.
