@@ -332,11 +332,11 @@ def test_bad_lists_are_refused(trained_run, librispeech_root, voices, tmp_path, 
         return refused(capsys, "evaluate", "--checkpoint", trained_run, *words)
 
     missing = evaluate("--trials", f"1 {real} no/1.flac\n0 no/2.flac no/1.flac\n")
-    assert f"2 of the 3 audio files of {bad} are not under {librispeech_root}, first no/1.flac" in missing
+    assert f"2 of the 3 audio files in {bad} are not under {librispeech_root}, the first is no/1.flac" in missing
     assert "line 2" in evaluate("--trials", f"1 {real} no/1.flac\nmaybe a b\n")
     other = voices["102"][0].relative_to(librispeech_root)
-    assert "tests 1 speakers whom" in evaluate("--identification", f"102 {other}\n")
-    assert f"1 recordings are both in {good} and in {bad}" in evaluate("--identification", f"101 {real}\n")
+    assert "has 1 speakers that" in evaluate("--identification", f"102 {other}\n")
+    assert f"1 recordings are in both {good} and {bad}" in evaluate("--identification", f"101 {real}\n")
     assert not (tmp_path / "out" / "report.json").exists()
 
 
@@ -372,7 +372,7 @@ def test_stores_that_cannot_serve_are_refused(trained_run, voices, tmp_path, cap
     checkpoint["metrics"] = {}
     save_checkpoint(tmp_path / "other.pt", checkpoint)
     other = ["--checkpoint", tmp_path / "other.pt"]
-    assert "was made with model" in refused(capsys, "enroll", *other, "--store", store, "--name", "Ben", audio)
+    assert "belongs to model" in refused(capsys, "enroll", *other, "--store", store, "--name", "Ben", audio)
     assert store.read_bytes() == content
     words = ["enroll", *model, "--store", store / "inside", "--name", "Ben", audio]
     assert "cannot be written" in refused(capsys, *words)
@@ -407,7 +407,7 @@ def test_a_refusal_in_a_process_of_its_own(trained_run, tmp_path):
     command = [sys.executable, ROOT / "test.py", "identify", "--checkpoint", trained_run, "--store", "none", "a.wav"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "error: there is no enrollment store at none; enroll somebody first\n"
+    assert done.stderr == "error: there is no enrollment store at none; enroll a speaker first\n"
 
 
 @pytest.mark.real

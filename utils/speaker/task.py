@@ -1,4 +1,4 @@
-"""The speaker task: stored log-mels, crops or whole, in, speaker classes out, validated by the equal error rate."""
+"""The speaker task: a classifier of training speakers on log-mels, validated by its equal error rate on others."""
 
 from __future__ import annotations
 
@@ -40,10 +40,9 @@ class SpeakerOptions(Config):
 
 
 class CropDataset(Dataset):
-    """Random crops, augmented; the sample at a place depends on the seed and the place only.
+    """Random crops, augmented; the sample at a place depends on the seed and the place alone.
 
-    `crop` is their length in frames; None takes whole utterances. An utterance shorter than the crop is repeated from
-    its start until the crop is full.
+    `crop` is their length in frames; None takes entire utterances. An utterance shorter than the crop is repeated.
     """
 
     def __init__(
@@ -93,7 +92,7 @@ class SpeakerTask:
     def problems(config: SpeakerConfig, training: TrainingOptions, options: Sequence[Config]) -> list[str]:
         """Sentences about options of the model, the loop and the task that contradict each other."""
         if training.batch_frames and not ENCODERS[config.model].takes_padding:
-            return [f"--batch-frames: {config.model} has batch norm over frames, which would count the padding"]
+            return [f"--batch-frames: {config.model} has batch norm over frames, which would include the padding"]
         return []
 
     def __init__(
@@ -123,7 +122,7 @@ class SpeakerTask:
         self._scored: tuple[np.ndarray, np.ndarray, float] | None = None
 
     def _crop(self) -> int | None:
-        """Frames of a training sample; None where it is a whole utterance."""
+        """Frames of a training sample; None if it is an entire utterance."""
         if self.training.batch_frames:
             return None
         frames = self.store.recipe.frames(round(self.options.crop_seconds * self.store.recipe.sample_rate))
@@ -151,17 +150,17 @@ class SpeakerTask:
             trials = [trial for trial in trials if trial[1] in kept and trial[2] in kept]
         if len({target for target, _, _ in trials}) == 2:
             return trials
-        print("no validation: it needs trials of one speaker and of two; the last checkpoint counts as the best")
+        print("no validation: it needs target and non-target trials; the last checkpoint counts as the best")
         return []
 
     def collate(self, samples: list[tuple[np.ndarray, int]]) -> dict[str, Tensor]:
-        """Stacks samples, padded with zeros: `mel` (B, T, n_mels), `lengths` (B,), `labels` (B,)."""
+        """Stacks samples, padded with zeros: `mel` (b, t, n_mels), `lengths` (b,), `labels` (b,)."""
         mels, labels = zip(*samples, strict=True)
         padded = torch.nn.utils.rnn.pad_sequence([torch.from_numpy(mel) for mel in mels], batch_first=True)
         return {"mel": padded, "lengths": torch.tensor([len(mel) for mel in mels]), "labels": torch.tensor(labels)}
 
     def inputs(self, batch: dict[str, Tensor], step: int) -> dict[str, Any]:
-        """The model's arguments: the batch, and how much of the margin applies at this step."""
+        """The model's arguments: the batch, and the share of the margin at this step."""
         return {**batch, "margin_share": linear_warmup(step, self.training.steps, self.options.margin_warmup)}
 
     def frames(self, batch: dict[str, Tensor]) -> int:
@@ -173,7 +172,7 @@ class SpeakerTask:
         return self.store.rows[self.dataset.items[self.order[place]]].utterance
 
     def validate(self, ranks: Ranks) -> dict[str, float]:
-        """Equal error rate of the validation trials, and the cosine at which it stands; nothing without trials."""
+        """Equal error rate of the validation trials, and its threshold; empty without trials."""
         if not self.trials:
             return {}
         items = sorted({item for _, a, b in self.trials for item in (a, b)})
@@ -185,11 +184,11 @@ class SpeakerTask:
         scores = (left * right).sum(1)
         targets = np.array([target for target, _, _ in self.trials])
         rate, threshold = eer(scores, targets)
-        self._scored = scores, targets, float(threshold)
-        return {"valid_eer": float(rate), "valid_threshold": float(threshold)}
+        self._scored = scores, targets, threshold
+        return {"valid_eer": rate, "valid_threshold": threshold}
 
     def show(self, log: RunLog, step: int) -> None:
-        """The scores of the last validation as histograms."""
+        """Logs histograms of the scores of the last validation."""
         if self._scored is not None:
             from utils.speaker.plots import draw_scores
 
@@ -198,7 +197,7 @@ class SpeakerTask:
             log.picture(step, "scores", lambda path: draw_scores(path, scores, targets, lines, title))
 
     def description(self) -> dict[str, Any]:
-        """What a checkpoint needs beside the weights."""
+        """The entries of a checkpoint beside the weights."""
         return {
             "model_config": self.config.to_dict(),
             "recipe": self.store.recipe.to_dict(),
