@@ -19,7 +19,6 @@ from utils.tts.speech_metrics import (
     CEPSTRA,
     PitchErrors,
     bootstrap_ratio,
-    length_errors,
     mel_cepstra,
     pitch,
     pitch_errors,
@@ -130,11 +129,6 @@ def test_pitch_errors_count_what_they_say():
     silent = pitch_errors(np.array([nan]), np.array([nan]), np.array([[0, 0]]))
     assert silent.metrics()["f0_rmse_hz"] is None and silent.metrics()["voicing_error"] == 0
     assert PitchErrors.total([errors, silent]).metrics()["voicing_error"] == pytest.approx(2 / 6)
-
-
-def test_length_errors_tell_bias_from_spread():
-    figures = length_errors([110, 180], [100, 200])
-    assert figures == pytest.approx({"duration_bias": -10 / 300, "duration_error": 0.1})
 
 
 def test_bootstrap_of_a_ratio_covers_all_draws_of_two_utterances():

@@ -1,4 +1,4 @@
-"""Estimating the Gaussians that align symbols with mel frames, before a model of text to mel is trained."""
+"""Estimation of the Gaussians that align symbols with mel frames, before the training of a text-to-mel model."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from models.tts.alignment import SymbolAligner, without_mean
 from utils.cli import progress
 
 ITERATIONS = 8
-FIRST_WHITENED = 3  # the covariance of alignments that are far off would say little
+FIRST_WHITENED = 3  # the first alignments are too far off for a useful covariance
 RIDGE = 0.03  # share of the mean variance that is added to each
-FORGOTTEN = 1.0  # frames of a mean of zero that every symbol has seen, for those that are rare
+FORGOTTEN = 1.0  # frames of value zero added to every symbol, as a prior for the rare ones
 
-# Tokens (B, N), token lengths (B,), standardized mels (B, T, M), mel lengths (B,).
+# Tokens (b, n), token lengths (b,), standardized mels (b, t, n_mels), mel lengths (b,).
 Batch = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
 @torch.no_grad()
 def fit(aligner: SymbolAligner, batches: Callable[[], Iterable[Batch]]) -> None:
-    """Viterbi training (hard expectation maximization) of means and covariance, from an even division of utterances.
+    """Viterbi training (hard expectation maximization) of means and covariance, from evenly divided utterances.
 
     Sums are in float64 and in the order of the batches, so that the same data give the same bits.
     """
@@ -42,7 +42,7 @@ def fit(aligner: SymbolAligner, batches: Callable[[], Iterable[Batch]]) -> None:
 
 
 class _Sums:
-    """What an iteration adds up: frames and their sums by symbol, and the scatter about the means before it."""
+    """Sums of an iteration: number and sum of frames by symbol, and their scatter about the previous means."""
 
     def __init__(self, n_symbols: int, n_mels: int) -> None:
         self.frames = torch.full((n_symbols,), FORGOTTEN, dtype=torch.float64)
@@ -51,7 +51,7 @@ class _Sums:
         self.total = 0
 
     def add(self, symbols: Tensor, x: Tensor, mean: Tensor) -> None:
-        """Frames x (T, M) of `symbols` (T,)."""
+        """Adds frames x (t, n_mels) of `symbols` (t,)."""
         self.frames.index_add_(0, symbols, torch.ones(len(symbols), dtype=torch.float64))
         self.sums.index_add_(0, symbols, x)
         rest = x - mean[symbols]
@@ -69,6 +69,6 @@ class _Sums:
 
 
 def _even_durations(token_lengths: Tensor, mel_lengths: Tensor, width: int) -> Tensor:
-    """Frames of each token (B, width) if all of an utterance last equally long."""
+    """Frames of each token (b, width) if all tokens of an utterance last equally long."""
     edges = torch.arange(width + 1).minimum(token_lengths.unsqueeze(1)) * mel_lengths.unsqueeze(1)
     return (edges // token_lengths.unsqueeze(1)).diff(dim=1)

@@ -1,4 +1,4 @@
-"""Griffin-Lim: sound from log-mels without a trained vocoder."""
+"""Griffin-Lim: audio from log-mels without a trained vocoder."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ UNMIX_STEPS = 20
 class GriffinLim:
     """The fast Griffin-Lim algorithm (Perraudin, Balazs and Søndergaard 2013) on the CPU, for any recipe.
 
-    The phases start at zero, so the same mels give the same samples; random ones came out no better. Sound whose peak
-    exceeds 1 is scaled down as a whole, to a peak of 1. `UserError` for a recipe whose frames hardly overlap.
+    The phases start at zero, so the same mels give the same samples; random phases were no better. Audio whose peak
+    exceeds 1 is scaled to a peak of 1. `UserError` for a recipe whose frames overlap by less than half.
     """
 
     name = GRIFFIN_LIM
@@ -47,9 +47,9 @@ class GriffinLim:
             norm=None if recipe.mel_norm == "none" else recipe.mel_norm,
             mel_scale=recipe.mel_scale,
         )  # (n_fft / 2 + 1, n_mels)
-        # No audio within -1..1 has more: a bin of its spectrum is at most the sum of the window.
+        # The most that audio within -1..1 can have: a bin of its spectrum is at most the sum of the window.
         self._ceiling = (self._filters.sum(0) * self._window.sum() ** recipe.power).log()
-        # Frames added before and after, so that samples are left once torch cuts n_fft // 2 off both ends.
+        # Frames added before and after, because torch cuts n_fft // 2 samples off both ends.
         self._margin = 1 + math.ceil(recipe.n_fft // 2 / recipe.hop_length)
 
     @torch.no_grad()
@@ -57,7 +57,7 @@ class GriffinLim:
         mel = checked_mel(mel, self.recipe)
         if len(mel) == 0:
             return np.zeros(0, np.float32)
-        # Mirrored frames: what the recipe's reflection sees beyond the ends.
+        # Mirrored frames, because the recipe reflects the audio at its ends.
         mirrored = np.pad(mel, ((self._margin, self._margin), (0, 0)), mode="symmetric")
         waveform = self._functional.griffinlim(
             self.magnitudes(torch.from_numpy(mirrored))[None],
@@ -78,14 +78,14 @@ class GriffinLim:
         return (samples / samples.abs().max().clamp_min(1.0)).numpy()
 
     def magnitudes(self, mel: Tensor) -> Tensor:
-        """Log-mels (T, n_mels) to magnitudes (n_fft / 2 + 1, T) that have these mels and no negative value.
+        """Non-negative magnitudes (n_fft / 2 + 1, t) whose log-mels approximate `mel` (t, n_mels).
 
-        Multiplicative steps towards the smallest generalized Kullback-Leibler divergence (Lee and Seung 2001,
-        equation 5), whose error is relative to the energy, as that of log-mels is. They begin with each bin at the
-        weighted mean of the bands it lies in, and so keep the spectrum smooth between the bands.
+        Multiplicative updates that minimize the generalized Kullback-Leibler divergence (Lee and Seung 2001, equation
+        5), which weights errors relative to the energy, as log-mels do. Each bin starts at the weighted mean of its
+        bands, which keeps the spectrum smooth between the bands.
         """
         floor = torch.tensor(math.log(self.recipe.log_floor))
-        energies = mel.clamp_min(floor).minimum(self._ceiling).exp().T  # (n_mels, T)
+        energies = mel.clamp_min(floor).minimum(self._ceiling).exp().T  # (n_mels, t)
         tiny = torch.finfo(torch.float32).tiny
         shares = self._filters / self._filters.sum(1, keepdim=True).clamp_min(tiny)
         spectrum = shares @ (energies / self._filters.sum(0)[:, None].clamp_min(tiny))
@@ -94,4 +94,6 @@ class GriffinLim:
         return spectrum if self.recipe.power == 1.0 else spectrum.sqrt()
 
     def stream(self, mels: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
-        raise UserError("Griffin-Lim cannot stream, as every sample depends on all frames: give a HiFi-GAN checkpoint")
+        raise UserError(
+            "Griffin-Lim cannot stream, because every sample depends on all frames: give a HiFi-GAN checkpoint"
+        )

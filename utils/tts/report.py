@@ -1,4 +1,4 @@
-"""Reports of an evaluation of text to mel: metrics beside those of copy-synthesis, audio and pictures."""
+"""Reports of text-to-mel evaluations: metrics beside those of copy-synthesis, audio and pictures."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from utils.plots import percent
 from utils.tts import plots
 from utils.tts.asr import ErrorCounts
 from utils.tts.evaluate import Judged, Measured, Sample, SynthesisEvaluation
-from utils.tts.speech_metrics import PitchErrors, bootstrap_ratio, length_errors
+from utils.tts.speech_metrics import PitchErrors, bootstrap_ratio
 
 UTTERANCES, DURATIONS, AUDIO = "utterances.jsonl", "durations.png", "samples"
 SYSTEMS = {"synthesis": "synthesis", "copy_synthesis": "copy-synthesis"}
@@ -30,8 +30,8 @@ def build_synthesis_report(
     """Builds the content of report.json; `about` describes the model and the command.
 
     `synthesis` and `copy_synthesis` hold the same metrics: `mcd` in dB, F0, `cer` and `wer` with their kinds of errors;
-    null where `reasons` says why. Rates and biases are fractions; an error rate can exceed 1. An interval `*_ci`
-    covers 95 % of `bootstrap` draws of the utterances; it is null for a single one.
+    null for a reason in `reasons`. Rates and biases are fractions; an error rate can exceed 1. An interval `*_ci` holds
+    95 % of `bootstrap` samples of the utterances; it is null for a single utterance.
     """
     judged, intervals = evaluation.judged, (bootstrap, seed)
     seconds = evaluation.recipe.seconds(sum(one.synthesis.frames for one in judged))
@@ -60,7 +60,7 @@ def build_synthesis_report(
 
 
 def _real_time_factors(evaluation: SynthesisEvaluation, seconds: float) -> dict[str, dict[str, float]]:
-    """Seconds a second of speech of each part, and of all from text to sound."""
+    """Seconds per second of speech, of each part and of all from text to audio."""
     clocks = evaluation.clocks
     factors = {part: {"cpu": clock.cpu / seconds, "wall": clock.wall / seconds} for part, clock in clocks.items()}
     return {**factors, "whole": {kind: sum(one[kind] for one in factors.values()) for kind in ("cpu", "wall")}}
@@ -80,7 +80,7 @@ def _system_metrics(measured: Sequence[Measured], bootstrap: int, seed: int) -> 
 
 
 def _error_rates(name: str, counts: Sequence[ErrorCounts], bootstrap: int, seed: int) -> dict[str, Any]:
-    """An error rate pooled over utterances, its interval, and what it is made of."""
+    """An error rate pooled over utterances, its interval, and the rates of its kinds."""
     total = ErrorCounts.total(counts) if counts else None
     if total is None or not total.length:
         return dict.fromkeys((name, f"{name}_ci", *(f"{name}_{kind}" for kind in ErrorCounts._fields)))
@@ -90,20 +90,28 @@ def _error_rates(name: str, counts: Sequence[ErrorCounts], bootstrap: int, seed:
 
 
 def _duration_metrics(judged: Sequence[Judged], bootstrap: int, seed: int) -> dict[str, Any]:
-    predicted, true = [one.synthesis.frames for one in judged], [one.row.frames for one in judged]
-    errors = length_errors(predicted, true)
-    interval = bootstrap_ratio(np.subtract(predicted, true), true, bootstrap, seed)
-    return {"bias": errors["duration_bias"], "bias_ci": interval, "error": errors["duration_error"]}
+    """Bias of the total length, and mean absolute error of the lengths, as shares of the true ones."""
+    predicted, true = _lengths(judged)
+    return {
+        "bias": float(predicted.sum() / true.sum() - 1),
+        "bias_ci": bootstrap_ratio(predicted - true, true, bootstrap, seed),
+        "error": float(np.abs(predicted / true - 1).mean()),
+    }
+
+
+def _lengths(judged: Sequence[Judged]) -> np.ndarray:
+    """Predicted and true frames of utterances: (2, n)."""
+    return np.array([(one.synthesis.frames, one.row.frames) for one in judged], dtype=np.float64).T
 
 
 def _teacher_forced(judged: Sequence[Judged]) -> float | None:
-    """Mean over frames and channels of all utterances that have it."""
+    """Mean error over the frames of all utterances that have one."""
     pairs = [(one.mel_l1, one.row.frames) for one in judged if one.mel_l1 is not None]
     return sum(error * frames for error, frames in pairs) / sum(frames for _, frames in pairs) if pairs else None
 
 
 def synthesis_table(report: dict[str, Any]) -> str:
-    """Formats a report as text: synthesis beside copy-synthesis, then what only synthesis has."""
+    """Formats a report as text: synthesis beside copy-synthesis, then the metrics of synthesis alone."""
     systems = [report[system] for system in SYSTEMS]
     lines = [f"{'':<26}" + "".join(f"{name:<36}" for name in SYSTEMS.values())]
     for label, key, show in _ROWS:
@@ -112,20 +120,20 @@ def synthesis_table(report: dict[str, Any]) -> str:
     lines += [f"{_MISSING[key]:<26}{reason}" for key, reason in report["reasons"].items()]
     lines += ["", *_synthesis_lines(report)]
     counts = f"{report['utterances']} utterances of {report['speakers']} speakers, {report['seconds']:.0f} s"
-    stopped = f"; {report['truncated']} stopped at the limit on their length" if report["truncated"] else ""
-    return "\n".join([*(line.rstrip() for line in lines), "", counts + stopped])
+    cut = f"; {report['truncated']} cut at the limit on their length" if report["truncated"] else ""
+    return "\n".join([*(line.rstrip() for line in lines), "", counts + cut])
 
 
 def _synthesis_lines(report: dict[str, Any]) -> list[str]:
     duration, l1 = report["duration"], report["mel_l1"]
     lines = [
         f"{'duration bias':<26}{_with_interval(duration, 'bias', _signed)}",
-        f"{'duration error':<26}{percent(duration['error'])} of an utterance",
+        f"{'duration error':<26}{percent(duration['error'])} per utterance",
         f"{'teacher-forced mel L1':<26}{'-' if l1 is None else f'{l1:.3f} (natural log)'}",
     ]
     for part, times in report["real_time_factor"].items():
         label = f"RTF of the {part.replace('_', ' ')}"
-        lines.append(f"{label:<26}{times['cpu']:.3f} in CPU time, {times['wall']:.3f} by the clock")
+        lines.append(f"{label:<26}{times['cpu']:.3f} in CPU time, {times['wall']:.3f} in wall time")
     return lines
 
 
@@ -140,7 +148,7 @@ def _with_interval(metrics: dict[str, Any], key: str, show: Callable[[float], st
     return show(metrics[key]) + (f" ({' to '.join(show(bound) for bound in interval)})" if interval else "")
 
 
-# Label, metric, and how it is shown.
+# Label, metric, and its format.
 _ROWS: tuple[tuple[str, str, Callable[[float], str]], ...] = (
     ("MCD", "mcd", lambda value: f"{value:.2f} dB"),
     ("F0 RMSE", "f0_rmse_hz", lambda value: f"{value:.1f} Hz"),
@@ -161,9 +169,9 @@ _MISSING = {
 
 
 def write_synthesis_report(out: Path, report: dict[str, Any], evaluation: SynthesisEvaluation) -> None:
-    """Writes report, utterances, audio and pictures into `out`; files of an earlier evaluation there give way.
+    """Writes report, utterances, audio and pictures into `out`, after removing those of an earlier evaluation.
 
-    `report.json` is written last, so that where it stands, everything does.
+    `report.json` is written last: a folder that has it is complete.
     """
     for name in (REPORT, UTTERANCES, DURATIONS):
         (out / name).unlink(missing_ok=True)
@@ -172,9 +180,7 @@ def write_synthesis_report(out: Path, report: dict[str, Any], evaluation: Synthe
     write_text(out / UTTERANCES, "".join(lines))
     for sample in evaluation.samples:
         _write_sample(out / AUDIO, sample, evaluation)
-    seconds = evaluation.recipe.seconds
-    true = np.array([seconds(one.row.frames) for one in evaluation.judged])
-    predicted = np.array([seconds(one.synthesis.frames) for one in evaluation.judged])
+    predicted, true = _lengths(evaluation.judged) * evaluation.recipe.seconds(1)
     plots.draw_durations(out / DURATIONS, true, predicted, f"{evaluation.title}: lengths")
     write_json(out / REPORT, report)
 
@@ -201,18 +207,17 @@ def _measured(measured: Measured) -> dict[str, Any]:
     if measured.pitch is not None:
         metrics |= measured.pitch.metrics()
     if measured.transcript is not None:
-        heard = measured.transcript
-        metrics |= {"heard": heard.text, "characters": heard.characters._asdict(), "words": heard.words._asdict()}
+        text, characters, words = measured.transcript
+        metrics |= {"heard": text, "characters": characters._asdict(), "words": words._asdict()}
     return metrics
 
 
 def _write_sample(folder: Path, sample: Sample, evaluation: SynthesisEvaluation) -> None:
     import soundfile
 
-    recipe, name = evaluation.recipe, sample.row.utterance
+    recipe, name, spoken = evaluation.recipe, sample.row.utterance, sample.spoken
     for system, audio in (("synthesis", sample.synthesis), ("copy", sample.copy)):
         with atomic_write(folder / f"{name}.{system}.wav") as file:
             soundfile.write(file, audio, recipe.sample_rate, format="WAV", subtype="PCM_16")
-    spoken = sample.spoken
-    picture = folder / f"{name}.png"
-    plots.draw_speech(picture, spoken.mel, spoken.alignment, spoken.symbols, recipe, name, sample.recording)
+    shown = spoken.mel, spoken.alignment, spoken.symbols, recipe, name, sample.recording
+    plots.draw_speech(folder / f"{name}.png", *shown)

@@ -1,4 +1,4 @@
-"""Vocoders: log-mels to samples, by Griffin-Lim or by a HiFi-GAN checkpoint in the format of its authors."""
+"""Vocoders: log-mels to samples, by Griffin-Lim or by a HiFi-GAN checkpoint in its authors' format."""
 
 from __future__ import annotations
 
@@ -19,47 +19,48 @@ from utils.files import read_json
 from utils.tts.griffin_lim import GRIFFIN_LIM, GriffinLim
 
 CONFIG = "config.json"
-PIECE = 64  # frames that go through HiFi-GAN together: larger pieces fall out of the processor's cache
+PIECE = 64  # frames that HiFi-GAN converts at once: larger pieces exceed the processor's cache
 
 
 class Vocoder(Protocol):
-    """Turns log-mels of `recipe` into sound at its sample rate."""
+    """Turns log-mels of `recipe` into audio at its sample rate."""
 
     name: str
     recipe: MelRecipe
     can_stream: bool
 
     def __call__(self, mel: np.ndarray) -> np.ndarray:
-        """Natural-log mels (T, n_mels) float32 to samples (T * hop_length,) float32 in -1..1.
+        """Natural-log mels (t, n_mels) float32 to samples (t * hop_length,) float32 in -1..1.
 
-        Frame t of the recipe lies in the sound where it lies in the audio it was made from. `UserError` for values
+        A frame has the same place in the samples as in the audio that it was extracted from. `UserError` for values
         that are not finite, `ValueError` for another shape.
         """
 
     def stream(self, mels: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
-        """Pieces (t, n_mels) of any lengths to pieces (s,) of what `__call__` makes of the whole, as they are final.
+        """Pieces (t, n_mels) of any lengths to pieces (s,) of samples, each as soon as it is final.
 
-        Equal to 1e-4; memory does not grow with the number of pieces. `UserError` at once if the vocoder cannot.
+        Together they equal `__call__` on all frames to 1e-4; memory does not grow with the number of pieces.
+        `UserError` at once if the vocoder cannot stream.
         """
 
 
 def load_vocoder(name: str, recipe: MelRecipe, device: str | torch.device = "cpu") -> Vocoder:
     """The vocoder called `name` for mels of `recipe`: "griffin-lim", or the path of a HiFi-GAN checkpoint.
 
-    The path is a checkpoint file with its config.json beside it, or a folder that holds both. `UserError` if it cannot
-    be loaded or was made for another recipe.
+    The path is a checkpoint file with its config.json beside it, or a folder with both. `UserError` if it cannot be
+    loaded or is for another recipe.
     """
     if name == GRIFFIN_LIM:
         return GriffinLim(recipe)
     if not Path(name).exists():
         raise UserError(
-            f"there is no vocoder {name}: it is {GRIFFIN_LIM}, or the file or folder of a HiFi-GAN checkpoint"
+            f"there is no vocoder {name}: give {GRIFFIN_LIM}, or the file or folder of a HiFi-GAN checkpoint"
         )
     return HiFiGANVocoder(Path(name), recipe, device)
 
 
 class HiFiGANVocoder:
-    """The generator of a published HiFi-GAN checkpoint; `UserError` as `load_vocoder` says."""
+    """The generator of a published HiFi-GAN checkpoint; `UserError` as in `load_vocoder`."""
 
     can_stream = True
 
@@ -84,7 +85,7 @@ class HiFiGANVocoder:
 
     def _push(self, stream: HiFiGANStream, mel: np.ndarray, last: bool) -> Iterator[np.ndarray]:
         """The samples that `mel` completes, if any."""
-        # Convolutions round to 10 bits on newer GPUs unless told not to: pieces would not equal the whole.
+        # By default newer GPUs round convolutions to 10 bits, and the pieces would differ from one single pass.
         with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
             samples = stream.push(torch.from_numpy(mel).T[None].to(self._device), last)[0]
         if len(samples):
@@ -94,7 +95,7 @@ class HiFiGANVocoder:
 def find_checkpoint(path: Path) -> Path:
     """The checkpoint file at `path`, or the one in the folder `path`.
 
-    The authors call generators g_00000000 or generator_NAME, and what training saves beside them do_00000000.
+    The authors call generators g_00000000 or generator_NAME, and the rest of their training checkpoints do_00000000.
     """
     if not path.is_dir():
         return path
@@ -112,27 +113,25 @@ def _is_checkpoint(file: Path) -> bool:
 
 
 def read_config(path: Path) -> tuple[HiFiGANConfig, MelRecipe]:
-    """A published config.json: the generator's shape, and the recipe of the mels it was trained on."""
+    """Reads a published config.json: the generator's shape, and the recipe of the mels it was trained on."""
     fields = read_json(path)
-    if not isinstance(fields, dict):
-        raise UserError(f"{path} is not the configuration of a HiFi-GAN")
     try:
-        config = HiFiGANConfig.from_dict(fields)
-        recipe = _recipe(fields)
+        if not isinstance(fields, dict):
+            raise ValueError("no dictionary")
+        config, recipe = HiFiGANConfig.from_dict(fields), _recipe(fields)
+        if config.hop_length != recipe.hop_length:
+            raise ValueError(
+                f"upsample_rates give a hop of {config.hop_length} samples, hop_size is {recipe.hop_length}"
+            )
     except KeyError as error:
         raise UserError(f"{path} is not the configuration of a HiFi-GAN: {error.args[0]} missing") from error
     except (ValueError, UserError) as error:
         raise UserError(f"{path} is not the configuration of a HiFi-GAN: {error}") from error
-    if config.hop_length != recipe.hop_length:
-        raise UserError(
-            f"{path} is not the configuration of a HiFi-GAN: its upsample_rates make {config.hop_length} samples "
-            f"of a frame, its hop_size is {recipe.hop_length}"
-        )
     return config, recipe
 
 
 def _recipe(fields: dict[str, Any]) -> MelRecipe:
-    """The recipe that the public HiFi-GAN code follows, with the numbers that its configuration sets."""
+    """The recipe of the public HiFi-GAN code, with the values of its configuration."""
     rate, f_max = fields["sampling_rate"], fields["fmax"]
     return dataclasses.replace(
         RECIPES["hifigan-22k"],
@@ -147,7 +146,7 @@ def _recipe(fields: dict[str, Any]) -> MelRecipe:
 
 
 def load_generator(path: Path, config: HiFiGANConfig) -> HiFiGAN:
-    """A generator with the weights of a published checkpoint, weight norm folded, without gradients, on the CPU."""
+    """Loads a generator onto the CPU, with the weight norm folded in and without gradients."""
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load has no error type of its own: EOFError, RuntimeError, UnpicklingError ...
@@ -160,7 +159,7 @@ def load_generator(path: Path, config: HiFiGANConfig) -> HiFiGAN:
         state = fold_weight_norm({name: tensor.float() for name, tensor in state.items()})
     except ValueError as error:
         raise UserError(f"the weights of {path} are damaged: {error}") from error
-    with torch.device("meta"):  # shapes only: nothing is drawn and nothing filled twice
+    with torch.device("meta"):  # shapes only: no random initialization
         model = HiFiGAN(config)
     _check_weights(path, state, model.state_dict())
     model.load_state_dict(state, assign=True)
@@ -168,11 +167,11 @@ def load_generator(path: Path, config: HiFiGANConfig) -> HiFiGAN:
 
 
 def _check_weights(path: Path, have: dict[str, Tensor], want: dict[str, Tensor]) -> None:
-    """`UserError` unless names and shapes are those the configuration gives, and all values are finite."""
+    """`UserError` unless names and shapes are those of the configuration, and all values are finite."""
     wrong = [f"no {name}" for name in want if name not in have]
     wrong += [f"{name}, which is unknown" for name in have if name not in want]
     wrong += [
-        f"{name} of shape {tuple(have[name].shape)} where it gives {tuple(want[name].shape)}"
+        f"{name} of shape {tuple(have[name].shape)} instead of {tuple(want[name].shape)}"
         for name in want
         if name in have and have[name].shape != want[name].shape
     ]
