@@ -62,7 +62,7 @@ def test_dtw_undoes_a_change_of_pace():
     frames = speech_like(300, seed=1)
     slowed = np.repeat(frames, np.random.default_rng(2).integers(1, 4, size=300), axis=0)
     warped = warp(frames, slowed)
-    assert len(warped.path) == len(slowed) and warped.mcd < 1e-9
+    assert len(warped.path) == len(slowed) and warped.distances.mean() < 1e-9
 
 
 def test_cepstra_are_the_scaled_orthonormal_cosine_transform():
@@ -76,13 +76,13 @@ def test_cepstra_are_the_scaled_orthonormal_cosine_transform():
 def test_distortion_is_the_rms_difference_of_smooth_spectra_in_db(order: int, power: float):
     ripple = 3 / DECIBEL * np.cos(math.pi / 80 * order * (np.arange(80) + 0.5))  # 3 dB high, RMS 3 / sqrt(2)
     mel = speech_like(20, seed=5)
-    assert warp(power * mel, power * (mel + ripple), power).mcd == pytest.approx(3 / math.sqrt(2))
+    assert warp(power * mel, power * (mel + ripple), power).distances.mean() == pytest.approx(3 / math.sqrt(2))
 
 
 def test_distortion_hears_neither_level_nor_fine_detail():
     mel = speech_like(20, seed=6)
     fine = np.cos(math.pi / 80 * 14 * (np.arange(80) + 0.5))
-    assert warp(mel, mel + 2.5 + fine).mcd == pytest.approx(0, abs=1e-9)
+    assert warp(mel, mel + 2.5 + fine).distances.mean() == pytest.approx(0, abs=1e-9)
 
 
 def glide(low: float, high: float, seconds: float) -> tuple[np.ndarray, np.ndarray]:

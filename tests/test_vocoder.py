@@ -13,8 +13,7 @@ from utils.errors import UserError
 from utils.features.audio import load_audio
 from utils.features.mel import MelExtractor
 from utils.features.recipe import RECIPES
-from utils.tts.griffin_lim import GriffinLim
-from utils.tts.vocoder import load_vocoder
+from utils.tts.vocoder import GriffinLim, load_vocoder
 
 SPEAKER, HIFIGAN = RECIPES["speaker-16k"], RECIPES["hifigan-22k"]
 POWER = dataclasses.replace(SPEAKER, power=2.0, mel_norm="none", mel_scale="htk", log_floor=1e-10)
@@ -262,11 +261,11 @@ def test_a_configuration_that_is_no_dictionary_is_refused(copied, content):
         (lambda c: c.pop("generator"), 'no weights under "generator"'),
         (lambda c: c.update(generator=[1]), 'no weights under "generator"'),
         (lambda c: c["generator"].update({3: torch.zeros(1)}), 'no weights under "generator"'),
-        (lambda c: c["generator"].pop("conv_pre.bias"), "do not fit its config.json: they have no conv_pre.bias$"),
-        (lambda c: c["generator"].update(extra=torch.zeros(1)), "they have extra, which is unknown$"),
+        (lambda c: c["generator"].pop("conv_pre.bias"), 'do not fit its config.json: Missing key.*"conv_pre.bias"'),
+        (lambda c: c["generator"].update(extra=torch.zeros(1)), 'do not fit its config.json: Unexpected key.*"extra"'),
         (
             lambda c: c["generator"].update({"ups.0.bias": torch.zeros(7)}),
-            r"ups.0.bias of shape \(7,\) instead of \(8,\)",
+            r"size mismatch for ups.0.bias: .*\[7\].*\[8\]",
         ),
         (lambda c: c["generator"].update({"ups.0.weight_g": torch.ones(8, 1, 1)}), "damaged: ups.0.weight_v has"),
         (lambda c: c["generator"].update({"ups.0.weight_v": torch.ones(())}), "damaged: ups.0.weight_v has"),
@@ -281,7 +280,7 @@ def test_weights_that_do_not_fit_are_refused(copied, change, words):
 
 def test_weights_of_another_configuration_are_refused(copied):
     spoil_config(copied, upsample_initial_channel=32, resblock="2")
-    with pytest.raises(UserError, match=r"they have no resblocks.0.convs.0.weight, and \d+ more differences"):
+    with pytest.raises(UserError, match="Missing key.*resblocks.0.convs.0.weight"):
         load_vocoder(str(copied), HIFIGAN)
 
 

@@ -91,22 +91,14 @@ def eer(scores: ArrayLike, targets: ArrayLike, weights: ArrayLike | None = None)
     return rate, rates.threshold(point)
 
 
-def min_dcf(
-    scores: ArrayLike,
-    targets: ArrayLike,
-    p_target: float,
-    c_miss: float = 1.0,
-    c_fa: float = 1.0,
-    weights: ArrayLike | None = None,
-) -> float:
+def min_dcf(scores: ArrayLike, targets: ArrayLike, p_target: float, weights: ArrayLike | None = None) -> float:
     """Least detection cost over all thresholds, normalized by the better of accepting all and rejecting all.
 
-    min over t of [c_miss FNR(t) p_target + c_fa FPR(t) (1 - p_target)] / min(c_miss p_target, c_fa (1 - p_target)),
-    as in the NIST speaker recognition evaluations; at most 1.
+    min over t of [p_target FNR(t) + (1 - p_target) FPR(t)] / min(p_target, 1 - p_target), as in the NIST speaker
+    recognition evaluations with costs of 1; at most 1. `weights` as in `error_rates`.
     """
     rates = error_rates(scores, targets, weights)
-    miss, false_alarm = c_miss * p_target, c_fa * (1 - p_target)
-    return float((miss * rates.fnr + false_alarm * rates.fpr).min() / min(miss, false_alarm))
+    return float((p_target * rates.fnr + (1 - p_target) * rates.fpr).min() / min(p_target, 1 - p_target))
 
 
 def rates_at(scores: ArrayLike, targets: ArrayLike, threshold: float) -> tuple[float, float]:

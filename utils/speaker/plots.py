@@ -4,16 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from utils.plots import COLORS, new_figure, percent, save_figure, tidy
 from utils.speaker.metrics import normal_deviate
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 _DET_TICKS = (1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 0.9, 0.95, 0.98, 0.99)
 _DET_FLOOR = 1e-4  # below it, lists of the usual size have single trials
@@ -110,13 +106,9 @@ def draw_confusions(path: Path, parts: Mapping[str, tuple[Sequence[str], NDArray
         axes.set_ylabel("speaker")
         limited = f"\n(the {len(kept)} most confused of {len(names)} speakers)" if len(kept) < len(names) else ""
         axes.set_title(heading + limited, fontsize=10)
-        _write_counts(axes, counts[np.ix_(kept, kept)], shares)
+        for row, column in zip(*np.nonzero(shares), strict=True):
+            color, count = "white" if shares[row, column] > 0.5 else "black", counts[kept[row], kept[column]]
+            axes.text(column, row, str(count), ha="center", va="center", fontsize=6, color=color)
     figure.colorbar(image, ax=panels, shrink=0.8, label="share of the speaker's recordings")
     figure.suptitle(title)
     save_figure(figure, path)
-
-
-def _write_counts(axes: Axes, counts: NDArray[np.int64], shares: NDArray) -> None:
-    for row, column in zip(*np.nonzero(counts), strict=True):
-        color = "white" if shares[row, column] > 0.5 else "black"
-        axes.text(column, row, str(counts[row, column]), ha="center", va="center", fontsize=6, color=color)

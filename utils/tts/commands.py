@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 PACES = 0.25, 4.0
 CHUNK = 32  # mel frames
+_VOCODERS = "griffin-lim, or the file or folder of a HiFi-GAN checkpoint"
 MOST_CELLS = 4_000_000  # of the alignment in a picture: a larger one would be illegible and fill the memory
 
 _SYNTHESIZE = """Speak a text with a text-to-mel model, into a WAV file.
@@ -40,16 +41,9 @@ causal or ar decoder and a HiFi-GAN vocoder. A file appears under its name when 
 
 def add_evaluate_arguments(parser: cli.Parser) -> None:
     """Adds the flags of `evaluate` that only text to mel has."""
-    group = parser.add_argument_group("text to mel")
-    group.add_argument(
-        "--split",
-        nargs="+",
-        choices=("train", "valid", "test"),
-        help="lists of texts to evaluate, pooled (default: test)",
-    )
-    group.add_argument(
-        "--vocoder", help="griffin-lim, or the file or folder of a HiFi-GAN checkpoint (default: griffin-lim)"
-    )
+    group, splits = parser.add_argument_group("text to mel"), ("train", "valid", "test")
+    group.add_argument("--split", nargs="+", choices=splits, help="lists of texts to evaluate, pooled (default: test)")
+    group.add_argument("--vocoder", help=f"{_VOCODERS} (default: griffin-lim)")
     group.add_argument("--asr", type=Path, metavar="FOLDER", help="faster-whisper model folder, for error rates")
     group.add_argument("--limit", type=cli.positive_int, help="largest number of utterances")
 
@@ -61,16 +55,9 @@ def evaluate(args: argparse.Namespace) -> None:
     from utils.tts.synthesizer import Synthesizer
 
     synthesizer = Synthesizer.load(args.checkpoint, args.device, args.backend)
-    evaluation = evaluate_synthesis(
-        synthesizer,
-        args.data,
-        args.protocol or DEFAULT_PROTOCOL,
-        args.split or ["test"],
-        args.vocoder or "griffin-lim",
-        args.asr,
-        args.limit,
-        args.seed,
-    )
+    protocol, vocoder = args.protocol or DEFAULT_PROTOCOL, args.vocoder or "griffin-lim"
+    chosen = args.split or ["test"], vocoder, args.asr, args.limit, args.seed
+    evaluation = evaluate_synthesis(synthesizer, args.data, protocol, *chosen)
     about = {**synthesizer.description(args.checkpoint), "config": cli.plain_arguments(args)}
     report = build_synthesis_report(evaluation, about, args.bootstrap, args.seed)
     write_synthesis_report(args.out, report, evaluation)
@@ -79,37 +66,25 @@ def evaluate(args: argparse.Namespace) -> None:
 
 def add_commands(commands: Any) -> None:
     """Adds the subcommand."""
+    switch = {"action": argparse.BooleanOptionalAction, "default": False}
     parser = add_command(commands, "synthesize", _synthesize, _SYNTHESIZE, _problems)
     group = parser.add_argument_group("text")
     group.add_argument("--text", help="text to speak")
     group.add_argument("--text-file", type=Path, metavar="FILE", help="UTF-8 file of the text to speak")
     group.add_argument(
-        "--each-line",
-        action=argparse.BooleanOptionalAction,
-        default=False,
-        help="speak each line of --text-file into its own file: OUT/0001.wav, OUT/0002.wav, ...",
+        "--each-line", help="speak each line of --text-file into its own file: OUT/0001.wav, ...", **switch
     )
     group = parser.add_argument_group("voice")
     group.add_argument(
-        "--speaker", help="a training speaker, or a recording of the voice to imitate (default: the first speaker)"
+        "--speaker", help="a training speaker, or a recording of the voice to imitate (default: the first)"
     )
     group.add_argument("--pace", type=_pace, default=1.0, help="1.2 speaks 20 %% faster")
-    group.add_argument(
-        "--vocoder", default="griffin-lim", help="griffin-lim, or the file or folder of a HiFi-GAN checkpoint"
-    )
+    group.add_argument("--vocoder", default="griffin-lim", help=_VOCODERS)
     group = parser.add_argument_group("output")
-    group.add_argument(
-        "--out", required=True, metavar="WAV", help="file to write; with --each-line a folder; - for stdout"
-    )
-    group.add_argument(
-        "--picture",
-        type=Path,
-        metavar="PNG",
-        help="picture of the mel and, for up to a minute of speech, the alignment",
-    )
-    group.add_argument(
-        "--stream", action=argparse.BooleanOptionalAction, default=False, help="generate and write audio piece by piece"
-    )
+    group.add_argument("--out", required=True, metavar="WAV", help="file; with --each-line a folder; - for stdout")
+    help = "picture of the mel and, for up to a minute of speech, of the alignment"
+    group.add_argument("--picture", type=Path, metavar="PNG", help=help)
+    group.add_argument("--stream", help="generate and write audio piece by piece", **switch)
     group.add_argument("--chunk", type=cli.positive_int, help=f"mel frames per piece with --stream (default: {CHUNK})")
 
 
@@ -189,8 +164,7 @@ def _speak(
     """Speaks a text into a file, and returns the result as plain values."""
     spoken = synthesizer.speak(reading, args.speaker, args.pace)
     samples = vocoder(spoken.mel)
-    rate = synthesizer.recipe.sample_rate
-    with _sound_file(out, rate) as write:
+    with _audio_file(out, synthesizer.recipe.sample_rate) as write:
         write(samples)
     if args.picture is not None:
         from utils.tts.plots import draw_speech
@@ -200,54 +174,41 @@ def _speak(
         draw_speech(args.picture, spoken.mel, alignment, spoken.symbols, synthesizer.recipe, title)
     _warn_of_unknown(reading)
     if spoken.truncated:
-        print(
-            "warning: a sentence was cut at the limit on its length, because the model did not end it", file=sys.stderr
-        )
-    seconds = len(samples) / rate
+        print("warning: the model did not end a sentence, which was cut at the limit on its length", file=sys.stderr)
+    seconds, symbols = len(samples) / synthesizer.recipe.sample_rate, len(spoken.symbols)
     if not args.json:
-        file = sys.stderr if str(out) == "-" else sys.stdout
-        print(f"{out}: {seconds:.2f} s, {len(spoken.symbols)} symbols, read as: {spoken.spoken}", file=file)
-    return {
-        "out": str(out),
-        "seconds": seconds,
-        "symbols": len(spoken.symbols),
-        "read_as": spoken.spoken,
-        "unknown": dict(spoken.unknown),
-        "truncated": spoken.truncated,
-    }
+        _print_beside(out, f"{seconds:.2f} s, {symbols} symbols, read as: {spoken.spoken}")
+    result = {"out": str(out), "seconds": seconds, "symbols": symbols, "read_as": spoken.spoken}
+    return {**result, "unknown": dict(spoken.unknown), "truncated": spoken.truncated}
 
 
 def _stream(args: argparse.Namespace, synthesizer: Synthesizer, vocoder: Vocoder, reading: Reading) -> None:
     """Writes each piece of audio as soon as it is final, and reports the time to the first one."""
     synthesizer.require_streaming()
     _warn_of_unknown(reading)
-    began = time.perf_counter()
+    began, first, samples = time.perf_counter(), None, 0
     pieces = vocoder.stream(synthesizer.stream(reading, args.speaker, args.pace, args.chunk or CHUNK))
-    first, samples = None, 0
-    with _sound_file(args.out, synthesizer.recipe.sample_rate) as write:
+    with _audio_file(args.out, synthesizer.recipe.sample_rate) as write:
         for piece in pieces:
             write(piece)
             first = time.perf_counter() - began if first is None else first
             samples += len(piece)
-    seconds = samples / synthesizer.recipe.sample_rate
-    result: dict[str, Any] = {
-        "out": args.out,
-        "seconds": seconds,
-        "first_sound_s": first,
-        "all_s": time.perf_counter() - began,
-        "read_as": reading.spoken,
-        "unknown": dict(reading.unknown),
-    }
+    seconds, total = samples / synthesizer.recipe.sample_rate, time.perf_counter() - began
     if args.json:
-        print_json(result)
+        result = {"out": args.out, "seconds": seconds, "first_sound_s": first, "all_s": total}
+        print_json({**result, "read_as": reading.spoken, "unknown": dict(reading.unknown)})
     else:
-        file = sys.stderr if args.out == "-" else sys.stdout
-        times = f"the first audio after {first:.2f} s, all after {result['all_s']:.2f} s"
-        print(f"{args.out}: {seconds:.2f} s, {times}, read as: {reading.spoken}", file=file)
+        times = f"the first audio after {first:.2f} s, all after {total:.2f} s"
+        _print_beside(args.out, f"{seconds:.2f} s, {times}, read as: {reading.spoken}")
+
+
+def _print_beside(out: str | Path, sentence: str) -> None:
+    """Prints a sentence about `out` to stdout, or to stderr if stdout has the audio."""
+    print(f"{out}: {sentence}", file=sys.stderr if str(out) == "-" else sys.stdout)
 
 
 @contextlib.contextmanager
-def _sound_file(out: str | Path, rate: int) -> Iterator[Callable[[np.ndarray], None]]:
+def _audio_file(out: str | Path, rate: int) -> Iterator[Callable[[np.ndarray], None]]:
     """Yields a function that appends samples (n,) to a 16-bit WAV file, or for "-" to stdout without a header."""
     import soundfile
 

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from utils.tts.synthesizer import Spoken, Synthesizer
 
 SAMPLES = 4  # utterances whose audio and picture are kept
+PARTS = ("text", "acoustic_model", "vocoder")  # with a clock each
 
 Frames = NDArray[np.float32]
 
@@ -109,9 +110,7 @@ class SynthesisEvaluation:
     recipe: MelRecipe
     judged: list[Judged] = field(default_factory=list)
     samples: list[Sample] = field(default_factory=list)
-    clocks: dict[str, Clock] = field(
-        default_factory=lambda: {part: Clock() for part in ("text", "acoustic_model", "vocoder")}
-    )
+    clocks: dict[str, Clock] = field(default_factory=lambda: {part: Clock() for part in PARTS})
     reasons: dict[str, str] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
 
@@ -143,8 +142,7 @@ def evaluate_synthesis(
     lists = read_text_lists(folder)
     voice = load_vocoder(vocoder, store.recipe, synthesizer.device)
     transcriber = None if asr is None else Transcriber.load(asr)
-    evaluation = SynthesisEvaluation(f"{synthesizer.name} on {data.resolve().name}", {}, store.recipe)
-    evaluation.source = {
+    source = {
         "data": str(data),
         "protocol": protocol_name,
         "splits": {split: sha256_file(folder / f"{split}.txt") for split in splits},
@@ -152,6 +150,7 @@ def evaluate_synthesis(
         "asr": None if asr is None else str(asr),
         "asr_sha256": None if asr is None else sha256_file(asr / "model.bin"),
     }
+    evaluation = SynthesisEvaluation(f"{synthesizer.name} on {data.resolve().name}", source, store.recipe)
     rows = _rows(evaluation, synthesizer, store, lists, limit, seed)
     _explain(evaluation, store, rows, transcriber)
     bench = _Bench(evaluation, synthesizer, store, voice, transcriber)
@@ -183,8 +182,7 @@ def _rows(
     unknown = [utterance for utterance in utterances if utterance not in store.index]
     if unknown:
         raise UserError(f"utterance {unknown[0]} of the protocol is not in {store.directory}")
-    rows = [store.rows[store.index[utterance]] for utterance in utterances]
-    rows = _with_voices(evaluation, synthesizer, rows)
+    rows = _with_voices(evaluation, synthesizer, [store.rows[store.index[utterance]] for utterance in utterances])
     encoded = synthesizer.front_end.encode([row.text or "" for row in rows])
     speaking = [row for row, text in zip(rows, encoded, strict=True) if not text.says_nothing]
     if len(speaking) < len(rows):
@@ -209,8 +207,8 @@ def _with_voices(evaluation: SynthesisEvaluation, synthesizer: Synthesizer, rows
         return rows
     if not known:
         raise UserError(f"the checkpoint has no voice {strangers}; it has {', '.join(synthesizer.speakers)}")
-    left_out = f"{len(rows) - len(known)} utterances were left out"
-    evaluation.warnings.append(f"{left_out}: the checkpoint has no voice {strangers}")
+    left_out = len(rows) - len(known)
+    evaluation.warnings.append(f"{left_out} utterances were left out: the checkpoint has no voice {strangers}")
     return known
 
 
@@ -266,17 +264,10 @@ class _Bench:
             audio = self.vocoder(spoken.mel)
         copied = self.vocoder(recording)
         reference = self._reference_pitch(row, copied)
-        copy_reference = None if "copy_f0" in self.evaluation.reasons else reference
-        self.evaluation.judged.append(
-            Judged(
-                row,
-                self._teacher_forced(row, recording),
-                spoken.truncated,
-                spoken.unknown,
-                self._measure(row, audio, recording, reference),
-                self._measure(row, copied, recording, copy_reference),
-            )
-        )
+        synthesis = self._measure(row, audio, recording, reference)
+        copy = self._measure(row, copied, recording, None if "copy_f0" in self.evaluation.reasons else reference)
+        error = self._teacher_forced(row, recording)
+        self.evaluation.judged.append(Judged(row, error, spoken.truncated, spoken.unknown, synthesis, copy))
         if len(self.evaluation.samples) < SAMPLES:
             self.evaluation.samples.append(Sample(row, recording, spoken, audio, copied))
 

@@ -6,6 +6,7 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from utils.tts.speech_metrics import PitchErrors, bootstrap_ratio
 
 UTTERANCES, DURATIONS, AUDIO = "utterances.jsonl", "durations.png", "samples"
 SYSTEMS = {"synthesis": "synthesis", "copy_synthesis": "copy-synthesis"}
+Interval = Callable[..., tuple[float, float] | None]  # of numerators and denominators, see `bootstrap_ratio`
 _PITCH = ("f0_rmse_hz", "f0_rmse_cents", "voicing_error", "voiced_frames")
 
 
@@ -33,10 +35,9 @@ def build_synthesis_report(
     null for a reason in `reasons`. Rates and biases are fractions; an error rate can exceed 1. An interval `*_ci` holds
     95 % of `bootstrap` samples of the utterances; it is null for a single utterance.
     """
-    judged, intervals = evaluation.judged, (bootstrap, seed)
-    seconds = evaluation.recipe.seconds(sum(one.synthesis.frames for one in judged))
+    judged, interval = evaluation.judged, partial(bootstrap_ratio, n=bootstrap, seed=seed)
     unknown: Counter[str] = sum((one.unknown for one in judged), Counter())
-    synthesis = _system_metrics([one.synthesis for one in judged], *intervals)
+    synthesis = _system_metrics([one.synthesis for one in judged], interval)
     reasons = dict(evaluation.reasons)
     if synthesis["voiced_frames"] == 0:
         reasons["synthesis_f0"] = "no frame is voiced both in the synthesis and in the recording"
@@ -46,10 +47,10 @@ def build_synthesis_report(
         "speakers": len({one.row.speaker for one in judged}),
         "seconds": evaluation.recipe.seconds(sum(one.row.frames for one in judged)),
         "synthesis": synthesis,
-        "copy_synthesis": _system_metrics([one.copy for one in judged], *intervals),
-        "duration": _duration_metrics(judged, *intervals),
+        "copy_synthesis": _system_metrics([one.copy for one in judged], interval),
+        "duration": _duration_metrics(judged, interval),
         "mel_l1": _teacher_forced(judged),
-        "real_time_factor": _real_time_factors(evaluation, seconds),
+        "real_time_factor": _real_time_factors(evaluation),
         "truncated": sum(one.truncated for one in judged),
         "unknown_symbols": dict(sorted(unknown.items())),
         "reasons": reasons,
@@ -59,42 +60,43 @@ def build_synthesis_report(
     }
 
 
-def _real_time_factors(evaluation: SynthesisEvaluation, seconds: float) -> dict[str, dict[str, float]]:
+def _real_time_factors(evaluation: SynthesisEvaluation) -> dict[str, dict[str, float]]:
     """Seconds per second of speech, of each part and of all from text to audio."""
-    clocks = evaluation.clocks
-    factors = {part: {"cpu": clock.cpu / seconds, "wall": clock.wall / seconds} for part, clock in clocks.items()}
+    seconds = evaluation.recipe.seconds(sum(one.synthesis.frames for one in evaluation.judged))
+    clocks = evaluation.clocks.items()
+    factors = {part: {"cpu": clock.cpu / seconds, "wall": clock.wall / seconds} for part, clock in clocks}
     return {**factors, "whole": {kind: sum(one[kind] for one in factors.values()) for kind in ("cpu", "wall")}}
 
 
-def _system_metrics(measured: Sequence[Measured], bootstrap: int, seed: int) -> dict[str, Any]:
+def _system_metrics(measured: Sequence[Measured], interval: Interval) -> dict[str, Any]:
     metrics: dict[str, Any] = {"mcd": None, "mcd_ci": None}
     distortions = [one.distortion for one in measured if one.distortion is not None]
     if distortions:
         sums, steps = zip(*distortions, strict=True)
-        metrics = {"mcd": sum(sums) / sum(steps), "mcd_ci": bootstrap_ratio(sums, steps, bootstrap, seed)}
+        metrics = {"mcd": sum(sums) / sum(steps), "mcd_ci": interval(sums, steps)}
     pitches = [one.pitch for one in measured if one.pitch is not None]
     metrics |= PitchErrors.total(pitches).metrics() if pitches else dict.fromkeys(_PITCH)
     transcripts = [one.transcript for one in measured if one.transcript is not None]
-    metrics |= _error_rates("cer", [one.characters for one in transcripts], bootstrap, seed)
-    return metrics | _error_rates("wer", [one.words for one in transcripts], bootstrap, seed)
+    metrics |= _error_rates("cer", [one.characters for one in transcripts], interval)
+    return metrics | _error_rates("wer", [one.words for one in transcripts], interval)
 
 
-def _error_rates(name: str, counts: Sequence[ErrorCounts], bootstrap: int, seed: int) -> dict[str, Any]:
+def _error_rates(name: str, counts: Sequence[ErrorCounts], interval: Interval) -> dict[str, Any]:
     """An error rate pooled over utterances, its interval, and the rates of its kinds."""
     total = ErrorCounts.total(counts) if counts else None
     if total is None or not total.length:
         return dict.fromkeys((name, f"{name}_ci", *(f"{name}_{kind}" for kind in ErrorCounts._fields)))
-    interval = bootstrap_ratio([one.errors for one in counts], [one.length for one in counts], bootstrap, seed)
+    bounds = interval([one.errors for one in counts], [one.length for one in counts])
     shares = {f"{name}_{kind}": getattr(total, kind) / total.length for kind in ErrorCounts._fields[:3]}
-    return {name: total.errors / total.length, f"{name}_ci": interval, **shares, f"{name}_length": total.length}
+    return {name: total.errors / total.length, f"{name}_ci": bounds, **shares, f"{name}_length": total.length}
 
 
-def _duration_metrics(judged: Sequence[Judged], bootstrap: int, seed: int) -> dict[str, Any]:
+def _duration_metrics(judged: Sequence[Judged], interval: Interval) -> dict[str, Any]:
     """Bias of the total length, and mean absolute error of the lengths, as shares of the true ones."""
     predicted, true = _lengths(judged)
     return {
         "bias": float(predicted.sum() / true.sum() - 1),
-        "bias_ci": bootstrap_ratio(predicted - true, true, bootstrap, seed),
+        "bias_ci": interval(predicted - true, true),
         "error": float(np.abs(predicted / true - 1).mean()),
     }
 
@@ -126,8 +128,9 @@ def synthesis_table(report: dict[str, Any]) -> str:
 
 def _synthesis_lines(report: dict[str, Any]) -> list[str]:
     duration, l1 = report["duration"], report["mel_l1"]
+    bias = _with_interval(duration, "bias", lambda rate: f"{100 * rate:+.2f} %")
     lines = [
-        f"{'duration bias':<26}{_with_interval(duration, 'bias', _signed)}",
+        f"{'duration bias':<26}{bias}",
         f"{'duration error':<26}{percent(duration['error'])} per utterance",
         f"{'teacher-forced mel L1':<26}{'-' if l1 is None else f'{l1:.3f} (natural log)'}",
     ]
@@ -135,10 +138,6 @@ def _synthesis_lines(report: dict[str, Any]) -> list[str]:
         label = f"RTF of the {part.replace('_', ' ')}"
         lines.append(f"{label:<26}{times['cpu']:.3f} in CPU time, {times['wall']:.3f} in wall time")
     return lines
-
-
-def _signed(rate: float) -> str:
-    return f"{100 * rate:+.2f} %"
 
 
 def _with_interval(metrics: dict[str, Any], key: str, show: Callable[[float], str]) -> str:

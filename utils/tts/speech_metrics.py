@@ -51,11 +51,6 @@ class Warped(NamedTuple):
     path: NDArray[np.int64]
     distances: Floats
 
-    @property
-    def mcd(self) -> float:
-        """Mel-cepstral distortion in dB."""
-        return float(self.distances.mean())
-
 
 def warp(a: ArrayLike, b: ArrayLike, power: float = 1.0) -> Warped:
     """Aligns natural-log mel spectrograms (t, m) and (u, m) by DTW and measures their mel-cepstral distortion.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,10 +14,14 @@ from torch import Tensor
 
 from models.tts.hifigan import HiFiGAN, HiFiGANConfig, HiFiGANStream, fold_weight_norm
 from utils.errors import UserError
-from utils.features.mel import checked_mel
+from utils.features.mel import checked_mel, import_torchaudio
 from utils.features.recipe import RECIPES, MelRecipe, require_same
 from utils.files import read_json
-from utils.tts.griffin_lim import GRIFFIN_LIM, GriffinLim
+
+GRIFFIN_LIM = "griffin-lim"
+ITERATIONS = 32
+MOMENTUM = 0.99
+UNMIX_STEPS = 20
 
 CONFIG = "config.json"
 PIECE = 64  # frames that HiFi-GAN converts at once: larger pieces exceed the processor's cache
@@ -57,6 +62,86 @@ def load_vocoder(name: str, recipe: MelRecipe, device: str | torch.device = "cpu
             f"there is no vocoder {name}: give {GRIFFIN_LIM}, or the file or folder of a HiFi-GAN checkpoint"
         )
     return HiFiGANVocoder(Path(name), recipe, device)
+
+
+class GriffinLim:
+    """The fast Griffin-Lim algorithm (Perraudin, Balazs and Søndergaard 2013) on the CPU, for any recipe.
+
+    The phases start at zero, so the same mels give the same samples; random phases were no better. Audio whose peak
+    exceeds 1 is scaled to a peak of 1. `UserError` for a recipe whose frames overlap by less than half.
+    """
+
+    name = GRIFFIN_LIM
+    can_stream = False
+
+    def __init__(self, recipe: MelRecipe, iterations: int = ITERATIONS) -> None:
+        if 2 * recipe.hop_length > recipe.win_length:
+            raise UserError(
+                "Griffin-Lim needs frames that overlap by half or more, and the mel recipe has "
+                f"a hop_length of {recipe.hop_length} with a win_length of {recipe.win_length}"
+            )
+        self.recipe, self.iterations = recipe, iterations
+        self._functional = import_torchaudio().functional
+        self._window = torch.hann_window(recipe.win_length)
+        self._filters = self._functional.melscale_fbanks(
+            n_freqs=recipe.n_fft // 2 + 1,
+            f_min=recipe.f_min,
+            f_max=recipe.f_max,
+            n_mels=recipe.n_mels,
+            sample_rate=recipe.sample_rate,
+            norm=None if recipe.mel_norm == "none" else recipe.mel_norm,
+            mel_scale=recipe.mel_scale,
+        )  # (n_fft / 2 + 1, n_mels)
+        # The most that audio within -1..1 can have: a bin of its spectrum is at most the sum of the window.
+        self._ceiling = (self._filters.sum(0) * self._window.sum() ** recipe.power).log()
+        # Frames added before and after, because torch cuts n_fft // 2 samples off both ends.
+        self._margin = 1 + math.ceil(recipe.n_fft // 2 / recipe.hop_length)
+
+    @torch.no_grad()
+    def __call__(self, mel: np.ndarray) -> np.ndarray:
+        mel = checked_mel(mel, self.recipe)
+        if len(mel) == 0:
+            return np.zeros(0, np.float32)
+        # Mirrored frames, because the recipe reflects the audio at its ends.
+        mirrored = np.pad(mel, ((self._margin, self._margin), (0, 0)), mode="symmetric")
+        waveform = self._functional.griffinlim(
+            self.magnitudes(torch.from_numpy(mirrored))[None],
+            window=self._window,
+            n_fft=self.recipe.n_fft,
+            hop_length=self.recipe.hop_length,
+            win_length=self.recipe.win_length,
+            power=1.0,
+            n_iter=self.iterations,
+            momentum=MOMENTUM,
+            length=None,
+            rand_init=False,
+        )[0]
+        # torchaudio centers frame t on sample t * hop_length; the recipe's first frame is centered on this one.
+        center = self.recipe.n_fft // 2 - self.recipe.pad[0]
+        start = self._margin * self.recipe.hop_length - center
+        samples = waveform[start : start + len(mel) * self.recipe.hop_length]
+        return (samples / samples.abs().max().clamp_min(1.0)).numpy()
+
+    def magnitudes(self, mel: Tensor) -> Tensor:
+        """Non-negative magnitudes (n_fft / 2 + 1, t) whose log-mels approximate `mel` (t, n_mels).
+
+        Multiplicative updates that minimize the generalized Kullback-Leibler divergence (Lee and Seung 2001, equation
+        5), which weights errors relative to the energy, as log-mels do. Each bin starts at the weighted mean of its
+        bands, which keeps the spectrum smooth between the bands.
+        """
+        floor = torch.tensor(math.log(self.recipe.log_floor))
+        energies = mel.clamp_min(floor).minimum(self._ceiling).exp().T  # (n_mels, t)
+        tiny = torch.finfo(torch.float32).tiny
+        shares = self._filters / self._filters.sum(1, keepdim=True).clamp_min(tiny)
+        spectrum = shares @ (energies / self._filters.sum(0)[:, None].clamp_min(tiny))
+        for _ in range(UNMIX_STEPS):
+            spectrum = spectrum * (shares @ (energies / (self._filters.T @ spectrum).clamp_min(tiny)))
+        return spectrum if self.recipe.power == 1.0 else spectrum.sqrt()
+
+    def stream(self, mels: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+        raise UserError(
+            "Griffin-Lim cannot stream, because every sample depends on all frames: give a HiFi-GAN checkpoint"
+        )
 
 
 class HiFiGANVocoder:
@@ -159,24 +244,13 @@ def load_generator(path: Path, config: HiFiGANConfig) -> HiFiGAN:
         state = fold_weight_norm({name: tensor.float() for name, tensor in state.items()})
     except ValueError as error:
         raise UserError(f"the weights of {path} are damaged: {error}") from error
+    if not all(tensor.isfinite().all() for tensor in state.values()):
+        raise UserError(f"{path} holds weights that are not finite numbers")
     with torch.device("meta"):  # shapes only: no random initialization
         model = HiFiGAN(config)
-    _check_weights(path, state, model.state_dict())
-    model.load_state_dict(state, assign=True)
+    try:
+        model.load_state_dict(state, assign=True)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[1].strip()  # after a headline; it names every key or shape that differs
+        raise UserError(f"the weights of {path} do not fit its {CONFIG}: {reason[:200]}") from error
     return model.eval().requires_grad_(False)
-
-
-def _check_weights(path: Path, have: dict[str, Tensor], want: dict[str, Tensor]) -> None:
-    """`UserError` unless names and shapes are those of the configuration, and all values are finite."""
-    wrong = [f"no {name}" for name in want if name not in have]
-    wrong += [f"{name}, which is unknown" for name in have if name not in want]
-    wrong += [
-        f"{name} of shape {tuple(have[name].shape)} instead of {tuple(want[name].shape)}"
-        for name in want
-        if name in have and have[name].shape != want[name].shape
-    ]
-    if wrong:
-        more = f", and {len(wrong) - 1} more differences" if len(wrong) > 1 else ""
-        raise UserError(f"the weights of {path} do not fit its {CONFIG}: they have {wrong[0]}{more}")
-    if not all(tensor.isfinite().all() for tensor in have.values()):
-        raise UserError(f"{path} holds weights that are not finite numbers")
