@@ -92,7 +92,7 @@ def table(found: dict[str, Any]) -> str:
     from benchmarks.grid import markdown
 
     rows = [row for part in PARTS if part in found for row in _ROWS[part](found[part])]
-    return f"### Streaming, {found['model']['name']}\n\n{markdown.table(('measured', 'figure'), rows)}\n"
+    return f"### Streaming, {found['model']['name']}\n\n{markdown.table(('measured', 'value'), rows)}\n"
 
 
 def _exactness_rows(part: dict[str, Any]) -> list[tuple[str, str]]:
@@ -127,8 +127,8 @@ def _first_piece_rows(part: dict[str, Any]) -> list[tuple[str, str]]:
     """By the clock, and what the CPU worked in brackets."""
     rows = [
         (f"acoustic model, first {part['chunk']} frames of {part['seconds']:.1f} s", _milliseconds(part["first_mel"])),
-        ("the whole stream", f"{_milliseconds(part['all_mel'])}: the first piece is {_shares(part['share'])} of it"),
-        ("the whole mel at once", f"{_milliseconds(part['offline'])}: {_shares(part['share_of_offline'])}"),
+        ("the entire stream", f"{_milliseconds(part['all_mel'])}: the first piece is {_shares(part['share'])} of it"),
+        ("the entire mel at once", f"{_milliseconds(part['offline'])}: {_shares(part['share_of_offline'])}"),
         ("reading the text before that", _milliseconds(part["reading"])),
     ]
     if "first_audio" in part:
