@@ -23,8 +23,8 @@ WRONG = 1e-3  # relative error of output or a gradient from which a system compu
 NOTES = """CPU seconds of forward and backward: median (least to most). MiB: the rise of resident memory in the first
 pass and, in brackets, the memory that autograd keeps between forward and backward. Error: the largest of the output and
 of all gradients, relative to the maximum, against the sequential loop in float64 at batch 2, d_model 64, L 256. Systems
-whose error, or whose difference from ours in a sample of a cell, is above 1e-3 are left out of the ratios. Ratios are of
-medians, in brackets the range over single passes."""
+whose error, or whose difference from ours in a sample of a cell, is above 1e-3 are left out of the ratios. Ratios are
+of medians, in brackets the range over single passes."""
 Errors = dict[str, float]
 
 

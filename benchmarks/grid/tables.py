@@ -27,7 +27,7 @@ BEGIN, END = "<!-- mixers:begin -->", "<!-- mixers:end -->"
 
 
 def render(store: Store) -> str:
-    """Markdown of everything that is in the store."""
+    """Markdown of all stored cells."""
     sections = (mixers, _errors, _length, _step, _threads, _bf16, _malloc, _end_to_end)
     parts = [text for section in sections if (text := section(store))]
     parts += _conditions([record for section in PLANS for record in store.records(section) if "load" in record])
@@ -35,7 +35,7 @@ def render(store: Store) -> str:
 
 
 def replace_between_markers(text: str, tables: str) -> str:
-    """`text` with what stands between the markers replaced; ValueError if they are not there."""
+    """Replaces the text between the markers; ValueError if they are missing."""
     before, begin, rest = text.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not (begin and end):
