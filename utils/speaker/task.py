@@ -39,25 +39,21 @@ class SpeakerOptions(Config):
     margin_warmup: float = option(0.3, "share of the steps over which the margin grows from 0", least=0, most=1)
 
 
+@dataclass(eq=False)
 class CropDataset(Dataset):
     """Random crops, augmented; the sample at a place depends on the seed and the place alone.
 
     `crop` is their length in frames; None takes entire utterances. An utterance shorter than the crop is repeated.
     """
 
-    def __init__(
-        self,
-        store: FeatureStore,
-        items: Sequence[int],
-        labels: Sequence[int],
-        fill: np.ndarray,
-        order: Order,
-        crop: int | None,
-        augmentations: Sequence[Augmentation],
-        seed: int,
-    ) -> None:
-        self.store, self.items, self.labels, self.fill = store, items, labels, fill
-        self.order, self.crop, self.augmentations, self.seed = order, crop, augmentations, seed
+    store: FeatureStore
+    items: Sequence[int]
+    labels: Sequence[int]
+    fill: np.ndarray
+    order: Order
+    crop: int | None
+    augmentations: Sequence[Augmentation]
+    seed: int
 
     def __getitem__(self, place: int) -> tuple[np.ndarray, int]:
         position = self.order[place]
@@ -131,13 +127,11 @@ class SpeakerTask:
         return frames
 
     def _check(self) -> None:
-        leaked = set(self.protocol.heldout_speakers) & set(self.speakers)
+        name, leaked = self.protocol.name, sorted(set(self.protocol.heldout_speakers).intersection(self.speakers))
         if leaked:
-            raise UserError(
-                f"protocol {self.protocol.name}: held-out speakers {sorted(leaked)} are in the training list"
-            )
+            raise UserError(f"protocol {name}: held-out speakers {leaked} are in the training list")
         if len(self.speakers) < 2:
-            raise UserError(f"protocol {self.protocol.name} has {len(self.speakers)} training speakers; 2 are needed")
+            raise UserError(f"protocol {name} has {len(self.speakers)} training speakers; 2 are needed")
 
     def _validation_trials(self) -> list[tuple[bool, int, int]]:
         """Validation trials among at most `--valid-utterances` utterances, as store items."""
@@ -179,10 +173,8 @@ class SpeakerTask:
         place = {item: number for number, item in enumerate(items)}
         mels = [self.store.mel(items[number]) for number in ranks.share(len(items))]
         embeddings = ranks.join_rows(embed_mels(self.model, mels, ranks.device), len(items))
-        left = embeddings[[place[a] for _, a, _ in self.trials]]
-        right = embeddings[[place[b] for _, _, b in self.trials]]
-        scores = (left * right).sum(1)
-        targets = np.array([target for target, _, _ in self.trials])
+        targets, left, right = zip(*((target, place[a], place[b]) for target, a, b in self.trials), strict=True)
+        scores, targets = (embeddings[list(left)] * embeddings[list(right)]).sum(1), np.array(targets)
         rate, threshold = eer(scores, targets)
         self._scored = scores, targets, threshold
         return {"valid_eer": rate, "valid_threshold": threshold}

@@ -49,11 +49,14 @@ class TtsOptions(Config):
     )
 
 
+@dataclass(eq=False)
 class TextDataset(Dataset):
     """Entire utterances: tokens (n,), log-mel (t, n_mels), and the model's input for the voice."""
 
-    def __init__(self, store: FeatureStore, items: list[int], voices: Voices, order: Order) -> None:
-        self.store, self.items, self.voices, self.order = store, items, voices, order
+    store: FeatureStore
+    items: list[int]
+    voices: Voices
+    order: Order
 
     def __getitem__(self, place: int) -> tuple[np.ndarray, np.ndarray, Any]:
         item = self.items[self.order[place]]
@@ -100,9 +103,7 @@ class TextToMelTask:
     ) -> None:
         self.store, self.lists, self.training = store, read_text_lists(protocol_folder), training
         if store.vocabulary is None:
-            raise UserError(
-                f"{store.directory} has no transcripts: preprocess.py --task tts stores them with the features"
-            )
+            raise UserError(f"{store.directory} has no transcripts: use features of preprocess.py --task tts")
         items = self._usable(self.lists.train, "training")
         if not items:
             raise UserError("no training utterance has as many mel frames as symbols")
@@ -310,20 +311,17 @@ def duration_scale(trained: NDArray[np.float64], held_out: NDArray[np.float64]) 
     """
     if not (np.isfinite(trained).all() and np.isfinite(held_out).all()):
         return 1.0
-    scale = _ratio(trained)
+    scale, variance = _ratio(trained)
     if len(held_out) < 2:
         return scale
-    held = _ratio(held_out)
-    distance, chance = held - scale, _ratio_variance(held_out, held) + _ratio_variance(trained, scale)
+    held_scale, held_variance = _ratio(held_out)
+    distance, chance = held_scale - scale, held_variance + variance
     return scale + (distance - chance / distance if distance**2 > chance else 0.0)
 
 
-def _ratio(rows: NDArray[np.float64]) -> float:
+def _ratio(rows: NDArray[np.float64]) -> tuple[float, float]:
+    """True over predicted frames (n, 2), and the variance (Cochran 1977, "Sampling techniques", section 6.4)."""
     true, predicted = rows.sum(0)
-    return float(true / predicted)
-
-
-def _ratio_variance(rows: NDArray[np.float64], ratio: float) -> float:
-    """Squared standard error of a ratio of sums (Cochran 1977, "Sampling techniques", section 6.4)."""
+    ratio = float(true / predicted)
     rest = rows[:, 0] - ratio * rows[:, 1]
-    return float(len(rows) / max(1, len(rows) - 1) * (rest**2).sum() / rows[:, 1].sum() ** 2)
+    return ratio, float(len(rows) / max(1, len(rows) - 1) * (rest**2).sum() / rows[:, 1].sum() ** 2)

@@ -61,7 +61,6 @@ class Voices:
         self.speakers = sorted({self.of_item[item] for item in items})
         if self.kind == "none" and len(self.speakers) > 1:
             raise UserError(f"the training list has {len(self.speakers)} speakers: give --voice table or embedding")
-        self.numbers = {speaker: number for number, speaker in enumerate(self.speakers)}
         self.recognizer = self.embeddings = None
         self.recordings: dict[str, list[int]] = defaultdict(list)
         if self.kind == "embedding":
@@ -93,7 +92,7 @@ class Voices:
         if self.kind == "none":
             return None
         if self.kind == "table":
-            return self.numbers[speaker]
+            return self.speakers.index(speaker)
         if place is None:
             return self._mean(speaker)
         others = [other for other in self.recordings[speaker] if other != item] or [item]
