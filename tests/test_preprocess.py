@@ -15,6 +15,7 @@ import soundfile
 import yaml
 
 import preprocess
+from utils.corpus.layouts import LAYOUTS
 from utils.errors import UserError
 from utils.features.store import FeatureStore
 from utils.speaker.protocol import read_protocol
@@ -255,7 +256,7 @@ def test_bad_recordings_are_listed_and_put_up_with_to_a_share(small, tmp_path, c
     for line, reason in zip(lines, ["cut short|damaged|not audio", "not audio", "is empty", "too short"], strict=True):
         assert any(words in line for words in reason.split("|"))
     assert run(*common, "--max-bad", 0.1) == 0
-    assert "4 recordings could not be used" in capsys.readouterr().out
+    assert "4 recordings are unusable" in capsys.readouterr().out
     assert len(FeatureStore.open(tmp_path / "out")) == 48 and len(tree(tmp_path / "out")["bad_files.txt"]) > 100
 
 
@@ -314,7 +315,7 @@ def test_unknown_symbols_are_reported(ljspeech_root, tmp_path, capsys):
     metadata = (root / "metadata.csv").read_text().replace("number three", "n° 3")
     (root / "metadata.csv").write_text(metadata, encoding="utf-8")
     assert run("--dataset", "ljspeech", "--raw", root, "--out", tmp_path / "out") == 0
-    assert "symbols that the vocabulary lacks: '°' x 24\n" in capsys.readouterr().out
+    assert "unknown    not in the vocabulary: '°' x 24\n" in capsys.readouterr().out
     store = FeatureStore.open(tmp_path / "out")
     assert store.vocabulary.decode(store.tokens(0)).endswith(", n<unk> three.")
 
@@ -400,22 +401,52 @@ def test_refusals_leave_nothing_behind(small, tmp_path, capsys):
     assert "holds other files" in capsys.readouterr().err and len(list((tmp_path / "mine").iterdir())) == 1
 
 
+def refused(capsys, *words: object) -> list[str]:
+    """The sentences with which the flags are refused."""
+    with pytest.raises(SystemExit) as caught:
+        preprocess.main([str(word) for word in words])
+    assert caught.value.code == 2
+    return [line.removeprefix("preprocess.py: error: ") for line in capsys.readouterr().err.splitlines()[:-1]]
+
+
 def test_all_bad_flags_are_shown_at_once(capsys):
     words = ["--dataset", "ljspeech", "--num-proc", "0", "--protocol", "../up", "--heldout-speakers", "gone.txt"]
-    with pytest.raises(SystemExit) as caught:
-        preprocess.main(words)
-    errors = capsys.readouterr().err
-    assert caught.value.code == 2
+    errors = "\n".join(refused(capsys, *words))
     for flag in ("--num-proc", "--protocol", "--heldout-speakers"):
         assert f"argument {flag}" in errors
-    with pytest.raises(SystemExit) as caught:
-        preprocess.main(["--dataset", "ljspeech", "--heldout-speakers", "3", "--valid-speakers", "1"])
-    assert caught.value.code == 2
-    assert "--heldout-speakers needs --task speaker" in capsys.readouterr().err
-    with pytest.raises(SystemExit) as caught:
-        preprocess.main(["--dataset", "librispeech", "--units", "phoneme"])
-    assert caught.value.code == 2
-    assert "--units needs --task tts" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "sentences"),
+    [
+        (
+            "--dataset ljspeech --heldout-speakers 3 --valid-speakers 1",
+            ["--heldout-speakers needs --task speaker", "--valid-speakers needs --task speaker"],
+        ),
+        ("--dataset librispeech --units phoneme", ["--units needs --task tts"]),
+        ("--raw here", ["no corpus: give --dataset, or --layout with --raw and --out"]),
+        ("--layout voxceleb", ["--layout needs --raw", "--layout needs --out"]),
+        ("--layout voxceleb --raw here --units char", ["--layout needs --out", "--units needs --task tts"]),
+        (
+            "--dataset demo --layout ljspeech --units char --task speaker",
+            ["--dataset and --layout contradict: a dataset implies its layout", "--units needs --task tts"],
+        ),
+    ],
+)
+def test_flags_that_contradict_each_other(words, sentences, capsys):
+    assert refused(capsys, *words.split()) == sentences
+
+
+def test_every_layout_is_offered(capsys):
+    (error,) = refused(capsys, "--layout", "timit", "--raw", "here", "--out", "there")
+    assert "invalid choice: 'timit'" in error and all(name in error for name in LAYOUTS)
+
+
+def test_a_layout_reads_like_the_dataset_that_has_it(processed, librispeech_root, tmp_path):
+    assert run("--layout", "librispeech", "--raw", librispeech_root, "--out", tmp_path / "out") == 0
+    assert tree(tmp_path / "out") == tree(processed)
+    assert yaml.safe_load((tmp_path / "out" / "config.yaml").read_text())["dataset"] is None
+    assert run("--config", tmp_path / "out" / "config.yaml") == 0
 
 
 @pytest.mark.real
