@@ -45,7 +45,7 @@ def test_channels_are_averaged(tmp_path, samples, name):
 def test_a_file_cut_short_is_refused(tmp_path, samples, name, share):
     path = write(tmp_path / name, samples)
     os.truncate(path, int(share * path.stat().st_size))
-    with pytest.raises(UserError, match=r"a\.(flac|wav) is (cut short|damaged|not audio)"):
+    with pytest.raises(UserError, match=r"a\.(flac|wav) is (cut short|damaged|not readable audio)"):
         read_audio(path)
 
 
@@ -89,7 +89,7 @@ def test_a_flac_of_an_encoder_that_did_not_know_the_length_is_refused(tmp_path, 
     content[21] &= 0xF0  # 36 bits: the number of samples
     content[22:26] = bytes(4)
     path.write_bytes(content)
-    with pytest.raises(UserError, match="does not say how many samples it holds"):
+    with pytest.raises(UserError, match="has no length in its header"):
         read_audio(path)
 
 
@@ -117,10 +117,10 @@ def test_unusable_files_have_their_sentence(tmp_path, samples):
     write(tmp_path / "nan.wav", np.float32([0, np.nan, 0]), subtype="FLOAT")
     (tmp_path / "folder.wav").mkdir()
     cases = {
-        "text.flac": "is not audio that can be read",
+        "text.flac": "is not readable audio",
         "empty.wav": "is empty",
         "zero.wav": "holds no samples",
-        "nan.wav": "not finite",
+        "nan.wav": "NaN",
         "folder.wav": "is not a file",
         "gone.wav": "is missing",
     }
@@ -137,5 +137,5 @@ def test_the_files_own_rate_is_left_alone(tmp_path, samples):
 
 
 def test_a_rate_that_would_need_a_giant_filter_is_refused(tmp_path, samples):
-    with pytest.raises(UserError, match="44099 samples per second"):
+    with pytest.raises(UserError, match="sample rate of 44099 Hz"):
         load_audio(write(tmp_path / "a.wav", samples, rate=44_099), 16_000)

@@ -130,7 +130,9 @@ def test_a_killed_worker_loses_only_its_shard(long_corpus, clean, tmp_path):
     for worker in workers_of(process.pid):
         os.kill(worker, signal.SIGKILL)
     _, errors = process.communicate(timeout=60)
-    assert process.returncode == 2 and errors.startswith("error: a worker process died") and errors.count("\n") == 1
+    assert (
+        process.returncode == 2 and errors.startswith("error: a worker process was killed") and errors.count("\n") == 1
+    )
     kept = {path.name.removesuffix(".json") for path in records}
     assert kept and not (tmp_path / "out" / "meta.json").exists()
     made = {name: (tmp_path / "out" / "features" / name).stat().st_mtime_ns for name in kept}
@@ -249,11 +251,13 @@ def test_bad_recordings_are_listed_and_put_up_with_to_a_share(small, tmp_path, c
     common = ("--dataset", "librispeech", "--raw", small, "--out", tmp_path / "out", "--heldout-speakers", 1)
     assert run(*common) == 3
     captured = capsys.readouterr()
-    assert captured.err.startswith("error: 4 of 52 recordings (7.7%) cannot be used") and captured.out == ""
+    assert captured.err.startswith("error: 4 of 52 recordings (7.7%) are unusable") and captured.out == ""
     assert not (tmp_path / "out" / "meta.json").exists() and not (tmp_path / "out" / "protocols").exists()
     lines = (tmp_path / "out" / "bad_files.txt").read_text().splitlines()
     assert [line.split("\t")[0] for line in lines] == [path.relative_to(small).as_posix() for path in bad]
-    for line, reason in zip(lines, ["cut short|damaged|not audio", "not audio", "is empty", "too short"], strict=True):
+    for line, reason in zip(
+        lines, ["cut short|damaged|not readable", "not readable", "is empty", "too short"], strict=True
+    ):
         assert any(words in line for words in reason.split("|"))
     assert run(*common, "--max-bad", 0.1) == 0
     assert "4 recordings are unusable" in capsys.readouterr().out
@@ -278,7 +282,7 @@ def test_nothing_but_bad_recordings(tmp_path, capsys):
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text("not audio")
     assert run("--dataset", "librispeech", "--raw", tmp_path / "raw", "--out", tmp_path / "out", "--max-bad", 1) == 2
-    assert "none of the 8 recordings can be used" in capsys.readouterr().err
+    assert "none of the 8 recordings is usable" in capsys.readouterr().err
     assert not (tmp_path / "out" / "meta.json").exists()
 
 
@@ -292,7 +296,7 @@ def test_two_runs_at_once_are_refused(small, tmp_path, capsys):
         worker = threading.Thread(target=lambda: answers.append(run(*common)))
         worker.start()
         worker.join()
-    assert answers == [2] and "another preprocess.py is at work" in capsys.readouterr().err
+    assert answers == [2] and "another preprocess.py is running" in capsys.readouterr().err
     assert run(*common) == 0
 
 
@@ -332,7 +336,7 @@ def test_phoneme_tokens_are_those_of_the_front_end(ljspeech_root, tmp_path, caps
     assert store.vocabulary.decode(store.tokens(0)).endswith(", nˈʌmbɚ θɹˈiː.")
     capsys.readouterr()
     assert run(*common) == 2  # characters, by default
-    assert "are of units phoneme, and char is asked for: choose another --out" in capsys.readouterr().err
+    assert "are of --units phoneme, not char: choose another --out" in capsys.readouterr().err
     assert run(*common, "--units", "phoneme") == 0
     assert "nothing to do" in capsys.readouterr().out and tree(tmp_path / "out") == before
 

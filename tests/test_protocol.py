@@ -261,9 +261,9 @@ def test_broken_lists_of_recordings_and_speakers_are_refused(tmp_path):
     with pytest.raises(UserError, match="line 2 of .* is not `speaker path`"):
         read_identification(path)
     path.write_text("\n")
-    with pytest.raises(UserError, match="names no speakers"):
+    with pytest.raises(UserError, match="lists no speakers"):
         read_speakers(path)
-    with pytest.raises(UserError, match="names no recordings"):
+    with pytest.raises(UserError, match="lists no recordings"):
         read_identification(path)
     with pytest.raises(UserError, match="nowhere.txt cannot be read"):
         read_trials(tmp_path / "nowhere.txt")

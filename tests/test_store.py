@@ -81,7 +81,7 @@ def test_storage_is_two_bytes_a_value(store):
 def test_a_folder_without_features_is_refused(tmp_path):
     with pytest.raises(UserError, match="no features in .*nowhere"):
         FeatureStore.open(tmp_path / "nowhere")
-    with pytest.raises(UserError, match="not finished"):
+    with pytest.raises(UserError, match="are incomplete"):
         FeatureStore.open(tmp_path)
 
 

@@ -53,7 +53,7 @@ class Shard:
 
 
 class Stopped(Exception):
-    """The run was told to stop between two recordings."""
+    """The run was stopped between two recordings."""
 
 
 def make_shard(shard: Shard, stopped: Callable[[], bool]) -> dict[str, Any]:
