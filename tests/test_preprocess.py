@@ -392,7 +392,7 @@ def test_refusals_leave_nothing_behind(small, tmp_path, capsys):
         (["--raw", tmp_path / "nowhere"], "the folder .*nowhere is missing"),
         (["--raw", small, "--split", "dev-clean"], "has no split dev-clean; it has train-small"),
         (["--raw", small, "--heldout-speakers", 9], "9 speakers cannot be held out"),
-        (["--raw", small, "--heldout-speakers", REPOSITORY / "requirements.txt"], "the data have no speaker"),
+        (["--raw", small, "--heldout-speakers", REPOSITORY / "requirements.txt"], "the data has no speaker"),
     ]
     for arguments, sentence in cases:
         assert run("--dataset", "librispeech", "--out", out, *arguments) == 2

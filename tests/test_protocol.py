@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from utils.corpus.layouts import read_corpus
 from utils.errors import UserError
 from utils.features.store import FeatureStore, Row
-from utils.lists import Trial, read_identification, read_speakers, read_trials, write_trials
+from utils.lists import Trial, read_identification, read_speakers, read_trials, trial_lines
 from utils.speaker.protocol import check_disjoint, make_protocol, make_trials, read_protocol, write_protocol
 from utils.tts.text_lists import write_text_lists
 
@@ -154,9 +154,9 @@ def test_any_corpus_is_split_without_a_leak(chapters, seed, data):
         ({"heldout": ["s01", "nobody"]}, "no speaker nobody"),
         ({"heldout": []}, "no speaker is held out"),
         ({"heldout": 21}, "21 speakers cannot be held out .* of 20 in the data, 20 have two"),
-        ({"heldout": 2, "valid": 1}, "two are needed"),
-        ({"heldout": 19}, "fewer than two speakers are left"),
-        ({"valid": 17}, "17 validation speakers were asked for; 16 speakers"),
+        ({"heldout": 2, "valid": 1}, "use two or more"),
+        ({"heldout": 19}, "fewer than two speakers remain"),
+        ({"valid": 17}, "17 validation speakers were requested, but only 16 speakers"),
     ],
 )
 def test_impossible_wishes_are_refused(arguments, sentence):
@@ -229,7 +229,7 @@ def test_the_same_protocol_gives_the_same_bytes(written, tmp_path):
 def test_a_changed_trial_list_is_refused(written):
     folder, protocol, _ = written
     (trials,) = folder.glob("trials-????????.txt")
-    write_trials(trials, protocol.trials[1:])
+    trials.write_text(trial_lines(protocol.trials[1:]))
     with pytest.raises(UserError, match="was changed"):
         read_protocol(folder)
 
@@ -271,7 +271,7 @@ def test_broken_lists_of_recordings_and_speakers_are_refused(tmp_path):
 
 def test_paths_with_blanks_survive(tmp_path):
     trials = [Trial(True, "my voice/one.wav", "b.wav"), Trial(False, "a.wav", "b.wav")]
-    write_trials(tmp_path / "trials.txt", trials)
+    (tmp_path / "trials.txt").write_text(trial_lines(trials))
     assert read_trials(tmp_path / "trials.txt") == trials
 
 

@@ -171,7 +171,7 @@ def test_disk_that_fills_up_keeps_what_arrived(tmp_path):
         process = start_downloader(archive, tmp_path, preexec_fn=limit_files, stderr=subprocess.PIPE, text=True)
         _, error = process.communicate()
         assert process.returncode == 2
-        assert "no room left" in error and "Traceback" not in error
+        assert "no space left" in error and "Traceback" not in error
         kept = part.read_bytes()
         assert 0 < len(kept) <= 1_000_000 and CONTENT.startswith(kept)
         obtain([archive], tmp_path, PATIENCE)
@@ -322,7 +322,7 @@ def test_count_catches_a_tar_that_ends_between_members(tmp_path):
 
 def test_folder_of_unknown_origin_is_left_alone(tmp_path):
     unpacked(tmp_path).mkdir(parents=True)
-    with serve() as server, pytest.raises(UserError, match="exists, but not as download.py leaves it"):
+    with serve() as server, pytest.raises(UserError, match="exists, but was not made by download.py"):
         obtain([archive_of(CONTENT, server)], tmp_path, PATIENCE)
     assert not server.requests
 

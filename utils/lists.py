@@ -6,12 +6,12 @@ The fields of a line are separated by blanks, or by tabs if a field contains a b
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from utils.errors import UserError
-from utils.files import read_json, sha256_text, write_text
+from utils.files import read_json, sha256_text
 
 SPLITS_FORMAT = 1  # of protocol.json
 DEFAULT_PROTOCOL = "default"
@@ -23,11 +23,6 @@ class Trial(NamedTuple):
     target: bool
     a: str
     b: str
-
-
-def write_trials(path: str | Path, trials: Sequence[Trial]) -> None:
-    """Writes a trial list, `1|0 path path` per line."""
-    write_text(path, trial_lines(trials))
 
 
 def read_trials(path: str | Path, allow_empty: bool = False) -> list[Trial]:
@@ -65,7 +60,7 @@ def read_speakers(path: str | Path) -> list[str]:
 
 
 def trial_lines(trials: Iterable[Trial]) -> str:
-    """Formats the text of a trial list."""
+    """Formats the text of a trial list, `1|0 path path` per line."""
     return "".join(join_fields(str(int(trial.target)), trial.a, trial.b) for trial in trials)
 
 
