@@ -53,8 +53,8 @@ def test_all_problems_are_shown_at_once(capsys, tmp_path):
     [
         (["--base-url", "http://127.0.0.1"], "--base-url contradicts --dataset demo"),
         (["--no-keep-archive"], "--keep-archive contradicts --dataset demo"),
-        (["--voices", "65"], "there are 64 distinct voices"),
-        (["--utterances-per-voice", "1"], "each of the two chapters needs one"),
+        (["--voices", "65"], "there are only 64 distinct voices"),
+        (["--utterances-per-voice", "1"], "each of the two chapters needs an utterance"),
     ],
 )
 def test_flags_that_the_demo_corpus_refuses(capsys, words, sentence):

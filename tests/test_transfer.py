@@ -268,7 +268,7 @@ def test_server_that_says_nothing_is_left(tmp_path):
 
 def test_too_small_a_disk_is_refused_before_the_start(tmp_path):
     with serve() as server:
-        with pytest.raises(UserError, match=r"has [\d.]+ GB free, and dev-clean needs 1000000\.\d\d GB"):
+        with pytest.raises(UserError, match=r"has [\d.]+ GB free, but dev-clean needs 1000000\.\d\d GB"):
             obtain([archive_of(CONTENT, server, unpacked_bytes=10**15)], tmp_path, PATIENCE)
         assert not server.requests
 
