@@ -49,7 +49,7 @@ def test_a_file_cut_short_is_refused(tmp_path, samples, name, share):
         read_audio(path)
 
 
-def test_no_flipped_bit_of_a_flac_passes_unseen(tmp_path, samples):
+def test_every_flipped_bit_of_a_flac_is_detected(tmp_path, samples):
     path = write(tmp_path / "a.flac", samples)
     content = path.read_bytes()
     expected = read_audio(path)[0]
@@ -73,9 +73,9 @@ def test_no_flipped_bit_of_a_flac_passes_unseen(tmp_path, samples):
 def test_a_flac_that_decodes_to_other_samples_than_were_encoded_is_refused(tmp_path, samples, subtype):
     path = write(tmp_path / "a.flac", samples, subtype=subtype)
     content = bytearray(path.read_bytes())
-    content[30] ^= 1  # in the checksum over all samples: every frame is still whole
+    content[30] ^= 1  # in the checksum over all samples: every frame is still intact
     path.write_bytes(content)
-    assert len(soundfile.read(path)[0]) == len(samples)  # the decoder alone notices nothing
+    assert len(soundfile.read(path)[0]) == len(samples)  # the decoder itself notices nothing
     with pytest.raises(UserError, match="is damaged: its samples do not match the checksum"):
         read_audio(path)
     content[26:42] = bytes(16)  # an encoder that left it out
@@ -105,12 +105,12 @@ def test_wav_headers_of_recorders_that_did_not_know_the_length(tmp_path, samples
 def test_a_wav_that_says_more_than_it_holds_names_both(tmp_path, samples):
     path = write(tmp_path / "a.wav", samples)
     os.truncate(path, path.stat().st_size - 1000)
-    assert len(soundfile.read(path)[0]) == len(samples) - 500  # the decoder alone notices nothing
+    assert len(soundfile.read(path)[0]) == len(samples) - 500  # the decoder itself notices nothing
     with pytest.raises(UserError, match="47000 bytes of audio where its header says 48000"):
         read_audio(path)
 
 
-def test_unusable_files_have_their_sentence(tmp_path, samples):
+def test_unusable_files_are_refused_with_a_sentence(tmp_path, samples):
     (tmp_path / "text.flac").write_text("this is not audio, whatever its name says\n")
     (tmp_path / "empty.wav").touch()
     write(tmp_path / "zero.wav", samples[:0])

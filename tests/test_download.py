@@ -1,4 +1,4 @@
-"""download.py as its users meet it: flags, sentences, exit codes."""
+"""The user interface of download.py: flags, messages, exit codes."""
 
 import dataclasses
 import hashlib
@@ -85,7 +85,7 @@ def test_wrong_bytes_are_refused_with_a_sentence(tmp_path):
     assert not (tmp_path / "mini-librispeech" / "LibriSpeech").exists()
 
 
-def test_server_that_is_not_there(tmp_path, capsys):
+def test_missing_server(tmp_path, capsys):
     words = ["--dataset", "ljspeech", "--root", str(tmp_path), "--base-url", "http://127.0.0.1:9", *QUICK]
     assert download.main(words) == 2
     assert "could not be downloaded: http://127.0.0.1:9/LJSpeech-1.1.tar.bz2 failed" in capsys.readouterr().err

@@ -32,7 +32,7 @@ def test_a_corpus_reads_the_same_from_each_of_its_folders(librispeech_root, belo
 
 @pytest.fixture
 def splits(librispeech_root, tmp_path):
-    """Two splits, one of them without transcripts and without SPEAKERS.TXT, and a hidden one under way."""
+    """Two splits, one of them without transcripts and without SPEAKERS.TXT, and a hidden, unfinished one."""
     source = librispeech_root / "LibriSpeech" / "train-tiny"
     shutil.copytree(source / "101", tmp_path / "dev-a" / "101")
     shutil.copytree(source / "105", tmp_path / "dev-b" / "105")
@@ -48,7 +48,7 @@ def test_splits_are_found_and_chosen(splits):
     assert {u.speaker for u in read_corpus(splits, "librispeech", ["dev-b"])} == {"105"}
 
 
-def test_what_is_not_known_is_left_open(splits):
+def test_unknown_text_and_sex_are_empty(splits):
     utterance = read_corpus(splits, "librispeech", ["dev-b"])[0]
     assert utterance.text is None and utterance.sex == ""
 
@@ -64,13 +64,13 @@ def test_an_utterance_in_two_splits_is_refused(splits):
         read_corpus(splits, "librispeech")
 
 
-def test_ids_are_made_whole_where_chapters_number_from_one(splits):
+def test_ids_include_the_chapter_where_files_are_numbered_from_one(splits):
     audio = splits / "dev-b" / "105" / "1051" / "105-1051-0000.flac"
     audio.rename(audio.with_name("1.flac"))
     assert "105-1051-1" in {u.utterance for u in read_corpus(splits, "librispeech", ["dev-b"])}
 
 
-def test_missing_empty_and_foreign_folders_are_refused(tmp_path):
+def test_missing_empty_and_other_folders_are_refused(tmp_path):
     with pytest.raises(UserError, match="the folder .*nowhere is missing"):
         read_corpus(tmp_path / "nowhere", "librispeech")
     with pytest.raises(UserError, match="the folder .* is empty"):
@@ -155,7 +155,7 @@ VOX2_META = "VoxCeleb2 ID ,VGGFace2 ID ,Gender ,Set \n{} ,n000012 ,m ,dev \n{} ,
 
 @pytest.fixture(scope="module")
 def voxceleb(librispeech_root, tmp_path_factory) -> Path:
-    """Four voices of the tiny corpus as VoxCeleb stores them: dev/wav/ and test/wav/, two videos a speaker."""
+    """Four voices of the tiny corpus as VoxCeleb stores them: dev/wav/ and test/wav/, two videos per speaker."""
     root = tmp_path_factory.mktemp("raw") / "VoxCeleb1"
     source = librispeech_root / "LibriSpeech" / "train-tiny"
     for number, voice in enumerate(("101", "102", "105", "106")):
@@ -241,7 +241,7 @@ def test_voxceleb_from_folders_to_a_report(voxceleb, trained_run, tmp_path):
 
 
 @pytest.mark.real
-def test_speakers_dev_as_it_is(real_data):
+def test_real_librispeech_folders(real_data):
     root = real_data / "speakers_dev"
     with open(root / "manifest.csv", newline="") as file:
         manifest = {row["utt"]: row for row in csv.DictReader(file)}
@@ -255,7 +255,7 @@ def test_speakers_dev_as_it_is(real_data):
 
 
 @pytest.mark.real
-def test_tts_dev_as_it_is(real_data):
+def test_real_ljspeech_folders(real_data):
     utterances = read_corpus(real_data / "tts_dev", "ljspeech")
     assert Counter(u.speaker for u in utterances) == {"LJSpeech-1.1": 186, "Kathleen": 300}
     assert all((real_data / "tts_dev" / u.path).is_file() and u.text for u in utterances)

@@ -36,7 +36,7 @@ socket.getaddrinfo = refuse
 
 
 def run(*arguments: object) -> int:
-    """preprocess.py in this process, with one process for the work unless told otherwise."""
+    """Runs preprocess.py in this process, with one worker unless `arguments` say otherwise."""
     words = [str(argument) for argument in arguments]
     return preprocess.main(words if "--num-proc" in words else [*words, "--num-proc", "1"])
 
@@ -54,7 +54,7 @@ def start(*arguments: object, **environment: str) -> subprocess.Popen:
 
 
 def tree(folder: Path) -> dict[str, bytes]:
-    """All files under a folder but the arguments and the lock."""
+    """Contents of all files under a folder except the arguments and the lock."""
     files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
     return {name: path.read_bytes() for name, path in files.items() if name not in ("config.yaml", ".lock")}
 
@@ -78,7 +78,7 @@ def long_corpus(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def clean(long_corpus, tmp_path_factory) -> dict[str, bytes]:
-    """What one process makes of `long_corpus` without a break."""
+    """The output of one uninterrupted process for `long_corpus`."""
     out = tmp_path_factory.mktemp("clean") / "out"
     assert run("--dataset", "librispeech", "--raw", long_corpus, "--out", out, "--heldout-speakers", 1) == 0
     return tree(out)
@@ -86,7 +86,7 @@ def clean(long_corpus, tmp_path_factory) -> dict[str, bytes]:
 
 @pytest.fixture
 def small(librispeech_root, tmp_path) -> Path:
-    """A copy of three voices of the tiny corpus, to be harmed."""
+    """A copy of four voices of the tiny corpus, to be damaged."""
     source = librispeech_root / "LibriSpeech" / "train-tiny"
     for voice in ("101", "103", "106", "107"):
         shutil.copytree(source / voice, tmp_path / "raw" / "train-small" / voice)
@@ -115,7 +115,7 @@ def test_two_processes_make_the_same_bytes_without_network_caches_or_much_disk(l
 
 
 def used(folder: Path) -> int:
-    """Bytes of the files under a folder; what vanishes while they are counted ends the count."""
+    """Total size of the files under a folder in bytes; a file that vanishes meanwhile ends the count."""
     total = 0
     with contextlib.suppress(OSError):
         for path in folder.rglob("*"):
@@ -217,7 +217,7 @@ def test_a_split_is_added(small, tmp_path, capsys):
     assert "protocol default exists with other settings (splits ['train-small'] then" in capsys.readouterr().err
 
 
-def test_what_does_not_fit_the_features_is_refused(small, tmp_path, capsys):
+def test_data_that_does_not_match_the_features_is_refused(small, tmp_path, capsys):
     common = ("--dataset", "librispeech", "--raw", small, "--out", tmp_path / "out", "--heldout-speakers", 1)
     assert run(*common) == 0
     before = tree(tmp_path / "out")
@@ -236,7 +236,7 @@ def test_what_does_not_fit_the_features_is_refused(small, tmp_path, capsys):
 
 
 def harm(small: Path) -> list[Path]:
-    """Four kinds of unusable recordings among 52."""
+    """Makes four of 52 recordings unusable, in different ways."""
     folder = small / "train-small" / "101" / "1011"
     paths = [folder / f"101-1011-000{number}.flac" for number in range(4)]
     os.truncate(paths[0], paths[0].stat().st_size // 2)
@@ -246,7 +246,7 @@ def harm(small: Path) -> list[Path]:
     return paths
 
 
-def test_bad_recordings_are_listed_and_put_up_with_to_a_share(small, tmp_path, capsys):
+def test_bad_recordings_are_listed_and_tolerated_up_to_a_share(small, tmp_path, capsys):
     bad = harm(small)
     common = ("--dataset", "librispeech", "--raw", small, "--out", tmp_path / "out", "--heldout-speakers", 1)
     assert run(*common) == 3
@@ -264,7 +264,7 @@ def test_bad_recordings_are_listed_and_put_up_with_to_a_share(small, tmp_path, c
     assert len(FeatureStore.open(tmp_path / "out")) == 48 and len(tree(tmp_path / "out")["bad_files.txt"]) > 100
 
 
-def test_a_recording_mended_since_is_used_even_if_its_size_is_the_same(small, tmp_path):
+def test_a_recording_fixed_since_is_used_even_if_its_size_is_the_same(small, tmp_path):
     path = small / "train-small" / "101" / "1011" / "101-1011-0000.flac"
     whole = path.read_bytes()
     path.write_bytes(bytes(len(whole)))
@@ -361,7 +361,7 @@ def test_phonemes_without_espeak_are_refused_before_the_work(ljspeech_root, tmp_
     assert errors == "error: phonemes need espeak-ng, which is not installed: pip install -r requirements-demo.txt\n"
 
 
-def test_one_speaker_gives_features_and_a_word_on_what_is_missing(small, tmp_path, capsys):
+def test_one_speaker_gives_features_and_a_reason_for_no_protocol(small, tmp_path, capsys):
     speaker = min((small / "train-small").iterdir())
     shutil.copytree(speaker, tmp_path / "alone" / speaker.name)
     common = ("--dataset", "librispeech", "--raw", tmp_path / "alone", "--out", tmp_path / "out")
@@ -372,7 +372,7 @@ def test_one_speaker_gives_features_and_a_word_on_what_is_missing(small, tmp_pat
     assert run(*common, "--heldout-speakers", 1) == 2
 
 
-def test_folders_without_transcripts_serve_speakers_and_not_text(small, tmp_path, capsys):
+def test_folders_without_transcripts_suit_task_speaker_and_not_tts(small, tmp_path, capsys):
     for path in (small / "train-small" / "106").rglob("*.trans.txt"):
         path.unlink()
     common = ("--dataset", "librispeech", "--raw", small, "--out", tmp_path / "out")
@@ -406,7 +406,7 @@ def test_refusals_leave_nothing_behind(small, tmp_path, capsys):
 
 
 def refused(capsys, *words: object) -> list[str]:
-    """The sentences with which the flags are refused."""
+    """Returns the sentences with which the flags are refused."""
     with pytest.raises(SystemExit) as caught:
         preprocess.main([str(word) for word in words])
     assert caught.value.code == 2

@@ -17,7 +17,7 @@ PARTS = ("train", "valid", "utterance_test", "chapter_test")
 
 
 def rows_of(chapters: dict[str, list[int]], split: str = "a") -> list[Row]:
-    """Rows of speakers with chapters of so many utterances of 1 to 2 s."""
+    """Rows of speakers with chapters of the given numbers of utterances of 1 to 2 s."""
     return [
         Row(f"{s}-{c}-{u:03d}", f"{split}/{s}/{c}/{s}-{c}-{u:03d}.flac", split, s, str(c), "", None, 1 + u % 7 / 7, 100)
         for s, sizes in chapters.items()
@@ -72,7 +72,7 @@ def test_speakers_with_little_in_chapter_a_only_train():
     assert [trial.target for trial in protocol.valid_trials] == [True]
 
 
-def test_the_test_by_utterance_hears_no_new_chapter():
+def test_the_test_by_utterance_has_no_new_chapter():
     chapters = {name: [8, 2, 1, 1] for name in "abcdefgh"}
     protocol = make_protocol(rows_of({**chapters, "w": [9], "x": [9]}), heldout=["w", "x"])
     trained = {utterance.rsplit("-", 1)[0] for utterance in protocol.train}
@@ -90,7 +90,7 @@ def test_validation_speakers_where_there_are_enough():
     assert len(make_protocol(rows, valid=5).valid_speakers) == 5
 
 
-def test_a_seed_decides_everything_and_the_order_of_rows_nothing():
+def test_a_protocol_depends_on_the_seed_and_not_on_the_order_of_rows():
     rows = rows_of(CORPUS)
     assert make_protocol(rows, seed=3) == make_protocol(rows[::-1], seed=3)
     assert make_protocol(rows, seed=3).heldout_speakers != make_protocol(rows, seed=4).heldout_speakers
@@ -159,7 +159,7 @@ def test_any_corpus_is_split_without_a_leak(chapters, seed, data):
         ({"valid": 17}, "17 validation speakers were requested, but only 16 speakers"),
     ],
 )
-def test_impossible_wishes_are_refused(arguments, sentence):
+def test_impossible_requests_are_refused(arguments, sentence):
     with pytest.raises(UserError, match=sentence):
         make_protocol(rows_of(CORPUS), **arguments)
 
