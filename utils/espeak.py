@@ -120,7 +120,7 @@ def _serve(job: Mapping[str, Any]) -> tuple[dict[str, Any], list[np.ndarray]]:
     answer = json.loads(header)
     sentences = np.split(np.frombuffer(body, dtype="<i2"), np.cumsum(answer["samples"]))
     if [len(samples) for samples in sentences] != [*answer["samples"], 0]:
-        raise UserError(f"the output of espeak-ng for {job['voice']} is cut short")
+        raise UserError(f"the output of espeak-ng for {job['voice']} is truncated")
     return answer, sentences[:-1]
 
 

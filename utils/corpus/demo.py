@@ -19,18 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from utils.cli import progress
-from utils.corpus.records import (
-    RECORD,
-    Say,
-    disk_errors,
-    finished_record,
-    only_one,
-    remove_leftovers,
-    replacing_directory,
-)
+from utils.corpus.records import RECORD, Say, make_once, replacing_directory
 from utils.corpus.sentences import sentences, transcript
 from utils.corpus.voices import VOICES, Voice
-from utils.espeak import require_espeak, synthesize
+from utils.espeak import synthesize
 from utils.files import sha256_text, write_json, write_text
 
 SPLIT = "demo"
@@ -129,18 +121,13 @@ def build_demo(
     Raises:
         UserError: espeak-ng is missing, or a corpus of other settings exists and `overwrite` is False.
     """
-    home = root / "demo"
-    corpus = home / "LibriSpeech"
+    corpus = root / "demo" / "LibriSpeech"
     plan = make_plan(settings)
     wanted = {**dataclasses.asdict(settings), "plan": sha256_text(json.dumps([dataclasses.asdict(s) for s in plan]))}
-    request = (corpus, corpus / SPLIT, ".flac", wanted, overwrite)
-    if (record := finished_record(*request)) is None:
-        require_espeak()
-        with disk_errors(home), only_one(home, say):
-            remove_leftovers(home, f".{corpus.name}.*.tmp")
-            if (record := finished_record(*request)) is None:
-                return _build(corpus, plan, wanted, num_proc, say)
-    say(f"demo: already complete, {_summary(record)} in {corpus}")
+    record, is_new = make_once(
+        corpus, corpus / SPLIT, ".flac", wanted, overwrite, lambda: _build(corpus, plan, wanted, num_proc, say), say
+    )
+    say(f"demo: {'' if is_new else 'already complete, '}{_summary(record)} in {corpus}")
     return record
 
 
@@ -167,7 +154,6 @@ def _build(corpus: Path, plan: Sequence[Speaker], wanted: dict[str, Any], num_pr
         }
         _describe(staging, plan, seconds, record)
         write_json(split / RECORD, record)
-    say(f"demo: {_summary(record)} in {corpus}")
     return record
 
 

@@ -19,18 +19,10 @@ from typing import Any, NamedTuple
 
 from utils.cli import progress
 from utils.corpus.catalog import SYNTHETIC_SPLITS
-from utils.corpus.records import (
-    RECORD,
-    Say,
-    disk_errors,
-    finished_record,
-    only_one,
-    remove_leftovers,
-    replacing_directory,
-)
+from utils.corpus.records import RECORD, Say, make_once, replacing_directory
 from utils.corpus.sentences import varied_sentences
 from utils.corpus.voices import VOICES
-from utils.espeak import Phone, require_espeak, synthesize_with_phones
+from utils.espeak import Phone, synthesize_with_phones
 from utils.files import sha256_text, write_json, write_text
 
 DATASET = "demo-voice"
@@ -86,19 +78,14 @@ def build_demo_voice(
     Raises:
         UserError: espeak-ng is missing, or a corpus of other settings exists and `overwrite` is False.
     """
-    home = root / DATASET
-    corpus = home / SPLIT
+    corpus = root / DATASET / SPLIT
     plan = make_plan(settings)
     how = json.dumps([plan, VOICE, RATE, LEVEL, SILENCE])
     wanted = {**dataclasses.asdict(settings), "plan": sha256_text(how)}
-    request = (corpus, corpus, ".wav", wanted, overwrite)
-    if (record := finished_record(*request)) is None:
-        require_espeak()
-        with disk_errors(home), only_one(home, say):
-            remove_leftovers(home, f".{corpus.name}.*.tmp")
-            if (record := finished_record(*request)) is None:
-                return _build(corpus, plan, wanted, num_proc, say)
-    say(f"{DATASET}: already complete, {_summary(record)} in {corpus}")
+    record, is_new = make_once(
+        corpus, corpus, ".wav", wanted, overwrite, lambda: _build(corpus, plan, wanted, num_proc, say), say
+    )
+    say(f"{DATASET}: {'' if is_new else 'already complete, '}{_summary(record)} in {corpus}")
     return record
 
 
@@ -126,7 +113,6 @@ def _build(corpus: Path, plan: Sequence[Block], wanted: dict[str, Any], num_proc
         }
         _describe(staging, spoken, record)
         write_json(staging / RECORD, record)
-    say(f"{DATASET}: {_summary(record)} in {corpus}")
     return record
 
 

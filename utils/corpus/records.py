@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from utils.errors import UserError
+from utils.espeak import require_espeak
 from utils.files import read_json, staging_directory
 
 RECORD = ".complete"  # inside the folder that it describes, so that both appear and vanish together
@@ -41,10 +42,16 @@ def read_record(target: Path, suffix: str) -> dict[str, Any] | None:
     return record
 
 
-def finished_record(
-    corpus: Path, split: Path, suffix: str, wanted: dict[str, Any], overwrite: bool
-) -> dict[str, Any] | None:
-    """Reads the record of a synthetic corpus if it is the requested one; None if the corpus must be made.
+def make_once(
+    corpus: Path,
+    split: Path,
+    suffix: str,
+    wanted: dict[str, Any],
+    overwrite: bool,
+    make: Callable[[], dict[str, Any]],
+    say: Say,
+) -> tuple[dict[str, Any], bool]:
+    """Makes a synthetic corpus unless the requested one exists; only one process at a time makes it.
 
     Args:
         corpus: its folder.
@@ -52,10 +59,29 @@ def finished_record(
         suffix: file name extension of its recordings.
         wanted: the requested settings, and the hash of the `plan`.
         overwrite: whether a corpus of other settings is to be replaced.
+        make: makes the corpus and returns its completion record.
+
+    Returns:
+        The completion record, and whether the corpus was made now.
 
     Raises:
-        UserError: a corpus of other settings exists and `overwrite` is False, or a folder of other content exists.
+        UserError: espeak-ng is missing, a corpus of other settings exists and `overwrite` is False, or a folder of
+            other content exists.
     """
+    request = (corpus, split, suffix, wanted, overwrite)
+    if (record := _finished_record(*request)) is not None:
+        return record, False
+    require_espeak()
+    with disk_errors(corpus.parent), only_one(corpus.parent, say):
+        remove_leftovers(corpus.parent, f".{corpus.name}.*.tmp")
+        record = _finished_record(*request)  # another process may have finished it meanwhile
+        return (make(), True) if record is None else (record, False)
+
+
+def _finished_record(
+    corpus: Path, split: Path, suffix: str, wanted: dict[str, Any], overwrite: bool
+) -> dict[str, Any] | None:
+    """Reads the record of the requested corpus; None if it must be made."""
     record = read_record(split, suffix)
     if record is None and corpus.exists():
         raise UserError(f"{corpus} exists, but was not made by download.py: move it away, or give another --root")

@@ -115,9 +115,9 @@ def download(archive: Archive, folder: Path, patience: Patience, say: Say) -> Pa
     A partial file of an earlier run that turns out to be damaged is set aside as NAME.bad; the download then restarts,
     once.
     """
-    whole, part = folder / archive.name, folder / f"{archive.name}.part"
-    if whole.exists():
-        os.replace(whole, part)  # an archive that was kept or put here by hand is verified like any other
+    complete, part = folder / archive.name, folder / f"{archive.name}.part"
+    if complete.exists():
+        os.replace(complete, part)  # an archive that was kept or put here by hand is verified like any other
     inherited = part.exists()
     while True:
         if _size(part) < archive.bytes:
@@ -133,8 +133,8 @@ def download(archive: Archive, folder: Path, patience: Patience, say: Say) -> Pa
         say(f"{problem}; it is set aside as {aside}: starting over")
         inherited = False
     _note(part).unlink(missing_ok=True)
-    os.replace(part, whole)
-    return whole
+    os.replace(part, complete)
+    return complete
 
 
 def _mismatch(path: Path, archive: Archive, say: Say) -> str | None:

@@ -27,7 +27,7 @@ def read_audio(path: str | Path) -> tuple[np.ndarray, int]:
         Samples (S,) float32 in [-1, 1] (float files may exceed it), and the sample rate in Hz.
 
     Raises:
-        UserError: the file is missing, is not audio, holds no samples, is cut short or damaged, or holds NaN or inf.
+        UserError: the file is missing, is not audio, holds no samples, is truncated or damaged, or holds NaN or inf.
     """
     path = Path(path)
     if not path.is_file():
@@ -63,7 +63,7 @@ def _decode(path: Path) -> tuple[np.ndarray, int]:
     if len(samples) == 0:
         raise UserError(f"{path} holds no samples")
     if len(samples) != frames:
-        raise UserError(f"{path} is cut short: {len(samples)} samples where its header says {frames}")
+        raise UserError(f"{path} is truncated: it holds {len(samples)} of {frames} samples")
     if checksum:
         if _pcm_md5(samples, bits) != checksum:
             raise UserError(f"{path} is damaged: its samples do not match the checksum in its header")
@@ -98,10 +98,10 @@ def _check_riff_length(path: Path) -> None:
             if name == b"data":
                 if length != _UNKNOWN_LENGTH and file.tell() + length > size:
                     present = max(0, size - file.tell())
-                    raise UserError(f"{path} is cut short: {present} bytes of audio where its header says {length}")
+                    raise UserError(f"{path} is truncated: it holds {present} of {length} bytes of audio")
                 return
             file.seek(length + length % 2, os.SEEK_CUR)
-    raise UserError(f"{path} is cut short: it is a WAV file without audio data")
+    raise UserError(f"{path} is truncated: it is a WAV file without audio data")
 
 
 def load_audio(path: str | Path, sample_rate: int) -> np.ndarray:

@@ -169,7 +169,10 @@ def _make_shards(shards: Sequence[Shard], num_proc: int) -> list[dict[str, Any]]
     missing = [shard for shard in shards if shard.name not in records]
     total = sum(len(shard.utterances) for shard in shards)
     kept = total - sum(len(shard.utterances) for shard in missing)
-    made = _make_in_workers(missing, num_proc) if min(num_proc, len(missing)) > 1 else _make_here(missing)
+    if min(num_proc, len(missing)) > 1:
+        made = _make_in_workers(missing, num_proc)
+    else:
+        made = ((shard, make_shard(shard, stopped=lambda: False)) for shard in missing)
     with progress(total=total, initial=kept, unit="utt", desc="features") as bar:
         for shard, record in made:
             records[shard.name] = record
@@ -194,11 +197,6 @@ def _sweep(shards: Sequence[Shard]) -> None:
             for path in (shards[0].out / folder).glob(f"{split}-?????-of-?????.arrow*"):
                 if path.name.removesuffix(".json") not in names or path.is_dir():
                     shutil.rmtree(path) if path.is_dir() else path.unlink()
-
-
-def _make_here(shards: Sequence[Shard]) -> Iterator[tuple[Shard, dict[str, Any]]]:
-    for shard in shards:
-        yield shard, make_shard(shard, stopped=lambda: False)
 
 
 def _make_in_workers(shards: Sequence[Shard], num_proc: int) -> Iterator[tuple[Shard, dict[str, Any]]]:
