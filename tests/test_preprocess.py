@@ -255,9 +255,7 @@ def test_bad_recordings_are_listed_and_tolerated_up_to_a_share(small, tmp_path, 
     assert not (tmp_path / "out" / "meta.json").exists() and not (tmp_path / "out" / "protocols").exists()
     lines = (tmp_path / "out" / "bad_files.txt").read_text().splitlines()
     assert [line.split("\t")[0] for line in lines] == [path.relative_to(small).as_posix() for path in bad]
-    for line, reason in zip(
-        lines, ["truncated|damaged|not readable", "not readable", "is empty", "too short"], strict=True
-    ):
+    for line, reason in zip(lines, ["truncated|damaged|not audio", "not audio", "is empty", "too short"], strict=True):
         assert any(words in line for words in reason.split("|"))
     assert run(*common, "--max-bad", 0.1) == 0
     assert "4 recordings are unusable" in capsys.readouterr().out

@@ -59,7 +59,7 @@ def _decode(path: Path) -> tuple[np.ndarray, int]:
             frames, rate = file.frames, file.samplerate
     except (soundfile.LibsndfileError, RuntimeError) as error:
         reason = getattr(error, "error_string", None) or str(error)
-        raise UserError(f"{path} is not readable audio: {reason.strip().rstrip('.')}") from error
+        raise UserError(f"{path} is not audio that soundfile can read: {reason.strip().rstrip('.')}") from error
     if len(samples) == 0:
         raise UserError(f"{path} holds no samples")
     if len(samples) != frames:
