@@ -1,4 +1,4 @@
-"""The one-voice demo corpus: the same bytes however it is made, LJSpeech layout, many words, fitting phone times."""
+"""The one-voice demo corpus: reproducible bytes, LJSpeech layout, many words, correct phone times."""
 
 import json
 import sys
@@ -36,7 +36,7 @@ def small_root(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def full(tmp_path_factory):
-    """The folder of the corpus as download.py makes it."""
+    """The folder of the corpus with the defaults of download.py."""
     root = tmp_path_factory.mktemp("full")
     assert download.main(["--dataset", "demo-voice", "--root", str(root)]) == 0
     return root / "demo-voice" / "DemoVoice-1.0"
@@ -114,7 +114,7 @@ def test_phones_start_where_the_sound_does(full):
     assert np.abs(distances).max() <= 3
 
 
-def test_asking_for_phones_changes_no_sample():
+def test_requesting_phones_changes_no_sample():
     texts = ["The judge tore the tough brown paper, at last.", "Four oars or more?"]
     job = {"voice": VOICE.name, "sentences": [{"text": text, "rate": 160, "pitch": 40} for text in texts]}
     rate, plain = synthesize(job)
@@ -139,7 +139,7 @@ def test_a_rerun_does_nothing_and_other_settings_replace_on_demand(small_root, t
     assert len(read_corpus(tmp_path / "demo-voice", "ljspeech")) == 3
 
 
-def test_missing_espeak_is_said_in_a_sentence(tmp_path, monkeypatch):
+def test_missing_espeak_is_reported_in_a_sentence(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "espeakng_loader", None)
     with pytest.raises(UserError, match=r"pip install -r requirements-demo\.txt"):
         build_demo_voice(tmp_path, SMALL)

@@ -1,4 +1,4 @@
-"""download.py as its users meet it: flags, sentences, exit codes."""
+"""The user interface of download.py: flags, messages, exit codes."""
 
 import dataclasses
 import hashlib
@@ -53,8 +53,8 @@ def test_all_problems_are_shown_at_once(capsys, tmp_path):
     [
         (["--base-url", "http://127.0.0.1"], "--base-url contradicts --dataset demo"),
         (["--no-keep-archive"], "--keep-archive contradicts --dataset demo"),
-        (["--voices", "65"], "there are 64 distinct voices"),
-        (["--utterances-per-voice", "1"], "each of the two chapters needs one"),
+        (["--voices", "65"], "there are only 64 distinct voices"),
+        (["--utterances-per-voice", "1"], "each of the two chapters needs an utterance"),
     ],
 )
 def test_flags_that_the_demo_corpus_refuses(capsys, words, sentence):
@@ -85,10 +85,10 @@ def test_wrong_bytes_are_refused_with_a_sentence(tmp_path):
     assert not (tmp_path / "mini-librispeech" / "LibriSpeech").exists()
 
 
-def test_server_that_is_not_there(tmp_path, capsys):
+def test_missing_server(tmp_path, capsys):
     words = ["--dataset", "ljspeech", "--root", str(tmp_path), "--base-url", "http://127.0.0.1:9", *QUICK]
     assert download.main(words) == 2
-    assert "could not be downloaded: http://127.0.0.1:9/LJSpeech-1.1.tar.bz2 broke off" in capsys.readouterr().err
+    assert "could not be downloaded: http://127.0.0.1:9/LJSpeech-1.1.tar.bz2 failed" in capsys.readouterr().err
 
 
 def test_public_corpus_from_the_command_line(tmp_path, capsys, monkeypatch):

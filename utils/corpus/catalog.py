@@ -1,6 +1,7 @@
-"""The corpora that `download.py` knows, with their official addresses, sizes and hashes: facts, and no code that acts.
+"""The corpora that `download.py` offers, with their official addresses, sizes and hashes.
 
-Sizes and hashes are those that OpenSLR and the LJSpeech page publish, as tensorflow-datasets and torchaudio hold them.
+Sizes and hashes are those that OpenSLR and the LJSpeech page publish, as recorded by tensorflow-datasets and
+torchaudio.
 """
 
 from __future__ import annotations
@@ -9,8 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
-DATASETS = ("demo", "demo-voice", "librispeech", "mini-librispeech", "ljspeech")
-LAYOUT = MappingProxyType(
+DATASETS = MappingProxyType(  # and the layout of each
     {
         "demo": "librispeech",
         "demo-voice": "ljspeech",
@@ -21,7 +21,7 @@ LAYOUT = MappingProxyType(
 )
 AUDIO_SUFFIX = MappingProxyType({"librispeech": ".flac", "ljspeech": ".wav"})
 
-SYNTHETIC_SPLITS = MappingProxyType({"demo": ("demo",), "demo-voice": ("DemoVoice-1.0",)})  # made, not downloaded
+SYNTHETIC_SPLITS = MappingProxyType({"demo": ("demo",), "demo-voice": ("DemoVoice-1.0",)})  # generated, not downloaded
 DEFAULT_SPLITS = MappingProxyType(
     {
         **SYNTHETIC_SPLITS,
@@ -34,16 +34,16 @@ DEFAULT_SPLITS = MappingProxyType(
 
 @dataclass(frozen=True)
 class Archive:
-    """One split as its publisher offers it.
+    """One split as its publisher distributes it.
 
     Attributes:
         dataset, split: names, as on the command line.
-        urls: addresses of the same bytes, in the order in which they are tried.
+        urls: addresses of the same bytes, tried in this order.
         bytes: size of the archive.
         sha256, md5: hex digests of the archive; at least one is known.
-        folder: where its recordings lie, below the dataset's folder, inside the archive and on disk alike.
-        unpacked_bytes: about how much disk its contents take.
-        utterances, speakers: how many recordings and speakers it holds, where that is published.
+        folder: folder of its recordings, relative to the archive's root and to the dataset's folder on disk.
+        unpacked_bytes: approximate disk space of its contents.
+        utterances, speakers: numbers of recordings and speakers, where published.
     """
 
     dataset: str
@@ -64,8 +64,8 @@ class Archive:
 
     @property
     def audio_suffix(self) -> str:
-        """How the names of its recordings end."""
-        return AUDIO_SUFFIX[LAYOUT[self.dataset]]
+        """File name extension of its recordings."""
+        return AUDIO_SUFFIX[DATASETS[self.dataset]]
 
 
 OPENSLR = (
@@ -189,7 +189,7 @@ ARCHIVES: Mapping[tuple[str, str], Archive] = _archives()
 
 
 def splits(dataset: str) -> tuple[str, ...]:
-    """The splits that a dataset offers."""
+    """Names of the splits of a dataset."""
     if dataset in SYNTHETIC_SPLITS:
         return SYNTHETIC_SPLITS[dataset]
     return tuple(split for name, split in ARCHIVES if name == dataset)

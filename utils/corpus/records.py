@@ -1,4 +1,4 @@
-"""How a corpus lands on disk: one process at a time, and a record inside it that it is complete."""
+"""Completion records of corpora on disk, and locks so that one process at a time writes them."""
 
 from __future__ import annotations
 
@@ -11,27 +11,28 @@ from pathlib import Path
 from typing import Any
 
 from utils.errors import UserError
+from utils.espeak import require_espeak
 from utils.files import read_json, staging_directory
 
-RECORD = ".complete"  # lies inside the folder it speaks of, so that both come and go together
+RECORD = ".complete"  # inside the folder that it describes, so that both appear and vanish together
 
 Say = Callable[[str], None]
 
 
 def read_record(target: Path, suffix: str) -> dict[str, Any] | None:
-    """The completion record of a split's folder; None where the folder does not exist.
+    """Reads the completion record of a split's folder; None if the folder does not exist.
 
     Args:
         target: the split's folder.
-        suffix: how the names of its recordings end.
+        suffix: file name extension of its recordings.
 
     Raises:
-        UserError: the folder is there, but is not, or no longer, complete.
+        UserError: the folder exists, but is not, or no longer, complete.
     """
     if not target.exists():
         return None
     if not (target / RECORD).exists():
-        raise UserError(f"{target} exists, but not as download.py leaves it: move it away, or give another --root")
+        raise UserError(f"{target} exists, but was not made by download.py: move it away, or give another --root")
     record = read_json(target / RECORD)
     found = count_recordings(target, suffix)
     if found != record.get("utterances"):
@@ -41,37 +42,62 @@ def read_record(target: Path, suffix: str) -> dict[str, Any] | None:
     return record
 
 
-def finished_record(
-    corpus: Path, split: Path, suffix: str, wanted: dict[str, Any], overwrite: bool
-) -> dict[str, Any] | None:
-    """The record of a made corpus that is what was asked for; None if one has to be made.
+def make_once(
+    corpus: Path,
+    split: Path,
+    suffix: str,
+    wanted: dict[str, Any],
+    overwrite: bool,
+    make: Callable[[], dict[str, Any]],
+    say: Say,
+) -> tuple[dict[str, Any], bool]:
+    """Makes a synthetic corpus unless the requested one exists; only one process at a time makes it.
 
     Args:
         corpus: its folder.
-        split: the folder in it, or itself, that has the record.
-        suffix: how the names of its recordings end.
-        wanted: the settings that it should have been made with, and the hash of its `plan`.
-        overwrite: whether one of other settings is to be replaced.
+        split: the folder with the record: in the corpus, or the corpus itself.
+        suffix: file name extension of its recordings.
+        wanted: the requested settings, and the hash of the `plan`.
+        overwrite: whether a corpus of other settings is to be replaced.
+        make: makes the corpus and returns its completion record.
+
+    Returns:
+        The completion record, and whether the corpus was made now.
 
     Raises:
-        UserError: a corpus of other settings is in the way and `overwrite` is False, or some other folder is.
+        UserError: espeak-ng is missing, a corpus of other settings exists and `overwrite` is False, or a folder of
+            other content exists.
     """
+    request = (corpus, split, suffix, wanted, overwrite)
+    if (record := _finished_record(*request)) is not None:
+        return record, False
+    require_espeak()
+    with disk_errors(corpus.parent), only_one(corpus.parent, say):
+        remove_leftovers(corpus.parent, f".{corpus.name}.*.tmp")
+        record = _finished_record(*request)  # another process may have finished it meanwhile
+        return (make(), True) if record is None else (record, False)
+
+
+def _finished_record(
+    corpus: Path, split: Path, suffix: str, wanted: dict[str, Any], overwrite: bool
+) -> dict[str, Any] | None:
+    """Reads the record of the requested corpus; None if it must be made."""
     record = read_record(split, suffix)
     if record is None and corpus.exists():
-        raise UserError(f"{corpus} exists, but not as download.py leaves it: move it away, or give another --root")
+        raise UserError(f"{corpus} exists, but was not made by download.py: move it away, or give another --root")
     if record is None or record["settings"] == wanted:
         return record
     if overwrite:
         return None
     had = record["settings"]
     changes = [f"{key} {had[key]} -> {wanted[key]}" for key in wanted if key != "plan" and had[key] != wanted[key]]
-    told = ", ".join(changes) or "another version of the demo's voices and sentences"
-    raise UserError(f"{corpus} was made with other settings ({told}): --overwrite replaces it")
+    reason = ", ".join(changes) or "another version of the demo's voices and sentences"
+    raise UserError(f"{corpus} was made with other settings ({reason}): --overwrite replaces it")
 
 
 @contextlib.contextmanager
 def replacing_directory(path: Path) -> Iterator[Path]:
-    """As `staging_directory`, but what is at `path` by then gives way."""
+    """Replaces `path` by a new folder if the block succeeds; otherwise as `staging_directory`."""
     replaced = path.with_name(f".{path.name}.replaced.tmp")
     with staging_directory(path) as staging:
         yield staging
@@ -81,13 +107,13 @@ def replacing_directory(path: Path) -> Iterator[Path]:
 
 
 def count_recordings(folder: Path, suffix: str) -> int:
-    """How many files below `folder` end in `suffix`."""
+    """Counts the files below `folder` whose names end in `suffix`."""
     return sum(name.endswith(suffix) for _, _, names in os.walk(folder) for name in names)
 
 
 @contextlib.contextmanager
 def only_one(folder: Path, say: Say) -> Iterator[None]:
-    """Waits until no other process builds in `folder`; the lock ends with its process, however that ends."""
+    """Waits until no other process writes in `folder`; the lock ends with its process, however that ends."""
     import filelock
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -95,7 +121,7 @@ def only_one(folder: Path, say: Say) -> Iterator[None]:
     try:
         lock.acquire(timeout=0)
     except filelock.Timeout:
-        say(f"another process works on {folder}: waiting for it")
+        say(f"another process is writing in {folder}: waiting for it")
         lock.acquire()
     try:
         yield
@@ -105,19 +131,19 @@ def only_one(folder: Path, say: Say) -> Iterator[None]:
 
 @contextlib.contextmanager
 def disk_errors(folder: Path) -> Iterator[None]:
-    """Says in a sentence what a disk or its owner refused while `folder` was written."""
+    """Turns a full disk or a missing permission, while `folder` is written, into a `UserError`."""
     try:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            kept = "what has been downloaded is kept: make room and run again"
-            raise UserError(f"there is no room left under {folder} ({error.strerror}); {kept}") from error
+            kept = "what has been downloaded is kept: free some space and run again"
+            raise UserError(f"there is no space left under {folder} ({error.strerror}); {kept}") from error
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
             raise UserError(f"{error.filename or folder} cannot be written: {error.strerror}") from error
         raise
 
 
 def remove_leftovers(folder: Path, pattern: str) -> None:
-    """Removes the staging folders of runs that were killed; the caller holds the lock."""
+    """Removes the staging folders of killed runs; the caller holds the lock."""
     for leftover in folder.glob(pattern):
         shutil.rmtree(leftover)

@@ -1,6 +1,7 @@
-"""Plain English sentences for the demo corpora: small grammars over word lists, seeded, none given twice.
+"""Plain English sentences for the demo corpora: small grammars over word lists, seeded, without repetition.
 
-Words are spelt out (no digits, no abbreviations), so that a transcript is the sentence in capitals without its marks.
+Words are spelled out (no digits, no abbreviations), so a transcript is the sentence in capitals without punctuation.
+The lists determine the bytes of the corpora and keep their spelling.
 """
 
 from __future__ import annotations
@@ -144,7 +145,7 @@ VARIED_PATTERNS = (
 
 
 def sentences(seed: str, taken: set[str]) -> Iterator[str]:
-    """Endless sentences of one speaker, fixed by `seed`; each is added to `taken` and none of `taken` is given."""
+    """Yields endless sentences of one speaker, determined by `seed`; skips those in `taken`, and adds each to it."""
     draw = random.Random(seed)
     while True:
         text = _sentence(draw)
@@ -160,10 +161,10 @@ def _sentence(draw: random.Random) -> str:
 
 
 def varied_sentences(seed: str) -> Iterator[str]:
-    """Sentences of one reader over many words, fixed by `seed`, none given twice.
+    """Yields endless sentences of one reader with a large vocabulary, determined by `seed`, without repetition.
 
-    Each list of words is dealt like a pack of cards, to its end before any word comes again: a text of a few hundred
-    sentences holds about as many words as it can.
+    Each list of words is dealt like a deck of cards, to its end before any word repeats, so that a few hundred
+    sentences contain about as many different words as possible.
     """
     draw = random.Random(seed)
     cards: dict[str, list[str]] = {name: [] for name in (*VARIED_WORDS, "pattern")}
@@ -184,5 +185,5 @@ def varied_sentences(seed: str) -> Iterator[str]:
 
 
 def transcript(text: str) -> str:
-    """A sentence as LibriSpeech writes it: capitals, single spaces, no marks but the apostrophe."""
+    """Formats a sentence as LibriSpeech does: capitals, single spaces, no punctuation but apostrophes."""
     return " ".join(re.sub(r"[^A-Z' ]", " ", text.upper()).split())

@@ -1,11 +1,11 @@
-"""The voices of the demo corpus: accent x variant x base pitch of espeak-ng, chosen by measurement.
+"""Voices of the demo corpus: accent x variant x base pitch of espeak-ng, selected by measured distances.
 
-espeak-ng ships over a hundred variants. Many are near-copies of one another, a third are robots and whispers, and an
-unknown name is taken for the plain voice without a word. So 60 human-sounding variants spoke in 8 accents at drawn
-pitches (720 candidates, 6 sentences each in two made recording conditions), and each pair got three distances: of a
-pretrained speaker encoder (cosine of CAM++'s mean embeddings), of the long-term average log-mel spectrum, and of the
-median pitch. The table takes, sex by sex, the candidate farthest from all taken before it, no variant more than twice
-among the first 48, accents in turn: any beginning of it is as spread out as its length allows.
+espeak-ng has over a hundred variants. Many are near-copies of one another, a third are robots and whispers, and an
+unknown name silently selects the plain voice. So 60 human-sounding variants spoke in 8 accents at drawn pitches (720
+candidates, 6 sentences each in two synthetic recording conditions), and each pair got three distances: of a pretrained
+speaker encoder (cosine of CAM++'s mean embeddings), of the long-term average log-mel spectrum, and of the median pitch.
+The table takes, for each sex, the candidate farthest from all taken before it, no variant more than twice among the
+first 48, accents in turn: any beginning of it is as diverse as its length allows.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 
 class Voice(NamedTuple):
-    """A speaker's voice. `pitch` is espeak's setting: 50 is the variant's own pitch, a step is about 1.4 %."""
+    """A speaker's voice. `pitch` is espeak's setting: 50 is the variant's own pitch, and a step is about 1.4 %."""
 
     accent: str
     variant: str
@@ -23,7 +23,7 @@ class Voice(NamedTuple):
 
     @property
     def name(self) -> str:
-        """As espeak-ng calls it."""
+        """Name of the voice for espeak-ng."""
         return f"{self.accent}+{self.variant}"
 
 

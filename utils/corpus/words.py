@@ -1,7 +1,7 @@
-"""English words for the sentences of the one-voice demo corpus, by their place in a sentence.
+"""English words for the sentences of the one-voice demo corpus, by their role in a sentence.
 
-Chosen for their sounds: rare phones (as in measure, oyster, youth, cure, thumb) stand in many words, and in company
-that changes. There are no digits and no abbreviations.
+They are selected by sound: rare phones (as in measure, oyster, youth, cure, thumb) occur in many words and in varied
+contexts. There are no digits and no abbreviations. The lists determine the bytes of the corpus and keep their spelling.
 """
 
 from __future__ import annotations
@@ -167,7 +167,7 @@ _LISTS = {
 
 
 def _entries(text: str) -> tuple[str, ...]:
-    """The entries of a list: phrases between semicolons, or single words."""
+    """Splits a list into its entries: phrases between semicolons, or single words."""
     return tuple(" ".join(entry.split()) for entry in (text.split(";") if ";" in text else text.split()))
 
 

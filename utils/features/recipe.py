@@ -1,4 +1,4 @@
-"""The mel recipe: one record that says how audio becomes log-mel frames, stored and compared wherever they meet."""
+"""The mel recipe: the parameters of log-mel features, stored with data and models and compared wherever they meet."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ CHOICES = {
 
 @dataclass(frozen=True)
 class MelRecipe:
-    """Every number that shapes a log-mel spectrogram.
+    """All parameters of a log-mel spectrogram.
 
     Lengths are in samples, frequencies in Hz. The spectrum of a frame is `(|STFT|^2 + power_floor)^(power / 2)`;
-    the mel energies are clamped from below at `log_floor` before the logarithm.
+    mel energies are clamped from below at `log_floor` before the logarithm.
 
-    `padding` "none" makes frame t from the samples [t * hop_length, t * hop_length + win_length) alone: no frame sees
-    beyond the audio, so features made from a stream equal those made from the file. "hifigan" pads
+    `padding` "none" computes frame t from the samples [t * hop_length, t * hop_length + win_length) alone: no frame
+    reaches beyond the audio, so features of a stream equal those of the file. "hifigan" pads
     (n_fft - hop_length) // 2 samples on both sides by reflection (Kong et al., "HiFi-GAN", 2020, its public code),
     which gives samples // hop_length frames.
 
-    `normalisation` "none": no statistics of the utterance enter its features; models normalize with those of their
+    `normalisation` "none": features do not depend on statistics of the utterance; models normalize with those of their
     training set.
     """
 
@@ -75,16 +75,16 @@ class MelRecipe:
 
     @functools.cached_property
     def hash(self) -> str:
-        """12 hex digits that name this recipe."""
+        """Identifier of this recipe: 12 hex digits of SHA-256."""
         return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()[:12]
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields as plain JSON values."""
+        """Returns the fields as plain JSON values."""
         return dataclasses.asdict(self)
 
     @classmethod
     def from_dict(cls, fields: Any) -> MelRecipe:
-        """The inverse of `to_dict`; `UserError` for missing, unknown or impossible fields."""
+        """Inverse of `to_dict`; `UserError` for missing, unknown or impossible fields."""
         names = [field.name for field in dataclasses.fields(cls)]
         if not isinstance(fields, dict) or set(fields) != set(names):
             raise UserError(f"a mel recipe has exactly the fields {', '.join(names)}")
@@ -92,10 +92,10 @@ class MelRecipe:
 
     @property
     def pad(self) -> tuple[int, int]:
-        """Samples added before and after the audio so that torch's `n_fft`-long frames fall as `padding` says.
+        """Numbers of samples to add before and after the audio, so that torch's frames of `n_fft` obey `padding`.
 
-        With "none" these samples lie where the window, centered in n_fft, is zero: they shift the frames and are
-        never seen.
+        With "none" these samples fall where the window, centered in n_fft, is zero: they shift the frames without
+        entering them.
         """
         if self.padding == "hifigan":
             return (self.n_fft - self.hop_length) // 2, (self.n_fft - self.hop_length) // 2
@@ -104,7 +104,7 @@ class MelRecipe:
 
     @property
     def min_samples(self) -> int:
-        """The shortest audio that gives a frame (and, with reflection, that can be reflected)."""
+        """Length of the shortest audio that gives a frame (and, with reflection, that can be reflected)."""
         shortest = self.n_fft - sum(self.pad)
         return max(shortest, self.pad[0] + 1) if self.padding == "hifigan" else shortest
 
@@ -115,11 +115,11 @@ class MelRecipe:
         return 1 + (samples + sum(self.pad) - self.n_fft) // self.hop_length
 
     def seconds(self, frames: int) -> float:
-        """Time in s by which `frames` frames advance."""
+        """Time in s that `frames` frames span."""
         return frames * self.hop_length / self.sample_rate
 
 
-# 80 filters stay at least 36 Hz apart at 20 to 7600 Hz, wider than the bins of n_fft 512 at 16 kHz (31.25 Hz), so
+# 80 filters between 20 and 7600 Hz are at least 36 Hz apart, more than the bins of n_fft 512 at 16 kHz (31.25 Hz), so
 # none is empty; 20 Hz leaves out the recorder's offset, 7600 Hz the empty top of recordings that once were MP3.
 _SPEAKER_16K = MelRecipe(
     sample_rate=16_000,
@@ -140,7 +140,7 @@ _SPEAKER_16K = MelRecipe(
     log_floor=1e-5,
 )
 
-# The mels that public HiFi-GAN vocoders for 22,050 Hz were trained on.
+# The features that public HiFi-GAN vocoders for 22,050 Hz were trained on.
 _HIFIGAN_22K = MelRecipe(
     sample_rate=22_050,
     n_fft=1024,
@@ -165,7 +165,7 @@ DEFAULT_RECIPE = {"speaker": "speaker-16k", "tts": "hifigan-22k"}
 
 
 def require_same(have: MelRecipe, want: MelRecipe, have_name: str, want_name: str) -> None:
-    """`UserError` that names the fields in which two recipes differ, with both values and both hashes."""
+    """Raises `UserError` unless the recipes are equal; it names the differing fields, with both values and hashes."""
     if have == want:
         return
     first, second = have.to_dict(), want.to_dict()
