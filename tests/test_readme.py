@@ -55,7 +55,7 @@ def test_documents_show_commands_in_marked_blocks_only():
     assert len(commands("README.md")) >= 15 and len(README.splitlines()) <= 250
 
 
-@pytest.mark.parametrize("document", DOCUMENTS)
+@pytest.mark.parametrize("document", [name for name in DOCUMENTS if name != "docs/extending.md"])  # has its own test
 def test_every_command_is_one_that_exists(document, tmp_path, monkeypatch):
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     monkeypatch.chdir(tmp_path)
