@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from utils.corpus.records import Say, Synthetic, in_threads, make_once
+from utils.corpus.records import Say, Synthetic, in_threads
 from utils.corpus.sentences import sentences, transcript
 from utils.corpus.voices import VOICES, Voice
 from utils.espeak import synthesize
@@ -117,7 +117,7 @@ def _plan_speaker(name: str, voice: Voice, settings: Settings, taken: set[str]) 
 def build_demo(
     root: Path, settings: Settings, num_proc: int = 1, overwrite: bool = False, say: Say = print
 ) -> dict[str, Any]:
-    """Makes ROOT/demo/LibriSpeech, or finds it complete, as `make_once` does, and returns its record."""
+    """Makes ROOT/demo/LibriSpeech, or finds it complete, as `Synthetic` does, and returns its record."""
     corpus = root / "demo" / "LibriSpeech"
     plan = make_plan(settings)
     wanted = {**dataclasses.asdict(settings), "plan": sha256_text(json.dumps([dataclasses.asdict(s) for s in plan]))}
@@ -132,7 +132,7 @@ def build_demo(
         return {"settings": wanted, **counts}
 
     readme = README.format(**dataclasses.asdict(settings))
-    return make_once(Synthetic(corpus, corpus / SPLIT, ".flac", wanted, readme), overwrite, fill, _summary, say)
+    return Synthetic(corpus, corpus / SPLIT, ".flac", wanted, fill, _summary, readme).make_once(overwrite, say)
 
 
 def _summary(record: dict[str, Any]) -> str:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from utils.corpus.catalog import SYNTHETIC_SPLITS
-from utils.corpus.records import Say, Synthetic, in_threads, make_once
+from utils.corpus.records import Say, Synthetic, in_threads
 from utils.corpus.sentences import varied_sentences
 from utils.corpus.voices import VOICES
 from utils.espeak import synthesize_with_phones
@@ -76,7 +76,7 @@ def make_plan(settings: Settings) -> list[Block]:
 def build_demo_voice(
     root: Path, settings: Settings, num_proc: int = 1, overwrite: bool = False, say: Say = print
 ) -> dict[str, Any]:
-    """Makes ROOT/demo-voice/DemoVoice-1.0, or finds it complete, as `make_once` does, and returns its record."""
+    """Makes ROOT/demo-voice/DemoVoice-1.0, or finds it complete, as `Synthetic` does, and returns its record."""
     corpus = root / DATASET / SPLIT
     plan = make_plan(settings)
     how = json.dumps([plan, VOICE, RATE, LEVEL, SILENCE])
@@ -93,7 +93,7 @@ def build_demo_voice(
         return {"voice": VOICE.name, "settings": wanted, **counts}
 
     readme = README.format(**dataclasses.asdict(settings))
-    return make_once(Synthetic(corpus, corpus, ".wav", wanted, readme), overwrite, fill, _summary, say)
+    return Synthetic(corpus, corpus, ".wav", wanted, fill, _summary, readme).make_once(overwrite, say)
 
 
 def _summary(record: dict[str, Any]) -> str:

@@ -61,6 +61,8 @@ class Synthetic:
         split: the folder with the record: in the corpus, or the corpus itself.
         suffix: file name extension of its recordings.
         settings: what determines its bytes, and the hash of the `plan`.
+        fill: writes the corpus into a folder and returns what its record is to hold.
+        summary: describes the corpus, given its record.
         readme: README.TXT after the version of espeak-ng.
     """
 
@@ -68,10 +70,34 @@ class Synthetic:
     split: Path
     suffix: str
     settings: dict[str, Any]
+    fill: Callable[[Path], dict[str, Any]]
+    summary: Callable[[dict[str, Any]], str]
     readme: str
 
-    def finished(self, overwrite: bool) -> dict[str, Any] | None:
-        """Reads the record of the corpus; None if it must be made, and `UserError` if another is in its place."""
+    def make_once(self, overwrite: bool, say: Say) -> dict[str, Any]:
+        """Makes the corpus unless it exists; only one process at a time makes it.
+
+        Returns:
+            The completion record: settings, counts, seconds of speech.
+
+        Raises:
+            UserError: espeak-ng is missing, a corpus of other settings exists and `overwrite` is False, or a folder of
+                other content exists.
+        """
+        folder, already = self.corpus.parent, "already complete, "
+        record = self._finished(overwrite)
+        if record is None:
+            require_espeak()
+            with disk_errors(folder), only_one(folder, say):
+                remove_leftovers(folder, f".{self.corpus.name}.*.tmp")
+                record = self._finished(overwrite)  # another process may have finished it meanwhile
+                if record is None:
+                    record, already = self._make(), ""
+        say(f"{folder.name}: {already}{self.summary(record)} in {self.corpus}")
+        return record
+
+    def _finished(self, overwrite: bool) -> dict[str, Any] | None:
+        """Reads the record of the corpus; None if it must be made."""
         record = read_record(self.split, self.suffix)
         if record is None and self.corpus.exists():
             raise _foreign(self.corpus)
@@ -84,52 +110,17 @@ class Synthetic:
         reason = ", ".join(changes) or "another version of the demo's voices and sentences"
         raise UserError(f"{self.corpus} was made with other settings ({reason}): --overwrite replaces it")
 
-
-def make_once(
-    wanted: Synthetic,
-    overwrite: bool,
-    fill: Callable[[Path], dict[str, Any]],
-    summary: Callable[[dict[str, Any]], str],
-    say: Say,
-) -> dict[str, Any]:
-    """Makes a synthetic corpus unless the requested one exists; only one process at a time makes it.
-
-    Args:
-        overwrite: whether a corpus of other settings is to be replaced.
-        fill: writes the corpus into a folder and returns what its record is to hold.
-        summary: describes the corpus, given its record.
-
-    Returns:
-        The completion record: settings, counts, seconds of speech.
-
-    Raises:
-        UserError: espeak-ng is missing, a corpus of other settings exists and `overwrite` is False, or a folder of
-            other content exists.
-    """
-    corpus, already = wanted.corpus, "already complete, "
-    record = wanted.finished(overwrite)
-    if record is None:
-        require_espeak()
-        with disk_errors(corpus.parent), only_one(corpus.parent, say):
-            remove_leftovers(corpus.parent, f".{corpus.name}.*.tmp")
-            record = wanted.finished(overwrite)  # another process may have finished it meanwhile
-            if record is None:
-                record, already = _make(wanted, fill, summary), ""
-    say(f"{corpus.parent.name}: {already}{summary(record)} in {corpus}")
-    return record
-
-
-def _make(
-    wanted: Synthetic, fill: Callable[[Path], dict[str, Any]], summary: Callable[[dict[str, Any]], str]
-) -> dict[str, Any]:
-    version = importlib.metadata.version("espeakng-loader")
-    record = {"dataset": wanted.corpus.parent.name, "split": wanted.split.name, "synthetic": True}
-    with replacing_directory(wanted.corpus) as staging:
-        record |= {"espeakng_loader": version, **fill(staging)}
-        about = f"This corpus is SYNTHETIC: {summary(record)}, spoken by espeak-ng\n(espeakng-loader {version})"
-        write_text(staging / "README.TXT", about + wanted.readme)
-        write_json(staging / wanted.split.relative_to(wanted.corpus) / RECORD, record)
-    return record
+    def _make(self) -> dict[str, Any]:
+        version = importlib.metadata.version("espeakng-loader")
+        record = {"dataset": self.corpus.parent.name, "split": self.split.name, "synthetic": True}
+        with replacing_directory(self.corpus) as staging:
+            record |= {"espeakng_loader": version, **self.fill(staging)}
+            about = (
+                f"This corpus is SYNTHETIC: {self.summary(record)}, spoken by espeak-ng\n(espeakng-loader {version})"
+            )
+            write_text(staging / "README.TXT", about + self.readme)
+            write_json(staging / self.split.relative_to(self.corpus) / RECORD, record)
+        return record
 
 
 def in_threads(work: Callable[[T], R], jobs: Sequence[T], num_proc: int, unit: str) -> list[R]:
