@@ -33,7 +33,8 @@ from utils.files import read_json
 from utils.lists import DEFAULT_PROTOCOL
 
 if TYPE_CHECKING:
-    from utils.features.store import FeatureStore
+    from utils.features.store import FeatureStore, Row
+    from utils.speaker.protocol import Protocol
 
 
 def build_parser() -> Parser:
@@ -84,7 +85,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Parses the flags, preprocesses, returns the exit code."""
     parser = build_parser()
     args = parser.parse_args(argv)
-    args.task = args.task or _usual_task(args)
+    layout = _layout(args)
+    args.task = args.task or (LAYOUTS[layout].task if layout else None)
     parser.report(find_problems(args))
     args.recipe = args.recipe or DEFAULT_RECIPE[args.task]
     args.raw = args.raw or Path("data/raw") / args.dataset
@@ -92,11 +94,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.task == "tts":
         args.units = args.units or "char"
     return run(preprocess, args)
-
-
-def _usual_task(args: argparse.Namespace) -> str | None:
-    layout = _layout(args)
-    return LAYOUTS[layout].task if layout else None
 
 
 def _layout(args: argparse.Namespace) -> str | None:
@@ -112,12 +109,12 @@ def find_problems(args: argparse.Namespace) -> list[str]:
         problems += [f"--layout needs --{name}" for name in ("raw", "out") if getattr(args, name) is None]
     elif not args.dataset:
         problems.append("no corpus: give --dataset, or --layout with --raw and --out")
-    if args.task == "tts":
-        given = {"--heldout-speakers": args.heldout_speakers, "--valid-speakers": args.valid_speakers}
-        problems += [f"{flag} needs --task speaker" for flag, value in given.items() if value is not None]
-    elif args.task == "speaker" and args.units is not None:
-        problems.append("--units needs --task tts")
-    return problems
+    owners = {"heldout_speakers": "speaker", "valid_speakers": "speaker", "units": "tts"}
+    return problems + [
+        f"--{name.replace('_', '-')} needs --task {task}"
+        for name, task in owners.items()
+        if getattr(args, name) is not None and args.task not in (None, task)
+    ]
 
 
 def preprocess(args: argparse.Namespace) -> None:
@@ -168,19 +165,13 @@ def _request(args: argparse.Namespace, utterances: Sequence[Utterance]) -> dict[
     from utils.lists import read_speakers
 
     meta = args.out / "meta.json"
-    splits = {utterance.split for utterance in utterances} | (
-        set(read_json(meta)["splits"]) if meta.exists() else set()
-    )
+    splits = {utterance.split for utterance in utterances}.union(read_json(meta)["splits"] if meta.exists() else ())
     request = {"task": args.task, "seed": args.seed, "splits": sorted(splits)}
-    if args.task == "tts":
-        return request
-    heldout = args.heldout_speakers
-    return {
-        **request,
-        "heldout": read_speakers(heldout) if isinstance(heldout, Path) else heldout,
-        "valid": args.valid_speakers,
-        "max_trials": args.max_trials,
-    }
+    if args.task == "speaker":
+        heldout = args.heldout_speakers
+        request["heldout"] = read_speakers(heldout) if isinstance(heldout, Path) else heldout
+        request |= {"valid": args.valid_speakers, "max_trials": args.max_trials}
+    return request
 
 
 def _protocol_exists(folder: Path, request: dict[str, Any]) -> bool:
@@ -204,15 +195,21 @@ def _is_protocol_requested(args: argparse.Namespace) -> bool:
 def _rehearse_protocol(args: argparse.Namespace, utterances: Sequence[Utterance], request: dict[str, Any]) -> None:
     """Raises before hours of work if there are too few speakers; the lengths of recordings do not matter for that."""
     from utils.features.store import Row
-    from utils.speaker.protocol import make_protocol
 
     rows = [Row(**asdict(utterance), seconds=1.0, frames=1) for utterance in utterances]
-    make_protocol(rows, args.seed, args.protocol, request["heldout"], args.valid_speakers, max_trials=1)
+    _draw_protocol(args, rows, {**request, "max_trials": 1})
+
+
+def _draw_protocol(args: argparse.Namespace, rows: Sequence[Row], request: dict[str, Any]) -> Protocol:
+    from utils.speaker.protocol import make_protocol
+
+    settings = (request[name] for name in ("heldout", "valid", "max_trials"))
+    return make_protocol(rows, args.seed, args.protocol, *settings)
 
 
 def _make_protocol(args: argparse.Namespace, store: FeatureStore, request: dict[str, Any]) -> str | None:
     """Makes the splits; if there can be none and none were requested, returns the reason."""
-    from utils.speaker.protocol import make_protocol, write_protocol
+    from utils.speaker.protocol import write_protocol
     from utils.tts.text_lists import write_text_lists
 
     folder = args.out / "protocols" / args.protocol
@@ -220,14 +217,11 @@ def _make_protocol(args: argparse.Namespace, store: FeatureStore, request: dict[
         write_text_lists(folder, store.rows, args.seed, request)
         return None
     try:
-        protocol = make_protocol(
-            store.rows, args.seed, args.protocol, request["heldout"], args.valid_speakers, args.max_trials
-        )
+        write_protocol(folder, _draw_protocol(args, store.rows, request), store.rows, request)
     except UserError as error:
         if _is_protocol_requested(args):
             raise
         return str(error)
-    write_protocol(folder, protocol, store.rows, request)
     return None
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from download import DEMO_DEFAULTS
+import download
 from utils.corpus.demo import SAMPLE_RATE, Settings, _resample, build_demo, make_plan
 from utils.corpus.sentences import transcript
 from utils.corpus.voices import VOICES, Voice
@@ -20,7 +20,8 @@ from utils.espeak import synthesize
 from utils.files import read_json
 
 SMALL = Settings(voices=3, utterances_per_voice=2, seed=5)
-FULL = Settings(**{name: DEMO_DEFAULTS[name] for name in ("voices", "utterances_per_voice", "seed")})
+USUAL = download.build_parser(["--dataset", "demo"]).parse_args(["--dataset", "demo"])
+FULL = Settings(USUAL.voices, USUAL.utterances_per_voice, USUAL.seed)
 
 
 def contents(root):

@@ -20,7 +20,8 @@ from utils.files import read_json
 
 RATE = 22_050
 SMALL = Settings(utterances=BLOCK + 3, seed=5)
-FULL = Settings(download.DEMO_VOICE_DEFAULTS["utterances_per_voice"], download.DEMO_VOICE_DEFAULTS["seed"])
+USUAL = download.build_parser(["--dataset", "demo-voice"]).parse_args(["--dataset", "demo-voice"])
+FULL = Settings(USUAL.utterances_per_voice, USUAL.seed)
 # The phones of American English as espeak-ng writes them, without those that it uses in some positions only.
 CONSONANTS = "p b t d k ɡ tʃ dʒ f v θ ð s z ʃ ʒ h m n ŋ l ɹ w j ɾ".split()
 STOPS = ("p", "b", "t", "d", "k", "ɡ", "tʃ", "dʒ")
@@ -159,6 +160,6 @@ def test_command_line_keeps_the_flags_that_apply_and_refuses_the_others(tmp_path
         download.main([*words, "--voices", "3", "--attempts", "2", "--split", "demo"])
     assert stop.value.code == 2
     error = capsys.readouterr().err
-    assert "--voices contradicts --dataset demo-voice: it has one voice" in error
-    assert "--attempts contradicts --dataset demo-voice: it is not downloaded" in error
-    assert "demo-voice has no split 'demo'; it has DemoVoice-1.0" in error
+    assert "--voices is for other corpora than --dataset demo-voice" in error
+    assert "--attempts is for other corpora than --dataset demo-voice" in error
+    assert "--split: invalid choice: 'demo'" in error

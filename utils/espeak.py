@@ -19,7 +19,8 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from ctypes import CFUNCTYPE, POINTER, c_char_p, c_int, c_long, c_short, c_size_t, c_uint, c_uint8, c_void_p
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -45,14 +46,14 @@ class _Event(ctypes.Structure):
     """espeak_EVENT; `phone` is the union's string: 8 bytes of UTF-8, zero-terminated if it is shorter."""
 
     _fields_ = (
-        ("type", ctypes.c_int),
-        ("unique_identifier", ctypes.c_uint),
-        ("text_position", ctypes.c_int),
-        ("length", ctypes.c_int),
-        ("audio_position", ctypes.c_int),
-        ("sample", ctypes.c_int),
-        ("user_data", ctypes.c_void_p),
-        ("phone", ctypes.c_uint8 * 8),
+        ("type", c_int),
+        ("unique_identifier", c_uint),
+        ("text_position", c_int),
+        ("length", c_int),
+        ("audio_position", c_int),
+        ("sample", c_int),
+        ("user_data", c_void_p),
+        ("phone", c_uint8 * 8),
     )
 
 
@@ -106,22 +107,24 @@ def _serve(job: Mapping[str, Any]) -> tuple[dict[str, Any], list[np.ndarray]]:
     """Runs a new worker; returns its JSON line, and the samples of each sentence."""
     import numpy as np  # not at the top: the worker imports this module too, and starts three times faster without it
 
-    worker = subprocess.run(
-        [sys.executable, "-m", "utils.espeak"],
-        input=json.dumps(job).encode(),
-        capture_output=True,
-        cwd=REPOSITORY,
-    )
-    if worker.returncode:
-        lines = worker.stderr.decode(errors="replace").strip().splitlines()
-        reason = lines[-1].removeprefix("error: ") if lines else f"exit code {worker.returncode}"
-        raise UserError(f"espeak-ng could not speak as {job['voice']}: {reason}")
-    header, _, body = worker.stdout.partition(b"\n")
+    output = run_worker("utils.espeak", job, f"speak as {job['voice']}")
+    header, _, body = output.partition(b"\n")
     answer = json.loads(header)
     sentences = np.split(np.frombuffer(body, dtype="<i2"), np.cumsum(answer["samples"]))
     if [len(samples) for samples in sentences] != [*answer["samples"], 0]:
         raise UserError(f"the output of espeak-ng for {job['voice']} is truncated")
     return answer, sentences[:-1]
+
+
+def run_worker(module: str, job: Any, purpose: str) -> bytes:
+    """Runs a module of `serve` on a job in a new process; returns its output, `UserError` if it could not `purpose`."""
+    command = [sys.executable, "-m", module]
+    worker = subprocess.run(command, input=json.dumps(job).encode(), capture_output=True, cwd=REPOSITORY)
+    if worker.returncode:
+        lines = worker.stderr.decode(errors="replace").strip().splitlines()
+        reason = lines[-1].removeprefix("error: ") if lines else f"exit code {worker.returncode}"
+        raise UserError(f"espeak-ng could not {purpose}: {reason}")
+    return worker.stdout
 
 
 class Espeak:
@@ -134,7 +137,9 @@ class Espeak:
         loader = require_espeak()
         self.library = ctypes.CDLL(loader.get_library_path())
         self.variants = Path(loader.get_data_path(), "voices", "!v")
-        self._declare()
+        self.library.espeak_ng_SetRandSeed.argtypes = [c_long]
+        self.library.espeak_SetVoiceByName.argtypes = [c_char_p]
+        self.library.espeak_Synth.argtypes = [c_char_p, c_size_t, c_uint, c_int, c_uint, c_uint, c_void_p, c_void_p]
         # espeak-ng truncates the path of its data to 160 bytes: change to the folder, and give it a short one.
         os.chdir(Path(loader.get_data_path()).parent)
         options = INITIALIZE_PHONEME_EVENTS | INITIALIZE_PHONEME_IPA if phones else 0
@@ -144,26 +149,10 @@ class Espeak:
         self.library.espeak_ng_SetRandSeed(RANDOM_SEED)
         self._blocks: list[bytes] = []
         self._phones: list[Phone] = []
-        self._callback = self._callback_type(self._collect)  # kept: ctypes frees callbacks without a reference
+        # Kept, because ctypes frees callbacks without a reference.
+        self._callback = CFUNCTYPE(c_int, POINTER(c_short), c_int, POINTER(_Event))(self._collect)
         self.library.espeak_SetSynthCallback(self._callback)
         self._check(self.library.espeak_SetParameter(ESPEAK_VOLUME, VOLUME, 0), "the volume")
-
-    def _declare(self) -> None:
-        self.library.espeak_ng_SetRandSeed.argtypes = [ctypes.c_long]
-        self._callback_type = ctypes.CFUNCTYPE(
-            ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.POINTER(_Event)
-        )
-        self.library.espeak_SetVoiceByName.argtypes = [ctypes.c_char_p]
-        self.library.espeak_Synth.argtypes = [
-            ctypes.c_char_p,
-            ctypes.c_size_t,
-            ctypes.c_uint,
-            ctypes.c_int,
-            ctypes.c_uint,
-            ctypes.c_uint,
-            ctypes.c_void_p,
-            ctypes.c_void_p,
-        ]
 
     def _collect(self, samples: Any, count: int, events: Any) -> int:
         if samples and count > 0:
@@ -208,26 +197,31 @@ def _until_the_end(events: Any) -> Iterator[_Event]:
         yield events[place]
 
 
-def main() -> int:
-    """Serves one job from standard input; returns the exit code."""
+def serve(answer: Callable[[Any], bytes]) -> int:
+    """Writes the answer to the job on standard input; returns the exit code."""
     job = json.load(sys.stdin)
-    answer = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # output of the library must not mix with the samples
+    output = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # output of the library must not mix with the answer
     try:
-        phones = job.get("phones", False)
-        espeak = Espeak(phones)
-        espeak.set_voice(job["voice"])
-        spoken = [espeak.speak(item["text"], item["rate"], item["pitch"]) for item in job["sentences"]]
+        answered = answer(job)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return int(error.exit_code)
-    header = {"sample_rate": espeak.sample_rate, "samples": [len(samples) // 2 for samples, _ in spoken]}
-    if phones:
-        header["phones"] = [found for _, found in spoken]
-    with answer:
-        answer.write(json.dumps(header).encode() + b"\n" + b"".join(samples for samples, _ in spoken))
+    with output:
+        output.write(answered)
     return 0
 
 
+def _speech(job: Mapping[str, Any]) -> bytes:
+    phones = job.get("phones", False)
+    espeak = Espeak(phones)
+    espeak.set_voice(job["voice"])
+    spoken = [espeak.speak(item["text"], item["rate"], item["pitch"]) for item in job["sentences"]]
+    header = {"sample_rate": espeak.sample_rate, "samples": [len(samples) // 2 for samples, _ in spoken]}
+    if phones:
+        header["phones"] = [found for _, found in spoken]
+    return json.dumps(header).encode() + b"\n" + b"".join(samples for samples, _ in spoken)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(serve(_speech))

@@ -6,12 +6,12 @@ The fields of a line are separated by blanks, or by tabs if a field contains a b
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from utils.errors import UserError
-from utils.files import read_json, sha256_text
+from utils.files import read_json, sha256_text, staging_directory, write_json, write_text
 
 SPLITS_FORMAT = 1  # of protocol.json
 DEFAULT_PROTOCOL = "default"
@@ -106,6 +106,14 @@ def shuffled(names: Iterable[str], seed: str) -> list[str]:
 def training_list_hash(train: Iterable[str]) -> str:
     """Identifies a training list by 16 hex digits, so that a checkpoint can be compared with a protocol."""
     return sha256_text("\n".join(sorted(train)))[:16]
+
+
+def write_splits(directory: str | Path, texts: Mapping[str, str], **content: Any) -> None:
+    """Writes a folder of splits atomically: its text files by their names, and `content` in protocol.json."""
+    with staging_directory(directory) as folder:
+        for name, text in texts.items():
+            write_text(folder / name, text)
+        write_json(folder / "protocol.json", {"format": SPLITS_FORMAT, **content})
 
 
 def read_splits_file(directory: Path) -> dict[str, Any]:

@@ -6,9 +6,7 @@ pitch, level and background noise. The corpus depends on its `Settings` alone, n
 
 from __future__ import annotations
 
-import concurrent.futures
 import dataclasses
-import importlib.metadata
 import itertools
 import json
 import math
@@ -18,12 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from utils.cli import progress
-from utils.corpus.records import RECORD, Say, make_once, replacing_directory
+from utils.corpus.records import Say, Synthetic, in_threads
 from utils.corpus.sentences import sentences, transcript
 from utils.corpus.voices import VOICES, Voice
 from utils.espeak import synthesize
-from utils.files import sha256_text, write_json, write_text
+from utils.files import sha256_text, write_text
 
 SPLIT = "demo"
 SAMPLE_RATE = 16_000
@@ -40,6 +37,13 @@ LEAST_LEVEL_CHANGE = 3.0
 SNRS = (18.0, 30.0)  # dB
 COLORS = (0.0, 1.8)  # noise power falls with frequency to this power: 0 white, 1 pink, 2 brown
 LOWEST_NOISE = 60.0  # Hz; colored noise is flat below
+
+README = """, in the folder layout of LibriSpeech. No person was recorded.
+
+It exists to try the pipeline without a download. Metrics measured on it say nothing about people.
+Each speaker has two chapters, which differ in rate, pitch, level and synthetic background noise.
+Made by: download.py --dataset demo --voices {voices} --utterances-per-voice {utterances_per_voice} --seed {seed}
+"""
 
 
 @dataclass(frozen=True)
@@ -113,56 +117,30 @@ def _plan_speaker(name: str, voice: Voice, settings: Settings, taken: set[str]) 
 def build_demo(
     root: Path, settings: Settings, num_proc: int = 1, overwrite: bool = False, say: Say = print
 ) -> dict[str, Any]:
-    """Makes ROOT/demo/LibriSpeech, unless it already exists with the same settings.
-
-    Returns:
-        The completion record: settings, counts, seconds of speech.
-
-    Raises:
-        UserError: espeak-ng is missing, or a corpus of other settings exists and `overwrite` is False.
-    """
+    """Makes ROOT/demo/LibriSpeech, or finds it complete, as `Synthetic` does, and returns its record."""
     corpus = root / "demo" / "LibriSpeech"
     plan = make_plan(settings)
     wanted = {**dataclasses.asdict(settings), "plan": sha256_text(json.dumps([dataclasses.asdict(s) for s in plan]))}
-    record, is_new = make_once(
-        corpus, corpus / SPLIT, ".flac", wanted, overwrite, lambda: _build(corpus, plan, wanted, num_proc, say), say
-    )
-    say(f"demo: {'' if is_new else 'already complete, '}{_summary(record)} in {corpus}")
-    return record
 
+    def fill(staging: Path) -> dict[str, Any]:
+        say(f"demo: synthesizing {len(plan)} voices by espeak-ng")
+        jobs = [(speaker, staging / SPLIT, settings.seed) for speaker in plan]
+        seconds = in_threads(_record_speaker, jobs, num_proc, "voices")
+        _write_table(staging / "SPEAKERS.TXT", plan, seconds)
+        utterances = sum(len(chapter.texts) for speaker in plan for chapter in speaker.chapters)
+        counts = {"speakers": len(plan), "utterances": utterances, "seconds": round(sum(seconds), 2)}
+        return {"settings": wanted, **counts}
 
-def _build(corpus: Path, plan: Sequence[Speaker], wanted: dict[str, Any], num_proc: int, say: Say) -> dict[str, Any]:
-    say(f"demo: synthesizing {len(plan)} voices by espeak-ng")
-    with replacing_directory(corpus) as staging:
-        split = staging / SPLIT
-        jobs = [(speaker, split, wanted["seed"]) for speaker in plan]
-        # Threads suffice: espeak-ng runs in its own processes, and numpy and the FLAC encoder release the GIL.
-        workers = concurrent.futures.ThreadPoolExecutor(num_proc)
-        try:
-            seconds = list(progress(workers.map(_record_speaker, jobs), total=len(jobs), desc="voices"))
-        finally:
-            workers.shutdown(cancel_futures=True)
-        record = {
-            "dataset": "demo",
-            "split": SPLIT,
-            "synthetic": True,
-            "espeakng_loader": importlib.metadata.version("espeakng-loader"),
-            "settings": wanted,
-            "speakers": len(plan),
-            "utterances": sum(len(chapter.texts) for speaker in plan for chapter in speaker.chapters),
-            "seconds": round(sum(seconds), 2),
-        }
-        _describe(staging, plan, seconds, record)
-        write_json(split / RECORD, record)
-    return record
+    readme = README.format(**dataclasses.asdict(settings))
+    return Synthetic(corpus, corpus / SPLIT, ".flac", wanted, fill, _summary, readme).make_once(overwrite, say)
 
 
 def _summary(record: dict[str, Any]) -> str:
     return f"{record['speakers']} voices, {record['utterances']} utterances, {record['seconds'] / 60:.1f} minutes"
 
 
-def _describe(folder: Path, plan: Sequence[Speaker], seconds: Sequence[float], record: dict[str, Any]) -> None:
-    """Writes SPEAKERS.TXT in LibriSpeech's format, and README.TXT."""
+def _write_table(path: Path, plan: Sequence[Speaker], seconds: Sequence[float]) -> None:
+    """Writes SPEAKERS.TXT in LibriSpeech's format."""
     rows = [
         f"{speaker.name:5}| {speaker.voice.sex} | {SPLIT:17}|{length / 60:6.2f} | "
         f"SYNTHETIC espeak-ng {speaker.voice.name} pitch {speaker.voice.pitch}"
@@ -172,17 +150,7 @@ def _describe(folder: Path, plan: Sequence[Speaker], seconds: Sequence[float], r
         "; SYNTHETIC voices: no line of this table is a person. The sex is the one that the voice is meant to suggest.",
         ";ID  |SEX| SUBSET           |MINUTES| NAME",
     ]
-    write_text(folder / "SPEAKERS.TXT", "\n".join([*head, *rows]) + "\n")
-    settings = record["settings"]
-    about = f"""This corpus is SYNTHETIC: {_summary(record)}, spoken by espeak-ng
-(espeakng-loader {record["espeakng_loader"]}), in the folder layout of LibriSpeech. No person was recorded.
-
-It exists to try the pipeline without a download. Metrics measured on it say nothing about people.
-Each speaker has two chapters, which differ in rate, pitch, level and synthetic background noise.
-Made by: download.py --dataset demo --voices {settings["voices"]} \
---utterances-per-voice {settings["utterances_per_voice"]} --seed {settings["seed"]}
-"""
-    write_text(folder / "README.TXT", about)
+    write_text(path, "\n".join([*head, *rows]) + "\n")
 
 
 def _record_speaker(job: tuple[Speaker, Path, int]) -> float:

@@ -7,9 +7,8 @@ depends on its `Settings` alone, not on the number of processes.
 
 from __future__ import annotations
 
-import concurrent.futures
 import dataclasses
-import importlib.metadata
+import functools
 import itertools
 import json
 from collections.abc import Sequence
@@ -17,13 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from utils.cli import progress
 from utils.corpus.catalog import SYNTHETIC_SPLITS
-from utils.corpus.records import RECORD, Say, make_once, replacing_directory
+from utils.corpus.records import Say, Synthetic, in_threads
 from utils.corpus.sentences import varied_sentences
 from utils.corpus.voices import VOICES
-from utils.espeak import Phone, synthesize_with_phones
-from utils.files import sha256_text, write_json, write_text
+from utils.espeak import synthesize_with_phones
+from utils.files import sha256_text, write_text
 
 DATASET = "demo-voice"
 (SPLIT,) = SYNTHETIC_SPLITS[DATASET]
@@ -34,6 +32,14 @@ RATE = 160  # words per minute
 LEVEL = -23.0  # root mean square of every utterance, dB of full scale
 SILENCE = 0.05  # s before and after the speech; espeak-ng itself leaves 0.01 s
 BLOCK = 20  # sentences per espeak-ng process, because each depends on those that the process spoke before
+
+README = f""" as {VOICE.name}, in the folder layout of LJSpeech. No person was recorded.
+
+It exists to try text to mel without a download. Metrics measured on it say nothing about people.
+{PHONES} has a line per utterance: its phones in IPA (an empty one is a pause), each with its start in s by espeak-ng
+(a plosive starts at its release, not at the silence before), and the length of the recording in s.
+Made by: download.py --dataset {DATASET} --utterances-per-voice {{utterances}} --seed {{seed}}
+"""
 
 
 @dataclass(frozen=True)
@@ -70,71 +76,35 @@ def make_plan(settings: Settings) -> list[Block]:
 def build_demo_voice(
     root: Path, settings: Settings, num_proc: int = 1, overwrite: bool = False, say: Say = print
 ) -> dict[str, Any]:
-    """Makes ROOT/demo-voice/DemoVoice-1.0, unless it already exists with the same settings.
-
-    Returns:
-        The completion record: settings, counts, seconds of speech.
-
-    Raises:
-        UserError: espeak-ng is missing, or a corpus of other settings exists and `overwrite` is False.
-    """
+    """Makes ROOT/demo-voice/DemoVoice-1.0, or finds it complete, as `Synthetic` does, and returns its record."""
     corpus = root / DATASET / SPLIT
     plan = make_plan(settings)
     how = json.dumps([plan, VOICE, RATE, LEVEL, SILENCE])
     wanted = {**dataclasses.asdict(settings), "plan": sha256_text(how)}
-    record, is_new = make_once(
-        corpus, corpus, ".wav", wanted, overwrite, lambda: _build(corpus, plan, wanted, num_proc, say), say
-    )
-    say(f"{DATASET}: {'' if is_new else 'already complete, '}{_summary(record)} in {corpus}")
-    return record
 
-
-def _build(corpus: Path, plan: Sequence[Block], wanted: dict[str, Any], num_proc: int, say: Say) -> dict[str, Any]:
-    say(f"{DATASET}: synthesizing {wanted['utterances']} utterances of one voice by espeak-ng")
-    with replacing_directory(corpus) as staging:
+    def fill(staging: Path) -> dict[str, Any]:
+        say(f"{DATASET}: synthesizing {settings.utterances} utterances of one voice by espeak-ng")
         wavs = staging / "wavs"
         wavs.mkdir()
-        # Threads suffice: espeak-ng runs in its own processes.
-        workers = concurrent.futures.ThreadPoolExecutor(num_proc)
-        try:
-            blocks = workers.map(_record_block, plan, itertools.repeat(wavs))
-            spoken = list(itertools.chain.from_iterable(progress(blocks, total=len(plan), desc="blocks")))
-        finally:
-            workers.shutdown(cancel_futures=True)
-        record = {
-            "dataset": DATASET,
-            "split": SPLIT,
-            "synthetic": True,
-            "espeakng_loader": importlib.metadata.version("espeakng-loader"),
-            "voice": VOICE.name,
-            "settings": wanted,
-            "utterances": len(spoken),
-            "seconds": round(sum(each.seconds for each in spoken), 2),
-        }
-        _describe(staging, spoken, record)
-        write_json(staging / RECORD, record)
-    return record
+        blocks = in_threads(functools.partial(_record_block, wavs=wavs), plan, num_proc, "blocks")
+        spoken = list(itertools.chain.from_iterable(blocks))
+        _write_tables(staging, spoken)
+        counts = {"utterances": len(spoken), "seconds": round(sum(each.seconds for each in spoken), 2)}
+        return {"voice": VOICE.name, "settings": wanted, **counts}
+
+    readme = README.format(**dataclasses.asdict(settings))
+    return Synthetic(corpus, corpus, ".wav", wanted, fill, _summary, readme).make_once(overwrite, say)
 
 
 def _summary(record: dict[str, Any]) -> str:
     return f"1 voice, {record['utterances']} utterances, {record['seconds'] / 60:.1f} minutes"
 
 
-def _describe(folder: Path, spoken: Sequence[Spoken], record: dict[str, Any]) -> None:
-    """Writes metadata.csv in LJSpeech's format, the phones' times, and README.TXT."""
+def _write_tables(folder: Path, spoken: Sequence[Spoken]) -> None:
+    """Writes metadata.csv in LJSpeech's format, and the phones' times."""
     write_text(folder / "metadata.csv", "".join(f"{each.utterance}|{each.text}|{each.text}\n" for each in spoken))
     lines = [{"utterance": each.utterance, "phones": each.phones, "end_s": each.seconds} for each in spoken]
     write_text(folder / PHONES, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
-    settings = record["settings"]
-    about = f"""This corpus is SYNTHETIC: {_summary(record)}, spoken by espeak-ng
-(espeakng-loader {record["espeakng_loader"]}) as {VOICE.name}, in the folder layout of LJSpeech. No person was recorded.
-
-It exists to try text to mel without a download. Metrics measured on it say nothing about people.
-{PHONES} has a line per utterance: its phones in IPA (an empty one is a pause), each with its start in s by espeak-ng
-(a plosive starts at its release, not at the silence before), and the length of the recording in s.
-Made by: download.py --dataset {DATASET} --utterances-per-voice {settings["utterances"]} --seed {settings["seed"]}
-"""
-    write_text(folder / "README.TXT", about)
 
 
 def _record_block(block: Block, wavs: Path) -> list[Spoken]:
@@ -148,13 +118,9 @@ def _record_block(block: Block, wavs: Path) -> list[Spoken]:
     for number, (text, samples, found) in enumerate(zip(block.texts, recordings, phones, strict=True), start=1):
         name = f"{block.name}-{number:04}"
         soundfile.write(wavs / f"{name}.wav", _leveled(samples, silence), rate, subtype="PCM_16")
-        seconds = (len(samples) + 2 * silence) / rate
-        spoken.append(Spoken(name, text, _starts(found, silence, rate), round(seconds, 6)))
+        starts = [(phone.symbol, round((silence + phone.start) / rate, 6)) for phone in found]
+        spoken.append(Spoken(name, text, starts, round((len(samples) + 2 * silence) / rate, 6)))
     return spoken
-
-
-def _starts(phones: Sequence[Phone], silence: int, rate: int) -> list[tuple[str, float]]:
-    return [(phone.symbol, round((silence + phone.start) / rate, 6)) for phone in phones]
 
 
 def _leveled(samples: Any, silence: int) -> Any:

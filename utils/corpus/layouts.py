@@ -159,8 +159,8 @@ def _transcripts(chapter: Path) -> dict[str, str]:
 
 
 def _read_ljspeech(raw: Path, split: str, folder: Path) -> Iterator[Utterance]:
-    sex = sexes(folder).get(folder.resolve().name, "")
     speaker = folder.resolve().name
+    sex = sexes(folder).get(speaker, "")
     table = folder / "metadata.csv"
     for number, line in enumerate(_read_lines(table), start=1):
         if not line.strip():
@@ -190,10 +190,6 @@ def _clip(folder: Path, name: str) -> Path:
 def _holds_speakers(folder: Path) -> bool:
     chapters = (chapter for speaker in _folders(folder) for chapter in _folders(speaker))
     return any(_audio_files(chapter) for chapter in chapters)
-
-
-def _holds_metadata(folder: Path) -> bool:
-    return (folder / "metadata.csv").is_file()
 
 
 def _librispeech_sexes(table: Path) -> list[tuple[str, str]]:
@@ -263,7 +259,7 @@ LAYOUTS = {
     ),
     "ljspeech": Layout(
         expected="metadata.csv beside wavs/, or folders that hold these",
-        is_split=_holds_metadata,
+        is_split=lambda folder: (folder / "metadata.csv").is_file(),
         read=_read_ljspeech,
         task="tts",
     ),

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import errno
+import importlib.metadata
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from utils.cli import progress
 from utils.errors import UserError
 from utils.espeak import require_espeak
-from utils.files import read_json, staging_directory
+from utils.files import read_json, staging_directory, write_json, write_text
 
 RECORD = ".complete"  # inside the folder that it describes, so that both appear and vanish together
 
 Say = Callable[[str], None]
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 def read_record(target: Path, suffix: str) -> dict[str, Any] | None:
@@ -32,7 +38,7 @@ def read_record(target: Path, suffix: str) -> dict[str, Any] | None:
     if not target.exists():
         return None
     if not (target / RECORD).exists():
-        raise UserError(f"{target} exists, but was not made by download.py: move it away, or give another --root")
+        raise _foreign(target)
     record = read_json(target / RECORD)
     found = count_recordings(target, suffix)
     if found != record.get("utterances"):
@@ -42,57 +48,88 @@ def read_record(target: Path, suffix: str) -> dict[str, Any] | None:
     return record
 
 
-def make_once(
-    corpus: Path,
-    split: Path,
-    suffix: str,
-    wanted: dict[str, Any],
-    overwrite: bool,
-    make: Callable[[], dict[str, Any]],
-    say: Say,
-) -> tuple[dict[str, Any], bool]:
-    """Makes a synthetic corpus unless the requested one exists; only one process at a time makes it.
+def _foreign(folder: Path) -> UserError:
+    return UserError(f"{folder} exists, but was not made by download.py: move it away, or give another --root")
 
-    Args:
-        corpus: its folder.
+
+@dataclass(frozen=True)
+class Synthetic:
+    """A synthetic corpus as requested.
+
+    Attributes:
+        corpus: its folder, in that of the dataset.
         split: the folder with the record: in the corpus, or the corpus itself.
         suffix: file name extension of its recordings.
-        wanted: the requested settings, and the hash of the `plan`.
-        overwrite: whether a corpus of other settings is to be replaced.
-        make: makes the corpus and returns its completion record.
-
-    Returns:
-        The completion record, and whether the corpus was made now.
-
-    Raises:
-        UserError: espeak-ng is missing, a corpus of other settings exists and `overwrite` is False, or a folder of
-            other content exists.
+        settings: what determines its bytes, and the hash of the `plan`.
+        fill: writes the corpus into a folder and returns what its record is to hold.
+        summary: describes the corpus, given its record.
+        readme: README.TXT after the version of espeak-ng.
     """
-    request = (corpus, split, suffix, wanted, overwrite)
-    if (record := _finished_record(*request)) is not None:
-        return record, False
-    require_espeak()
-    with disk_errors(corpus.parent), only_one(corpus.parent, say):
-        remove_leftovers(corpus.parent, f".{corpus.name}.*.tmp")
-        record = _finished_record(*request)  # another process may have finished it meanwhile
-        return (make(), True) if record is None else (record, False)
 
+    corpus: Path
+    split: Path
+    suffix: str
+    settings: dict[str, Any]
+    fill: Callable[[Path], dict[str, Any]]
+    summary: Callable[[dict[str, Any]], str]
+    readme: str
 
-def _finished_record(
-    corpus: Path, split: Path, suffix: str, wanted: dict[str, Any], overwrite: bool
-) -> dict[str, Any] | None:
-    """Reads the record of the requested corpus; None if it must be made."""
-    record = read_record(split, suffix)
-    if record is None and corpus.exists():
-        raise UserError(f"{corpus} exists, but was not made by download.py: move it away, or give another --root")
-    if record is None or record["settings"] == wanted:
+    def make_once(self, overwrite: bool, say: Say) -> dict[str, Any]:
+        """Makes the corpus unless it exists; only one process at a time makes it.
+
+        Returns:
+            The completion record: settings, counts, seconds of speech.
+
+        Raises:
+            UserError: espeak-ng is missing, a corpus of other settings exists and `overwrite` is False, or a folder of
+                other content exists.
+        """
+        folder, already = self.corpus.parent, "already complete, "
+        record = self._finished(overwrite)
+        if record is None:
+            require_espeak()
+            with disk_errors(folder), only_one(folder, say):
+                remove_leftovers(folder, f".{self.corpus.name}.*.tmp")
+                record = self._finished(overwrite)  # another process may have finished it meanwhile
+                if record is None:
+                    record, already = self._make(), ""
+        say(f"{folder.name}: {already}{self.summary(record)} in {self.corpus}")
         return record
-    if overwrite:
-        return None
-    had = record["settings"]
-    changes = [f"{key} {had[key]} -> {wanted[key]}" for key in wanted if key != "plan" and had[key] != wanted[key]]
-    reason = ", ".join(changes) or "another version of the demo's voices and sentences"
-    raise UserError(f"{corpus} was made with other settings ({reason}): --overwrite replaces it")
+
+    def _finished(self, overwrite: bool) -> dict[str, Any] | None:
+        """Reads the record of the corpus; None if it must be made."""
+        record = read_record(self.split, self.suffix)
+        if record is None and self.corpus.exists():
+            raise _foreign(self.corpus)
+        if record is None or record["settings"] == self.settings:
+            return record
+        if overwrite:
+            return None
+        had, wanted = record["settings"], self.settings
+        changes = [f"{key} {had[key]} -> {wanted[key]}" for key in wanted if key != "plan" and had[key] != wanted[key]]
+        reason = ", ".join(changes) or "another version of the demo's voices and sentences"
+        raise UserError(f"{self.corpus} was made with other settings ({reason}): --overwrite replaces it")
+
+    def _make(self) -> dict[str, Any]:
+        version = importlib.metadata.version("espeakng-loader")
+        record = {"dataset": self.corpus.parent.name, "split": self.split.name, "synthetic": True}
+        with replacing_directory(self.corpus) as staging:
+            record |= {"espeakng_loader": version, **self.fill(staging)}
+            about = (
+                f"This corpus is SYNTHETIC: {self.summary(record)}, spoken by espeak-ng\n(espeakng-loader {version})"
+            )
+            write_text(staging / "README.TXT", about + self.readme)
+            write_json(staging / self.split.relative_to(self.corpus) / RECORD, record)
+        return record
+
+
+def in_threads(work: Callable[[T], R], jobs: Sequence[T], num_proc: int, unit: str) -> list[R]:
+    """Results of `work` for each job. Threads suffice where others compute: espeak-ng, numpy and encoders do."""
+    workers = concurrent.futures.ThreadPoolExecutor(num_proc)
+    try:
+        return list(progress(workers.map(work, jobs), total=len(jobs), desc=unit))
+    finally:
+        workers.shutdown(cancel_futures=True)
 
 
 @contextlib.contextmanager

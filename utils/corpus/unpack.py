@@ -44,7 +44,9 @@ def unpack(path: Path, archive: Archive, folder: Path) -> dict[str, Any]:
         if utterances != (archive.utterances or utterances) or not utterances:
             expected = archive.utterances or "some"
             raise UserError(f"{path} holds {utterances} recordings where {expected} are expected")
-        record = _record(archive, files, utterances)
+        facts = {name: getattr(archive, name) for name in ("bytes", "sha256", "md5")}
+        record = {"dataset": archive.dataset, "split": archive.split, "archive": archive.name, **facts}
+        record |= {"files": files, "utterances": utterances}
         write_json(source / RECORD, record)
         os.sync()  # the record must not survive a power failure that the recordings do not
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -54,19 +56,6 @@ def unpack(path: Path, archive: Archive, folder: Path) -> dict[str, Any]:
                     os.replace(beside, target.parent / beside.name)
         os.rename(source, target)
     return record
-
-
-def _record(archive: Archive, files: int, utterances: int) -> dict[str, Any]:
-    return {
-        "dataset": archive.dataset,
-        "split": archive.split,
-        "archive": archive.name,
-        "bytes": archive.bytes,
-        "sha256": archive.sha256,
-        "md5": archive.md5,
-        "files": files,
-        "utterances": utterances,
-    }
 
 
 def _extract(path: Path, staging: Path) -> int:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
+import itertools
 import json
 import multiprocessing
 import os
@@ -23,7 +24,6 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from itertools import groupby
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
@@ -98,9 +98,8 @@ def _locked(out: Path) -> Iterator[None]:
 def _refuse_other_text(there: dict[str, Any], asked: dict[str, Any], out: Path) -> None:
     """Raises `UserError` unless the tokens that exist are of the requested kind."""
     if there["units"] != asked["units"]:
-        raise UserError(
-            f"the tokens in {out} are of --units {there['units']}, not {asked['units']}: choose another --out"
-        )
+        kinds = f"{there['units']}, not {asked['units']}"
+        raise UserError(f"the tokens in {out} are of --units {kinds}: choose another --out")
     if there != asked:
         raise UserError(
             f"the tokens in {out} were made by version {there['version']} of the text front end, and this is version "
@@ -114,7 +113,7 @@ def _plan(utterances: Sequence[Utterance], raw: Path, out: Path, recipe: MelReci
         require_same(MelRecipe.from_dict(read_json(out / "recipe.json")), recipe, str(out), "the requested features")
     shards: list[Shard] = []
     in_order = sorted(utterances, key=lambda utterance: (utterance.split, utterance.utterance))
-    for split, group in groupby(in_order, key=lambda utterance: utterance.split):
+    for split, group in itertools.groupby(in_order, key=lambda utterance: utterance.split):
         members = tuple(group)
         done = meta["splits"].get(split)
         if done is None:
@@ -167,13 +166,12 @@ def _make_shards(shards: Sequence[Shard], num_proc: int) -> list[dict[str, Any]]
     _sweep(shards)
     records = {shard.name: record for shard in shards if (record := _kept_record(shard))}
     missing = [shard for shard in shards if shard.name not in records]
-    total = sum(len(shard.utterances) for shard in shards)
-    kept = total - sum(len(shard.utterances) for shard in missing)
+    total, left = (sum(len(shard.utterances) for shard in some) for some in (shards, missing))
     if min(num_proc, len(missing)) > 1:
         made = _make_in_workers(missing, num_proc)
     else:
         made = ((shard, make_shard(shard, stopped=lambda: False)) for shard in missing)
-    with progress(total=total, initial=kept, unit="utt", desc="features") as bar:
+    with progress(total=total, initial=total - left, unit="utt", desc="features") as bar:
         for shard, record in made:
             records[shard.name] = record
             bar.update(len(shard.utterances))
@@ -192,11 +190,12 @@ def _kept_record(shard: Shard) -> dict[str, Any] | None:
 def _sweep(shards: Sequence[Shard]) -> None:
     """Removes files of these splits that unfinished runs over other recordings left behind."""
     names = {shard.name for shard in shards}
-    for split in {shard.split for shard in shards}:
-        for folder in ("features", ".staging"):
-            for path in (shards[0].out / folder).glob(f"{split}-?????-of-?????.arrow*"):
-                if path.name.removesuffix(".json") not in names or path.is_dir():
-                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    for split, folder in itertools.product({shard.split for shard in shards}, ("features", ".staging")):
+        for path in (shards[0].out / folder).glob(f"{split}-?????-of-?????.arrow*"):
+            if path.is_dir():
+                shutil.rmtree(path)
+            elif path.name.removesuffix(".json") not in names:
+                path.unlink()
 
 
 def _make_in_workers(shards: Sequence[Shard], num_proc: int) -> Iterator[tuple[Shard, dict[str, Any]]]:
@@ -255,7 +254,7 @@ def _refuse_bad(shards: Sequence[Shard], records: Sequence[dict], out: Path, met
 
 def _complete(shards: Sequence[Shard], records: Sequence[dict], out: Path, recipe: MelRecipe, meta: dict) -> None:
     """Writes the files of the whole store, meta.json last, and removes the shards' records."""
-    for split, group in groupby(zip(shards, records, strict=True), key=lambda pair: pair[0].split):
+    for split, group in itertools.groupby(zip(shards, records, strict=True), key=lambda pair: pair[0].split):
         made = list(group)
         members = [utterance for shard, _ in made for utterance in shard.utterances]
         meta["splits"][split] = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 import shutil
 from collections import Counter
@@ -75,7 +76,8 @@ def make_shard(shard: Shard, stopped: Callable[[], bool]) -> dict[str, Any]:
     try:
         staged = shard.workplace / "data.arrow"
         record = {"key": shard.key, **_map(shard, staged, stopped)}
-        _sync(staged)
+        with open(staged, "rb") as file:
+            os.fsync(file.fileno())  # before it takes its place
         os.replace(staged, shard.path)
         write_json(shard.record_path, record)
         return record
@@ -90,32 +92,19 @@ def _map(shard: Shard, staged: Path, stopped: Callable[[], bool]) -> dict[str, A
 
     datasets = _import_datasets(shard.workplace)
     strings = {field.name: datasets.Value("string") for field in dataclasses.fields(Utterance)}
+    numbers = {"seconds": datasets.Value("float64"), "frames": datasets.Value("int32")}
+    lists = {"mel": datasets.List(datasets.Value("float16")), "tokens": datasets.List(datasets.Value("int32"))}
     source = datasets.Dataset.from_list(
         [dataclasses.asdict(utterance) for utterance in shard.utterances], features=datasets.Features(strings)
     )
     texts = _encode_texts(shard)
     bad: list[tuple[str, str]] = []
     extracted = source.map(
-        _extract,
-        fn_kwargs={
-            "raw": shard.raw,
-            "extractor": MelExtractor(shard.recipe),
-            "texts": texts,
-            "bad": bad,
-            "stopped": stopped,
-        },
+        functools.partial(_extract, shard.raw, MelExtractor(shard.recipe), texts, bad, stopped),
         batched=True,
         batch_size=BATCH,
         remove_columns=source.column_names,  # a batch may return fewer rows than it had
-        features=datasets.Features(
-            {
-                **strings,
-                "seconds": datasets.Value("float64"),
-                "frames": datasets.Value("int32"),
-                "mel": datasets.List(datasets.Value("float16")),
-                "tokens": datasets.List(datasets.Value("int32")),
-            }
-        ),
+        features=datasets.Features({**strings, **numbers, **lists}),
         cache_file_name=str(staged),
         load_from_cache_file=False,
         new_fingerprint=shard.key[:16],  # written into the file: a hash of these objects would differ between runs
@@ -143,12 +132,12 @@ def _import_datasets(cache: Path) -> Any:
 
 
 def _extract(
-    batch: Mapping[str, list[Any]],
     raw: Path,
     extractor: Any,
     texts: Mapping[str, EncodedText],
     bad: list[tuple[str, str]],
     stopped: Callable[[], bool],
+    batch: Mapping[str, list[Any]],
 ) -> dict[str, list[Any]]:
     """Maps a batch of utterances to rows with features; recordings that cannot be used go to `bad` instead."""
     columns: dict[str, list[Any]] = {name: [] for name in (*batch, "seconds", "frames", "mel", "tokens")}
@@ -166,21 +155,14 @@ def _extract(
             bad.append((row["path"], str(error).removeprefix(f"{path} ")))
             continue
         text = texts.get(row["utterance"])
-        tokens = text.tokens if text else np.empty(0, np.int32)
         row |= {"seconds": len(samples) / rate, "frames": len(mel), "mel": mel.astype(np.float16).ravel()}
-        for name, value in {**row, "tokens": tokens}.items():
+        row["tokens"] = text.tokens if text else np.empty(0, np.int32)
+        for name, value in row.items():
             columns[name].append(value)
     return columns
 
 
 def _encode_texts(shard: Shard) -> dict[str, EncodedText]:
     """Encodes all transcripts of the shard, by utterance; once, because phonemes cost a process each time."""
-    spoken = [utterance for utterance in shard.utterances if utterance.text]
-    encoded = FrontEnd.for_units(shard.units).encode([utterance.text or "" for utterance in spoken])
-    return {utterance.utterance: text for utterance, text in zip(spoken, encoded, strict=True)}
-
-
-def _sync(path: Path) -> None:
-    """Flushes a file to the disk before it takes its place."""
-    with open(path, "rb") as file:
-        os.fsync(file.fileno())
+    texts = {utterance.utterance: utterance.text for utterance in shard.utterances if utterance.text}
+    return dict(zip(texts, FrontEnd.for_units(shard.units).encode(list(texts.values())), strict=True))

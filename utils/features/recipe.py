@@ -7,7 +7,10 @@ import functools
 import hashlib
 import json
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+
+import yaml
 
 from utils.errors import UserError
 
@@ -119,48 +122,10 @@ class MelRecipe:
         return frames * self.hop_length / self.sample_rate
 
 
-# 80 filters between 20 and 7600 Hz are at least 36 Hz apart, more than the bins of n_fft 512 at 16 kHz (31.25 Hz), so
-# none is empty; 20 Hz leaves out the recorder's offset, 7600 Hz the empty top of recordings that once were MP3.
-_SPEAKER_16K = MelRecipe(
-    sample_rate=16_000,
-    n_fft=512,
-    win_length=400,
-    hop_length=160,
-    window="hann",
-    n_mels=80,
-    f_min=20.0,
-    f_max=7600.0,
-    mel_scale="slaney",
-    mel_norm="slaney",
-    power=1.0,
-    power_floor=0.0,
-    padding="none",
-    normalisation="none",
-    log="natural",
-    log_floor=1e-5,
-)
-
-# The features that public HiFi-GAN vocoders for 22,050 Hz were trained on.
-_HIFIGAN_22K = MelRecipe(
-    sample_rate=22_050,
-    n_fft=1024,
-    win_length=1024,
-    hop_length=256,
-    window="hann",
-    n_mels=80,
-    f_min=0.0,
-    f_max=8000.0,
-    mel_scale="slaney",
-    mel_norm="slaney",
-    power=1.0,
-    power_floor=1e-9,
-    padding="hifigan",
-    normalisation="none",
-    log="natural",
-    log_floor=1e-5,
-)
-
-RECIPES = {"speaker-16k": _SPEAKER_16K, "hifigan-22k": _HIFIGAN_22K}
+RECIPES = {
+    name: MelRecipe.from_dict(fields)
+    for name, fields in yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8")).items()
+}
 DEFAULT_RECIPE = {"speaker": "speaker-16k", "tts": "hifigan-22k"}
 
 

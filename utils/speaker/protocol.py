@@ -18,8 +18,8 @@ A protocol is a folder:
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,10 +27,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from utils.errors import UserError
-from utils.files import sha256_text, staging_directory, write_json, write_text
+from utils.files import sha256_text
 from utils.lists import (
     DEFAULT_PROTOCOL,
-    SPLITS_FORMAT,
     Trial,
     as_lines,
     join_fields,
@@ -39,6 +38,7 @@ from utils.lists import (
     read_trials,
     shuffled,
     trial_lines,
+    write_splits,
 )
 
 if TYPE_CHECKING:
@@ -52,7 +52,9 @@ MIN_UTTERANCES_TO_SPLIT = 5
 VALID_SHARE, TEST_SHARE = 0.1, 0.2
 MAX_TRIALS = 20_000
 _MAX_ENUMERATED = 4_000_000
-_LISTS = ("train", "valid", "utterance_test", "chapter_test")
+_PARTS = ("train", "valid", "utterance_test", "chapter_test")
+_LISTS = ("heldout_speakers", "valid_speakers", *_PARTS)
+_TRIALS = ("trials", "valid_trials")
 
 
 @dataclass
@@ -102,7 +104,7 @@ def make_protocol(
     heldout_speakers = _heldout_speakers(by_speaker, seed, heldout)
     remaining = {speaker: mine for speaker, mine in by_speaker.items() if speaker not in heldout_speakers}
     valid_speakers = _valid_speakers(remaining, seed, valid)
-    parts: dict[str, list[Row]] = {name: [] for name in _LISTS}
+    parts: dict[str, list[Row]] = {name: [] for name in _PARTS}
     for speaker, mine in remaining.items():
         split = {"valid": mine} if speaker in valid_speakers else _split_speaker(mine, seed, bool(valid_speakers))
         for part, members in split.items():
@@ -184,8 +186,7 @@ def make_trials(rows: Sequence[Row], seed: str, cap: int) -> list[Trial]:
     No recording is paired with itself, and no pair occurs twice. The trials are sorted by utterance.
     """
     rows = sorted(rows, key=lambda row: row.utterance)
-    names = {speaker: code for code, speaker in enumerate(sorted({row.speaker for row in rows}))}
-    speakers = np.array([names[row.speaker] for row in rows], dtype=np.int64)
+    speakers = np.unique([row.speaker for row in rows], return_inverse=True)[1]
     draw = np.random.default_rng(int(sha256_text(seed)[:16], 16))
     targets = _at_most(_target_pairs(speakers), cap, draw)
     others = _at_most(_other_pairs(speakers, cap, draw), cap, draw)
@@ -195,12 +196,9 @@ def make_trials(rows: Sequence[Row], seed: str, cap: int) -> list[Trial]:
 
 def _target_pairs(speakers: np.ndarray) -> np.ndarray:
     """All pairs (N, 2) of positions a < b with the same speaker."""
-    pairs = [np.empty((0, 2), dtype=np.int64)]
-    for speaker in np.unique(speakers):
-        places = np.flatnonzero(speakers == speaker)
-        first, second = np.triu_indices(len(places), 1)
-        pairs.append(np.stack([places[first], places[second]], axis=1))
-    return np.concatenate(pairs)
+    groups = (np.flatnonzero(speakers == speaker) for speaker in np.unique(speakers))
+    pairs = [places[np.stack(np.triu_indices(len(places), 1), axis=1)] for places in groups]
+    return np.concatenate([np.empty((0, 2), dtype=np.int64), *pairs])
 
 
 def _other_pairs(speakers: np.ndarray, cap: int, draw: np.random.Generator) -> np.ndarray:
@@ -231,27 +229,28 @@ def check_disjoint(protocol: Protocol, rows: Iterable[Row]) -> None:
     Also checks that validation speakers stay out of training and tests, that no utterance occurs twice, and that trials
     pair recordings of held-out speakers and are labeled correctly.
     """
-    rows = list(rows)
+    for problem in _leaks(protocol, list(rows)):
+        raise UserError(f"protocol {protocol.name}: {problem}")
+
+
+def _leaks(protocol: Protocol, rows: Sequence[Row]) -> Iterator[str]:
     speaker_of = {row.utterance: row.speaker for row in rows}
     path_speaker = {row.path: row.speaker for row in rows}
     heldout, valid = set(protocol.heldout_speakers), set(protocol.valid_speakers)
-    used: set[str] = set()
-    for part in _LISTS:
+    used: Counter[str] = Counter()
+    for part in _PARTS:
         utterances = getattr(protocol, part)
-        unknown = next((utterance for utterance in utterances if utterance not in speaker_of), None)
-        if unknown is not None:
-            raise UserError(f"protocol {protocol.name}: utterance {unknown} of {part} is not in the data")
+        yield from (f"utterance {each} of {part} is not in the data" for each in utterances if each not in speaker_of)
         barred = heldout if part == "valid" else heldout | valid
-        leaked = sorted({speaker_of[utterance] for utterance in utterances} & barred)
-        if leaked:
-            raise UserError(f"protocol {protocol.name}: held-out speakers in {part}: {', '.join(leaked)}")
-        if len(set(utterances)) < len(utterances) or used & set(utterances):
-            raise UserError(f"protocol {protocol.name}: an utterance of {part} occurs twice")
-        used |= set(utterances)
+        if leaked := barred.intersection(map(speaker_of.get, utterances)):
+            yield f"held-out speakers in {part}: {', '.join(sorted(leaked))}"
+        used.update(utterances)
+        if any(used[utterance] > 1 for utterance in utterances):
+            yield f"an utterance of {part} occurs twice"
     for trial in protocol.trials:
         pair = [path_speaker.get(path) for path in (trial.a, trial.b)]
         if not heldout.issuperset(pair) or trial.a == trial.b or trial.target != (pair[0] == pair[1]):
-            raise UserError(f"protocol {protocol.name}: {trial.a} {trial.b} is not a trial of held-out speakers")
+            yield f"{trial.a} {trial.b} is not a trial of held-out speakers"
 
 
 def write_protocol(
@@ -259,32 +258,24 @@ def write_protocol(
 ) -> None:
     """Writes the folder atomically; `request` (plain values) is stored in protocol.json."""
     by_id = {row.utterance: row for row in rows}
-    lists = {name: getattr(protocol, name) for name in ("heldout_speakers", "valid_speakers", *_LISTS)}
-    with staging_directory(directory) as folder:
-        for name, lines in lists.items():
-            write_text(folder / f"{name}.txt", as_lines(lines))
-        for part in ("train", "utterance_test", "chapter_test"):
-            pairs = [(by_id[utterance].speaker, by_id[utterance].path) for utterance in lists[part]]
-            write_text(folder / f"identification_{part}.txt", "".join(join_fields(*pair) for pair in pairs))
-        files = {
-            name: _write_named_trials(folder, name, getattr(protocol, name)) for name in ("trials", "valid_trials")
-        }
-        content = {
-            "format": SPLITS_FORMAT,
-            "name": protocol.name,
-            "seed": protocol.seed,
-            "counts": describe(protocol),
-            "files": files,
-            "request": dict(request or {}),
-        }
-        write_json(folder / "protocol.json", content)
+    texts = {f"{name}.txt": as_lines(getattr(protocol, name)) for name in _LISTS}
+    for part in ("train", "utterance_test", "chapter_test"):
+        listed = [by_id[utterance] for utterance in getattr(protocol, part)]
+        texts[f"identification_{part}.txt"] = "".join(join_fields(row.speaker, row.path) for row in listed)
+    counts = {name: len(getattr(protocol, name)) for name in _LISTS}
+    files = {}
+    for name in _TRIALS:
+        trials = getattr(protocol, name)
+        files[name] = _file_of(name, trials)
+        texts[files[name]] = trial_lines(trials)
+        targets, kind = sum(trial.target for trial in trials), name.removesuffix("trials")
+        counts |= {f"{kind}targets": targets, f"{kind}nontargets": len(trials) - targets}
+    content = {"name": protocol.name, "seed": protocol.seed, "counts": counts, "files": files}
+    write_splits(directory, texts, **content, request=dict(request or {}))
 
 
-def _write_named_trials(folder: Path, name: str, trials: Sequence[Trial]) -> str:
-    text = trial_lines(trials)
-    file = f"{name}-{sha256_text(text)[:8]}.txt"
-    write_text(folder / file, text)
-    return file
+def _file_of(name: str, trials: Sequence[Trial]) -> str:
+    return f"{name}-{sha256_text(trial_lines(trials))[:8]}.txt"
 
 
 def read_protocol(directory: str | Path) -> Protocol:
@@ -296,20 +287,7 @@ def read_protocol(directory: str | Path) -> Protocol:
     trials = {}
     for name, file in content["files"].items():
         trials[name] = read_trials(directory / file, allow_empty=True)
-        if file != f"{name}-{sha256_text(trial_lines(trials[name]))[:8]}.txt":
+        if file != _file_of(name, trials[name]):
             raise UserError(f"{directory / file} was changed: its name holds another hash than that of its trials")
-    lists = {name: read_lines(directory / f"{name}.txt") for name in ("heldout_speakers", "valid_speakers", *_LISTS)}
+    lists = {name: read_lines(directory / f"{name}.txt") for name in _LISTS}
     return Protocol(name=content["name"], seed=content["seed"], **lists, **trials)
-
-
-def describe(protocol: Protocol) -> dict[str, int]:
-    """Counts the speakers, utterances and trials of a protocol."""
-    return {
-        "heldout_speakers": len(protocol.heldout_speakers),
-        "valid_speakers": len(protocol.valid_speakers),
-        **{part: len(getattr(protocol, part)) for part in _LISTS},
-        "targets": sum(trial.target for trial in protocol.trials),
-        "nontargets": sum(not trial.target for trial in protocol.trials),
-        "valid_targets": sum(trial.target for trial in protocol.valid_trials),
-        "valid_nontargets": sum(not trial.target for trial in protocol.valid_trials),
-    }

@@ -11,15 +11,13 @@ from __future__ import annotations
 
 import ctypes
 import json
-import os
 import re
-import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 
 from utils.errors import UserError
-from utils.espeak import ESPEAK_CHARS_UTF8, REPOSITORY, Espeak, require_espeak
+from utils.espeak import ESPEAK_CHARS_UTF8, Espeak, require_espeak, run_worker, serve
 
 VOICE = "en-us"
 PHONEMES_IPA = 2  # bit 1 of phoneme_mode in speak_lib.h: IPA in UTF-8
@@ -59,17 +57,7 @@ def phonemize(texts: Sequence[str]) -> list[str]:
     if not texts:
         return []
     require_phonemes()
-    worker = subprocess.run(
-        [sys.executable, "-m", "utils.text.phonemes"],
-        input=json.dumps(list(texts)).encode(),
-        capture_output=True,
-        cwd=REPOSITORY,
-    )
-    if worker.returncode:
-        lines = worker.stderr.decode(errors="replace").strip().splitlines()
-        reason = lines[-1].removeprefix("error: ") if lines else f"exit code {worker.returncode}"
-        raise UserError(f"espeak-ng could not phonemize: {reason}")
-    return json.loads(worker.stdout)
+    return json.loads(run_worker("utils.text.phonemes", list(texts), "phonemize"))
 
 
 class Phonemizer(Espeak):
@@ -155,21 +143,10 @@ def _clause(clause: str, speak: Callable[[str], str]) -> str:
     )
 
 
-def main() -> int:
-    """Serves one list of texts from standard input; returns the exit code."""
-    texts = json.load(sys.stdin)
-    answer = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # output of the library must not mix with the answer
-    try:
-        speak = Phonemizer()
-        spoken = [phonemize_text(text, speak) for text in texts]
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return int(error.exit_code)
-    with answer:
-        json.dump(spoken, answer)
-    return 0
+def _answer(texts: list[str]) -> bytes:
+    speak = Phonemizer()
+    return json.dumps([phonemize_text(text, speak) for text in texts]).encode()
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(serve(_answer))

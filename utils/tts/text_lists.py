@@ -9,8 +9,7 @@ from typing import Any
 
 from utils.errors import UserError
 from utils.features.store import Row
-from utils.files import staging_directory, write_json, write_text
-from utils.lists import SPLITS_FORMAT, as_lines, read_lines, read_splits_file, shuffled
+from utils.lists import as_lines, read_lines, read_splits_file, shuffled, write_splits
 
 VALID_SHARE, TEST_SHARE = 0.05, 0.1
 MOST_HELD = 500  # utterances in either list; more would hardly narrow the confidence intervals
@@ -35,12 +34,9 @@ def write_text_lists(directory: str | Path, rows: Iterable[Row], seed: int, requ
     if len(order) <= valid + test:
         raise UserError(f"{len(order)} utterances cannot be split into training, validation and test")
     lists = {"valid": order[:valid], "test": order[valid : valid + test], "train": order[valid + test :]}
-    with staging_directory(directory) as folder:
-        for name, utterances in lists.items():
-            write_text(folder / f"{name}.txt", as_lines(sorted(utterances)))
-        counts = {name: len(utterances) for name, utterances in lists.items()}
-        content = {"format": SPLITS_FORMAT, "name": Path(directory).name, "seed": seed, "counts": counts, "files": {}}
-        write_json(folder / "protocol.json", {**content, "request": dict(request)})
+    texts = {f"{name}.txt": as_lines(sorted(utterances)) for name, utterances in lists.items()}
+    content = {"name": Path(directory).name, "seed": seed, "counts": {name: len(lists[name]) for name in lists}}
+    write_splits(directory, texts, **content, files={}, request=dict(request))
 
 
 def read_text_lists(directory: str | Path) -> TextLists:
