@@ -1,4 +1,4 @@
-"""What training does to a crop: bands that are filled, noise of a known power, and samples fixed by their place."""
+"""Augmentation of a crop: filled bands, noise of a known power, and samples that their place determines."""
 
 from __future__ import annotations
 

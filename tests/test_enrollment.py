@@ -1,4 +1,4 @@
-"""Enrolled speakers: what counts as speech, what a store keeps and refuses, who is named."""
+"""Enrolled speakers: detection of speech, content and refusals of a store, identification."""
 
 from __future__ import annotations
 

@@ -89,10 +89,10 @@ def test_evaluation_of_features_reports_everything(evaluated, recognizer, proces
     protocol = read_protocol(protocol_folder)
     assert set(report["verification"]) == set(CONDITIONS)
     for name in ("all", "full", "1.5s", "3s"):
-        figures = report["verification"][name]
-        assert figures["targets"] == sum(trial.target for trial in protocol.trials)
-        assert figures["nontargets"] == sum(not trial.target for trial in protocol.trials)
-        assert 0 <= figures["eer"] <= 1
+        metrics = report["verification"][name]
+        assert metrics["targets"] == sum(trial.target for trial in protocol.trials)
+        assert metrics["nontargets"] == sum(not trial.target for trial in protocol.trials)
+        assert 0 <= metrics["eer"] <= 1
     assert report["identification"]["utterance"]["n"] == len(protocol.utterance_test)
     assert report["identification"]["chapter"]["n"] == len(protocol.chapter_test)
     assert report["model"]["hash"] == recognizer.model_hash
@@ -418,8 +418,8 @@ def test_real_trials_of_unseen_speakers(trained_run, real_data, tmp_path, capsys
     trials.write_text("".join((root / "splits" / "fold1_trials.txt").open().readlines()[:60]))
     words = ["--trials", trials, "--audio-root", root, "--out", tmp_path / "out", "--bootstrap", 50]
     report = answer(capsys, "evaluate", "--checkpoint", trained_run, *words)
-    figures = report["verification"]
-    assert figures["all"]["targets"] + figures["all"]["nontargets"] == 60
-    assert 0 < figures["cross_chapter"]["targets"] < figures["all"]["targets"]
-    assert 0 < figures["same_sex"]["nontargets"] < figures["all"]["nontargets"]
-    assert figures["all"]["eer_ci"][0] <= figures["all"]["eer"] <= figures["all"]["eer_ci"][1]
+    metrics = report["verification"]
+    assert metrics["all"]["targets"] + metrics["all"]["nontargets"] == 60
+    assert 0 < metrics["cross_chapter"]["targets"] < metrics["all"]["targets"]
+    assert 0 < metrics["same_sex"]["nontargets"] < metrics["all"]["nontargets"]
+    assert metrics["all"]["eer_ci"][0] <= metrics["all"]["eer"] <= metrics["all"]["eer_ci"][1]

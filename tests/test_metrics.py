@@ -198,7 +198,7 @@ def test_normal_deviate_inverts_the_distribution_and_stays_finite():
 
 
 def test_work_grows_no_faster_than_sorting():
-    """A million trials, half of them tied, within memory of a few arrays: O(N^2) would need terabytes."""
+    """A million trials, half of them tied, within memory of a few arrays: O(n^2) would need terabytes."""
     draw = np.random.default_rng(0)
     targets = draw.random(1_000_000) < 0.1
     scores = np.round(draw.normal(size=1_000_000) + 2 * targets, 3)

@@ -1,4 +1,4 @@
-"""Measures of speech: values that follow from their definitions, and every path of small tables."""
+"""Metrics of speech: values that follow from their definitions, and every path of small tables."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ DECIBEL = 20 / math.log(10)  # dB in a natural-log unit of amplitude
 
 
 def speech_like(frames: int, seed: int, channels: int = 80) -> np.ndarray:
-    """Smooth random log-mels (T, M)."""
+    """Smooth random log-mels (t, m)."""
     draw = np.random.default_rng(seed).normal(size=(frames + 8, channels)).cumsum(axis=0)
     return draw[8:] - 5
 

@@ -56,7 +56,7 @@ def synthesize(run: Path, out: Path, *words: str) -> int:
     return test_script.main(["synthesize", "--checkpoint", str(run), "--out", str(out), *words])
 
 
-def test_a_run_leaves_checkpoints_figures_pictures_and_sounds(run):
+def test_a_run_leaves_checkpoints_metrics_pictures_and_sounds(run):
     checkpoint = load_checkpoint(run)
     assert checkpoint["task"] == "tts" and checkpoint["vocabulary"]["units"] == "char"
     lines = [line for line in read_log(run) if "step" in line]
@@ -165,7 +165,7 @@ def test_odd_texts_are_spoken_in_a_sane_time(run, text, capsys):
 
 
 def test_symbols_that_the_model_never_heard_are_told_and_left_out(run, tmp_path, capsys):
-    """In a sentence, as a whole sentence, and a mark of the table that no training text has."""
+    """In a sentence, as an entire sentence, and as a mark that no training text has."""
     from utils.tts.synthesizer import Synthesizer
 
     synthesizer = Synthesizer.load(run, "cpu")
@@ -276,7 +276,7 @@ def test_an_autoregressive_decoder_needs_a_mixer_with_a_state(data, tmp_path, ca
 
 @pytest.mark.parametrize("ema", ["0", "0.9"])
 def test_dropout_does_not_bias_durations(data, tmp_path, ema):
-    """With dropout the mean of what is predicted is right, without it another; the checkpoint knows by how much."""
+    """With dropout the mean of what is predicted is right, without it another; the checkpoint holds the factor."""
     from utils.features.store import FeatureStore
     from utils.tts.synthesizer import Synthesizer
     from utils.tts.text_lists import read_text_lists
@@ -342,11 +342,11 @@ def test_a_recording_gives_the_voice(voices, trained_run, librispeech_root, tmp_
     torch.testing.assert_close(checkpoint["speaker_embeddings"].norm(dim=1), torch.ones(8))
     speakers = librispeech_root / "LibriSpeech" / "train-tiny"
     recordings = [str(next((speakers / name).rglob("*.flac"))) for name in ("103", "105")]
-    made = []
+    files = []
     for number, speaker in enumerate(("105", *recordings)):
-        made.append(tmp_path / f"{number}.wav")
-        assert synthesize(run, made[-1], "--text", "river", "--speaker", speaker) == 0
-    assert len({path.read_bytes() for path in made}) == 3  # a mean of recordings, one, one of another speaker
+        files.append(tmp_path / f"{number}.wav")
+        assert synthesize(run, files[-1], "--text", "river", "--speaker", speaker) == 0
+    assert len({path.read_bytes() for path in files}) == 3  # a mean of recordings, one, one of another speaker
     capsys.readouterr()
     assert synthesize(run, tmp_path / "x.wav", "--text", "river", "--speaker", "nobody.flac") == 2
     assert "neither a recording nor one of this model's speakers" in capsys.readouterr().err

@@ -285,7 +285,7 @@ def test_weights_of_another_configuration_are_refused(copied):
 
 
 class Trap:
-    """What unpickling would run."""
+    """An object whose unpickling would run code."""
 
     def __init__(self, path):
         self.path = path
