@@ -132,7 +132,7 @@ def _ffmpeg(path: Path) -> Iterator[tuple[int, Iterator[np.ndarray]]]:
         try:
             head = process.stdout.read(24)
             if len(head) < 24:
-                raise UserError(f"{path} is not audio that can be read: {_last_line(process.stderr)}")
+                raise UserError(f"{path} is not audio that can be read: {_reason(path, process.stderr)}")
             begin, _, _, rate, channels = struct.unpack(">4x5I", head)
             process.stdout.read(begin - len(head))
             yield rate, _ffmpeg_blocks(path, process, channels)
@@ -145,12 +145,13 @@ def _ffmpeg_blocks(path: Path, process: subprocess.Popen, channels: int) -> Iter
     while content := process.stdout.read(size):
         yield np.frombuffer(content, ">f4").reshape(-1, channels).astype(np.float32)
     if process.wait():
-        raise UserError(f"{path} is truncated or damaged: {_last_line(process.stderr)}")
+        raise UserError(f"{path} is truncated or damaged: {_reason(path, process.stderr)}")
 
 
-def _last_line(stream: IO[bytes]) -> str:
+def _reason(path: Path, stream: IO[bytes]) -> str:
+    """The last line of ffmpeg's messages, without the path."""
     lines = stream.read().decode(errors="replace").strip().splitlines()
-    return lines[-1] if lines else "ffmpeg gives no reason"
+    return lines[-1].removeprefix(f"{path}: ") if lines else "ffmpeg reports no reason"
 
 
 def load_audio(path: str | Path, sample_rate: int) -> np.ndarray:
