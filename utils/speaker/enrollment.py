@@ -98,10 +98,8 @@ class EnrollmentStore:
         """Reads a store; `UserError` if it is missing, empty, damaged, or of another model than `model_hash`."""
         from safetensors import SafetensorError, safe_open
 
-        if not Path(path).is_file():
-            raise UserError(f"there is no enrollment store at {path}; enroll a speaker first")
-        if not Path(path).stat().st_size:
-            raise UserError(f"the enrollment store {path} is empty; enroll a speaker first")
+        if not Path(path).is_file() or not Path(path).stat().st_size:
+            raise UserError(f"there is no enrollment store at {path}, or it is empty; enroll a speaker first")
         try:
             with safe_open(path, framework="numpy") as file:
                 metadata = file.metadata() or {}

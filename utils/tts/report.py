@@ -135,7 +135,7 @@ def _synthesis_lines(report: dict[str, Any]) -> list[str]:
         f"{'teacher-forced mel L1':<26}{'-' if l1 is None else f'{l1:.3f} (natural log)'}",
     ]
     for part, times in report["real_time_factor"].items():
-        label = f"RTF of the {part.replace('_', ' ')}"
+        label = f"RTF, {'total' if part == 'whole' else part.replace('_', ' ')}"
         lines.append(f"{label:<26}{times['cpu']:.3f} in CPU time, {times['wall']:.3f} in wall time")
     return lines
 

@@ -41,9 +41,9 @@ class Utterance:
     Attributes:
         item: its place in the store.
         symbols: one a token.
-        tokens: (K,) the token that each matched phone starts with, rising.
-        starts: (K,) where espeak-ng starts these phones, s.
-        stops: (K,) whether they are plosives or affricates.
+        tokens: (k,) the token that each matched phone starts with, rising.
+        starts: (k,) where espeak-ng starts these phones, s.
+        stops: (k,) whether they are plosives or affricates.
         phones: how many phones there are, matched or not.
         end: length, s.
         frames: length in mel frames.
