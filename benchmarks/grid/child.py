@@ -37,8 +37,8 @@ def main(words: list[str]) -> int:
 def set_malloc(setting: str) -> bool:
     """Sets how the C library treats freed memory; returns False if it could not be set.
 
-    default: unchanged. training: the setting of the training script. large: everything is kept, whatever the size, which
-    is best for systems with huge tensors.
+    default: unchanged. training: the setting of the training script. large: everything is kept, whatever the size,
+    which is best for systems with huge tensors.
     """
     if setting == "default":
         return False
