@@ -1,153 +1,125 @@
-"""Brings a speech corpus: downloads and verifies a public one, or makes a synthetic demo corpus on the spot.
+"""Downloads and verifies a public speech corpus, or synthesizes a demo corpus locally.
 
-python download.py --dataset demo                                  # 64 synthetic voices, no internet needed
+python download.py --dataset demo                                  # 64 synthetic voices, without internet
 python download.py --dataset demo-voice                            # one synthetic voice, for text to mel
 python download.py --dataset mini-librispeech                      # 0.46 GB of real speech
 python download.py --dataset librispeech --split dev-clean test-clean
 python download.py --dataset ljspeech
 
-An interrupted download goes on where it stopped; what is complete is not done again.
+An interrupted download resumes where it stopped; what is complete is not done again.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
-import functools
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from utils.cli import Parser, cores, non_negative_int, positive_float, positive_int, run, save_config
+from utils.cli import Parser, cores, non_negative_int, peek, positive_float, positive_int, run, save_config
 from utils.corpus.catalog import ARCHIVES, DATASETS, DEFAULT_SPLITS, SYNTHETIC_SPLITS, splits
 from utils.corpus.voices import VOICES
 
-NUM_PROC = min(cores(), 8)
-DEMO_DEFAULTS = {"voices": 64, "utterances_per_voice": 20, "seed": 0, "num_proc": NUM_PROC, "overwrite": False}
-DEMO_VOICE_DEFAULTS = {"utterances_per_voice": 240, "seed": 0, "num_proc": NUM_PROC, "overwrite": False}
-TRANSFER_DEFAULTS = {"base_url": None, "keep_archive": False, "attempts": 8, "retry_wait": 1.0, "timeout": 60.0}
 
-
-def build_parser() -> Parser:
-    """The flags of this script."""
+def build_parser(argv: Sequence[str] | None = None) -> Parser:
+    """Builds the parser of the flags of the dataset that `argv` names, or of all flags if it names none."""
+    dataset = peek(argv, "--dataset", "", DATASETS)
     parser = Parser(prog="download.py", description=__doc__)
     parser.add_config()
-    parser.add_argument("--dataset", choices=DATASETS, required=True, help="which corpus")
-    parser.add_argument(
-        "--split",
-        nargs="+",
-        metavar="S",
-        help="its parts (default: "
-        + "; ".join(f"{name}: {' '.join(parts)}" for name, parts in DEFAULT_SPLITS.items())
-        + ")",
-    )
-    parser.add_argument(
-        "--root", type=Path, default=Path("data/raw"), help="folder of all corpora; this one goes into ROOT/DATASET"
-    )
-
-    demo = parser.add_argument_group("the demo corpora")
-    add = functools.partial(_add, demo, DEMO_DEFAULTS)
-    add("--voices", f"of demo: speakers, at most {len(VOICES)}", type=positive_int, metavar="N")
-    number = DEMO_VOICE_DEFAULTS["utterances_per_voice"]
-    add("--utterances-per-voice", f"of demo in two chapters; demo-voice: {number}", type=positive_int, metavar="N")
-    add("--seed", "of the sentences and the recording conditions", type=non_negative_int, metavar="N")
-    add("--num-proc", "processes; the bytes do not depend on it", type=positive_int, metavar="N")
-    add("--overwrite", "replace a demo corpus of other settings", action=argparse.BooleanOptionalAction)
-
-    transfer = parser.add_argument_group("the transfer of public corpora")
-    add = functools.partial(_add, transfer, TRANSFER_DEFAULTS)
-    add("--base-url", "take NAME.tar.gz from URL/NAME.tar.gz", "--mirror", metavar="URL")
-    add("--keep-archive", "keep the archive once it is unpacked", action=argparse.BooleanOptionalAction)
-    add("--attempts", "give up after so many failures in a row", type=positive_int, metavar="N")
-    add("--retry-wait", "seconds after a failure, doubled after each", type=positive_float, metavar="S")
-    add("--timeout", "seconds that a server may stay silent", type=positive_float, metavar="S")
+    parser.add_argument("--dataset", choices=DATASETS, required=True, help="corpus to download or synthesize")
+    usual = "; ".join(f"{name}: {' '.join(parts)}" for name, parts in DEFAULT_SPLITS.items())
+    choices = splits(dataset) if dataset else None
+    text = f"splits of the corpus (default: {usual})"
+    parser.add_argument("--split", nargs="+", metavar="S", choices=choices, help=text)
+    text = "folder of all corpora; this one is written to ROOT/DATASET"
+    parser.add_argument("--root", type=_folder, metavar="DIR", default=Path("data/raw"), help=text)
+    if not dataset or dataset in SYNTHETIC_SPLITS:
+        _add_demo_arguments(parser, dataset)
+    if dataset not in SYNTHETIC_SPLITS:
+        _add_transfer_arguments(parser)
+    if dataset:
+        others = (flag.lstrip("-").replace("-", "_") for flag in build_parser([])._option_string_actions)
+        parser.elsewhere = dict.fromkeys(others, f"other corpora than --dataset {dataset}")
     return parser
 
 
-def _add(group: argparse._ArgumentGroup, defaults: dict[str, Any], flag: str, text: str, *names: str, **kwargs: Any):
-    """A flag of one kind of corpus; None unless given, so that giving it with the other kind can be refused."""
-    default = defaults[flag.removeprefix("--").replace("-", "_")]
-    group.add_argument(flag, *names, help=f"{text} (default: {_shown(default)})", **kwargs)
+def _add_demo_arguments(parser: Parser, dataset: str) -> None:
+    add = parser.add_argument_group("demo corpora").add_argument
+    if dataset != "demo-voice":
+        text = f"number of speakers of demo, at most {len(VOICES)}"
+        add("--voices", type=_voices, default=64, metavar="N", help=text)
+    kind, usual = (positive_int, 240) if dataset == "demo-voice" else (_of_two_chapters, 20)
+    text = "number per speaker; 240 by default for demo-voice"
+    add("--utterances-per-voice", type=kind, default=usual, metavar="N", help=text)
+    text = "seed of the sentences and the recording conditions"
+    add("--seed", type=non_negative_int, default=0, metavar="N", help=text)
+    text = "number of processes; the output does not depend on it"
+    add("--num-proc", type=positive_int, default=min(cores(), 8), metavar="N", help=text)
+    text = "replace a demo corpus of other settings"
+    add("--overwrite", action=argparse.BooleanOptionalAction, default=False, help=text)
 
 
-def _shown(default: Any) -> str:
-    if default is None:
-        return "the official servers"
-    return "no" if default is False else f"{default:g}"
+def _add_transfer_arguments(parser: Parser) -> None:
+    add = parser.add_argument_group("download of public corpora").add_argument
+    text = "download archive NAME from URL/NAME (default: the official servers)"
+    add("--base-url", "--mirror", metavar="URL", help=text)
+    text = "keep the archive after it is unpacked"
+    add("--keep-archive", action=argparse.BooleanOptionalAction, default=False, help=text)
+    text = "number of consecutive failures after which to give up"
+    add("--attempts", type=positive_int, default=8, metavar="N", help=text)
+    text = "seconds to wait after a failure, doubled after each"
+    add("--retry-wait", type=positive_float, default=1.0, metavar="S", help=text)
+    text = "seconds without any byte after which an attempt fails"
+    add("--timeout", type=positive_float, default=60.0, metavar="S", help=text)
+
+
+def _folder(text: str) -> Path:
+    """argparse type: a folder, which need not exist."""
+    if Path(text).exists() and not Path(text).is_dir():
+        raise argparse.ArgumentTypeError(f"{text} is not a folder")
+    return Path(text)
+
+
+def _voices(text: str) -> int:
+    """argparse type: a number of voices."""
+    if positive_int(text) > len(VOICES):
+        raise argparse.ArgumentTypeError(f"there are only {len(VOICES)} distinct voices, not {text}")
+    return int(text)
+
+
+def _of_two_chapters(text: str) -> int:
+    """argparse type: a number of utterances in two chapters."""
+    if positive_int(text) < 2:
+        raise argparse.ArgumentTypeError("each of the two chapters needs an utterance")
+    return int(text)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Parses the flags, brings the corpus, returns the exit code."""
-    parser = build_parser()
-    args = parser.parse_args(argv)
-    parser.report(find_problems(args))
+    """Parses the flags, makes the corpus, returns the exit code."""
+    args = build_parser(argv).parse_args(argv)
     args.split = list(dict.fromkeys(args.split or DEFAULT_SPLITS[args.dataset]))
-    for name, default in _defaults_of(args.dataset).items():
-        if getattr(args, name) is None:
-            setattr(args, name, default)
-    for name in _foreign(args.dataset):
-        delattr(args, name)  # what has no meaning here has no place in the saved configuration
-    return run({"demo": make_demo, "demo-voice": make_demo_voice}.get(args.dataset, download), args)
+    return run(obtain, args)
 
 
-def _defaults_of(dataset: str) -> dict[str, Any]:
-    """The flags that belong to a dataset's kind."""
-    return {"demo": DEMO_DEFAULTS, "demo-voice": DEMO_VOICE_DEFAULTS}.get(dataset, TRANSFER_DEFAULTS)
-
-
-def _foreign(dataset: str) -> list[str]:
-    """The flags that do not."""
-    return [name for name in (*DEMO_DEFAULTS, *TRANSFER_DEFAULTS) if name not in _defaults_of(dataset)]
-
-
-def find_problems(args: argparse.Namespace) -> list[str]:
-    """All that is wrong with the flags together."""
-    problems = [
-        f"{args.dataset} has no split {split!r}; it has {', '.join(splits(args.dataset))}"
-        for split in args.split or ()
-        if split not in splits(args.dataset)
-    ]
-    given = [name for name in _foreign(args.dataset) if getattr(args, name) is not None]
-    problems += [
-        f"--{name.replace('_', '-')} contradicts --dataset {args.dataset}: {_reason(args.dataset, name)}"
-        for name in given
-    ]
+def obtain(args: argparse.Namespace) -> None:
+    """Makes or downloads the corpus, and saves the flags beside it."""
     if args.dataset == "demo":
-        if (args.voices or 0) > len(VOICES):
-            problems.append(f"--voices {args.voices}: there are {len(VOICES)} distinct voices")
-        if args.utterances_per_voice == 1:
-            problems.append("--utterances-per-voice 1: each of the two chapters needs one")
-    if args.root.exists() and not args.root.is_dir():
-        problems.append(f"--root {args.root} is not a folder")
-    return problems
+        from utils.corpus import demo
 
+        settings = demo.Settings(args.voices, args.utterances_per_voice, args.seed)
+        demo.build_demo(args.root, settings, args.num_proc, args.overwrite)
+    elif args.dataset == "demo-voice":
+        from utils.corpus import demo_voice
 
-def _reason(dataset: str, flag: str) -> str:
-    """Why a dataset has no use for a flag of another kind."""
-    if dataset not in SYNTHETIC_SPLITS:
-        return "that flag is for the demo corpora"
-    return "it is not downloaded" if flag in TRANSFER_DEFAULTS else "it has one voice"
-
-
-def make_demo(args: argparse.Namespace) -> None:
-    """The demo corpus, and the flags that made it beside it."""
-    from utils.corpus.demo import Settings, build_demo
-
-    build_demo(args.root, Settings(args.voices, args.utterances_per_voice, args.seed), args.num_proc, args.overwrite)
+        settings = demo_voice.Settings(args.utterances_per_voice, args.seed)
+        demo_voice.build_demo_voice(args.root, settings, args.num_proc, args.overwrite)
+    else:
+        _download(args)
     save_config(args.root / args.dataset / "download.yaml", args)
 
 
-def make_demo_voice(args: argparse.Namespace) -> None:
-    """The one-voice demo corpus, and the flags that made it beside it."""
-    from utils.corpus.demo_voice import Settings, build_demo_voice
-
-    build_demo_voice(args.root, Settings(args.utterances_per_voice, args.seed), args.num_proc, args.overwrite)
-    save_config(args.root / args.dataset / "download.yaml", args)
-
-
-def download(args: argparse.Namespace) -> None:
-    """The archives of the asked splits, and the flags beside them."""
+def _download(args: argparse.Namespace) -> None:
     from utils.corpus.transfer import Patience, obtain
 
     archives = [ARCHIVES[args.dataset, split] for split in args.split]
@@ -155,7 +127,6 @@ def download(args: argparse.Namespace) -> None:
         address = args.base_url.rstrip("/")
         archives = [dataclasses.replace(archive, urls=(f"{address}/{archive.name}",)) for archive in archives]
     obtain(archives, args.root, Patience(args.attempts, args.retry_wait, args.timeout), args.keep_archive)
-    save_config(args.root / args.dataset / "download.yaml", args)
 
 
 if __name__ == "__main__":

@@ -1,16 +1,16 @@
-"""Turns a speech corpus into log-mel features and tokens, and makes its splits and trial lists.
+"""Turns a speech corpus into log-mel features and tokens, and draws its splits and trial lists.
 
     python preprocess.py --dataset demo
     python preprocess.py --dataset librispeech --split dev-clean test-clean --num-proc 8
-    python preprocess.py --dataset librispeech --raw CORPUS --out data/processed/mine --heldout-speakers 10
-    python preprocess.py --dataset librispeech --raw CORPUS --out data/processed/mine --protocol fold1 \\
+    python preprocess.py --dataset ljspeech --units phoneme --out data/processed/ljspeech_phoneme
+    python preprocess.py --layout librispeech --raw CORPUS --out data/processed/mine --heldout-speakers 10
+    python preprocess.py --layout voxceleb --raw VoxCeleb1 --out data/processed/voxceleb --protocol fold1 \\
         --heldout-speakers fold1_speakers.txt
-    python preprocess.py --dataset ljspeech --raw LJSpeech-1.1
-    python preprocess.py --dataset ljspeech --raw LJSpeech-1.1 --out data/processed/lj_phone --units phoneme
 
---dataset names the layout: any folder in LibriSpeech layout (SPEAKER/CHAPTER/*.flac) or LJSpeech layout (metadata.csv,
-wavs/) can be given as --raw. Running it again does only what is missing: an interrupted run is continued, another
-split is added if a new --protocol goes with it, and another --protocol alone makes only new splits and trials.
+--dataset names a corpus that download.py provides. --layout reads a folder of your own: librispeech is
+SPEAKER/CHAPTER/*.flac, voxceleb is SPEAKER/VIDEO/*.wav, and ljspeech is metadata.csv beside wavs/. A rerun does only
+what is missing: it resumes an interrupted run, adds another split if a new --protocol goes with it, and with another
+--protocol alone draws only new splits and trials.
 """
 
 from __future__ import annotations
@@ -25,83 +25,101 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from utils.cli import Parser, cores, fraction, non_negative_int, positive_int, run, save_config
-from utils.corpus.catalog import DATASETS, LAYOUT
-from utils.corpus.layouts import Utterance, read_corpus
+from utils.corpus.catalog import DATASETS
+from utils.corpus.layouts import LAYOUTS, Utterance, read_corpus
 from utils.errors import UserError
 from utils.features.recipe import DEFAULT_RECIPE, RECIPES
 from utils.files import read_json
 from utils.lists import DEFAULT_PROTOCOL
 
 if TYPE_CHECKING:
-    from utils.features.store import FeatureStore
+    from utils.features.store import FeatureStore, Row
+    from utils.speaker.protocol import Protocol
 
 
 def build_parser() -> Parser:
-    """The flags of this script."""
+    """Builds the parser of this script's flags."""
     parser = Parser(prog="preprocess.py", description=__doc__)
     parser.add_config()
-    group = parser.add_argument_group("corpus")
-    group.add_argument("--dataset", choices=DATASETS, required=True, help="the corpus, and with it the folder layout")
-    group.add_argument("--split", nargs="+", metavar="NAME", help="splits to read (default: all that are there)")
-    group.add_argument("--raw", type=Path, metavar="DIR", help="where the corpus lies (default: data/raw/DATASET)")
-    group.add_argument("--out", type=Path, metavar="DIR", help="where to write (default: data/processed/DATASET)")
-    group = parser.add_argument_group("features")
-    group.add_argument(
-        "--task",
-        choices=sorted(DEFAULT_RECIPE),
-        help="what the features are for; tts needs transcripts (default: tts for ljspeech, else speaker)",
-    )
-    group.add_argument("--recipe", choices=sorted(RECIPES), help="the mel recipe (default: the task's)")
-    group.add_argument(
-        "--units",
-        choices=("char", "phoneme"),
-        help="what the tokens of --task tts stand for; phonemes need espeak-ng, requirements-demo.txt (default: char)",
-    )
-    group.add_argument("--max-bad", type=fraction, default=0.01, help="share of unusable recordings to put up with")
-    group.add_argument("--num-proc", type=positive_int, default=cores(), help="processes; the result is the same")
-    group = parser.add_argument_group("splits and trials")
-    group.add_argument(
-        "--protocol", type=_plain_name, default=DEFAULT_PROTOCOL, metavar="NAME", help="name of the splits"
-    )
-    group.add_argument(
-        "--heldout-speakers",
-        type=_count_or_file,
-        metavar="FILE|N",
-        help="speakers for verification alone: a file with one a line, or how many (default: a fifth of those with "
-        "two recordings)",
-    )
-    group.add_argument(
-        "--valid-speakers",
-        type=non_negative_int,
-        metavar="N",
-        help="validation speakers (default: a tenth, if 30 are left for training)",
-    )
-    group.add_argument("--max-trials", type=positive_int, default=20_000, help="cap on target trials, and on others")
-    group.add_argument("--seed", "--protocol-seed", type=non_negative_int, default=0, help="seed of splits and trials")
+    _add_corpus_arguments(parser)
+    _add_feature_arguments(parser)
+    _add_protocol_arguments(parser)
     return parser
+
+
+def _add_corpus_arguments(parser: Parser) -> None:
+    add = parser.add_argument_group("corpus").add_argument
+    add("--dataset", choices=DATASETS, help="corpus that download.py provides; this or --layout is required")
+    add("--layout", choices=LAYOUTS, help="folder layout of a corpus of your own; needs --raw and --out")
+    add("--split", nargs="+", metavar="NAME", help="splits to read (default: all)")
+    add("--raw", type=Path, metavar="DIR", help="folder of the corpus (default: data/raw/DATASET)")
+    add("--out", type=Path, metavar="DIR", help="folder to write (default: data/processed/DATASET)")
+
+
+def _add_feature_arguments(parser: Parser) -> None:
+    add = parser.add_argument_group("features").add_argument
+    task = "task that the features are for; tts needs transcripts (default: tts for LJSpeech's layout, else speaker)"
+    add("--task", choices=sorted(DEFAULT_RECIPE), help=task)
+    add("--recipe", choices=sorted(RECIPES), help="mel recipe (default: the task's)")
+    units = "symbols of the tokens of --task tts; phonemes need espeak-ng, requirements-demo.txt (default: char)"
+    add("--units", choices=("char", "phoneme"), help=units)
+    add("--max-bad", type=fraction, default=0.01, help="share of unusable recordings to tolerate")
+    add("--num-proc", type=positive_int, default=cores(), help="worker processes; the output does not depend on it")
+
+
+def _add_protocol_arguments(parser: Parser) -> None:
+    add = parser.add_argument_group("splits and trials").add_argument
+    add("--protocol", type=_plain_name, default=DEFAULT_PROTOCOL, metavar="NAME", help="name of the splits")
+    heldout = (
+        "speakers reserved for verification: a file with one a line, or a number (default: a fifth of those with at "
+        "least two recordings)"
+    )
+    add("--heldout-speakers", type=_count_or_file, metavar="FILE|N", help=heldout)
+    valid = "number of validation speakers (default: a tenth, if there are at least 30 to train on, else 0)"
+    add("--valid-speakers", type=non_negative_int, metavar="N", help=valid)
+    add("--max-trials", type=positive_int, default=20_000, help="limit on target trials, and on non-target trials")
+    add("--seed", "--protocol-seed", type=non_negative_int, default=0, help="seed of splits and trials")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parses the flags, preprocesses, returns the exit code."""
     parser = build_parser()
     args = parser.parse_args(argv)
-    layout = LAYOUT[args.dataset]
-    args.task = args.task or ("tts" if layout == "ljspeech" else "speaker")
+    layout = _layout(args)
+    args.task = args.task or (LAYOUTS[layout].task if layout else None)
+    parser.report(find_problems(args))
     args.recipe = args.recipe or DEFAULT_RECIPE[args.task]
     args.raw = args.raw or Path("data/raw") / args.dataset
     args.out = args.out or Path("data/processed") / args.dataset
     if args.task == "tts":
-        given = {"--heldout-speakers": args.heldout_speakers, "--valid-speakers": args.valid_speakers}
-        parser.report([f"{flag} needs --task speaker" for flag, value in given.items() if value is not None])
         args.units = args.units or "char"
-    elif args.units is not None:
-        parser.report(["--units needs --task tts"])
     return run(preprocess, args)
 
 
+def _layout(args: argparse.Namespace) -> str | None:
+    return args.layout or DATASETS.get(args.dataset)
+
+
+def find_problems(args: argparse.Namespace) -> list[str]:
+    """Finds contradictory and missing flags; returns a sentence for each."""
+    problems = []
+    if args.dataset and args.layout:
+        problems.append("--dataset and --layout contradict: a dataset implies its layout")
+    elif args.layout:
+        problems += [f"--layout needs --{name}" for name in ("raw", "out") if getattr(args, name) is None]
+    elif not args.dataset:
+        problems.append("no corpus: give --dataset, or --layout with --raw and --out")
+    owners = {"heldout_speakers": "speaker", "valid_speakers": "speaker", "units": "tts"}
+    return problems + [
+        f"--{name.replace('_', '-')} needs --task {task}"
+        for name, task in owners.items()
+        if getattr(args, name) is not None and args.task not in (None, task)
+    ]
+
+
 def preprocess(args: argparse.Namespace) -> None:
-    """Features first, then splits and trials; everything that can be refused is refused before the work."""
-    utterances = read_corpus(args.raw, LAYOUT[args.dataset], args.split)
+    """Makes the features, then splits and trials; refuses before the work whatever can be refused then."""
+    utterances = read_corpus(args.raw, _layout(args), args.split)
     if args.task == "tts":
         _require_texts(utterances)
     _require_own_folder(args.out)
@@ -110,8 +128,8 @@ def preprocess(args: argparse.Namespace) -> None:
 
         require_phonemes()
     request = _request(args, utterances)
-    made_before = _is_made(args.out / "protocols" / args.protocol, request)
-    if _protocol_is_asked_for(args) and not (args.out / "meta.json").exists():
+    had_protocol = _protocol_exists(args.out / "protocols" / args.protocol, request)
+    if _is_protocol_requested(args) and not (args.out / "meta.json").exists():
         _rehearse_protocol(args, utterances, request)
 
     from utils.features.build import build
@@ -120,9 +138,9 @@ def preprocess(args: argparse.Namespace) -> None:
     store, is_new = build(utterances, args.raw, args.out, recipe, args.num_proc, args.max_bad, units)
     if is_new:
         save_config(args.out / "config.yaml", args)
-    reason = None if made_before else _make_protocol(args, store, request)
-    if not is_new and made_before:
-        print(f"{args.out} is complete, and so is its protocol {args.protocol}: nothing to do")
+    reason = None if had_protocol else _make_protocol(args, store, request)
+    if not is_new and had_protocol:
+        print(f"{args.out} and its protocol {args.protocol} are complete: nothing to do")
     _summarize(args, store, reason)
 
 
@@ -143,27 +161,21 @@ def _require_own_folder(out: Path) -> None:
 
 
 def _request(args: argparse.Namespace, utterances: Sequence[Utterance]) -> dict[str, Any]:
-    """All that a protocol follows from, kept with it to tell whether it is the one asked for."""
+    """Collects everything that determines a protocol; stored with it, to be compared with a later request."""
     from utils.lists import read_speakers
 
     meta = args.out / "meta.json"
-    splits = {utterance.split for utterance in utterances} | (
-        set(read_json(meta)["splits"]) if meta.exists() else set()
-    )
+    splits = {utterance.split for utterance in utterances}.union(read_json(meta)["splits"] if meta.exists() else ())
     request = {"task": args.task, "seed": args.seed, "splits": sorted(splits)}
-    if args.task == "tts":
-        return request
-    heldout = args.heldout_speakers
-    return {
-        **request,
-        "heldout": read_speakers(heldout) if isinstance(heldout, Path) else heldout,
-        "valid": args.valid_speakers,
-        "max_trials": args.max_trials,
-    }
+    if args.task == "speaker":
+        heldout = args.heldout_speakers
+        request["heldout"] = read_speakers(heldout) if isinstance(heldout, Path) else heldout
+        request |= {"valid": args.valid_speakers, "max_trials": args.max_trials}
+    return request
 
 
-def _is_made(folder: Path, request: dict[str, Any]) -> bool:
-    """Whether the protocol is there; splits are made once, so one that differs is refused."""
+def _protocol_exists(folder: Path, request: dict[str, Any]) -> bool:
+    """Whether the protocol exists; one that was made from another request is refused."""
     if not (folder / "protocol.json").exists():
         return False
     made = read_json(folder / "protocol.json").get("request", {})
@@ -174,24 +186,30 @@ def _is_made(folder: Path, request: dict[str, Any]) -> bool:
     return True
 
 
-def _protocol_is_asked_for(args: argparse.Namespace) -> bool:
-    """Whether features without splits would disappoint; a corpus of one speaker is good for its features too."""
+def _is_protocol_requested(args: argparse.Namespace) -> bool:
+    """Whether a failure to make the protocol is an error; features alone, as of one speaker, are useful too."""
     named = args.protocol != DEFAULT_PROTOCOL or args.heldout_speakers is not None or args.valid_speakers is not None
     return args.task == "speaker" and named
 
 
 def _rehearse_protocol(args: argparse.Namespace, utterances: Sequence[Utterance], request: dict[str, Any]) -> None:
-    """Finds out before hours of work whether there are speakers enough; lengths do not matter for that."""
+    """Raises before hours of work if there are too few speakers; the lengths of recordings do not matter for that."""
     from utils.features.store import Row
-    from utils.speaker.protocol import make_protocol
 
     rows = [Row(**asdict(utterance), seconds=1.0, frames=1) for utterance in utterances]
-    make_protocol(rows, args.seed, args.protocol, request["heldout"], args.valid_speakers, max_trials=1)
+    _draw_protocol(args, rows, {**request, "max_trials": 1})
+
+
+def _draw_protocol(args: argparse.Namespace, rows: Sequence[Row], request: dict[str, Any]) -> Protocol:
+    from utils.speaker.protocol import make_protocol
+
+    settings = (request[name] for name in ("heldout", "valid", "max_trials"))
+    return make_protocol(rows, args.seed, args.protocol, *settings)
 
 
 def _make_protocol(args: argparse.Namespace, store: FeatureStore, request: dict[str, Any]) -> str | None:
-    """Makes the splits; returns why there can be none, unless they were asked for."""
-    from utils.speaker.protocol import make_protocol, write_protocol
+    """Makes the splits; if there can be none and none were requested, returns the reason."""
+    from utils.speaker.protocol import write_protocol
     from utils.tts.text_lists import write_text_lists
 
     folder = args.out / "protocols" / args.protocol
@@ -199,14 +217,11 @@ def _make_protocol(args: argparse.Namespace, store: FeatureStore, request: dict[
         write_text_lists(folder, store.rows, args.seed, request)
         return None
     try:
-        protocol = make_protocol(
-            store.rows, args.seed, args.protocol, request["heldout"], args.valid_speakers, args.max_trials
-        )
+        write_protocol(folder, _draw_protocol(args, store.rows, request), store.rows, request)
     except UserError as error:
-        if _protocol_is_asked_for(args):
+        if _is_protocol_requested(args):
             raise
         return str(error)
-    write_protocol(folder, protocol, store.rows, request)
     return None
 
 
@@ -224,11 +239,11 @@ def _summarize(args: argparse.Namespace, store: FeatureStore, no_protocol: str |
         f"speakers; {megabytes:.1f} MB in {len(shards)} shards; recipe {args.recipe} ({store.recipe.hash})"
     )
     if bad:
-        print(f"bad files  {bad} recordings could not be used: {args.out}/bad_files.txt")
+        print(f"bad files  {bad} recordings are unusable; {args.out}/bad_files.txt lists them")
     if unknown:
-        print(f"unknown    symbols that the vocabulary lacks: {', '.join(f'{s!r} x {n}' for s, n in unknown.items())}")
+        print(f"unknown    not in the vocabulary: {', '.join(f'{s!r} x {n}' for s, n in unknown.items())}")
     if no_protocol:
-        print(f"protocol   none, so that there is nothing to train on: {no_protocol}")
+        print(f"protocol   none, so there is nothing to train on: {no_protocol}")
         return
     folder = args.out / "protocols" / args.protocol
     counts = read_json(folder / "protocol.json")["counts"]
@@ -236,14 +251,14 @@ def _summarize(args: argparse.Namespace, store: FeatureStore, no_protocol: str |
 
 
 def _plain_name(text: str) -> str:
-    """argparse type: a name that is safe as a folder's."""
+    """argparse type: a name that is safe for a folder."""
     if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]*", text):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a plain name of letters, digits, dots, dashes")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a plain name of letters, digits, dots and dashes")
     return text
 
 
 def _count_or_file(text: str) -> int | Path:
-    """argparse type: a number of speakers, or a file that lists them."""
+    """argparse type: a number of speakers, or a file that lists speakers."""
     if text.isdigit():
         return positive_int(text)
     if not Path(text).is_file():

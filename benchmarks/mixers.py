@@ -1,4 +1,4 @@
-"""Speed, memory and exactness of the Mamba engine beside other Mambas in plain torch; writes docs/benchmarks.md.
+"""Speed, memory and accuracy of the Mamba engine and of other Mambas in plain torch; writes docs/benchmarks.md.
 
     python benchmarks/peers.py --out ../peers
     python benchmarks/mixers.py --peers ../peers --quick
@@ -7,8 +7,8 @@
 
 Each cell (a system at a shape) is measured in a fresh process with one thread and the same malloc settings, in process
 CPU time, and kept as one file in OUT/cells: finished cells are not measured again unless the system, torch or the
-limits have changed. The processes are watched: one that takes more memory or time than allowed is ended and recorded
-as such. Nothing else should run meanwhile; what did is recorded. Without PEERS only our own systems are measured.
+limits have changed. A process that exceeds its memory or time limit is ended, and its cell says so. Nothing else should
+run at the same time; other load is recorded. Without PEERS only our own systems are measured.
 """
 
 from __future__ import annotations
@@ -33,26 +33,26 @@ BUSY = 0.25  # cores at work on other things from which a time is in doubt
 def build_parser() -> cli.Parser:
     """The flags of this script."""
     parser = cli.Parser(description=__doc__)
-    parser.add_argument("--out", type=Path, default=Path("runs/mixers"), help="where cells and tables go")
-    parser.add_argument("--peers", type=Path, help="folder that benchmarks/peers.py has made")
-    text = "what to measure (default: all; mixers and errors with --quick)"
+    parser.add_argument("--out", type=Path, default=Path("runs/mixers"), help="folder for cells and tables")
+    parser.add_argument("--peers", type=Path, help="folder from benchmarks/peers.py")
+    text = "sections to measure (default: all; mixers and errors with --quick)"
     parser.add_argument("--sections", nargs="+", choices=PLANS, help=text)
     parser.add_argument(
-        "--systems", nargs="+", metavar="NAME", help="only these systems, as benchmarks/grid names them"
+        "--systems", nargs="+", metavar="NAME", help="only these systems, named as in benchmarks/grid/systems.py"
     )
-    parser.add_argument("--quick", action="store_true", help="small shapes, few repeats, at most 10 s a pass")
-    text = "the C library's malloc: as training sets it, as it comes, or keeping all; the section malloc compares them"
+    parser.add_argument("--quick", action="store_true", help="small shapes, few repeats, at most 10 s per pass")
+    text = "malloc settings: those of training, the default, or keeping all memory; section malloc compares them"
     parser.add_argument("--malloc", choices=MALLOC_SETTINGS, default="training", help=text)
-    parser.add_argument("--memory-gib", type=cli.positive_float, default=16.0, help="memory that one cell may take")
-    text = "CPU seconds that one pass may take (default: 120; 10 with --quick)"
+    parser.add_argument("--memory-gib", type=cli.positive_float, default=16.0, help="memory limit of a cell in GiB")
+    text = "CPU time limit of a pass in seconds (default: 120; 10 with --quick)"
     parser.add_argument("--pass-seconds", type=cli.positive_float, help=text)
-    parser.add_argument("--show", action="store_true", help="measure nothing, print the tables of what is there")
-    parser.add_argument("--write", action="store_true", help="put the tables into docs/benchmarks.md")
+    parser.add_argument("--show", action="store_true", help="measure nothing, print the tables of the stored cells")
+    parser.add_argument("--write", action="store_true", help="write the tables into docs/benchmarks.md")
     return parser
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Measures what is missing, prints the tables."""
+    """Measures the missing cells and prints the tables."""
     return cli.run(_benchmark, build_parser().parse_args(argv))
 
 
@@ -82,9 +82,9 @@ def _measure(args: argparse.Namespace, store: object) -> None:
     if unknown:
         raise UserError(f"there is no system {', '.join(unknown)}; there are {', '.join(SYSTEMS)}")
     if args.peers and not args.peers.is_dir():
-        raise UserError(f"there is no folder {args.peers}; benchmarks/peers.py makes it")
+        raise UserError(f"there is no folder {args.peers}; benchmarks/peers.py creates it")
     if os.getloadavg()[0] > BUSY:
-        _warn(f"the load average is {os.getloadavg()[0]:.2f}: something else is running, or was until just now")
+        _warn(f"the load average is {os.getloadavg()[0]:.2f}: something else is running, or has just stopped")
     limits = cells.Limits(args.memory_gib, args.pass_seconds or (10.0 if args.quick else 120.0))
     sections = args.sections or (QUICK_SECTIONS if args.quick else list(PLANS))
     wanted = args.systems or SYSTEMS

@@ -3,9 +3,9 @@
     python benchmarks/peers.py --out ../peers
     python benchmarks/peers.py --out ../peers --only mamba-minimal mamba
 
-No line of theirs is kept here. OUT/site holds packages from PyPI, without what they depend on (requirements.txt has
-it); OUT/NAME is a clone at a pinned commit. A folder that was prepared by other means in the same layout serves as
-well, and whatever is missing in it is left out of the tables.
+This repository contains none of their code. OUT/site holds packages from PyPI without their dependencies, which are in
+requirements.txt; OUT/NAME is a clone at a pinned commit. A folder with the same layout from another source works as
+well; missing peers are left out of the tables.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ REPOSITORIES = {
 def build_parser() -> cli.Parser:
     """The flags of this script."""
     parser = cli.Parser(description=__doc__)
-    parser.add_argument("--out", type=Path, required=True, help="the folder that benchmarks/mixers.py takes as --peers")
+    parser.add_argument("--out", type=Path, required=True, help="folder for --peers of benchmarks/mixers.py")
     names = [*PACKAGES, *REPOSITORIES]
-    parser.add_argument("--only", nargs="+", choices=names, default=names, help="what to fetch")
+    parser.add_argument("--only", nargs="+", choices=names, default=names, help="peers to fetch")
     return parser
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Fetches what is missing and prints what is there."""
+    """Fetches the missing peers and prints the versions of all."""
     return cli.run(_fetch, build_parser().parse_args(argv))
 
 

@@ -5,9 +5,9 @@
         --models mamba attention lstm conv ecapa --steps 20 --seeds 1 --folds 0
 
 SPEECH is a folder with LibriSpeech/ and splits/foldK_{speakers,trials}.txt. Every cell (model, fold, seed) is one run
-of train_tacomamba.py on one thread; finished cells are kept, an interrupted one resumes. Scores of all folds of one
-seed are pooled before the equal error rate is taken, for an interval over five speakers would say nothing. The last
-checkpoint is evaluated: the validation set is too small to choose one by.
+of train_tacomamba.py on one thread; finished cells are kept, an interrupted one resumes. The scores of all folds of a
+seed are pooled for the equal error rate, because an interval over five speakers is meaningless. The last checkpoint is
+evaluated, because the validation set is too small to choose one.
 """
 
 from __future__ import annotations
@@ -47,10 +47,10 @@ def build_parser() -> cli.Parser:
     """The flags of this script."""
     parser = cli.Parser(description=__doc__)
     parser.add_argument("--speech", type=Path, required=True, help="folder with LibriSpeech/ and splits/")
-    parser.add_argument("--out", type=Path, required=True, help="where features, runs and the table go")
-    parser.add_argument("--models", nargs="+", choices=MODELS, default=["mamba2", "xvector"], help="what to compare")
+    parser.add_argument("--out", type=Path, required=True, help="folder for features, runs and the table")
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=["mamba2", "xvector"], help="models to compare")
     parser.add_argument("--folds", nargs="+", type=int, default=[0, 1, 2, 3], help="folds of held-out speakers")
-    parser.add_argument("--seeds", type=cli.positive_int, default=3, help="seeds 0 to this number less one")
+    parser.add_argument("--seeds", type=cli.positive_int, default=3, help="number of seeds, from 0")
     parser.add_argument("--steps", type=cli.positive_int, default=240, help="training steps of 32 x 2 s")
     parser.add_argument("--jobs", type=cli.positive_int, default=2, help="cells at once, one thread each")
     parser.add_argument("--bootstrap", type=cli.positive_int, default=1000, help="draws of the speakers for intervals")
@@ -58,7 +58,7 @@ def build_parser() -> cli.Parser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs what is missing and prints the table."""
+    """Runs the missing cells and prints the table."""
     return cli.run(_benchmark, build_parser().parse_args(argv))
 
 
@@ -102,10 +102,9 @@ def _script(name: str, *words: object) -> None:
 
 
 def _result(args: argparse.Namespace, model: str, seed: int) -> dict[str, Any]:
-    """Metrics of one model and seed over all folds, from its last checkpoints; kept in a file once made."""
+    """Metrics of one model and seed over all folds, from its last checkpoints; kept in a file."""
     from utils.files import read_json, write_json
-    from utils.speaker.pooled import pool
-    from utils.speaker.report import identification_report, verification_report
+    from utils.speaker.report import identification_report, pool, verification_report
     from utils.training.runlog import read_log
 
     path = args.out / f"{model}-seed{seed}-folds{'_'.join(map(str, args.folds))}.json"
@@ -130,7 +129,7 @@ def _result(args: argparse.Namespace, model: str, seed: int) -> dict[str, Any]:
 
 
 def _evaluate(args: argparse.Namespace, model: str, fold: int, seed: int) -> Any:
-    """The fold's trial list on raw audio, and identification among the speakers this run was trained on."""
+    """The fold's trial list on raw audio, and identification among the training speakers of the run."""
     import torch
 
     from utils.speaker.evaluate import evaluate_audio, evaluate_features
@@ -148,7 +147,7 @@ CONDITIONS = ("all", "same_sex", "cross_chapter", "1.5s", "3s")
 
 
 def _table(args: argparse.Namespace, results: list[dict[str, Any]]) -> str:
-    """Markdown: one row per model and seed, then what was counted and where."""
+    """Markdown: one row per model and seed, then the number of trials and the machine."""
     header = ["model", "seed", "parameters", "CPU s/step", "loss first, last"]
     header += [f"EER {name} [95 %]" for name in CONDITIONS] + ["by utterance", "by chapter"]
     rows = []
@@ -161,7 +160,8 @@ def _table(args: argparse.Namespace, results: list[dict[str, Any]]) -> str:
     counts = {name: results[0]["verification"][name] for name in CONDITIONS}
     trials = ", ".join(f"{name} {part['targets']} + {part['nontargets']}" for name, part in counts.items())
     machine = f"{platform.machine()}, {os.cpu_count()} cores, {args.jobs} cells at once on one thread each"
-    return f"{table(header, rows)}\n\nTrials, targets + others: {trials}. {args.steps} steps of 32 x 2 s. {machine}.\n"
+    note = f"Trials, targets + non-targets: {trials}. {args.steps} steps of 32 x 2 s. {machine}."
+    return f"{table(header, rows)}\n\n{note}\n"
 
 
 def _rate(part: dict[str, Any]) -> str:

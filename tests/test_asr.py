@@ -48,7 +48,7 @@ def test_a_folder_without_a_model_is_refused(tmp_path: Path):
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(UserError, match=r"model\.bin, tokenizer\.json missing"):
         Transcriber.load(tmp_path)
-    with pytest.raises(UserError, match="is not a folder of a faster-whisper model"):
+    with pytest.raises(UserError, match="is not a model folder of faster-whisper"):
         Transcriber.load(tmp_path / "nowhere")
 
 

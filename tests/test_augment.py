@@ -1,4 +1,4 @@
-"""What training does to a crop: bands that are filled, noise of a known power, and samples fixed by their place."""
+"""Augmentation of a crop: filled bands, noise of a known power, and samples that their place determines."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def crops(processed, crop: int = 50, *augmentations) -> CropDataset:
     store = FeatureStore.open(processed)
     items = list(range(0, len(store), 3))
     mean, _ = store.statistics(items, 0)
-    order = EpochOrder(len(items), seed=0, batch_size=8)
+    order = EpochOrder(len(items), seed=0, smallest_batch=8)
     return CropDataset(store, items, list(range(len(items))), mean, order, crop, augmentations, seed=0)
 
 

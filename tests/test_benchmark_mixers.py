@@ -234,6 +234,6 @@ def test_wrong_words_are_told_in_a_sentence(tmp_path, capsys):
     assert script.main(["--out", str(tmp_path), "--systems", "mambo"]) == ExitCode.BAD_INPUT
     assert "there is no system mambo" in capsys.readouterr().err
     assert script.main(["--out", str(tmp_path), "--peers", str(tmp_path / "none")]) == ExitCode.BAD_INPUT
-    assert "benchmarks/peers.py makes it" in capsys.readouterr().err
+    assert "benchmarks/peers.py creates it" in capsys.readouterr().err
     assert script.main(["--out", str(tmp_path), "--show"]) == ExitCode.DONE
     assert "Nothing has been measured yet." in capsys.readouterr().out

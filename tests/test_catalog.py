@@ -1,10 +1,11 @@
-"""The facts about public corpora: complete, well-formed, and true to what is published about them together."""
+"""Facts about public corpora: complete, well-formed, and consistent with the published totals."""
 
 import re
 
 import pytest
 
-from utils.corpus.catalog import ARCHIVES, DATASETS, DEFAULT_SPLITS, LAYOUT, SYNTHETIC_SPLITS, splits
+from utils.corpus.catalog import ARCHIVES, DATASETS, DEFAULT_SPLITS, SYNTHETIC_SPLITS, splits
+from utils.corpus.layouts import LAYOUTS
 
 LIBRISPEECH = [archive for archive in ARCHIVES.values() if archive.dataset == "librispeech"]
 
@@ -44,10 +45,10 @@ def test_no_two_archives_share_a_hash():
 def test_every_dataset_has_splits_defaults_and_a_layout(dataset):
     assert splits(dataset)
     assert set(DEFAULT_SPLITS[dataset]) <= set(splits(dataset))
-    assert LAYOUT[dataset] in ("librispeech", "ljspeech")
+    assert DATASETS[dataset] in LAYOUTS
 
 
-def test_every_dataset_is_either_made_or_downloaded():
+def test_every_dataset_is_either_generated_or_downloaded():
     assert set(SYNTHETIC_SPLITS) == {"demo", "demo-voice"}
     assert set(SYNTHETIC_SPLITS).isdisjoint(dataset for dataset, _ in ARCHIVES)
     assert set(SYNTHETIC_SPLITS) | {dataset for dataset, _ in ARCHIVES} == set(DATASETS)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from download import DEMO_DEFAULTS
+import download
 from utils.corpus.demo import SAMPLE_RATE, Settings, _resample, build_demo, make_plan
 from utils.corpus.sentences import transcript
 from utils.corpus.voices import VOICES, Voice
@@ -20,7 +20,8 @@ from utils.espeak import synthesize
 from utils.files import read_json
 
 SMALL = Settings(voices=3, utterances_per_voice=2, seed=5)
-FULL = Settings(**{name: DEMO_DEFAULTS[name] for name in ("voices", "utterances_per_voice", "seed")})
+USUAL = download.build_parser(["--dataset", "demo"]).parse_args(["--dataset", "demo"])
+FULL = Settings(USUAL.voices, USUAL.utterances_per_voice, USUAL.seed)
 
 
 def contents(root):
@@ -112,7 +113,7 @@ def test_a_folder_that_is_in_the_way_is_left_alone(tmp_path):
     assert precious.read_text() == "mine"
 
 
-def test_missing_espeak_is_said_in_a_sentence(tmp_path, monkeypatch):
+def test_missing_espeak_is_reported_in_a_sentence(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "espeakng_loader", None)
     with pytest.raises(UserError, match=r"pip install -r requirements-demo\.txt"):
         build_demo(tmp_path, SMALL)
@@ -125,7 +126,7 @@ def test_voices_that_do_not_exist_are_refused(voice):
         synthesize({"voice": voice, "sentences": [{"text": "Hello.", "rate": 160, "pitch": 50}]})
 
 
-def test_breath_is_not_drawn_by_the_clock():
+def test_breath_noise_does_not_depend_on_the_time():
     job = {"voice": "en-us+victor", "sentences": [{"text": "It was a long way home.", "rate": 160, "pitch": 50}]}
     _, (first,) = synthesize(job)
     time.sleep(1.1)  # espeak-ng would seed its breath noise with the time in seconds
@@ -181,7 +182,7 @@ def mean_spectrum(samples, rate):
 
 
 def spectra_of(voices):
-    """Mean spectra (voices, 2, 40): each voice says two sentences that share most of their words."""
+    """Mean spectra (voices, 2, 40): each voice speaks two sentences that share most of their words."""
     texts = [f"{subject} moved the yellow boat near the old harbour." for subject in ("The teacher", "Our uncle")]
 
     def speak(voice):
@@ -204,4 +205,4 @@ def test_no_two_voices_are_near_copies():
     within, between = np.diag(distances), distances[~np.eye(len(distances), dtype=bool)]
     assert between.min() > 1.2 * within.max()
     copies = distances_between(spectra_of([Voice("en-us", "iven", 50, "M"), Voice("en-us", "iven3", 50, "M")]))
-    assert copies.max() < 1.2 * within.max()  # the measure does see the copies that espeak-ng ships
+    assert copies.max() < 1.2 * within.max()  # the measure detects the copies among espeak-ng's variants

@@ -1,4 +1,4 @@
-"""The one-voice demo corpus: the same bytes however it is made, LJSpeech layout, many words, fitting phone times."""
+"""The one-voice demo corpus: reproducible bytes, LJSpeech layout, many words, correct phone times."""
 
 import json
 import sys
@@ -20,7 +20,8 @@ from utils.files import read_json
 
 RATE = 22_050
 SMALL = Settings(utterances=BLOCK + 3, seed=5)
-FULL = Settings(download.DEMO_VOICE_DEFAULTS["utterances_per_voice"], download.DEMO_VOICE_DEFAULTS["seed"])
+USUAL = download.build_parser(["--dataset", "demo-voice"]).parse_args(["--dataset", "demo-voice"])
+FULL = Settings(USUAL.utterances_per_voice, USUAL.seed)
 # The phones of American English as espeak-ng writes them, without those that it uses in some positions only.
 CONSONANTS = "p b t d k ɡ tʃ dʒ f v θ ð s z ʃ ʒ h m n ŋ l ɹ w j ɾ".split()
 STOPS = ("p", "b", "t", "d", "k", "ɡ", "tʃ", "dʒ")
@@ -36,7 +37,7 @@ def small_root(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def full(tmp_path_factory):
-    """The folder of the corpus as download.py makes it."""
+    """The folder of the corpus with the defaults of download.py."""
     root = tmp_path_factory.mktemp("full")
     assert download.main(["--dataset", "demo-voice", "--root", str(root)]) == 0
     return root / "demo-voice" / "DemoVoice-1.0"
@@ -114,7 +115,7 @@ def test_phones_start_where_the_sound_does(full):
     assert np.abs(distances).max() <= 3
 
 
-def test_asking_for_phones_changes_no_sample():
+def test_requesting_phones_changes_no_sample():
     texts = ["The judge tore the tough brown paper, at last.", "Four oars or more?"]
     job = {"voice": VOICE.name, "sentences": [{"text": text, "rate": 160, "pitch": 40} for text in texts]}
     rate, plain = synthesize(job)
@@ -139,7 +140,7 @@ def test_a_rerun_does_nothing_and_other_settings_replace_on_demand(small_root, t
     assert len(read_corpus(tmp_path / "demo-voice", "ljspeech")) == 3
 
 
-def test_missing_espeak_is_said_in_a_sentence(tmp_path, monkeypatch):
+def test_missing_espeak_is_reported_in_a_sentence(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "espeakng_loader", None)
     with pytest.raises(UserError, match=r"pip install -r requirements-demo\.txt"):
         build_demo_voice(tmp_path, SMALL)
@@ -159,6 +160,6 @@ def test_command_line_keeps_the_flags_that_apply_and_refuses_the_others(tmp_path
         download.main([*words, "--voices", "3", "--attempts", "2", "--split", "demo"])
     assert stop.value.code == 2
     error = capsys.readouterr().err
-    assert "--voices contradicts --dataset demo-voice: it has one voice" in error
-    assert "--attempts contradicts --dataset demo-voice: it is not downloaded" in error
-    assert "demo-voice has no split 'demo'; it has DemoVoice-1.0" in error
+    assert "--voices is for other corpora than --dataset demo-voice" in error
+    assert "--attempts is for other corpora than --dataset demo-voice" in error
+    assert "--split: invalid choice: 'demo'" in error

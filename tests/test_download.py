@@ -1,7 +1,8 @@
-"""download.py as its users meet it: flags, sentences, exit codes."""
+"""The user interface of download.py: flags, messages, exit codes."""
 
 import dataclasses
 import hashlib
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -32,7 +33,7 @@ def refused(capsys, *words):
 
 def test_unknown_split_names_those_that_exist(capsys):
     error = refused(capsys, "--dataset", "mini-librispeech", "--split", "train-clean-5", "train-clean-100")
-    assert "no split 'train-clean-100'; it has train-clean-5, dev-clean-2" in error
+    assert re.search(r"invalid choice: 'train-clean-100' \(choose from '?train-clean-5'?, '?dev-clean-2", error)
 
 
 def test_all_problems_are_shown_at_once(capsys, tmp_path):
@@ -40,9 +41,9 @@ def test_all_problems_are_shown_at_once(capsys, tmp_path):
     words = ["--dataset", "ljspeech", "--split", "nope", "--voices", "3", "--seed", "3", "--root", tmp_path / "file"]
     error = refused(capsys, *words)
     for part in (
-        "no split 'nope'; it has LJSpeech-1.1",
-        "--voices contradicts --dataset ljspeech",
-        "--seed contradicts --dataset ljspeech",
+        "--split: invalid choice: 'nope'",
+        "--voices is for other corpora than --dataset ljspeech",
+        "--seed is for other corpora than --dataset ljspeech",
         "file is not a folder",
     ):
         assert part in error
@@ -51,10 +52,10 @@ def test_all_problems_are_shown_at_once(capsys, tmp_path):
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (["--base-url", "http://127.0.0.1"], "--base-url contradicts --dataset demo"),
-        (["--no-keep-archive"], "--keep-archive contradicts --dataset demo"),
-        (["--voices", "65"], "there are 64 distinct voices"),
-        (["--utterances-per-voice", "1"], "each of the two chapters needs one"),
+        (["--base-url", "http://127.0.0.1"], "--base-url is for other corpora than --dataset demo"),
+        (["--no-keep-archive"], "--no-keep-archive is for other corpora than --dataset demo"),
+        (["--voices", "65"], "there are only 64 distinct voices"),
+        (["--utterances-per-voice", "1"], "each of the two chapters needs an utterance"),
     ],
 )
 def test_flags_that_the_demo_corpus_refuses(capsys, words, sentence):
@@ -85,10 +86,10 @@ def test_wrong_bytes_are_refused_with_a_sentence(tmp_path):
     assert not (tmp_path / "mini-librispeech" / "LibriSpeech").exists()
 
 
-def test_server_that_is_not_there(tmp_path, capsys):
+def test_missing_server(tmp_path, capsys):
     words = ["--dataset", "ljspeech", "--root", str(tmp_path), "--base-url", "http://127.0.0.1:9", *QUICK]
     assert download.main(words) == 2
-    assert "could not be downloaded: http://127.0.0.1:9/LJSpeech-1.1.tar.bz2 broke off" in capsys.readouterr().err
+    assert "could not be downloaded: http://127.0.0.1:9/LJSpeech-1.1.tar.bz2 failed" in capsys.readouterr().err
 
 
 def test_public_corpus_from_the_command_line(tmp_path, capsys, monkeypatch):

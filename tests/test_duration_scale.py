@@ -1,4 +1,4 @@
-"""The factor on predicted durations: which texts tell it."""
+"""The factor on predicted durations: the texts that determine it."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Enrolled speakers: what counts as speech, what a store keeps and refuses, who is named."""
+"""Enrolled speakers: detection of speech, content and refusals of a store, identification."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ def test_stores_that_are_refused(tmp_path: Path):
     path.unlink()
     with locked_store(path, MODEL, RECIPE) as store:
         store.enroll("Ada", embeddings([1, 0]), seconds=1)
-    with pytest.raises(UserError, match=f"was made with model {MODEL}, the checkpoint is model another"):
+    with pytest.raises(UserError, match=f"belongs to model {MODEL}, and the checkpoint is model another"):
         EnrollmentStore.load(path, "another")
     path.write_bytes(path.read_bytes()[:-3])
     with pytest.raises(UserError, match="damaged"):

@@ -89,10 +89,10 @@ def test_evaluation_of_features_reports_everything(evaluated, recognizer, proces
     protocol = read_protocol(protocol_folder)
     assert set(report["verification"]) == set(CONDITIONS)
     for name in ("all", "full", "1.5s", "3s"):
-        figures = report["verification"][name]
-        assert figures["targets"] == sum(trial.target for trial in protocol.trials)
-        assert figures["nontargets"] == sum(not trial.target for trial in protocol.trials)
-        assert 0 <= figures["eer"] <= 1
+        metrics = report["verification"][name]
+        assert metrics["targets"] == sum(trial.target for trial in protocol.trials)
+        assert metrics["nontargets"] == sum(not trial.target for trial in protocol.trials)
+        assert 0 <= metrics["eer"] <= 1
     assert report["identification"]["utterance"]["n"] == len(protocol.utterance_test)
     assert report["identification"]["chapter"]["n"] == len(protocol.chapter_test)
     assert report["model"]["hash"] == recognizer.model_hash
@@ -332,11 +332,11 @@ def test_bad_lists_are_refused(trained_run, librispeech_root, voices, tmp_path, 
         return refused(capsys, "evaluate", "--checkpoint", trained_run, *words)
 
     missing = evaluate("--trials", f"1 {real} no/1.flac\n0 no/2.flac no/1.flac\n")
-    assert f"2 of the 3 audio files of {bad} are not under {librispeech_root}, first no/1.flac" in missing
+    assert f"2 of the 3 audio files in {bad} are not under {librispeech_root}, the first is no/1.flac" in missing
     assert "line 2" in evaluate("--trials", f"1 {real} no/1.flac\nmaybe a b\n")
     other = voices["102"][0].relative_to(librispeech_root)
-    assert "tests 1 speakers whom" in evaluate("--identification", f"102 {other}\n")
-    assert f"1 recordings are both in {good} and in {bad}" in evaluate("--identification", f"101 {real}\n")
+    assert "has 1 speakers that" in evaluate("--identification", f"102 {other}\n")
+    assert f"1 recordings are in both {good} and {bad}" in evaluate("--identification", f"101 {real}\n")
     assert not (tmp_path / "out" / "report.json").exists()
 
 
@@ -372,7 +372,7 @@ def test_stores_that_cannot_serve_are_refused(trained_run, voices, tmp_path, cap
     checkpoint["metrics"] = {}
     save_checkpoint(tmp_path / "other.pt", checkpoint)
     other = ["--checkpoint", tmp_path / "other.pt"]
-    assert "was made with model" in refused(capsys, "enroll", *other, "--store", store, "--name", "Ben", audio)
+    assert "belongs to model" in refused(capsys, "enroll", *other, "--store", store, "--name", "Ben", audio)
     assert store.read_bytes() == content
     words = ["enroll", *model, "--store", store / "inside", "--name", "Ben", audio]
     assert "cannot be written" in refused(capsys, *words)
@@ -392,7 +392,7 @@ def test_checkpoints_that_cannot_serve_are_refused(trained_run, voices, tmp_path
     sentences = {
         "nowhere.pt": "there is no checkpoint",
         "text.pt": "is not a checkpoint",
-        "tts.pt": "a speaker model is needed",
+        "tts.pt": "one of --task speaker is needed",
         "few.pt": "do not fit",
         "nan.pt": "not finite",
     }
@@ -407,7 +407,7 @@ def test_a_refusal_in_a_process_of_its_own(trained_run, tmp_path):
     command = [sys.executable, ROOT / "test.py", "identify", "--checkpoint", trained_run, "--store", "none", "a.wav"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "error: there is no enrollment store at none; enroll somebody first\n"
+    assert done.stderr == "error: there is no enrollment store at none, or it is empty; enroll a speaker first\n"
 
 
 @pytest.mark.real
@@ -418,8 +418,8 @@ def test_real_trials_of_unseen_speakers(trained_run, real_data, tmp_path, capsys
     trials.write_text("".join((root / "splits" / "fold1_trials.txt").open().readlines()[:60]))
     words = ["--trials", trials, "--audio-root", root, "--out", tmp_path / "out", "--bootstrap", 50]
     report = answer(capsys, "evaluate", "--checkpoint", trained_run, *words)
-    figures = report["verification"]
-    assert figures["all"]["targets"] + figures["all"]["nontargets"] == 60
-    assert 0 < figures["cross_chapter"]["targets"] < figures["all"]["targets"]
-    assert 0 < figures["same_sex"]["nontargets"] < figures["all"]["nontargets"]
-    assert figures["all"]["eer_ci"][0] <= figures["all"]["eer"] <= figures["all"]["eer_ci"][1]
+    metrics = report["verification"]
+    assert metrics["all"]["targets"] + metrics["all"]["nontargets"] == 60
+    assert 0 < metrics["cross_chapter"]["targets"] < metrics["all"]["targets"]
+    assert 0 < metrics["same_sex"]["nontargets"] < metrics["all"]["nontargets"]
+    assert metrics["all"]["eer_ci"][0] <= metrics["all"]["eer"] <= metrics["all"]["eer_ci"][1]

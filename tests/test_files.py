@@ -1,4 +1,4 @@
-"""Files are whole or absent, whatever happens while they are written."""
+"""Files are complete or absent, whatever happens during the write."""
 
 import hashlib
 import math
@@ -46,7 +46,7 @@ def test_atomic_write_leaves_the_old_file_when_the_block_raises(error, tmp_path)
     assert os.listdir(tmp_path) == ["file.txt"]
 
 
-def test_atomic_write_leaves_nothing_when_the_place_is_taken_by_a_folder(tmp_path):
+def test_atomic_write_leaves_nothing_when_a_folder_has_the_name(tmp_path):
     (tmp_path / "taken").mkdir()
     with pytest.raises(OSError):
         files.write_text(tmp_path / "taken", "text")
@@ -67,7 +67,7 @@ def test_killed_writer_leaves_the_old_file(tmp_path):
     assert writer.wait(timeout=30) == -signal.SIGKILL
     writer.stdout.close()
     assert path.read_text() == "old"
-    with files.atomic_write(path, "w") as file:  # what the dead one left is in nobody's way
+    with files.atomic_write(path, "w") as file:  # the leftovers of the killed writer do not interfere
         file.write("new")
     assert path.read_text() == "new"
 
@@ -97,7 +97,7 @@ def test_staging_directory_is_removed_when_the_block_raises(tmp_path):
     assert os.listdir(tmp_path) == []
 
 
-def test_staging_directory_never_replaces_what_is_there(tmp_path):
+def test_staging_directory_never_replaces_an_existing_folder(tmp_path):
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "precious").write_text("x")
     with pytest.raises(OSError):
@@ -124,7 +124,7 @@ def test_json_that_is_not_strict_is_never_written(bad, tmp_path):
     assert os.listdir(tmp_path) == ["a.json"]
 
 
-def test_unreadable_json_is_a_sentence(tmp_path):
+def test_unreadable_json_is_reported_in_a_sentence(tmp_path):
     (tmp_path / "broken.json").write_text('{"a": ')
     with pytest.raises(UserError, match="broken.json is not JSON: "):
         files.read_json(tmp_path / "broken.json")

@@ -1,11 +1,19 @@
 import csv
+import json
 import shutil
 from collections import Counter
+from pathlib import Path
 
 import pytest
+import soundfile
 
+import preprocess
+import test as test_script
 from utils.corpus.layouts import find_splits, parse_path, read_corpus, sexes
 from utils.errors import UserError
+from utils.features.audio import read_audio
+from utils.features.store import FeatureStore
+from utils.speaker.protocol import read_protocol
 
 
 @pytest.mark.parametrize("below", ["", "LibriSpeech", "LibriSpeech/train-tiny"])
@@ -24,7 +32,7 @@ def test_a_corpus_reads_the_same_from_each_of_its_folders(librispeech_root, belo
 
 @pytest.fixture
 def splits(librispeech_root, tmp_path):
-    """Two splits, one of them without transcripts and without SPEAKERS.TXT, and a hidden one under way."""
+    """Two splits, one of them without transcripts and without SPEAKERS.TXT, and a hidden, unfinished one."""
     source = librispeech_root / "LibriSpeech" / "train-tiny"
     shutil.copytree(source / "101", tmp_path / "dev-a" / "101")
     shutil.copytree(source / "105", tmp_path / "dev-b" / "105")
@@ -40,7 +48,7 @@ def test_splits_are_found_and_chosen(splits):
     assert {u.speaker for u in read_corpus(splits, "librispeech", ["dev-b"])} == {"105"}
 
 
-def test_what_is_not_known_is_left_open(splits):
+def test_unknown_text_and_sex_are_empty(splits):
     utterance = read_corpus(splits, "librispeech", ["dev-b"])[0]
     assert utterance.text is None and utterance.sex == ""
 
@@ -56,13 +64,13 @@ def test_an_utterance_in_two_splits_is_refused(splits):
         read_corpus(splits, "librispeech")
 
 
-def test_ids_are_made_whole_where_chapters_number_from_one(splits):
+def test_ids_include_the_chapter_where_files_are_numbered_from_one(splits):
     audio = splits / "dev-b" / "105" / "1051" / "105-1051-0000.flac"
     audio.rename(audio.with_name("1.flac"))
     assert "105-1051-1" in {u.utterance for u in read_corpus(splits, "librispeech", ["dev-b"])}
 
 
-def test_missing_empty_and_foreign_folders_are_refused(tmp_path):
+def test_missing_empty_and_other_folders_are_refused(tmp_path):
     with pytest.raises(UserError, match="the folder .*nowhere is missing"):
         read_corpus(tmp_path / "nowhere", "librispeech")
     with pytest.raises(UserError, match="the folder .* is empty"):
@@ -100,6 +108,8 @@ def test_speakers_table_is_found_above_and_below(librispeech_root, tmp_path):
         ("en-us+f3/b/en-us+f3-b-0001.flac", ("en-us+f3", "b")),
         ("mary/monday/take one.wav", ("mary", "monday")),
         ("LJSpeech-1.1/wavs/LJ001-0001.wav", ("LJSpeech-1.1", "wavs")),
+        ("id10270/x6uYqmx31kE/00001.wav", ("id10270", "x6uYqmx31kE")),
+        ("dev/aac/id00012/-zF_8-2-3ab/00002.m4a", ("id00012", "-zF_8-2-3ab")),
     ],
 )
 def test_speaker_and_chapter_from_a_path(path, expected):
@@ -135,8 +145,103 @@ def test_a_broken_line_of_metadata_is_named(line, tmp_path):
         read_corpus(tmp_path, "ljspeech")
 
 
+VOX1_META = (
+    "VoxCeleb1 ID\tVGGFace1 ID\tGender\tNationality\tSet\n"
+    "{}\tA.J._Buckley\tm\tIreland\tdev\n"
+    "{}\tA.R._Rahman\tf\tIndia\ttest\n"
+)
+VOX2_META = "VoxCeleb2 ID ,VGGFace2 ID ,Gender ,Set \n{} ,n000012 ,m ,dev \n{} ,n000015 ,f ,test \n"
+
+
+@pytest.fixture(scope="module")
+def voxceleb(librispeech_root, tmp_path_factory) -> Path:
+    """Four voices of the tiny corpus as VoxCeleb stores them: dev/wav/ and test/wav/, two videos per speaker."""
+    root = tmp_path_factory.mktemp("raw") / "VoxCeleb1"
+    source = librispeech_root / "LibriSpeech" / "train-tiny"
+    for number, voice in enumerate(("101", "102", "105", "106")):
+        for chapter in sorted((source / voice).iterdir()):
+            video = root / ("dev" if number % 2 else "test") / "wav" / f"id10{voice}" / f"-x6uY_{chapter.name}"
+            video.mkdir(parents=True)
+            for file, audio in enumerate(sorted(chapter.glob("*.flac")), start=1):
+                samples, rate = soundfile.read(audio)
+                soundfile.write(video / f"{file:05d}.wav", samples, rate)
+    (root / "vox1_meta.csv").write_text(VOX1_META.format("id10101", "id10105"))
+    return root
+
+
+def test_voxceleb_layout(voxceleb):
+    utterances = {u.utterance: u for u in read_corpus(voxceleb, "voxceleb")}
+    assert Counter(u.split for u in utterances.values()) == {"dev": 26, "test": 26}
+    one = utterances["id10101--x6uY_1011-00001"]
+    assert (one.path, one.speaker, one.chapter) == ("test/wav/id10101/-x6uY_1011/00001.wav", "id10101", "-x6uY_1011")
+    assert (one.sex, one.text) == ("M", None)
+    sex = {u.speaker: u.sex for u in utterances.values()}
+    assert sex == {"id10101": "M", "id10102": "", "id10105": "F", "id10106": ""}
+    assert all(parse_path(u.path) == (u.speaker, u.chapter) for u in utterances.values())
+
+
+@pytest.mark.parametrize(
+    ("below", "splits"),
+    [("", ["dev", "test"]), ("test", ["wav"]), ("test/wav", ["wav"])],
+)
+def test_voxceleb_is_read_from_each_of_its_folders(voxceleb, below, splits):
+    assert list(find_splits(voxceleb / below, "voxceleb")) == splits
+    assert {u.sex for u in read_corpus(voxceleb / below, "voxceleb") if u.speaker == "id10101"} == {"M"}
+
+
+def test_the_folder_wav_of_voxceleb1_beside_a_split_is_a_split_too(voxceleb, tmp_path):
+    shutil.copytree(voxceleb / "test" / "wav", tmp_path / "wav")
+    shutil.copytree(voxceleb / "dev", tmp_path / "dev")
+    assert find_splits(tmp_path, "voxceleb") == {"dev": tmp_path / "dev" / "wav", "wav": tmp_path / "wav"}
+
+
+def test_both_tables_of_voxceleb_give_the_sexes(tmp_path):
+    (tmp_path / "vox1_meta.csv").write_text(VOX1_META.format("id10001", "id10002"))
+    (tmp_path / "vox2_meta.csv").write_text(VOX2_META.format("id00012", "id00015"))
+    (tmp_path / "dev" / "aac").mkdir(parents=True)
+    assert sexes(tmp_path / "dev" / "aac") == {"id10001": "M", "id10002": "F", "id00012": "M", "id00015": "F"}
+    (tmp_path / "vox2_meta.csv").write_text("")
+    with pytest.raises(UserError, match="vox2_meta.csv has no column Gender"):
+        sexes(tmp_path)
+
+
+def test_m4a_is_refused_with_a_sentence(voxceleb, tmp_path):
+    source = next(voxceleb.rglob("*.wav"))
+    video = tmp_path / "dev" / "aac" / "id00012" / "21Uxsk56VDQ"
+    video.mkdir(parents=True)
+    (video / "00001.m4a").write_bytes(b"\0\0\0\x20ftypM4A " + bytes(1000))
+    with pytest.raises(UserError, match="holds no speech in voxceleb layout .*convert .m4a"):
+        read_corpus(tmp_path, "voxceleb")
+    with pytest.raises(UserError, match="00001.m4a (is not audio that can be read|can be decoded by ffmpeg only)"):
+        read_audio(video / "00001.m4a")
+    shutil.copy(source, video / "00002.wav")
+    assert [u.utterance for u in read_corpus(tmp_path, "voxceleb")] == ["id00012-21Uxsk56VDQ-00002"]
+
+
+def test_voxceleb_from_folders_to_a_report(voxceleb, trained_run, tmp_path):
+    words = ["--layout", "voxceleb", "--raw", voxceleb, "--out", tmp_path / "data", "--heldout-speakers", 2]
+    assert preprocess.main([*map(str, words), "--num-proc", "1"]) == 0
+    store = FeatureStore.open(tmp_path / "data")
+    protocol = read_protocol(tmp_path / "data" / "protocols" / "default")
+    assert len(store) == 52 and len(protocol.heldout_speakers) == 2 and protocol.chapter_test and protocol.trials
+
+    trials = [
+        "1 id10101/-x6uY_1011/00001.wav id10101/-x6uY_1012/00001.wav",
+        "1 id10105/-x6uY_1051/00001.wav id10105/-x6uY_1052/00001.wav",
+        "0 id10101/-x6uY_1011/00001.wav id10105/-x6uY_1052/00001.wav",
+    ]
+    official = tmp_path / "veri_test.txt"
+    official.write_text("".join(f"{line}\n" for line in trials))
+    evaluate = ["--trials", official, "--audio-root", voxceleb / "test" / "wav", "--out", tmp_path / "report"]
+    assert test_script.main(["evaluate", "--checkpoint", str(trained_run), *map(str, evaluate)]) == 0
+    verification = json.loads((tmp_path / "report" / "report.json").read_text())["verification"]
+    assert (verification["all"]["targets"], verification["all"]["nontargets"]) == (2, 1)
+    assert verification["cross_chapter"]["targets"] == 2  # a video is a session
+    assert verification["same_sex"]["nontargets"] == 0  # by vox1_meta.csv, two levels above
+
+
 @pytest.mark.real
-def test_speakers_dev_as_it_is(real_data):
+def test_real_librispeech_folders(real_data):
     root = real_data / "speakers_dev"
     with open(root / "manifest.csv", newline="") as file:
         manifest = {row["utt"]: row for row in csv.DictReader(file)}
@@ -150,7 +255,7 @@ def test_speakers_dev_as_it_is(real_data):
 
 
 @pytest.mark.real
-def test_tts_dev_as_it_is(real_data):
+def test_real_ljspeech_folders(real_data):
     utterances = read_corpus(real_data / "tts_dev", "ljspeech")
     assert Counter(u.speaker for u in utterances) == {"LJSpeech-1.1": 186, "Kathleen": 300}
     assert all((real_data / "tts_dev" / u.path).is_file() and u.text for u in utterances)

@@ -92,7 +92,7 @@ def assert_agree(mel: np.ndarray, expected: np.ndarray) -> None:
 
 @pytest.mark.parametrize("name", RECIPES)
 @pytest.mark.parametrize("sound", ["noise", "sweep", "fading", "silence", "offset"])
-def test_features_are_the_formula(name, sound):
+def test_features_follow_the_formula(name, sound):
     samples = sounds(RECIPES[name].sample_rate)[sound].astype(np.float32)
     expected = FORMULAS[name](samples.astype(np.float64))
     mel = MelExtractor(RECIPES[name])(samples)
@@ -102,7 +102,7 @@ def test_features_are_the_formula(name, sound):
 
 
 @pytest.mark.real
-def test_features_of_real_speech_are_the_formula(real_data):
+def test_features_of_real_speech_follow_the_formula(real_data):
     clips = {
         "speaker-16k": "speakers_dev/LibriSpeech/train-clean-100/19/198/19-198-0004.flac",
         "hifigan-22k": "tts_dev/LJSpeech-1.1/wavs/LJ001-0002.wav",
@@ -119,7 +119,7 @@ def test_no_filter_is_empty(recipe):
 
 
 def test_speaker_features_of_a_stream_are_those_of_the_file():
-    """Frame t is made of samples [160 t, 160 t + 400) alone; equal to 1e-5, since products of other sizes round."""
+    """Frame t depends on samples [160 t, 160 t + 400) alone; equal to 1e-5, since products of other sizes round."""
     samples = sounds(16_000)["noise"].astype(np.float32)
     extractor = MelExtractor(SPEAKER)
     whole = extractor(samples)
@@ -171,7 +171,7 @@ def write_package(folder, init, extension):
     (folder / "_extension.py").write_text(textwrap.dedent(extension))
 
 
-def test_a_torchaudio_that_fits_is_taken_as_it_is(packages):
+def test_a_torchaudio_that_matches_is_used_unchanged(packages):
     write_package(packages, "from . import _extension, transforms\n", "_IS_TORCHAUDIO_EXT_AVAILABLE = True")
     torchaudio = import_torchaudio()
     assert torchaudio.__file__.startswith(str(packages)) and torchaudio.transforms.compiled is True

@@ -1,4 +1,4 @@
-"""The normalizer: exact words, and what holds for any text."""
+"""The normalizer: exact words, and properties of any text."""
 
 import string
 import unicodedata
@@ -222,7 +222,7 @@ def test_exact_words(written):
 
 
 @pytest.mark.parametrize("spoken", WORDS.values())
-def test_what_is_normalized_stays(spoken):
+def test_normalized_text_is_unchanged(spoken):
     assert normalize(spoken) == spoken
 
 
@@ -253,7 +253,7 @@ SENTENCES = {
 
 
 @pytest.mark.parametrize("text", SENTENCES)
-def test_points_that_end_no_sentence_and_lines_that_begin_one(text):
+def test_periods_that_end_no_sentence_and_lines_that_begin_one(text):
     assert split_sentences(text) == SENTENCES[text]
 
 
@@ -269,7 +269,7 @@ PIECES = st.sampled_from(
 @given(
     st.lists(st.tuples(PIECES, st.sampled_from(["", " "])), max_size=9).map(lambda parts: "".join(map("".join, parts)))
 )
-def test_any_mixture_has_words_for_all_its_numbers_and_stays(text):
+def test_any_mixture_is_normalized_completely_and_once(text):
     spoken = normalize(text)
     assert normalize(spoken) == spoken
     assert not set(spoken) & set(string.digits + string.ascii_uppercase + "$£€%/&#_[]{}½²")
@@ -291,11 +291,11 @@ def test_no_letter_of_another_script_is_lost(text):
 @pytest.mark.parametrize(
     "unit", ["a", "1", ",", ".", "-", "'", '"', "*", "X", "1,000,", "1 000 ", "+1 ", "1-", "a.", "Mr. ", "é\u0301"]
 )
-def test_very_long_texts_end(unit):
+def test_very_long_texts_take_linear_time(unit):
     text = (unit * 200_000)[:200_000]
     assert len(normalize(text)) <= 20 * len(text)
 
 
-def test_a_thousand_words_are_all_there():
+def test_a_thousand_words_are_all_kept():
     text = "The 2 dogs of Mr. Jones ran 5 km. " * 125
     assert normalize(text).split() == "the two dogs of mister jones ran five kilometers.".split() * 125

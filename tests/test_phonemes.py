@@ -1,4 +1,4 @@
-"""Phonemes by espeak-ng: exact ones, and that they depend on the text alone."""
+"""Phonemes by espeak-ng: exact values, and independence of everything but the text."""
 
 import os
 import random
@@ -24,7 +24,7 @@ PHONEMES = {
     "the end - or not (maybe).": "ðɪ ˈɛnd - ɔːɹ nˈɑːt (mˈeɪbiː).",
     "the dog; the apple: the end?": "ðə dˈɑːɡ; ðɪ ˈæpəl: ðɪ ˈɛnd?",
     'he called the "apple" a "thing".': 'hiː kˈɔːld ðɪ "ˈæpəl" ɐ "θˈɪŋ".',  # the same words as without quotes
-    'of "the" cat': 'ʌv "ðə" kˈæt',  # "of the" is one word to espeak-ng, but not over a quote
+    'of "the" cat': 'ʌv "ðə" kˈæt',  # "of the" is one word for espeak-ng, but not across a quote
     "'tis two o'clock, don't": "tˈɪz tˈuː əklˈɑːk, dˈoʊnt",
     "a quick-witted fox": "ɐ kwˈɪkwˈɪɾᵻd fˈɑːks",
     "中文 and 👍 so": "中文 ænd 👍 sˈoʊ",
@@ -32,13 +32,13 @@ PHONEMES = {
     "three a-m in a u-s-a": "θɹˈiː ˈeɪˈɛm ɪn ɐ jˈuːˈɛsˈeɪ",  # letters, not articles
     'edwin-a walker and "f-a-a" cars': 'ˈɛdwɪnˈeɪ wˈɔːkɚɹ ænd "ˈɛfˈeɪˈeɪ" kˈɑːɹz',
     "the c-i-a's rent-a-car, the a-m": "ðə sˈiːˈaɪˈeɪz ɹˈɛntɐkˈɑːɹ, ðɪ ˈeɪˈɛm",
-    "x x x x x x": "ˈɛks ˈɛks ˈɛks ˈɛks ˈɛks ˈɛks",  # espeak-ng itself says three
+    "x x x x x x": "ˈɛks ˈɛks ˈɛks ˈɛks ˈɛks ˈɛks",  # espeak-ng itself speaks three
 }
 
 
 @pytest.fixture(scope="module")
 def texts() -> list[str]:
-    """Sentences as they are met, words of any letters, and odd marks."""
+    """Ordinary sentences, words of any letters, and odd marks."""
     draw = random.Random(0)
     spoken = sentences("phonemes", set())
     plain = [next(spoken).lower() for _ in range(200)]
@@ -79,12 +79,12 @@ def test_the_table_has_every_phoneme_and_every_mark_is_kept(texts, together):
         ("so, " * 1000, "sˈoʊ,", 1000),
     ],
 )
-def test_long_texts_are_said_to_the_end(text, word, count):
+def test_long_texts_are_phonemized_to_the_end(text, word, count):
     words = phonemize([text])[0].split()
     assert len(words) == count and (word is None or set(words) == {word})
 
 
-def test_the_front_end_counts_what_has_no_phonemes():
+def test_the_front_end_counts_symbols_without_phonemes():
     front_end = FrontEnd.for_units("phoneme")
     hello, chinese, marks = front_end.encode(["Hello, Mr. 2!", "中 a", "..."])
     assert hello.spoken == "hello, mister two!"
@@ -105,7 +105,7 @@ def test_real_transcripts_are_known_to_both_tables(real_data):
         assert not any(text.unknown or text.says_nothing for text in FrontEnd.for_units(units).encode(texts))
 
 
-def test_without_espeak_a_sentence_says_what_to_install(tmp_path):
+def test_missing_espeak_is_reported_with_the_command_to_install_it(tmp_path):
     (tmp_path / "espeakng_loader.py").write_text("raise ImportError('not here')")
     script = (
         "from utils.cli import run; from utils.text.phonemes import phonemize; raise SystemExit(run(phonemize, ['a']))"

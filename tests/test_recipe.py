@@ -11,7 +11,7 @@ from utils.features.recipe import DEFAULT_RECIPE, RECIPES, MelRecipe, require_sa
 SPEAKER, HIFIGAN = RECIPES["speaker-16k"], RECIPES["hifigan-22k"]
 
 
-def test_hashes_stay_what_stored_features_and_checkpoints_carry():
+def test_hashes_of_stored_features_and_checkpoints_do_not_change():
     assert {name: recipe.hash for name, recipe in RECIPES.items()} == {
         "speaker-16k": "05dbc9bfef7a",
         "hifigan-22k": "0bb58dd8dee6",

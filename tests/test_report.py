@@ -1,4 +1,4 @@
-"""Conditions, reports and pooled reports, on embeddings and scores made by hand."""
+"""Conditions, reports and pooled reports, on synthetic embeddings and scores."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ from utils.errors import UserError
 from utils.lists import Trial
 from utils.speaker.identification import Answer, answers, by_part, confusion_matrix, enroll, unit
 from utils.speaker.metrics import eer
-from utils.speaker.pooled import pool, read_evaluation
-from utils.speaker.report import CONDITIONS, Evaluation, build_report, table, write_report
+from utils.speaker.report import CONDITIONS, Evaluation, build_report, pool, read_evaluation, table, write_report
 from utils.speaker.trials import DURATIONS, Origin, TrialSet
 
 # Two recordings of two chapters each of six speakers, every other one a woman.
@@ -38,7 +37,7 @@ def embed(paths, noise: float, seed: int = 0) -> np.ndarray:
 
 
 def evaluation(trials=ALL_PAIRS, origins=ORIGINS, **parts) -> Evaluation:
-    result = Evaluation("a model on made data", {"data": "made"}, threshold=0.5, **parts)
+    result = Evaluation("a model on synthetic data", {"data": "synthetic"}, threshold=0.5, **parts)
     result.trials = TrialSet.build(trials, origins)
     for number, name in enumerate(DURATIONS):
         result.scores[name] = result.trials.score(embed(result.trials.items, noise=0.8 + number))
@@ -64,7 +63,7 @@ def test_conditions_choose_their_trials():
     assert report["all"] == report["full"] and report["all"]["eer"] < report["1.5s"]["eer"]
 
 
-def test_figures_are_those_of_the_chosen_scores():
+def test_metrics_are_those_of_the_chosen_scores():
     result = evaluation()
     report = report_of(result)["verification"]
     rows = list(zip(ALL_PAIRS, result.scores["full"], strict=True))
@@ -72,9 +71,9 @@ def test_figures_are_those_of_the_chosen_scores():
     assert report["cross_chapter"]["eer"] == eer(*zip(*kept, strict=True))[0]
     kept = [(score, t.target) for t, score in rows if ORIGINS[t.a].sex == ORIGINS[t.b].sex]
     assert report["same_sex"]["eer"] == eer(*zip(*kept, strict=True))[0]
-    for figures in report.values():
-        low, high = figures["eer_ci"]
-        assert 0 <= low <= high <= 1 and 0 <= figures["min_dcf_0.05"] <= figures["min_dcf_0.01"] <= 1
+    for metrics in report.values():
+        low, high = metrics["eer_ci"]
+        assert 0 <= low <= high <= 1 and 0 <= metrics["min_dcf_0.05"] <= metrics["min_dcf_0.01"] <= 1
 
 
 def test_scores_are_cosines():
@@ -97,9 +96,9 @@ def test_operating_point_uses_the_threshold_of_the_checkpoint():
 
 def reasons(result: Evaluation) -> dict[str, str]:
     report = report_of(result)["verification"]
-    for figures in report.values():
-        assert ("reason" in figures) == (figures["eer"] is None)
-    return {name: figures["reason"] for name, figures in report.items() if "reason" in figures}
+    for metrics in report.values():
+        assert ("reason" in metrics) == (metrics["eer"] is None)
+    return {name: metrics["reason"] for name, metrics in report.items() if "reason" in metrics}
 
 
 def test_what_cannot_be_measured_is_null_with_a_reason():
@@ -116,9 +115,9 @@ def test_what_cannot_be_measured_is_null_with_a_reason():
 
 def test_intervals_need_speakers():
     few = [trial for trial in ALL_PAIRS if {trial.a[:2], trial.b[:2]} <= {"11", "12"}]
-    figures = report_of(evaluation(few))["verification"]["all"]
-    assert figures["eer"] is not None
-    assert (figures["eer_ci"], figures["eer_ci_reason"]) == (None, "fewer than 3 speakers")
+    metrics = report_of(evaluation(few))["verification"]["all"]
+    assert metrics["eer"] is not None
+    assert (metrics["eer_ci"], metrics["eer_ci_reason"]) == (None, "fewer than 3 speakers")
 
 
 def test_labels_that_contradict_the_paths_leave_only_the_rates():

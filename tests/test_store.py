@@ -48,7 +48,7 @@ def test_parts_of_a_mel(store):
     np.testing.assert_array_equal(store.mel(7, start=3), whole[3:])
 
 
-def test_what_is_returned_can_be_changed_without_harm(store):
+def test_returned_arrays_are_copies(store):
     store.mel(0)[:] = 0
     store.tokens(0)[:] = 0
     assert store.mel(0).min() < -1 and store.tokens(0).min() > 0
@@ -61,7 +61,7 @@ def test_tokens_spell_the_transcript(store):
         assert (store.tokens(i)[0], store.tokens(i)[-1]) == (2, 3)
 
 
-def test_a_store_travels_to_another_process(store):
+def test_a_store_can_be_pickled(store):
     again = pickle.loads(pickle.dumps(store))
     np.testing.assert_array_equal(again.mel(93), store.mel(93))
     assert again.rows == store.rows and len(pickle.dumps(store)) < 1000
@@ -81,7 +81,7 @@ def test_storage_is_two_bytes_a_value(store):
 def test_a_folder_without_features_is_refused(tmp_path):
     with pytest.raises(UserError, match="no features in .*nowhere"):
         FeatureStore.open(tmp_path / "nowhere")
-    with pytest.raises(UserError, match="not finished"):
+    with pytest.raises(UserError, match="are incomplete"):
         FeatureStore.open(tmp_path)
 
 

@@ -1,4 +1,4 @@
-"""Evaluation of synthesized speech: figures of results made by hand, files on disk, and a real model measured."""
+"""Evaluation of synthesized speech: metrics of synthetic results, files on disk, and a real model."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ HEARD = ("the cat cat sat on the mat", "paid two dollars")
 
 @dataclass
 class Drawn:
-    """What a picture needs of a synthesis."""
+    """The parts of a synthesis that a picture shows."""
 
     mel: np.ndarray
     alignment: np.ndarray
@@ -66,12 +66,12 @@ def unvoiced(one: Judged) -> Judged:
 
 def evaluation(asr: bool = True, utterances: int = 2) -> SynthesisEvaluation:
     """Two utterances of 100 and 300 frames, spoken in 110 and 270."""
-    result = SynthesisEvaluation("a model on made data", {"data": "made"}, RECIPE)
+    result = SynthesisEvaluation("a model on synthetic data", {"data": "synthetic"}, RECIPE)
     result.clocks = {"acoustic_model": Clock(cpu=0.38, wall=0.19), "vocoder": Clock(cpu=3.8, wall=3.8)}
     frames = ((100, 110), (300, 270))
     for number, (true, predicted) in enumerate(frames[:utterances]):
         text, heard = TEXTS[number], HEARD[number]
-        row = Row(f"u{number}", f"u{number}.wav", "made", "voice", "c", "F", text, RECIPE.seconds(true), true)
+        row = Row(f"u{number}", f"u{number}.wav", "synthetic", "voice", "c", "F", text, RECIPE.seconds(true), true)
         synthesis = measured(predicted, 4.0 + number, text if asr else None, heard)
         copy = measured(true, 1.0, text if asr else None, text)
         result.judged.append(Judged(row, 0.5 + number, number == 1, Counter("☃" * number), synthesis, copy))
@@ -88,7 +88,7 @@ def report_of(result: SynthesisEvaluation) -> dict:
     return build_synthesis_report(result, {"model": {"name": "tiny"}}, bootstrap=200, seed=0)
 
 
-def test_figures_are_pooled_over_utterances():
+def test_metrics_are_pooled_over_utterances():
     report = report_of(evaluation())
     synthesis, copy = report["synthesis"], report["copy_synthesis"]
     assert synthesis["mcd"] == pytest.approx((110 * 4 + 270 * 5) / 380) and copy["mcd"] == pytest.approx(1)
@@ -136,11 +136,11 @@ def test_the_table_sets_copy_synthesis_beside_synthesis():
     assert row["MCD"].split() == "4.71 dB (4.00 dB to 5.00 dB) 1.00 dB (1.00 dB to 1.00 dB)".split()
     assert row["words inserted"].split() == ["10.00", "%", "0.00", "%"]
     assert row["duration bias"] == "-5.00 % (-10.00 % to +10.00 %)"
-    assert "1 stopped at the limit" in lines[-1]
+    assert "1 cut at the limit" in lines[-1]
 
 
 def test_the_folder_holds_report_utterances_audio_and_pictures(tmp_path: Path):
-    """And once there is a new report, nothing of the old one."""
+    """A new report leaves nothing of the old one."""
     result = evaluation()
     report = report_of(result)
     write_synthesis_report(tmp_path, report, result)
@@ -178,7 +178,7 @@ def test_pictures_show_mels_and_alignment(tmp_path: Path, tokens: int):
 
 @pytest.fixture(scope="module")
 def voice_data(ljspeech_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What preprocess.py makes of `ljspeech_root` for text to mel."""
+    """The features of `ljspeech_root` by preprocess.py for text to mel."""
     import preprocess
 
     out = tmp_path_factory.mktemp("processed") / "voice"
@@ -206,7 +206,7 @@ def without_times(result: SynthesisEvaluation) -> dict:
 
 
 def test_a_model_is_measured_beside_copies_of_its_recordings(synthesizer: Synthesizer, voice_data: Path):
-    """Three utterances of the longest list; the figures are the same the second time."""
+    """Three utterances of the longest list; the metrics are the same the second time."""
     store, lists = FeatureStore.open(voice_data), read_text_lists(voice_data / "protocols" / "default")
     result = evaluate_synthesis(synthesizer, voice_data, "default", ["train"], limit=3, seed=1)
     report = report_of(result)
@@ -250,7 +250,7 @@ def test_without_recordings_f0_is_held_against_the_copies(synthesizer: Synthesiz
     report = report_of(result)
     assert "nowhere" in report["reasons"]["copy_f0"] and report["copy_synthesis"]["f0_rmse_hz"] is None
     assert 0 <= report["synthesis"]["voicing_error"] <= 1
-    assert len(result.warnings) == 1 and "may have been trained on" in result.warnings[0]
+    assert len(result.warnings) == 1 and "may have included these utterances" in result.warnings[0]
 
 
 def test_without_librosa_mcd_and_f0_are_left_out(
@@ -274,5 +274,5 @@ def test_what_does_not_fit_is_refused(synthesizer: Synthesizer, voice_data: Path
         evaluate_synthesis(synthesizer, processed, "default")
     with pytest.raises(UserError, match="there is no vocoder nothing"):
         evaluate_synthesis(synthesizer, voice_data, "default", vocoder="nothing")
-    with pytest.raises(UserError, match="not a folder of a faster-whisper model"):
+    with pytest.raises(UserError, match="not a model folder of faster-whisper"):
         evaluate_synthesis(synthesizer, voice_data, "default", asr=tmp_path)

@@ -1,4 +1,4 @@
-"""The symbol tables, the front end, and the cutting of long texts."""
+"""Vocabularies, the front end, and the splitting of long texts."""
 
 from collections import Counter
 
@@ -19,7 +19,7 @@ def characters():
     return FrontEnd.for_units("char")
 
 
-def test_the_tables_stay_what_stored_data_were_made_with():
+def test_the_vocabularies_of_stored_data_do_not_change():
     assert [*VOCABULARIES] == ["char", "phoneme"]
     for vocabulary in VOCABULARIES.values():
         assert list(vocabulary.symbols[:4]) == SPECIAL
@@ -45,7 +45,7 @@ def test_unknown_symbols_are_counted_and_keep_their_place(characters):
     assert np.flatnonzero(text.tokens == 1).tolist() == [6, 15, 16]
 
 
-def test_each_text_is_on_its_own(characters):
+def test_each_text_is_encoded_independently(characters):
     texts = ["One.", "", "two 中", "One."]
     together = characters.encode(texts)
     assert [text.spoken for text in together] == ["one.", "", "two 中", "one."]
@@ -65,7 +65,7 @@ def test_texts_that_say_something(characters, text):
     assert not characters.encode([text])[0].says_nothing
 
 
-def test_padding_and_ends_are_no_text():
+def test_padding_and_ends_decode_to_nothing():
     assert CHARACTERS.decode([2, 16, 17, 3, 0, 0]) == "ab"
 
 
@@ -88,17 +88,17 @@ def test_a_table_survives_json():
         {"units": "char", "symbols": [*SPECIAL, ["a"]]},
     ],
 )
-def test_what_is_no_vocabulary_is_refused(fields):
+def test_broken_vocabularies_are_refused(fields):
     with pytest.raises(UserError, match="a vocabulary"):
         Vocabulary.from_dict(fields)
 
 
-def test_a_symbol_stands_once():
+def test_a_repeated_symbol_is_refused():
     with pytest.raises(UserError, match="each symbol once"):
         Vocabulary("char", (*SPECIAL, "a", "a"))
 
 
-def test_units_that_are_not_there():
+def test_unknown_units_are_refused():
     with pytest.raises(UserError, match="units are char or phoneme, not 'word'"):
         FrontEnd.for_units("word")
 
@@ -131,7 +131,7 @@ def test_sentences(text):
     assert split_sentences(text) == SENTENCES[text]
 
 
-def test_sentences_that_are_too_long_are_cut_at_the_best_place():
+def test_sentences_that_are_too_long_are_split_at_the_best_place():
     clause = "x" * 100
     assert split_sentences(f"{clause}; {clause}, {clause} {clause} {clause}")[0] == f"{clause};"
     assert split_sentences(f"{clause} {clause}, {clause} {clause} {clause}")[0] == f"{clause} {clause},"
@@ -152,7 +152,7 @@ def test_sentences_that_are_too_long_are_cut_at_the_best_place():
         "!? " * 999,
     ],
 )
-def test_any_length_is_cut_without_loss(text):
+def test_any_length_is_split_without_loss(text):
     pieces = split_sentences(text)
     assert "".join(pieces).replace(" ", "") == normalize(text).replace(" ", "")
     assert all(0 < len(piece) <= LONGEST_SENTENCE and normalize(piece) == piece for piece in pieces)

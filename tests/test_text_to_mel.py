@@ -56,7 +56,7 @@ def synthesize(run: Path, out: Path, *words: str) -> int:
     return test_script.main(["synthesize", "--checkpoint", str(run), "--out", str(out), *words])
 
 
-def test_a_run_leaves_checkpoints_figures_pictures_and_sounds(run):
+def test_a_run_leaves_checkpoints_metrics_pictures_and_sounds(run):
     checkpoint = load_checkpoint(run)
     assert checkpoint["task"] == "tts" and checkpoint["vocabulary"]["units"] == "char"
     lines = [line for line in read_log(run) if "step" in line]
@@ -82,7 +82,8 @@ def test_a_checkpoint_of_another_version_says_so(run, tmp_path, capsys):
     checkpoint["model_config"]["breath"] = 0.3
     save_checkpoint(tmp_path / "old" / "best.pt", checkpoint)
     assert synthesize(tmp_path / "old", tmp_path / "x.wav", "--text", "Two boats.") == 2
-    assert "of another version of this program (unknown settings breath): train it anew" in capsys.readouterr().err
+    message = "of another version of this program (unknown settings breath): train the model again"
+    assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("words", [[], ["--decoder", "ar", "--amp", "bf16"], ["--model", "tacotron2"]], ids=" ".join)
@@ -164,7 +165,7 @@ def test_odd_texts_are_spoken_in_a_sane_time(run, text, capsys):
 
 
 def test_symbols_that_the_model_never_heard_are_told_and_left_out(run, tmp_path, capsys):
-    """In a sentence, as a whole sentence, and a mark of the table that no training text has."""
+    """In a sentence, as an entire sentence, and as a mark that no training text has."""
     from utils.tts.synthesizer import Synthesizer
 
     synthesizer = Synthesizer.load(run, "cpu")
@@ -177,14 +178,14 @@ def test_symbols_that_the_model_never_heard_are_told_and_left_out(run, tmp_path,
     assert synthesize(run, tmp_path / "x.wav", "--text", "The river. \u4f60\u597d.", "--json") == 0
     captured = capsys.readouterr()
     assert json.loads(captured.out)["spoken"][0]["unknown"] == {"\u4f60": 1, "\u597d": 1}
-    assert "never heard '\u4f60', which stands once" in captured.err
+    assert "no training text had '\u4f60', which occurs once" in captured.err
 
 
 def test_a_line_that_says_nothing_is_named_before_anything_is_written(run, tmp_path, capsys):
     (tmp_path / "lines.txt").write_text("One window.\n?!\nThe river.\n...\n", encoding="utf-8")
     assert synthesize(run, tmp_path / "out", "--text-file", str(tmp_path / "lines.txt"), "--each-line") == 2
     message = capsys.readouterr().err
-    assert "spoken in the text '?!' (number 2) and the text '...' (number 4)" in message
+    assert "speak in the text '?!' (number 2) and the text '...' (number 4)" in message
     assert not (tmp_path / "out").exists()
 
 
@@ -210,7 +211,7 @@ def test_training_without_validation_texts_says_so_and_goes_on(data, tmp_path, c
 @pytest.mark.parametrize("text", ["", "   ", "?!", "\u6f22\u5b57"])
 def test_a_text_with_nothing_to_say_is_refused_in_a_sentence(run, tmp_path, text, capsys):
     assert synthesize(run, tmp_path / "x.wav", "--text", text) == 2
-    assert "there is nothing that could be spoken in the text" in capsys.readouterr().err
+    assert "there is nothing to speak in the text" in capsys.readouterr().err
     assert not (tmp_path / "x.wav").exists()
 
 
@@ -275,7 +276,7 @@ def test_an_autoregressive_decoder_needs_a_mixer_with_a_state(data, tmp_path, ca
 
 @pytest.mark.parametrize("ema", ["0", "0.9"])
 def test_dropout_does_not_bias_durations(data, tmp_path, ema):
-    """With dropout the mean of what is predicted is right, without it another; the checkpoint knows by how much."""
+    """With dropout the mean of what is predicted is right, without it another; the checkpoint holds the factor."""
     from utils.features.store import FeatureStore
     from utils.tts.synthesizer import Synthesizer
     from utils.tts.text_lists import read_text_lists
@@ -303,12 +304,12 @@ def _at_scale_of_one(synthesizer):
 
 def test_checkpoints_of_the_wrong_task_are_refused(run, trained_run, data, tmp_path, capsys):
     assert synthesize(trained_run, tmp_path / "x.wav", "--text", "river") == 2
-    assert "holds a model for speaker" in capsys.readouterr().err
+    assert "holds a model of --task speaker" in capsys.readouterr().err
     evaluate = ["evaluate", "--checkpoint", str(run), "--out", str(tmp_path / "report")]
     assert test_script.main([*evaluate, "--audio-root", str(tmp_path), "--trials", "x"]) == 2
     assert "has no use for --audio-root and --trials" in capsys.readouterr().err
     assert test_script.main(["embed", "--checkpoint", str(run), "x.wav"]) == 2
-    assert "holds a model for tts" in capsys.readouterr().err
+    assert "holds a model of --task tts" in capsys.readouterr().err
 
 
 def test_a_table_of_voices_speaks_as_each(voices, tmp_path, capsys):
@@ -341,11 +342,11 @@ def test_a_recording_gives_the_voice(voices, trained_run, librispeech_root, tmp_
     torch.testing.assert_close(checkpoint["speaker_embeddings"].norm(dim=1), torch.ones(8))
     speakers = librispeech_root / "LibriSpeech" / "train-tiny"
     recordings = [str(next((speakers / name).rglob("*.flac"))) for name in ("103", "105")]
-    made = []
+    files = []
     for number, speaker in enumerate(("105", *recordings)):
-        made.append(tmp_path / f"{number}.wav")
-        assert synthesize(run, made[-1], "--text", "river", "--speaker", speaker) == 0
-    assert len({path.read_bytes() for path in made}) == 3  # a mean of recordings, one, one of another speaker
+        files.append(tmp_path / f"{number}.wav")
+        assert synthesize(run, files[-1], "--text", "river", "--speaker", speaker) == 0
+    assert len({path.read_bytes() for path in files}) == 3  # a mean of recordings, one, one of another speaker
     capsys.readouterr()
     assert synthesize(run, tmp_path / "x.wav", "--text", "river", "--speaker", "nobody.flac") == 2
     assert "neither a recording nor one of this model's speakers" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Downloads from a real server on this machine: nothing lost, nothing doubled, nothing trusted."""
+"""Downloads from a real server on this machine: nothing lost, nothing duplicated, nothing trusted."""
 
 import dataclasses
 import hashlib
@@ -81,7 +81,7 @@ def assert_whole(root):
     assert left - {"dev-clean.tar.gz.bad"} == {"LibriSpeech", ".lock"}
 
 
-def test_arrives_whole_and_is_not_fetched_again(tmp_path):
+def test_arrives_complete_and_is_not_fetched_again(tmp_path):
     with serve() as server:
         archive = archive_of(CONTENT, server, utterances=len(SPEECH))
         obtain([archive], tmp_path, PATIENCE)
@@ -92,13 +92,13 @@ def test_arrives_whole_and_is_not_fetched_again(tmp_path):
     assert "already complete" in told[0]
 
 
-def test_keeps_the_archive_when_asked(tmp_path):
+def test_keeps_the_archive_on_request(tmp_path):
     with serve() as server:
         obtain([archive_of(CONTENT, server)], tmp_path, PATIENCE, keep_archive=True)
     assert (tmp_path / "librispeech" / "dev-clean.tar.gz").read_bytes() == CONTENT
 
 
-def test_an_archive_brought_by_hand_needs_no_server(tmp_path):
+def test_an_archive_put_there_by_hand_needs_no_server(tmp_path):
     (tmp_path / "librispeech").mkdir()
     (tmp_path / "librispeech" / "dev-clean.tar.gz").write_bytes(CONTENT)
     obtain([archive_of(CONTENT)], tmp_path, PATIENCE)
@@ -171,7 +171,7 @@ def test_disk_that_fills_up_keeps_what_arrived(tmp_path):
         process = start_downloader(archive, tmp_path, preexec_fn=limit_files, stderr=subprocess.PIPE, text=True)
         _, error = process.communicate()
         assert process.returncode == 2
-        assert "no room left" in error and "Traceback" not in error
+        assert "no space left" in error and "Traceback" not in error
         kept = part.read_bytes()
         assert 0 < len(kept) <= 1_000_000 and CONTENT.startswith(kept)
         obtain([archive], tmp_path, PATIENCE)
@@ -224,7 +224,7 @@ def test_wrong_size_is_refused_before_it_is_fetched(tmp_path):
     assert {path.name for path in (tmp_path / "librispeech").iterdir()} == {".lock"}
 
 
-def test_archive_that_changed_on_the_server_is_fetched_anew(tmp_path):
+def test_archive_that_changed_on_the_server_is_fetched_again(tmp_path):
     with serve(cut_after=700_000, cuts=1, etag='"old"') as server:
         with pytest.raises(UserError, match="700,000 bytes are kept"):
             obtain([archive_of(CONTENT, server)], tmp_path, dataclasses.replace(PATIENCE, attempts=1))
@@ -250,7 +250,7 @@ def test_web_page_instead_of_an_archive_is_not_kept(tmp_path):
     assert_whole(tmp_path)
 
 
-def test_no_server_gives_it_and_the_partial_file_is_kept(tmp_path):
+def test_the_partial_file_is_kept_if_every_server_fails(tmp_path):
     part = place_part(tmp_path, CONTENT[:1_000_000])
     with serve(statuses=[503] * 10) as server:
         with pytest.raises(UserError, match=r"answered 503 .*1,000,000 bytes are kept"):
@@ -259,7 +259,7 @@ def test_no_server_gives_it_and_the_partial_file_is_kept(tmp_path):
     assert part.read_bytes() == CONTENT[:1_000_000]
 
 
-def test_server_that_says_nothing_is_left(tmp_path):
+def test_silent_server_is_abandoned(tmp_path):
     with serve(slow=3) as silent, serve() as second:
         obtain([archive_of(CONTENT, silent, second)], tmp_path, dataclasses.replace(PATIENCE, timeout=0.3))
         assert len(silent.requests) == len(second.requests) == 1
@@ -268,7 +268,7 @@ def test_server_that_says_nothing_is_left(tmp_path):
 
 def test_too_small_a_disk_is_refused_before_the_start(tmp_path):
     with serve() as server:
-        with pytest.raises(UserError, match=r"has [\d.]+ GB free, and dev-clean needs 1000000\.\d\d GB"):
+        with pytest.raises(UserError, match=r"has [\d.]+ GB free, but dev-clean needs 1000000\.\d\d GB"):
             obtain([archive_of(CONTENT, server, unpacked_bytes=10**15)], tmp_path, PATIENCE)
         assert not server.requests
 
@@ -322,7 +322,7 @@ def test_count_catches_a_tar_that_ends_between_members(tmp_path):
 
 def test_folder_of_unknown_origin_is_left_alone(tmp_path):
     unpacked(tmp_path).mkdir(parents=True)
-    with serve() as server, pytest.raises(UserError, match="exists, but not as download.py leaves it"):
+    with serve() as server, pytest.raises(UserError, match="exists, but was not made by download.py"):
         obtain([archive_of(CONTENT, server)], tmp_path, PATIENCE)
     assert not server.requests
 
@@ -344,7 +344,7 @@ def test_leftovers_of_a_killed_extraction_are_removed(tmp_path):
     assert_whole(tmp_path)
 
 
-def test_second_split_lands_beside_the_first(tmp_path):
+def test_second_split_is_put_beside_the_first(tmp_path):
     other = make_tar([*BESIDE, ("LibriSpeech/test-clean/61/70968/61-70968-0000.flac", b"x" * 1000)])
     with FileServer({"/dev-clean.tar.gz": CONTENT, "/test-clean.tar.gz": other}) as server:
         archives = [archive_of(CONTENT, server)]

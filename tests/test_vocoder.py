@@ -13,8 +13,7 @@ from utils.errors import UserError
 from utils.features.audio import load_audio
 from utils.features.mel import MelExtractor
 from utils.features.recipe import RECIPES
-from utils.tts.griffin_lim import GriffinLim
-from utils.tts.vocoder import load_vocoder
+from utils.tts.vocoder import GriffinLim, load_vocoder
 
 SPEAKER, HIFIGAN = RECIPES["speaker-16k"], RECIPES["hifigan-22k"]
 POWER = dataclasses.replace(SPEAKER, power=2.0, mel_norm="none", mel_scale="htk", log_floor=1e-10)
@@ -239,7 +238,7 @@ def test_a_vocoder_for_another_recipe_is_refused_with_both_values(copied):
         ({"resblock": "7"}, "resblock must be"),
         ({"sampling_rate": "22050"}, "sample_rate must be of type int"),
         ({"fmax": 20000}, "f_max <= sample_rate / 2"),
-        ({"hop_size": 300}, "upsample_rates make 256 samples of a frame, its hop_size is 300"),
+        ({"hop_size": 300}, "upsample_rates give a hop of 256 samples, hop_size is 300"),
     ],
 )
 def test_a_bad_configuration_is_refused(copied, changes, words):
@@ -262,9 +261,12 @@ def test_a_configuration_that_is_no_dictionary_is_refused(copied, content):
         (lambda c: c.pop("generator"), 'no weights under "generator"'),
         (lambda c: c.update(generator=[1]), 'no weights under "generator"'),
         (lambda c: c["generator"].update({3: torch.zeros(1)}), 'no weights under "generator"'),
-        (lambda c: c["generator"].pop("conv_pre.bias"), "do not fit its config.json: they have no conv_pre.bias$"),
-        (lambda c: c["generator"].update(extra=torch.zeros(1)), "they have extra, which is unknown$"),
-        (lambda c: c["generator"].update({"ups.0.bias": torch.zeros(7)}), r"ups.0.bias of shape \(7,\) where .*\(8,\)"),
+        (lambda c: c["generator"].pop("conv_pre.bias"), 'do not fit its config.json: Missing key.*"conv_pre.bias"'),
+        (lambda c: c["generator"].update(extra=torch.zeros(1)), 'do not fit its config.json: Unexpected key.*"extra"'),
+        (
+            lambda c: c["generator"].update({"ups.0.bias": torch.zeros(7)}),
+            r"size mismatch for ups.0.bias: .*\[7\].*\[8\]",
+        ),
         (lambda c: c["generator"].update({"ups.0.weight_g": torch.ones(8, 1, 1)}), "damaged: ups.0.weight_v has"),
         (lambda c: c["generator"].update({"ups.0.weight_v": torch.ones(())}), "damaged: ups.0.weight_v has"),
         (lambda c: c["generator"]["conv_post.weight_v"].fill_(float("nan")), "not finite"),
@@ -278,12 +280,12 @@ def test_weights_that_do_not_fit_are_refused(copied, change, words):
 
 def test_weights_of_another_configuration_are_refused(copied):
     spoil_config(copied, upsample_initial_channel=32, resblock="2")
-    with pytest.raises(UserError, match=r"they have no resblocks.0.convs.0.weight, and \d+ more differences"):
+    with pytest.raises(UserError, match="Missing key.*resblocks.0.convs.0.weight"):
         load_vocoder(str(copied), HIFIGAN)
 
 
 class Trap:
-    """What unpickling would run."""
+    """An object whose unpickling would run code."""
 
     def __init__(self, path):
         self.path = path
@@ -307,7 +309,7 @@ def test_files_that_are_no_checkpoints_are_refused(copied, tmp_path):
 
 
 def test_missing_and_ambiguous_files_are_refused(copied):
-    with pytest.raises(UserError, match="there is no vocoder /nowhere: it is griffin-lim, or"):
+    with pytest.raises(UserError, match="there is no vocoder /nowhere: give griffin-lim, or"):
         load_vocoder("/nowhere", HIFIGAN)
     shutil.copy(copied / "g_00000010", copied / "generator_LJSpeech.pth.tar")
     with pytest.raises(UserError, match="2 checkpoints, give one: .*g_00000010, .*generator_LJSpeech.pth.tar"):

@@ -1,4 +1,4 @@
-"""Errors that a user can mend, and the exit codes of all scripts."""
+"""Errors that a user can fix, and the exit codes of all scripts."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import enum
 
 
 class ExitCode(enum.IntEnum):
-    """Exit codes of all scripts; a signal that stops a script gives 128 + its number."""
+    """Exit codes of all scripts; a script stopped by a signal exits with 128 + its number."""
 
     DONE = 0
     BAD_INPUT = 2
@@ -15,12 +15,12 @@ class ExitCode(enum.IntEnum):
 
 
 class UserError(Exception):
-    """Something the user can mend; its text is one sentence, shown on stderr without a traceback."""
+    """Error that the user can fix; its text is one sentence, shown on stderr without a traceback."""
 
     exit_code = ExitCode.BAD_INPUT
 
 
 class TooMuchBadData(UserError):
-    """The corpus holds more unreadable files than the user allowed."""
+    """More recordings of a corpus are unusable than the user allowed."""
 
     exit_code = ExitCode.TOO_MUCH_BAD_DATA

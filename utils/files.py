@@ -1,4 +1,4 @@
-"""Files that are whole or absent: written under a temporary name beside their place, flushed, and renamed."""
+"""Files that are complete or absent: written under a temporary name in the same folder, flushed, and renamed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from utils.errors import UserError
 
 @contextlib.contextmanager
 def atomic_write(path: str | Path, mode: str = "wb") -> Iterator[IO[Any]]:
-    """Opens a temporary file beside `path` that takes its name only when the block ends without an exception."""
+    """Opens a temporary file beside `path` that is renamed to `path` only if the block ends without an exception."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
@@ -26,7 +26,7 @@ def atomic_write(path: str | Path, mode: str = "wb") -> Iterator[IO[Any]]:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(name, 0o666 & ~_umask())  # mkstemp makes private files; these are data to share
+        os.chmod(name, 0o666 & ~_umask())  # mkstemp makes files private; these are to be shared
         os.replace(name, path)
         _sync_directory(path.parent)
     except BaseException:
@@ -37,9 +37,9 @@ def atomic_write(path: str | Path, mode: str = "wb") -> Iterator[IO[Any]]:
 
 @contextlib.contextmanager
 def staging_directory(path: str | Path) -> Iterator[Path]:
-    """A temporary folder beside `path` that takes its name when the block ends well, and is removed otherwise.
+    """Makes a temporary folder beside `path` that is renamed to `path` if the block succeeds, and removed otherwise.
 
-    `path` must not exist by then.
+    `path` must not exist at that time.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -61,7 +61,7 @@ def _umask() -> int:
 
 
 def _sync_directory(directory: Path) -> None:
-    """Makes a rename survive a power cut; file systems without directory sync are left as they are."""
+    """Makes a rename survive a power failure, on file systems that can sync directories."""
     with contextlib.suppress(OSError):
         descriptor = os.open(directory, os.O_RDONLY)
         try:
@@ -71,13 +71,13 @@ def _sync_directory(directory: Path) -> None:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Writes a UTF-8 text file, whole or not at all."""
+    """Writes a UTF-8 text file atomically."""
     with atomic_write(path, "w") as file:
         file.write(text)
 
 
 def write_json(path: str | Path, content: Any) -> None:
-    """Writes strict JSON (no NaN), indented, keys in the order given."""
+    """Writes strict JSON (no NaN) atomically: indented, keys in the given order."""
     write_text(path, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
@@ -92,11 +92,11 @@ def read_json(path: str | Path) -> Any:
 
 
 def sha256_file(path: str | Path) -> str:
-    """Hex digest of a file's bytes, read in blocks."""
+    """SHA-256 of a file's bytes, as hex digits."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def sha256_text(text: str) -> str:
-    """Hex digest of a string's UTF-8 bytes."""
+    """SHA-256 of a string's UTF-8 bytes, as hex digits."""
     return hashlib.sha256(text.encode("utf-8")).hexdigest()

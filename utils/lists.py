@@ -1,37 +1,32 @@
-"""Lists as text files, one item a line: recordings, speakers, trials; and the record of a folder of splits.
+"""Lists of recordings, speakers and trials as text files, one item a line; and the record of a folder of splits.
 
-Fields of a line are separated by blanks, or by tabs where a field holds a blank itself.
+The fields of a line are separated by blanks, or by tabs if a field contains a blank.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from utils.errors import UserError
-from utils.files import read_json, sha256_text, write_text
+from utils.files import read_json, sha256_text, staging_directory, write_json, write_text
 
 SPLITS_FORMAT = 1  # of protocol.json
 DEFAULT_PROTOCOL = "default"
 
 
 class Trial(NamedTuple):
-    """Two recordings, as paths relative to the raw root, and whether one speaker speaks in both."""
+    """Two recordings, as paths relative to the raw root, and whether both are of the same speaker."""
 
     target: bool
     a: str
     b: str
 
 
-def write_trials(path: str | Path, trials: Sequence[Trial]) -> None:
-    """Writes a trial list, `1|0 path path` a line."""
-    write_text(path, trial_lines(trials))
-
-
 def read_trials(path: str | Path, allow_empty: bool = False) -> list[Trial]:
-    """Reads a trial list; `UserError` that names the first line that is none, or says that there is none at all."""
+    """Reads a trial list; `UserError` if a line is not a trial, or, unless `allow_empty`, if there are none."""
     trials = []
     for number, fields in _split_lines(path):
         if len(fields) != 3 or fields[0] not in ("0", "1"):
@@ -45,37 +40,37 @@ def read_trials(path: str | Path, allow_empty: bool = False) -> list[Trial]:
 
 
 def read_identification(path: str | Path) -> list[tuple[str, str]]:
-    """Reads `speaker path` lines."""
+    """Reads `speaker path` lines as pairs; `UserError` if a line is malformed, or if there are none."""
     pairs = []
     for number, fields in _split_lines(path):
         if len(fields) != 2:
             raise UserError(f"line {number} of {path} is not `speaker path`")
         pairs.append((fields[0], fields[1]))
     if not pairs:
-        raise UserError(f"{path} names no recordings")
+        raise UserError(f"{path} lists no recordings")
     return pairs
 
 
 def read_speakers(path: str | Path) -> list[str]:
-    """Reads a list of speakers, one a line; `UserError` if it is empty."""
+    """Reads a list of speakers, one per line; `UserError` if it is empty."""
     speakers = [line.strip() for line in read_lines(path)]
     if not speakers:
-        raise UserError(f"{path} names no speakers")
+        raise UserError(f"{path} lists no speakers")
     return speakers
 
 
 def trial_lines(trials: Iterable[Trial]) -> str:
-    """The text of a trial list."""
+    """Formats the text of a trial list, `1|0 path path` per line."""
     return "".join(join_fields(str(int(trial.target)), trial.a, trial.b) for trial in trials)
 
 
 def join_fields(*fields: str) -> str:
-    """One line of a list: blanks between the fields, tabs where a field holds a blank itself."""
+    """Formats one line of a list: blanks between the fields, or tabs if a field contains a blank."""
     return ("\t" if any(" " in field for field in fields) else " ").join(fields) + "\n"
 
 
 def split_fields(line: str) -> list[str]:
-    """The inverse of `join_fields`; lists that people wrote may have several blanks between fields."""
+    """Inverse of `join_fields`; also accepts several blanks between fields."""
     line = line.rstrip("\n")
     return line.split("\t") if "\t" in line else line.split()
 
@@ -85,17 +80,17 @@ def _split_lines(path: str | Path) -> list[tuple[int, list[str]]]:
 
 
 def as_lines(items: Iterable[str]) -> str:
-    """A text file of one item a line."""
+    """Formats a text of one item per line."""
     return "".join(f"{item}\n" for item in items)
 
 
 def read_lines(path: str | Path) -> list[str]:
-    """The lines of a text file that are not blank; `UserError` if it cannot be read."""
+    """Reads the lines of a text file that are not blank; `UserError` if it cannot be read."""
     return [line for _, line in _numbered_lines(path)]
 
 
 def _numbered_lines(path: str | Path) -> list[tuple[int, str]]:
-    """The lines of a text file that are not blank, with their numbers from 1."""
+    """Reads the lines of a text file that are not blank, with their numbers from 1."""
     try:
         lines = Path(path).read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
@@ -104,17 +99,25 @@ def _numbered_lines(path: str | Path) -> list[tuple[int, str]]:
 
 
 def shuffled(names: Iterable[str], seed: str) -> list[str]:
-    """Names in an order that the seed and each name decide, whatever order they came in."""
+    """Sorts names by a hash of the seed and each name: an order that does not depend on the order of `names`."""
     return sorted(names, key=lambda name: (hashlib.sha256(f"{seed}/{name}".encode()).digest(), name))
 
 
 def training_list_hash(train: Iterable[str]) -> str:
-    """Names the utterances that are trained on, so that a checkpoint can be held against a protocol: 16 hex digits."""
+    """Identifies a training list by 16 hex digits, so that a checkpoint can be compared with a protocol."""
     return sha256_text("\n".join(sorted(train)))[:16]
 
 
+def write_splits(directory: str | Path, texts: Mapping[str, str], **content: Any) -> None:
+    """Writes a folder of splits atomically: its text files by their names, and `content` in protocol.json."""
+    with staging_directory(directory) as folder:
+        for name, text in texts.items():
+            write_text(folder / name, text)
+        write_json(folder / "protocol.json", {"format": SPLITS_FORMAT, **content})
+
+
 def read_splits_file(directory: Path) -> dict[str, Any]:
-    """protocol.json of a folder of splits; `UserError` if there is none."""
+    """Reads protocol.json of a folder of splits; `UserError` if there is none, or of another format."""
     if not (directory / "protocol.json").is_file():
         others = sorted(path.parent.name for path in directory.parent.glob("*/protocol.json"))
         raise UserError(f"there is no protocol {directory}" + (f"; there is {', '.join(others)}" if others else ""))

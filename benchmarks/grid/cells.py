@@ -1,4 +1,4 @@
-"""Cells: one measurement each, in a fresh process that is watched, kept as one JSON file so that a run can resume."""
+"""Cells: one measurement each, in a fresh process under limits, kept as one JSON file so that a run can resume."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def version_of(cell: Cell, folder: Path | None) -> str | None:
 
 
 def source_hash() -> str:
-    """Of everything that our mixers consist of."""
+    """Hash of all sources of our mixers."""
     engine = sorted(path for path in (ROOT / "models" / "engine").rglob("*") if path.suffix in (".py", ".cpp", ".hpp"))
     return peers.hash_of([*engine, ROOT / "models" / "mamba.py", ROOT / "models" / "stack.py"])
 
@@ -99,7 +99,7 @@ def measure(cell: Cell, store: Store, folder: Path | None, limits: Limits, budge
 
 
 def _holds(record: Record, mark: dict[str, Any]) -> bool:
-    """A figure holds whatever the limits were; that something was over them holds for the same limits."""
+    """True if a record still holds: results hold under any limits, an exceeded limit holds for the same limits."""
     if record["status"] not in FINAL or record.get("version") != mark["version"]:
         return False
     return record["status"] == "ok" or record["limits"] == mark["limits"]
@@ -128,7 +128,7 @@ def _exceeded_when_smaller(cell: Cell, store: Store, mark: dict[str, Any]) -> Re
 
 
 def run(cell: Cell, folder: Path | None, limits: Limits, budget: float) -> Record:
-    """Measures a cell now, in a process of its own, and what else the machine did meanwhile."""
+    """Measures a cell in a process of its own, and the other load of the machine during that time."""
     peers_folder = folder and str(folder.resolve())
     order = {"cell": cell, "peers": peers_folder, "limit_s": limits.pass_s, "budget_s": budget}
     command = [sys.executable, "-m", "benchmarks.grid.child", json.dumps(order)]
@@ -156,7 +156,7 @@ def shown_command() -> str:
 
 
 def watch(command: list[str], environment: dict[str, str], limits: Limits) -> Record:
-    """Runs a command that prints JSON, and ends it where it passes the limits: status, why, figures, largest RSS."""
+    """Runs a command that prints JSON, and ends it if it exceeds the limits: status, reason, results, largest RSS."""
     with tempfile.TemporaryFile("w+") as output, tempfile.TemporaryFile("w+") as errors:
         process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=output, stderr=errors)
         start, largest, status = time.monotonic(), 0, "ok"

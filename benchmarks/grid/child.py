@@ -1,4 +1,4 @@
-"""The process of one cell: `python -m benchmarks.grid.child JSON` measures it and prints the figures as JSON.
+"""The process of one cell: `python -m benchmarks.grid.child JSON` measures it and prints the results as JSON.
 
 JSON has the cell, the folder of peers or null, and the CPU seconds that a pass and all repeats of it may take. malloc
 is set before torch is loaded, the same for every system.
@@ -17,7 +17,7 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 
 
 def main(words: list[str]) -> int:
-    """Measures the cell and prints what came out."""
+    """Measures the cell and prints the results."""
     order = json.loads(words[0])
     os.environ["HF_HUB_OFFLINE"] = "1"  # transformers looks for kernels to download
     malloc = set_malloc(order["cell"]["malloc"])
@@ -35,10 +35,10 @@ def main(words: list[str]) -> int:
 
 
 def set_malloc(setting: str) -> bool:
-    """Sets what the C library does with freed memory; returns False where it was left alone.
+    """Sets how the C library treats freed memory; returns False if it could not be set.
 
-    default: as it comes. training: what the training entry point sets. large: it keeps everything, whatever the size,
-    which is the best for systems with huge tensors.
+    default: unchanged. training: the setting of the training script. large: everything is kept, whatever the size,
+    which is best for systems with huge tensors.
     """
     if setting == "default":
         return False

@@ -1,4 +1,4 @@
-"""Figures of one pass of a module in this process: CPU time, peak memory, bytes kept for backward, a sample of results.
+"""Measurements of one pass of a module: CPU time, peak memory, bytes kept for backward, a sample of results.
 
 The process is a fresh one with one thread; its parent watches its memory (benchmarks/grid/cells.py).
 """

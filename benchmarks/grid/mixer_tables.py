@@ -1,4 +1,4 @@
-"""The tables of the mixers: every system at every shape, and ours against the fastest peer that is right."""
+"""The tables of the mixers: every system at every shape, and ours against the fastest correct peer."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from benchmarks.grid.pieces import (
 from benchmarks.grid.systems import SYSTEMS, System
 
 WRONG = 1e-3  # relative error of output or a gradient from which a system computes something else
-NOTES = """CPU seconds of forward and backward: median (least to most). MiB: by how much resident memory rises in the
-first pass and, in brackets, what autograd keeps between forward and backward. Error: the largest of the output and of
-all gradients, relative to the maximum, against the sequential loop in float64 at batch 2, d_model 64, L 256. A system
-whose error there, or whose difference from ours in a sample of each cell, is above 1e-3 is not compared with. Ratios
-are of medians, in brackets from the least to the most that single passes give."""
+NOTES = """CPU seconds of forward and backward: median (least to most). MiB: the rise of resident memory in the first
+pass and, in brackets, the memory that autograd keeps between forward and backward. Error: the largest of the output and
+of all gradients, relative to the maximum, against the sequential loop in float64 at batch 2, d_model 64, L 256. Systems
+whose error, or whose difference from ours in a sample of a cell, is above 1e-3 are left out of the ratios. Ratios are
+of medians, in brackets the range over single passes."""
 Errors = dict[str, float]
 
 
@@ -40,7 +40,7 @@ def mixers(store: Store) -> str:
                 heading = f"{TITLES[mixer]}, d_model {d_model}, malloc as `{malloc}`:"
                 parts += [heading, _grid(matching(mine, d_model=d_model), errors)]
             if mine:
-                heading = f"{TITLES[mixer]}, ours against the fastest peer that is right, malloc as `{malloc}`:"
+                heading = f"{TITLES[mixer]}, ours against the fastest correct peer, malloc as `{malloc}`:"
                 parts += [heading, ratios(mine, errors)]
     return "\n\n".join(["### Mixers", NOTES, *parts]) if parts else ""
 

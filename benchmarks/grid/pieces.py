@@ -21,7 +21,7 @@ def short(value: float) -> str:
 
 
 def ratio(ours: dict[str, Any], other: dict[str, Any]) -> str:
-    """Ratio of what `other` takes to what `ours` takes: of medians, then from least to most."""
+    """Ratio of the cost of `other` to that of `ours`: of medians, then the range."""
     low, high = other["min"] / ours["max"], other["max"] / ours["min"]
     return f"{other['median'] / ours['median']:.2f} ({low:.2f} to {high:.2f})"
 
@@ -42,17 +42,17 @@ def values(records: list[Record], key: str) -> list[Any]:
 
 
 def figures_of(records: Iterable[Record]) -> dict[str, Any]:
-    """The figures of cells that have some, by system."""
+    """The results of cells that have some, by system."""
     return {record["cell"]["system"]: record["figures"] for record in records if record["status"] == "ok"}
 
 
 def worst(errors: dict[str, float | None]) -> tuple[float, str]:
-    """The largest error and where it is; infinite for values that were not finite."""
+    """The largest error and its tensor; infinite for values that were not finite."""
     return max((float("inf") if error is None else error, name) for name, error in errors.items())
 
 
 def pairs(store: Store, section: str, key: str) -> list[tuple[System, Record, Record]]:
-    """For each system the figures at the least and at the greatest value of `key`."""
+    """For each system the results at the least and at the greatest value of `key`."""
     records = [record for record in store.records(section) if record["status"] == "ok"]
     found = []
     for name in SYSTEMS:

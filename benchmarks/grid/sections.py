@@ -19,7 +19,7 @@ Cell = dict[str, Any]
 
 
 def run(cell: Cell, folder: Path | None, meter: Meter) -> dict[str, Any]:
-    """The figures of `cell`."""
+    """The results of `cell`."""
     return SECTIONS[cell["section"]](cell, folder, meter)
 
 

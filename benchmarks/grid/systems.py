@@ -102,7 +102,7 @@ def _engine_convolution(mixer: str) -> Callable[..., Any]:
 def _mixer_around(
     mixer: str, d_model: int, scan: Callable[..., Any], convolve: Callable[..., Any] | None = None
 ) -> nn.Module:
-    """Our mixer with `scan` (u or x, dt, A, B, C, D as models.engine.reference takes them) in place of its own."""
+    """Our mixer with `scan` (u or x, dt, A, B, C, D as in models.engine.reference) in place of its own."""
     import torch.nn.functional as F
 
     from models.mamba import Mamba, Mamba2
@@ -273,7 +273,7 @@ def weights(mixer: str, d_model: int) -> dict[str, Any]:
 
 
 def build(name: str, d_model: int, folder: Path | None = None, chunk: int | None = None) -> nn.Module:
-    """The module of system `name`: (B, L, d_model) -> (B, L, d_model), or a tuple that begins with it."""
+    """The module of system `name`: (b, l, d_model) -> (b, l, d_model), or a tuple that begins with it."""
     system = SYSTEMS[name]
     if folder is not None and str(folder / "site") not in sys.path:
         sys.path.append(str(folder / "site"))

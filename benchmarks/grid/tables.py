@@ -27,7 +27,7 @@ BEGIN, END = "<!-- mixers:begin -->", "<!-- mixers:end -->"
 
 
 def render(store: Store) -> str:
-    """Markdown of everything that is in the store."""
+    """Markdown of all stored cells."""
     sections = (mixers, _errors, _length, _step, _threads, _bf16, _malloc, _end_to_end)
     parts = [text for section in sections if (text := section(store))]
     parts += _conditions([record for section in PLANS for record in store.records(section) if "load" in record])
@@ -35,7 +35,7 @@ def render(store: Store) -> str:
 
 
 def replace_between_markers(text: str, tables: str) -> str:
-    """`text` with what stands between the markers replaced; ValueError if they are not there."""
+    """Replaces the text between the markers; ValueError if they are missing."""
     before, begin, rest = text.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not (begin and end):
@@ -81,7 +81,7 @@ def _errors(store: Store) -> str:
         rows.append([TITLES[system.mixer], f"`{system.backend}`", *(found or [record["why"]] * len(CASES))])
     note = (
         "Largest error of the output, the last state and every gradient, relative to the maximum, against the "
-        "sequential loop in float64 on the same inputs, and in brackets where. "
+        "sequential loop in float64 on the same inputs, and in brackets its tensor. "
         f"L {' and '.join(map(str, sorted(lengths)))}; the cases are those of `benchmarks/grid/cases.py`."
     )
     return "\n\n".join(["### Errors of the scan", note, table(["mixer", "backend", *CASES], rows)]) if rows else ""
@@ -151,11 +151,11 @@ def _malloc(store: Store) -> str:
         same = [record for record in grid if any(matching([record], **shape) for shape in shapes)]
         parts += [f"{TITLES[mixer]}:", _by_setting([*mine, *same], list(by_system(mine)))]
         for setting in values(mine, "malloc"):
-            heading = f"{TITLES[mixer]}, ours against the fastest peer that is right, malloc as `{setting}`:"
+            heading = f"{TITLES[mixer]}, ours against the fastest correct peer, malloc as `{setting}`:"
             parts += [heading, ratios(matching(mine, malloc=setting), check_errors(grid))]
     note = (
-        "What glibc does with freed memory. `training`: as `utils/device.py` sets it for training; `default`: as it "
-        "comes; `large`: it keeps everything, which helps most whoever has the largest tensors. d_model 256."
+        "Settings of glibc for freed memory. `training`: as `utils/device.py` sets it for training; `default`: "
+        "unchanged; `large`: everything is kept, which helps most the systems with the largest tensors. d_model 256."
     )
     return "\n\n".join(["### malloc", note, *parts]) if parts else ""
 

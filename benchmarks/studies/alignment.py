@@ -1,4 +1,4 @@
-"""Distances of learned alignments from the phone times that espeak-ng reports of its own speech.
+"""Distances of learned alignments from the phone times that espeak-ng reports for its own speech.
 
     python download.py --dataset demo-voice
     python preprocess.py --dataset demo-voice --units phoneme
@@ -11,13 +11,12 @@ their centers. A phone of espeak-ng, one or more IPA letters, starts with the to
 stress mark right before that one. Blanks, punctuation, and pauses have no counterpart and are not measured; letters on
 which the tokens and espeak-ng's events disagree are left out, and the share of phones that remain is shown.
 
-An error is the distance in ms of the two starts. espeak-ng's start of a plosive is its release, up to 53 ms of silence
-after the phone before has ended: plosives and affricates, where a model may well put the silence into the phone that
-it belongs to, are also shown apart. Beside the models stand two aligners that do not listen: `uniform` gives all tokens
-of an utterance the same time, `average` gives each symbol its mean true duration in the training list, stretched to
-the length of the utterance. And one that listens without a network: `symbols` has one mean mel per symbol, whatever
-its neighbors, estimated on the training list from equal durations by a few rounds of alignment and averaging (hard
-EM). 95 % intervals are of the mean, over utterances.
+An error is the distance in ms of the two starts. espeak-ng's start of a plosive is its release, after up to 53 ms of
+silence, which a model may well assign to the plosive: plosives and affricates are therefore also listed separately. The
+models are compared with two aligners that ignore the audio: `uniform` gives all tokens of an utterance the same time,
+`average` gives each symbol its mean true duration in the training list, stretched to the length of the utterance. A
+third one, `symbols`, has one mean mel per symbol, estimated on the training list from equal durations by a few
+iterations of alignment and averaging (hard EM). 95 % intervals are of the mean, over utterances.
 """
 
 from __future__ import annotations
@@ -119,7 +118,7 @@ def _utterances(
 def _aligners(
     args: argparse.Namespace, store: FeatureStore, names: Sequence[str], training: Sequence[Utterance]
 ) -> Iterator[tuple[str, Aligner]]:
-    """Those that need no model, and the checkpoints; `names` are the training list, `training` what is used of it."""
+    """The aligners without a model, and the checkpoints; `training` are the usable utterances of the list `names`."""
     from benchmarks.studies.synthesis.boundaries import average_aligner, uniform_durations
 
     average = average_aligner(training)
@@ -180,7 +179,7 @@ def _learned(args: argparse.Namespace, path: Path, store: FeatureStore, training
 
 
 def _durations_of_batch(synthesizer: Synthesizer, store: FeatureStore, items: Sequence[int]) -> dict[int, np.ndarray]:
-    """Frames (N,) of each token by the model, by the place of the utterance in the store."""
+    """Frames (n,) of each token by the model, for an utterance by its place in the store."""
     import torch
     from torch.nn.utils.rnn import pad_sequence
 
@@ -198,7 +197,7 @@ def _durations_of_batch(synthesizer: Synthesizer, store: FeatureStore, items: Se
 
 
 def _add_ratios(results: list[dict[str, Any]]) -> None:
-    """Ratios of the mean errors of the aligners without a model to its own, on the same phones."""
+    """Ratios of the mean errors of the aligners without a model to the model's, on the same phones."""
     means = {(each["aligner"], each["list"]): each["mean_ms"] for each in results}
     for each in results:
         for base in BASES:

@@ -1,13 +1,14 @@
-"""The pitch that a text-to-mel model hears in log-mels, against that which pYIN hears in the audio.
+"""The pitch that a text-to-mel model estimates from log-mels, against pYIN on the audio.
 
     python preprocess.py --dataset ljspeech --raw ../shared/data/tts_dev/LJSpeech-1.1 --out data/processed/lj_phone \\
         --units phoneme
     python benchmarks/studies/pitch.py --data data/processed/lj_phone --checkpoint runs/voice --out runs/pitch
 
-On the texts held back (valid and test): differences in cents where both find a voice, frames where only one does, and
-CPU seconds a second of speech on one thread (here with mels and durations given), medians over recordings. `of frames`
-is what draws harmonics in training, `of symbols` the line through the symbols' pitches that the decoder is told,
-`predicted` that which it speaks along, with the durations of the recordings. pYIN is librosa's (requirements-demo.txt).
+On the held-out texts (valid and test): differences in cents on frames that are voiced for both, frames voiced for one
+only, and CPU seconds per second of speech on one thread (for the model with mels and durations given), medians over
+recordings. `of frames` is the pitch that draws harmonics in training, `of symbols` the line through the symbols'
+pitches that the decoder is given, `predicted` the line that it speaks along, with the durations of the recordings. pYIN
+is librosa's (requirements-demo.txt).
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ HEARD = {"frame": "of frames", "line": "of symbols", "predicted": "predicted"}
 def build_parser() -> cli.Parser:
     """The flags of this script."""
     parser = cli.Parser(description=__doc__)
-    parser.add_argument("--data", type=Path, required=True, help="features whose raw audio is where it was")
+    parser.add_argument("--data", type=Path, required=True, help="features whose raw audio has not moved")
     parser.add_argument("--checkpoint", type=Path, required=True, help="a tacomamba model of that voice")
     parser.add_argument("--out", type=Path, required=True, help="where results.json and table.md go")
     parser.add_argument("--protocol", default="default", help="text lists; valid and test are measured")
@@ -68,7 +69,7 @@ def _benchmark(args: argparse.Namespace) -> None:
     items = store.with_a_frame_a_token([*store.listed(lists.valid, "valid"), *store.listed(lists.test, "test")])
     items = items[: args.limit]
     if not items:
-        raise UserError(f"no text that is held back in {args.data} can be aligned")
+        raise UserError(f"no held-out text of {args.data} can be aligned")
     _compare(store, synthesizer, items[0])  # librosa compiles at its first use
     results = _results([_compare(store, synthesizer, item) for item in cli.progress(items)])
     write_json(args.out / "results.json", results)
@@ -77,7 +78,7 @@ def _benchmark(args: argparse.Namespace) -> None:
 
 
 def _compare(store: FeatureStore, synthesizer: Synthesizer, item: int) -> dict[str, Any]:
-    """Pitches of one recording in octaves, each (T,), what is voiced, and CPU seconds a second of speech."""
+    """Pitches of one recording in octaves, each (t,), the voiced frames, and CPU seconds per second of speech."""
     import numpy as np
     import torch
 
@@ -96,7 +97,7 @@ def _compare(store: FeatureStore, synthesizer: Synthesizer, item: int) -> dict[s
     _, here = _timed(lambda: model.decoder.source.harmonics.track(mel, lengths, durations))
     truth, there = _timed(lambda: pitch(samples, store.recipe))
     if len(truth) != mel.shape[1]:
-        raise UserError(f"{store.rows[item].path} is not the recording that {store.directory} was made of")
+        raise UserError(f"{store.rows[item].path} has another length than when {store.directory} was made from it")
     where = positions(durations, 0, mel.shape[1])
     lines = {"line": heard, "predicted": compared.predicted_pitch}
     drawn = {name: contour(pitch.token, durations, where)[0].numpy() for name, pitch in lines.items()}
@@ -147,7 +148,7 @@ def _spread(cents: np.ndarray) -> dict[str, float]:
 
 
 def table(results: dict[str, Any]) -> str:
-    """The figures as Markdown."""
+    """The results as Markdown."""
     from benchmarks.grid import markdown
 
     rows = [

@@ -1,12 +1,12 @@
-"""Streaming of text to mel: is it exact, does it need more memory with time, how soon is the first piece out.
+"""Streaming of text to mel: exactness, memory over time, time to the first piece.
 
     python benchmarks/studies/streaming.py --checkpoint runs/voice --vocoder HIFIGAN --out runs/streaming
     python benchmarks/studies/streaming.py --checkpoint runs/voice --out runs/streaming --parts exactness \\
         state first-piece
 
-Texts are made long enough for the model: a sentence of some 10 s, one of a minute, and texts of 6 s and of a minute
-read sentence by sentence. Peak memory is that of fresh processes. Without --vocoder only the mel is streamed. All on
-one thread of the CPU. Writes OUT/streaming.json, part by part, and OUT/streaming.md.
+The texts are long enough for the model: a sentence of some 10 s, one of a minute, and texts of 6 s and of a minute read
+sentence by sentence. Peak memory is that of fresh processes. Without --vocoder only the mel is streamed. Everything
+runs on one thread of the CPU. Writes OUT/streaming.json, part by part, and OUT/streaming.md.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ def build_parser() -> cli.Parser:
     parser = cli.Parser(description=__doc__)
     parser.add_argument("--checkpoint", type=Path, required=True, help="run or checkpoint of a model that can stream")
     parser.add_argument("--vocoder", help="file or folder of a HiFi-GAN checkpoint")
-    parser.add_argument("--out", type=Path, required=True, help="where the figures go")
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="what to measure")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the results")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="parts to measure")
     parser.add_argument(
         "--chunks", nargs="+", type=cli.positive_int, default=[1, 16, 32, 64], help="frames of a piece, for exactness"
     )
@@ -88,11 +88,11 @@ def _measure(part: str, args: argparse.Namespace, synthesizer: Any, vocoder: Any
 
 
 def table(found: dict[str, Any]) -> str:
-    """Markdown: what was measured, and by how much."""
+    """Markdown: one row per measurement."""
     from benchmarks.grid import markdown
 
     rows = [row for part in PARTS if part in found for row in _ROWS[part](found[part])]
-    return f"### Streaming, {found['model']['name']}\n\n{markdown.table(('measured', 'figure'), rows)}\n"
+    return f"### Streaming, {found['model']['name']}\n\n{markdown.table(('measured', 'value'), rows)}\n"
 
 
 def _exactness_rows(part: dict[str, Any]) -> list[tuple[str, str]]:
@@ -124,11 +124,11 @@ def _memory_rows(part: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _first_piece_rows(part: dict[str, Any]) -> list[tuple[str, str]]:
-    """By the clock, and what the CPU worked in brackets."""
+    """Wall time, and CPU time in brackets."""
     rows = [
         (f"acoustic model, first {part['chunk']} frames of {part['seconds']:.1f} s", _milliseconds(part["first_mel"])),
-        ("the whole stream", f"{_milliseconds(part['all_mel'])}: the first piece is {_shares(part['share'])} of it"),
-        ("the whole mel at once", f"{_milliseconds(part['offline'])}: {_shares(part['share_of_offline'])}"),
+        ("the entire stream", f"{_milliseconds(part['all_mel'])}: the first piece is {_shares(part['share'])} of it"),
+        ("the entire mel at once", f"{_milliseconds(part['offline'])}: {_shares(part['share_of_offline'])}"),
         ("reading the text before that", _milliseconds(part["reading"])),
     ]
     if "first_audio" in part:

@@ -1,4 +1,4 @@
-"""Text to mel, compared: equal CPU time, longer runs, hard sentences, two voices in one model.
+"""Comparisons of text-to-mel systems: equal CPU time, longer runs, hard sentences, two voices in one model.
 
     python preprocess.py --dataset ljspeech --raw ../shared/data/tts_dev/LJSpeech-1.1 --out data/processed/lj_phone \\
         --units phoneme
@@ -12,13 +12,13 @@
     python benchmarks/studies/text_to_mel.py --data data/processed/lj_phone --out runs/text_to_mel --parts
 
 table-a trains six systems of equal size (synthesis/systems.py) for equal CPU time, table-b some of them for longer;
-both judge, on the test list, the checkpoints that do best on the validation list. hard speaks hard_sentences.txt with
-the models of table-b. voices trains one model on several voices and asks Resemblyzer who speaks. The README says how to
-have a HIFIGAN and a WHISPER, synthesis/judge.py a JUDGE.
+both evaluate the best checkpoints by the validation list, on the test list. hard speaks hard_sentences.txt with the
+models of table-b. voices trains one model on several voices, and Resemblyzer identifies the speakers. HIFIGAN and
+WHISPER are described in the README, JUDGE in synthesis/judge.py.
 
-Every training runs on one thread and resumes where it was interrupted. The budget becomes steps by a calibration, kept
-in OUT/steps.json; runs side by side take more CPU time for them, which the tables show. Results are in OUT/results, one
-file each; the tables, OUT/tables.md, are made of these files at the end, and of them alone without any part.
+Every training runs on one thread and resumes after an interruption. A calibration, kept in OUT/steps.json, turns the
+budget into steps; runs at the same time take more CPU time for them, which the tables show. Results are in OUT/results,
+one file each. The tables in OUT/tables.md are computed from these files; `--parts` without a part computes only them.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ def build_parser() -> cli.Parser:
     """The flags of this script."""
     parser = cli.Parser(description=__doc__)
     parser.add_argument("--data", type=Path, required=True, help="features of one voice that preprocess.py wrote")
-    parser.add_argument("--out", type=Path, required=True, help="where runs, results and tables go")
-    parser.add_argument("--parts", nargs="*", choices=PARTS, default=list(PARTS), help="what to measure")
+    parser.add_argument("--out", type=Path, required=True, help="folder for runs, results and tables")
+    parser.add_argument("--parts", nargs="*", choices=PARTS, default=list(PARTS), help="parts to measure")
     _add_judging(parser.add_argument_group("judging"))
     _add_budget(parser.add_argument_group("budget"))
     _add_comparison(parser.add_argument_group("table-a, table-b and hard"))
@@ -56,23 +56,23 @@ def build_parser() -> cli.Parser:
 def _add_judging(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--vocoder", default="griffin-lim", help="griffin-lim, or file or folder of a HiFi-GAN")
     group.add_argument("--asr", type=Path, metavar="FOLDER", help="faster-whisper model; hard needs one")
-    group.add_argument("--limit", type=cli.positive_int, help="at most so many clips and sentences, to try things")
+    group.add_argument("--limit", type=cli.positive_int, help="largest number of clips and sentences, for a trial")
 
 
 def _add_budget(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--cpu-minutes", type=cli.positive_float, default=15.0, help="of a training for table-a")
-    group.add_argument("--cpu-minutes-b", type=cli.positive_float, default=75.0, help="of a training for table-b")
-    group.add_argument("--cpu-minutes-voices", type=cli.positive_float, default=20.0, help="of the one for voices")
-    group.add_argument("--steps", type=cli.positive_int, help="train every run so many steps, whatever time they take")
+    group.add_argument("--cpu-minutes", type=cli.positive_float, default=15.0, help="per training of table-a")
+    group.add_argument("--cpu-minutes-b", type=cli.positive_float, default=75.0, help="per training of table-b")
+    group.add_argument("--cpu-minutes-voices", type=cli.positive_float, default=20.0, help="of the training for voices")
+    group.add_argument("--steps", type=cli.positive_int, help="steps of every run, instead of a budget")
     group.add_argument("--jobs", type=cli.positive_int, default=1, help="trainings at once, one thread each")
-    group.add_argument("--device", default="cpu", help="what to train on; judging is done on the CPU")
+    group.add_argument("--device", default="cpu", help="device for training; evaluation is on the CPU")
     group.add_argument("--calibration-steps", type=cli.positive_int, default=14, help="steps of a calibration run")
     group.add_argument(
         "--recalibrate",
         nargs="+",
         choices=SYSTEMS,
         default=[],
-        help="measure the CPU time of a step of these systems anew; their runs begin anew where that changes the steps",
+        help="measure the CPU time per step of these systems again; runs whose steps change restart",
     )
 
 
@@ -91,7 +91,7 @@ def _add_comparison(group: argparse._ArgumentGroup) -> None:
         type=_flags,
         default=[],
         metavar="SYSTEM=FLAGS",
-        help='more flags of train_tacomamba.py for a system of table-b, as "tacotron2=--decoder-dim 448"',
+        help='flags of train_tacomamba.py for a system of table-b, such as "tacotron2=--decoder-dim 448"',
     )
     sentences = ROOT / "benchmarks" / "studies" / "hard_sentences.txt"
     group.add_argument("--sentences", type=Path, default=sentences, help="file of `category|text` lines for hard")
@@ -108,18 +108,18 @@ def _add_comparison(group: argparse._ArgumentGroup) -> None:
 def _add_voices(group: argparse._ArgumentGroup) -> None:
     folders = [SPEECH / "LJSpeech-1.1", SPEECH / "Kathleen"]
     group.add_argument("--voices", type=Path, nargs="+", default=folders, help="folders in LJSpeech layout")
-    group.add_argument("--voice-units", choices=("char", "phoneme"), default="phoneme", help="what tokens stand for")
+    group.add_argument("--voice-units", choices=("char", "phoneme"), default="phoneme", help="units of the tokens")
     group.add_argument("--voice-system", choices=SYSTEMS, default="causal", help="system to train on all voices")
     group.add_argument(
         "--voice-kind",
         choices=("table", "embedding"),
         default="table",
-        help="source of the voice: a table, or the embedding of a held-out recording, another one for each sentence",
+        help="source of the voice: a table, or the embedding of a held-out recording, a new one for each sentence",
     )
     group.add_argument("--speaker-encoder", type=Path, help="speaker checkpoint for --voice-kind embedding")
     group.add_argument("--config-voices", type=Path, default=PRESET, help="preset of the training")
-    group.add_argument("--voice-sentences", type=cli.positive_int, default=20, help="sentences for each voice to say")
-    group.add_argument("--judge-python", default=sys.executable, help="Python that has Resemblyzer")
+    group.add_argument("--voice-sentences", type=cli.positive_int, default=20, help="sentences per voice")
+    group.add_argument("--judge-python", default=sys.executable, help="Python interpreter with Resemblyzer")
 
 
 def _flags(text: str) -> tuple[str, list[str]]:
@@ -139,7 +139,7 @@ def _named_path(text: str) -> tuple[str, Path]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measures what is missing and prints the tables."""
+    """Measures the missing parts and prints the tables."""
     parser = build_parser()
     args = parser.parse_args(argv)
     parser.report(_problems(args))

@@ -1,13 +1,13 @@
-"""Costs of the training loop: against a bare loop, waiting for data, over ranks, compiled, recomputed, padded.
+"""Costs of the training loop: overhead, waiting for data, ranks, compilation, recomputed layers, padding.
 
     python preprocess.py --dataset librispeech --raw ../shared/data/speakers_dev \
         --split train-clean-100 train-clean-100-notext --out data/processed/speakers_dev \
         --protocol fold0 --heldout-speakers ../shared/data/speakers_dev/splits/fold0_speakers.txt
     python benchmarks/studies/training.py --data data/processed/speakers_dev --protocol fold0 --out runs/training
 
-Each number is a median over blocks of 5 steps of the model of configs/speaker-small.yaml, on one thread a process.
-Runs that are compared alternate, so that other work on the machine falls on both. CPU time is what the process itself
-spent; wall time is named where it is meant.
+Each number is a median over blocks of 5 steps of the model of configs/speaker-small.yaml, on one thread per process.
+Runs that are compared alternate, so that other load affects both. Times are CPU times of the process unless wall time
+is stated.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def build_parser() -> cli.Parser:
     parser.add_argument("--data", type=Path, required=True, help="folder that preprocess.py wrote")
     parser.add_argument("--protocol", default="default", help="which of the data's protocols gives the splits")
     parser.add_argument("--out", type=Path, required=True, help="where runs and the table go")
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="what to measure")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="parts to measure")
     parser.add_argument("--repeats", type=cli.positive_int, default=3, help="runs of each kind, alternating")
     parser.add_argument("--steps", type=cli.positive_int, default=20, help="steps of a run, at least 10")
     return parser
@@ -96,7 +96,7 @@ def _median(lines: list[dict[str, Any]], key: str) -> float:
 
 
 def overhead(args: argparse.Namespace) -> dict[str, Any]:
-    """CPU seconds a step of the trainer, and of a bare loop over the same loader: forward, backward, AdamW."""
+    """CPU seconds per step of the trainer, and of a bare loop over the same loader: forward, backward, AdamW."""
     import torch
 
     torch.set_num_threads(1)
@@ -168,7 +168,7 @@ def _our_loop(args: argparse.Namespace, repeat: int) -> list[float]:
 
 
 def loader(args: argparse.Namespace) -> dict[str, Any]:
-    """Share of the wall time in which the step waits for data; batches of whole utterances too."""
+    """Share of wall time spent waiting for data, also with batches of entire utterances."""
     cases = {f"{workers} workers": (1, ["--workers", workers]) for workers in (0, 1, 2)}
     cases["by frames 1 worker"] = (1, ["--workers", 1, "--batch-frames", 7000])
     return {name: _median(lines, "wait_share") for name, lines in _alternating(args, cases).items()}
@@ -184,7 +184,7 @@ def ranks(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def compiled(args: argparse.Namespace) -> dict[str, Any]:
-    """CPU seconds a step with and without torch.compile; the first block, with the compilation, is left out."""
+    """CPU seconds per step with and without torch.compile, without the first block, which includes the compilation."""
     models = {"mamba2": [], "xvector": ["--model", "xvector"]}
     cases = {f"{name}{mark}": (1, [*words, *flag]) for name, words in models.items() for mark, flag in COMPILED.items()}
     return {name: _median(lines, "cpu_s_per_step") for name, lines in _alternating(args, cases).items()}
@@ -194,7 +194,7 @@ COMPILED = {"": [], " compiled": ["--compile"]}
 
 
 def memory(args: argparse.Namespace) -> dict[str, Any]:
-    """Highest resident memory in MiB and CPU seconds a step, plain, in micro-batches, with layers computed again."""
+    """Peak resident memory in MiB and CPU seconds per step: plain, in micro-batches, with recomputed layers."""
     cases = {"plain": (1, []), "accumulate 4": (1, ["--accumulate", 4])}
     cases["checkpoint-layers"] = (1, ["--checkpoint-layers"])
     lines = _alternating(args, cases)

@@ -1,1 +1,1 @@
-"""Speech corpora on disk: how they come here (catalog, transfer, demo) and how their folders are read (layouts)."""
+"""Speech corpora on disk: download (catalog, transfer), synthesis (demo, demo_voice), and reading (layouts)."""

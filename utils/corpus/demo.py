@@ -1,14 +1,12 @@
-"""The demo corpus: synthetic speech of many voices, made on the spot, in LibriSpeech layout.
+"""The demo corpus: synthetic speech of many voices, generated locally, in LibriSpeech layout.
 
-Each speaker reads two chapters of different sentences. A chapter stands for a recording session: its rate, pitch,
-level and background noise are its own. The corpus depends on its `Settings` alone, not on how many processes make it.
+Each speaker reads two chapters of different sentences. A chapter stands for a recording session, with its own rate,
+pitch, level and background noise. The corpus depends on its `Settings` alone, not on the number of processes.
 """
 
 from __future__ import annotations
 
-import concurrent.futures
 import dataclasses
-import importlib.metadata
 import itertools
 import json
 import math
@@ -18,41 +16,39 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from utils.cli import progress
-from utils.corpus.records import (
-    RECORD,
-    Say,
-    disk_errors,
-    finished_record,
-    only_one,
-    remove_leftovers,
-    replacing_directory,
-)
+from utils.corpus.records import Say, Synthetic, in_threads
 from utils.corpus.sentences import sentences, transcript
 from utils.corpus.voices import VOICES, Voice
-from utils.espeak import require_espeak, synthesize
-from utils.files import sha256_text, write_json, write_text
+from utils.espeak import synthesize
+from utils.files import sha256_text, write_text
 
 SPLIT = "demo"
 SAMPLE_RATE = 16_000
 FIRST_SPEAKER = 90_001  # above the ids of LibriSpeech's readers
 CHAPTERS = 2
-FADE = 0.03  # of the band below half the sample rate, in which the resampler fades out
+FADE = 0.03  # share of the band below half the sample rate over which the resampler fades out
 
-# What a recording session may do to a voice.
-RATES = (158, 172)  # words a minute of a speaker's first chapter
-RATE_CHANGE = (0.03, 0.075)  # at most 8 % after rounding to whole words a minute
+# Effects of a recording session on a voice.
+RATES = (158, 172)  # words per minute in a speaker's first chapter
+RATE_CHANGE = (0.03, 0.075)  # at most 8 % after rounding to whole words per minute
 PITCH_STEPS = (1, 3)  # espeak's, of about 1.4 % each
 LEVELS = (-32.0, -23.0)  # root mean square, dB of full scale
 LEAST_LEVEL_CHANGE = 3.0
 SNRS = (18.0, 30.0)  # dB
-COLOURS = (0.0, 1.8)  # noise power falls with frequency to this power: 0 white, 1 pink, 2 brown
-LOWEST_NOISE = 60.0  # Hz; coloured noise is flat below
+COLORS = (0.0, 1.8)  # noise power falls with frequency to this power: 0 white, 1 pink, 2 brown
+LOWEST_NOISE = 60.0  # Hz; colored noise is flat below
+
+README = """, in the folder layout of LibriSpeech. No person was recorded.
+
+It exists to try the pipeline without a download. Metrics measured on it say nothing about people.
+Each speaker has two chapters, which differ in rate, pitch, level and synthetic background noise.
+Made by: download.py --dataset demo --voices {voices} --utterances-per-voice {utterances_per_voice} --seed {seed}
+"""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What the bytes of a demo corpus depend on."""
+    """Settings that determine the bytes of a demo corpus."""
 
     voices: int
     utterances_per_voice: int
@@ -61,7 +57,10 @@ class Settings:
 
 @dataclass(frozen=True)
 class Chapter:
-    """One recording session: `rate` and `pitch` in espeak's units, `level` in dB of full scale, `snr` in dB."""
+    """One recording session: `rate` and `pitch` in espeak's units, `level` in dB of full scale, `snr` in dB.
+
+    The fields' names are hashed with the plan, so a renamed field makes every existing corpus another version.
+    """
 
     name: str
     rate: int
@@ -74,7 +73,7 @@ class Chapter:
 
 @dataclass(frozen=True)
 class Speaker:
-    """A voice and what it says, under the name of its folder."""
+    """A voice and its chapters, under the name of its folder."""
 
     name: str
     voice: Voice
@@ -82,7 +81,7 @@ class Speaker:
 
 
 def make_plan(settings: Settings) -> list[Speaker]:
-    """Who says what and how. The first speakers of a larger corpus are the speakers of a smaller one."""
+    """Plans the speakers and their chapters. A smaller corpus is the beginning of a larger one."""
     taken: set[str] = set()
     return [
         _plan_speaker(str(FIRST_SPEAKER + number), voice, settings, taken)
@@ -107,7 +106,7 @@ def _plan_speaker(name: str, voice: Voice, settings: Settings, taken: set[str]) 
             pitch=pitches[number],
             level=round(levels[number], 2),
             snr=round(draw.uniform(*SNRS), 2),
-            colour=round(draw.uniform(*COLOURS), 2),
+            colour=round(draw.uniform(*COLORS), 2),
             texts=tuple(texts[number * half : (number + 1) * half]),
         )
         for number in range(CHAPTERS)
@@ -118,86 +117,44 @@ def _plan_speaker(name: str, voice: Voice, settings: Settings, taken: set[str]) 
 def build_demo(
     root: Path, settings: Settings, num_proc: int = 1, overwrite: bool = False, say: Say = print
 ) -> dict[str, Any]:
-    """Makes ROOT/demo/LibriSpeech, unless it is already there with the same settings.
-
-    Returns:
-        The completion record: settings, counts, seconds of speech.
-
-    Raises:
-        UserError: espeak-ng is missing, or a corpus of other settings is in the way and `overwrite` is False.
-    """
-    home = root / "demo"
-    corpus = home / "LibriSpeech"
+    """Makes ROOT/demo/LibriSpeech, or finds it complete, as `Synthetic` does, and returns its record."""
+    corpus = root / "demo" / "LibriSpeech"
     plan = make_plan(settings)
     wanted = {**dataclasses.asdict(settings), "plan": sha256_text(json.dumps([dataclasses.asdict(s) for s in plan]))}
-    request = (corpus, corpus / SPLIT, ".flac", wanted, overwrite)
-    if (record := finished_record(*request)) is None:
-        require_espeak()
-        with disk_errors(home), only_one(home, say):
-            remove_leftovers(home, f".{corpus.name}.*.tmp")
-            if (record := finished_record(*request)) is None:
-                return _build(corpus, plan, wanted, num_proc, say)
-    say(f"demo: already complete, {_summary(record)} in {corpus}")
-    return record
 
+    def fill(staging: Path) -> dict[str, Any]:
+        say(f"demo: synthesizing {len(plan)} voices by espeak-ng")
+        jobs = [(speaker, staging / SPLIT, settings.seed) for speaker in plan]
+        seconds = in_threads(_record_speaker, jobs, num_proc, "voices")
+        _write_table(staging / "SPEAKERS.TXT", plan, seconds)
+        utterances = sum(len(chapter.texts) for speaker in plan for chapter in speaker.chapters)
+        counts = {"speakers": len(plan), "utterances": utterances, "seconds": round(sum(seconds), 2)}
+        return {"settings": wanted, **counts}
 
-def _build(corpus: Path, plan: Sequence[Speaker], wanted: dict[str, Any], num_proc: int, say: Say) -> dict[str, Any]:
-    say(f"demo: making {len(plan)} synthetic voices with espeak-ng")
-    with replacing_directory(corpus) as staging:
-        split = staging / SPLIT
-        jobs = [(speaker, split, wanted["seed"]) for speaker in plan]
-        # Threads: espeak-ng runs in processes of its own, and numpy and the FLAC encoder run beside one another.
-        workers = concurrent.futures.ThreadPoolExecutor(num_proc)
-        try:
-            seconds = list(progress(workers.map(_record_speaker, jobs), total=len(jobs), desc="voices"))
-        finally:
-            workers.shutdown(cancel_futures=True)
-        record = {
-            "dataset": "demo",
-            "split": SPLIT,
-            "synthetic": True,
-            "espeakng_loader": importlib.metadata.version("espeakng-loader"),
-            "settings": wanted,
-            "speakers": len(plan),
-            "utterances": sum(len(chapter.texts) for speaker in plan for chapter in speaker.chapters),
-            "seconds": round(sum(seconds), 2),
-        }
-        _describe(staging, plan, seconds, record)
-        write_json(split / RECORD, record)
-    say(f"demo: {_summary(record)} in {corpus}")
-    return record
+    readme = README.format(**dataclasses.asdict(settings))
+    return Synthetic(corpus, corpus / SPLIT, ".flac", wanted, fill, _summary, readme).make_once(overwrite, say)
 
 
 def _summary(record: dict[str, Any]) -> str:
     return f"{record['speakers']} voices, {record['utterances']} utterances, {record['seconds'] / 60:.1f} minutes"
 
 
-def _describe(folder: Path, plan: Sequence[Speaker], seconds: Sequence[float], record: dict[str, Any]) -> None:
-    """Writes SPEAKERS.TXT in LibriSpeech's format, and README.TXT."""
+def _write_table(path: Path, plan: Sequence[Speaker], seconds: Sequence[float]) -> None:
+    """Writes SPEAKERS.TXT in LibriSpeech's format."""
     rows = [
         f"{speaker.name:5}| {speaker.voice.sex} | {SPLIT:17}|{length / 60:6.2f} | "
         f"SYNTHETIC espeak-ng {speaker.voice.name} pitch {speaker.voice.pitch}"
         for speaker, length in zip(plan, seconds, strict=True)
     ]
     head = [
-        "; SYNTHETIC voices: no line of this table is a person. Sex is that of the voice's intended sound.",
+        "; SYNTHETIC voices: no line of this table is a person. The sex is the one that the voice is meant to suggest.",
         ";ID  |SEX| SUBSET           |MINUTES| NAME",
     ]
-    write_text(folder / "SPEAKERS.TXT", "\n".join([*head, *rows]) + "\n")
-    settings = record["settings"]
-    about = f"""This corpus is SYNTHETIC: {_summary(record)}, spoken by espeak-ng
-(espeakng-loader {record["espeakng_loader"]}), in the folder layout of LibriSpeech. No person was recorded.
-
-It exists to try the pipeline without a download. Figures measured on it say nothing about people.
-Each speaker has two chapters, which differ in rate, pitch, level and made background noise.
-Made by: download.py --dataset demo --voices {settings["voices"]} \
---utterances-per-voice {settings["utterances_per_voice"]} --seed {settings["seed"]}
-"""
-    write_text(folder / "README.TXT", about)
+    write_text(path, "\n".join([*head, *rows]) + "\n")
 
 
 def _record_speaker(job: tuple[Speaker, Path, int]) -> float:
-    """Speaks and writes one speaker's chapters; returns their seconds."""
+    """Synthesizes and writes one speaker's chapters; returns their total length in s."""
     import numpy as np
     import soundfile
 
@@ -230,7 +187,7 @@ def _record_speaker(job: tuple[Speaker, Path, int]) -> float:
 
 
 def _resample(samples: Any, rate: int) -> Any:
-    """int16 `(S,)` at `rate` Hz to float64 `(S * SAMPLE_RATE / rate,)`, by cutting the spectrum off."""
+    """Resamples int16 `(S,)` at `rate` Hz to float64 `(S * SAMPLE_RATE / rate,)` by truncating the spectrum."""
     import numpy as np
 
     step = rate // math.gcd(rate, SAMPLE_RATE)
@@ -238,12 +195,12 @@ def _resample(samples: Any, rate: int) -> Any:
     kept = length * SAMPLE_RATE // rate
     spectrum = np.fft.rfft(samples, length)[: kept // 2 + 1]
     fade = np.linspace(0, np.pi, int(FADE * len(spectrum)))
-    spectrum[-len(fade) :] *= (1 + np.cos(fade)) / 2  # a sharp edge would ring
+    spectrum[-len(fade) :] *= (1 + np.cos(fade)) / 2  # a sharp cutoff would ring
     return np.fft.irfft(spectrum, kept) * (kept / length / 32768)
 
 
 def _in_session(samples: Any, chapter: Chapter, random_state: Any) -> Any:
-    """Speech `(S,)` at the chapter's level in the chapter's noise, as int16."""
+    """Sets speech `(S,)` to the chapter's level and adds the chapter's noise; returns int16."""
     import numpy as np
 
     level = 10 ** (chapter.level / 20)

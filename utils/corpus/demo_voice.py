@@ -1,15 +1,14 @@
-"""The one-voice demo corpus: synthetic speech of one voice, made on the spot, in LJSpeech layout, with phone times.
+"""The one-voice demo corpus: synthetic speech of one voice, generated locally, in LJSpeech layout, with phone times.
 
-One voice reads many different sentences as it always does: no session, no noise, one level. phones.jsonl says where
-espeak-ng began each phone, what a learned alignment can be measured against (benchmarks/studies/alignment.py). The
-corpus depends on its `Settings` alone, not on how many processes make it.
+One voice reads many different sentences under constant conditions: no sessions, no noise, one level. phones.jsonl holds
+the start of each phone by espeak-ng, a reference for learned alignments (benchmarks/studies/alignment.py). The corpus
+depends on its `Settings` alone, not on the number of processes.
 """
 
 from __future__ import annotations
 
-import concurrent.futures
 import dataclasses
-import importlib.metadata
+import functools
 import itertools
 import json
 from collections.abc import Sequence
@@ -17,50 +16,49 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from utils.cli import progress
 from utils.corpus.catalog import SYNTHETIC_SPLITS
-from utils.corpus.records import (
-    RECORD,
-    Say,
-    disk_errors,
-    finished_record,
-    only_one,
-    remove_leftovers,
-    replacing_directory,
-)
+from utils.corpus.records import Say, Synthetic, in_threads
 from utils.corpus.sentences import varied_sentences
 from utils.corpus.voices import VOICES
-from utils.espeak import Phone, require_espeak, synthesize_with_phones
-from utils.files import sha256_text, write_json, write_text
+from utils.espeak import synthesize_with_phones
+from utils.files import sha256_text, write_text
 
 DATASET = "demo-voice"
 (SPLIT,) = SYNTHETIC_SPLITS[DATASET]
 PHONES = "phones.jsonl"
-# An American accent, which is also that of the phonemes that models read, in a voice without breath, echo or creak.
+# An American accent, as the front end's phonemes have, in a voice without breath, echo or creak.
 VOICE = next(voice for voice in VOICES if voice.name == "en-us+Andrea")
-RATE = 160  # words a minute
+RATE = 160  # words per minute
 LEVEL = -23.0  # root mean square of every utterance, dB of full scale
-SILENCE = 0.05  # s before and after the speech: espeak-ng itself leaves 0.01 s
-BLOCK = 20  # sentences that one espeak-ng process says, for they depend on what it said before
+SILENCE = 0.05  # s before and after the speech; espeak-ng itself leaves 0.01 s
+BLOCK = 20  # sentences per espeak-ng process, because each depends on those that the process spoke before
+
+README = f""" as {VOICE.name}, in the folder layout of LJSpeech. No person was recorded.
+
+It exists to try text to mel without a download. Metrics measured on it say nothing about people.
+{PHONES} has a line per utterance: its phones in IPA (an empty one is a pause), each with its start in s by espeak-ng
+(a plosive starts at its release, not at the silence before), and the length of the recording in s.
+Made by: download.py --dataset {DATASET} --utterances-per-voice {{utterances}} --seed {{seed}}
+"""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What the bytes of a one-voice corpus depend on."""
+    """Settings that determine the bytes of a one-voice corpus."""
 
     utterances: int
     seed: int
 
 
 class Block(NamedTuple):
-    """The sentences of one process, under the name that their ids begin with."""
+    """The sentences of one process, and the common prefix of their ids."""
 
     name: str
     texts: tuple[str, ...]
 
 
 class Spoken(NamedTuple):
-    """An utterance that is on disk: its phones' starts, and its length, in s."""
+    """A written utterance: its text, its phones with their starts in s, and its length in s."""
 
     utterance: str
     text: str
@@ -69,7 +67,7 @@ class Spoken(NamedTuple):
 
 
 def make_plan(settings: Settings) -> list[Block]:
-    """What is said, in which order. A smaller corpus is the beginning of a larger one."""
+    """Plans the sentences in their order. A smaller corpus is the beginning of a larger one."""
     texts = tuple(itertools.islice(varied_sentences(f"demo voice {settings.seed}"), settings.utterances))
     starts = range(0, len(texts), BLOCK)
     return [Block(f"DV{number:03}", texts[start : start + BLOCK]) for number, start in enumerate(starts, start=1)]
@@ -78,81 +76,39 @@ def make_plan(settings: Settings) -> list[Block]:
 def build_demo_voice(
     root: Path, settings: Settings, num_proc: int = 1, overwrite: bool = False, say: Say = print
 ) -> dict[str, Any]:
-    """Makes ROOT/demo-voice/DemoVoice-1.0, unless it is already there with the same settings.
-
-    Returns:
-        The completion record: settings, counts, seconds of speech.
-
-    Raises:
-        UserError: espeak-ng is missing, or a corpus of other settings is in the way and `overwrite` is False.
-    """
-    home = root / DATASET
-    corpus = home / SPLIT
+    """Makes ROOT/demo-voice/DemoVoice-1.0, or finds it complete, as `Synthetic` does, and returns its record."""
+    corpus = root / DATASET / SPLIT
     plan = make_plan(settings)
     how = json.dumps([plan, VOICE, RATE, LEVEL, SILENCE])
     wanted = {**dataclasses.asdict(settings), "plan": sha256_text(how)}
-    request = (corpus, corpus, ".wav", wanted, overwrite)
-    if (record := finished_record(*request)) is None:
-        require_espeak()
-        with disk_errors(home), only_one(home, say):
-            remove_leftovers(home, f".{corpus.name}.*.tmp")
-            if (record := finished_record(*request)) is None:
-                return _build(corpus, plan, wanted, num_proc, say)
-    say(f"{DATASET}: already complete, {_summary(record)} in {corpus}")
-    return record
 
-
-def _build(corpus: Path, plan: Sequence[Block], wanted: dict[str, Any], num_proc: int, say: Say) -> dict[str, Any]:
-    say(f"{DATASET}: making {wanted['utterances']} utterances of a synthetic voice with espeak-ng")
-    with replacing_directory(corpus) as staging:
+    def fill(staging: Path) -> dict[str, Any]:
+        say(f"{DATASET}: synthesizing {settings.utterances} utterances of one voice by espeak-ng")
         wavs = staging / "wavs"
         wavs.mkdir()
-        # Threads: espeak-ng runs in processes of its own.
-        workers = concurrent.futures.ThreadPoolExecutor(num_proc)
-        try:
-            blocks = workers.map(_record_block, plan, itertools.repeat(wavs))
-            spoken = list(itertools.chain.from_iterable(progress(blocks, total=len(plan), desc="blocks")))
-        finally:
-            workers.shutdown(cancel_futures=True)
-        record = {
-            "dataset": DATASET,
-            "split": SPLIT,
-            "synthetic": True,
-            "espeakng_loader": importlib.metadata.version("espeakng-loader"),
-            "voice": VOICE.name,
-            "settings": wanted,
-            "utterances": len(spoken),
-            "seconds": round(sum(each.seconds for each in spoken), 2),
-        }
-        _describe(staging, spoken, record)
-        write_json(staging / RECORD, record)
-    say(f"{DATASET}: {_summary(record)} in {corpus}")
-    return record
+        blocks = in_threads(functools.partial(_record_block, wavs=wavs), plan, num_proc, "blocks")
+        spoken = list(itertools.chain.from_iterable(blocks))
+        _write_tables(staging, spoken)
+        counts = {"utterances": len(spoken), "seconds": round(sum(each.seconds for each in spoken), 2)}
+        return {"voice": VOICE.name, "settings": wanted, **counts}
+
+    readme = README.format(**dataclasses.asdict(settings))
+    return Synthetic(corpus, corpus, ".wav", wanted, fill, _summary, readme).make_once(overwrite, say)
 
 
 def _summary(record: dict[str, Any]) -> str:
     return f"1 voice, {record['utterances']} utterances, {record['seconds'] / 60:.1f} minutes"
 
 
-def _describe(folder: Path, spoken: Sequence[Spoken], record: dict[str, Any]) -> None:
-    """Writes metadata.csv as LJSpeech does, the phones' times, and README.TXT."""
+def _write_tables(folder: Path, spoken: Sequence[Spoken]) -> None:
+    """Writes metadata.csv in LJSpeech's format, and the phones' times."""
     write_text(folder / "metadata.csv", "".join(f"{each.utterance}|{each.text}|{each.text}\n" for each in spoken))
     lines = [{"utterance": each.utterance, "phones": each.phones, "end_s": each.seconds} for each in spoken]
     write_text(folder / PHONES, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
-    settings = record["settings"]
-    about = f"""This corpus is SYNTHETIC: {_summary(record)}, spoken by espeak-ng
-(espeakng-loader {record["espeakng_loader"]}) as {VOICE.name}, in the folder layout of LJSpeech. No person was recorded.
-
-It exists to try text to mel without a download. Figures measured on it say nothing about people.
-{PHONES} has a line per utterance: its phones in IPA (an empty one is a pause), each with the second at which espeak-ng
-begins to make it (a plosive's release, not the silence before), and the second at which the recording ends.
-Made by: download.py --dataset {DATASET} --utterances-per-voice {settings["utterances"]} --seed {settings["seed"]}
-"""
-    write_text(folder / "README.TXT", about)
 
 
 def _record_block(block: Block, wavs: Path) -> list[Spoken]:
-    """Speaks and writes the sentences of a block."""
+    """Synthesizes and writes the sentences of a block."""
     import soundfile
 
     items = [{"text": text, "rate": RATE, "pitch": VOICE.pitch} for text in block.texts]
@@ -161,18 +117,14 @@ def _record_block(block: Block, wavs: Path) -> list[Spoken]:
     spoken = []
     for number, (text, samples, found) in enumerate(zip(block.texts, recordings, phones, strict=True), start=1):
         name = f"{block.name}-{number:04}"
-        soundfile.write(wavs / f"{name}.wav", _levelled(samples, silence), rate, subtype="PCM_16")
-        seconds = (len(samples) + 2 * silence) / rate
-        spoken.append(Spoken(name, text, _starts(found, silence, rate), round(seconds, 6)))
+        soundfile.write(wavs / f"{name}.wav", _leveled(samples, silence), rate, subtype="PCM_16")
+        starts = [(phone.symbol, round((silence + phone.start) / rate, 6)) for phone in found]
+        spoken.append(Spoken(name, text, starts, round((len(samples) + 2 * silence) / rate, 6)))
     return spoken
 
 
-def _starts(phones: Sequence[Phone], silence: int, rate: int) -> list[tuple[str, float]]:
-    return [(phone.symbol, round((silence + phone.start) / rate, 6)) for phone in phones]
-
-
-def _levelled(samples: Any, silence: int) -> Any:
-    """int16 speech `(S,)` at the corpus's level, with `silence` samples of silence before and after it."""
+def _leveled(samples: Any, silence: int) -> Any:
+    """Sets int16 speech `(S,)` to the corpus's level and adds `silence` zeros before and after it."""
     import numpy as np
 
     gain = 10 ** (LEVEL / 20) * 32768 / np.sqrt(np.mean(samples.astype(np.float64) ** 2))

@@ -1,27 +1,27 @@
-"""Speech corpora on disk, in LibriSpeech or LJSpeech layout, as lists of utterances."""
+"""Folder layouts of speech corpora, read as lists of utterances.
+
+A further layout is one entry of `LAYOUTS`: how to recognize a split, and how to read it. The flag --layout of
+preprocess.py offers every entry.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from utils.errors import UserError
 
 AUDIO_SUFFIXES = (".flac", ".wav", ".ogg", ".opus", ".mp3")
-_EXPECTED = {
-    "librispeech": "SPEAKER/CHAPTER/*.flac folders, or a folder of splits that hold them",
-    "ljspeech": "metadata.csv beside wavs/, or folders that hold these",
-}
 
 
 @dataclass(frozen=True, slots=True)
 class Utterance:
     """One recording of one speaker.
 
-    `path` is POSIX, relative to the raw root that was read; `sex` is "F", "M" or "" where it is not known;
-    `text` is None where there is no transcript.
+    `path` is POSIX, relative to the raw root that was read. `chapter` names the recording session. `sex` is "F", "M",
+    or "" where it is not known; `text` is None where there is no transcript.
     """
 
     utterance: str
@@ -33,41 +33,67 @@ class Utterance:
     text: str | None
 
 
-def find_splits(raw: str | Path, layout: str) -> dict[str, Path]:
-    """The splits under `raw`: name to folder, sorted by name.
+@dataclass(frozen=True)
+class Layout:
+    """How the folders of a corpus are arranged.
 
-    LibriSpeech layout: `raw` may be a folder of speakers (a split; its name is the split's), a folder of splits, or
-    a folder with such a folder in it (`LibriSpeech/`). LJSpeech layout: `raw` holds metadata.csv, or its children do.
+    Attributes:
+        expected: the arrangement in words, for the message to a user whose folder does not have it.
+        is_split: whether a folder is a split.
+        read: yields the utterances of a split, given the raw root, the split's name and its folder.
+        task: the task that such a corpus usually serves, "speaker" or "tts".
+        nested: names of folders that may lie between a split and its recordings.
     """
-    raw = _require_folder(raw)
-    is_split = _holds_speakers if layout == "librispeech" else _holds_metadata
-    if is_split(raw):
+
+    expected: str
+    is_split: Callable[[Path], bool]
+    read: Callable[[Path, str, Path], Iterator[Utterance]]
+    task: str
+    nested: tuple[str, ...] = ()
+
+
+def find_splits(raw: str | Path, layout: str) -> dict[str, Path]:
+    """Finds the splits under `raw`: `raw` itself, or folders one or two levels below it.
+
+    Returns:
+        Name to the folder that holds the recordings, sorted by name. A split is named after its folder.
+
+    Raises:
+        UserError: `raw` is missing, empty, or not in this layout, or two splits have one name.
+    """
+    raw, kind = _require_folder(raw), LAYOUTS[layout]
+    if kind.is_split(raw):
         return {raw.resolve().name: raw}
     for level in (_folders(raw), [inner for folder in _folders(raw) for inner in _folders(folder)]):
-        found = [folder for folder in level if is_split(folder)]
-        splits = {folder.name: folder for folder in sorted(found, key=lambda folder: folder.name)}
+        found = [(folder.name, place) for folder in level if (place := _recordings_of(folder, kind))]
+        splits = dict(sorted(found))
         if len(splits) < len(found):
-            raise UserError(f"{raw} holds two splits of one name: give the folder of one of them")
+            raise UserError(f"{raw} holds two splits of the same name: give the folder of one of them")
         if splits:
             return splits
-    raise UserError(f"{raw} holds no speech in {layout} layout ({_EXPECTED[layout]})")
+    raise UserError(f"{raw} holds no speech in {layout} layout ({kind.expected})")
+
+
+def _recordings_of(split: Path, layout: Layout) -> Path | None:
+    """The folder of a split that holds its recordings, which may be one in between; None if it is no split."""
+    places = (split, *map(split.joinpath, layout.nested))
+    return next((place for place in places if place.is_dir() and layout.is_split(place)), None)
 
 
 def read_corpus(raw: str | Path, layout: str, splits: Sequence[str] | None = None) -> list[Utterance]:
-    """The utterances of `splits` (all that exist if None), sorted by utterance id.
+    """Reads the utterances of `splits` (all that exist if None), sorted by utterance id.
 
     Raises:
-        UserError: a missing or empty folder, an unknown split, a broken transcript, or ids that occur twice.
+        UserError: a missing or empty folder, an unknown split, a broken transcript, or an id that occurs twice.
     """
     raw = Path(raw)
     found = find_splits(raw, layout)
     unknown = [split for split in splits or () if split not in found]
     if unknown:
         raise UserError(f"{raw} has no split {', '.join(unknown)}; it has {', '.join(found)}")
-    read = _read_librispeech if layout == "librispeech" else _read_ljspeech
     by_id: dict[str, Utterance] = {}
     for split in dict.fromkeys(splits or found):
-        for utterance in read(raw, split, found[split]):
+        for utterance in LAYOUTS[layout].read(raw, split, found[split]):
             other = by_id.setdefault(utterance.utterance, utterance)
             if other is not utterance:
                 raise UserError(f"utterance {other.utterance} occurs twice: {other.path} and {utterance.path}")
@@ -75,19 +101,24 @@ def read_corpus(raw: str | Path, layout: str, splits: Sequence[str] | None = Non
 
 
 def sexes(folder: str | Path) -> dict[str, str]:
-    """Speaker to "F" or "M" from the nearest SPEAKERS.TXT: in `folder`, up to three levels above, or one below."""
+    """Reads the sex of each speaker from the nearest table: in `folder`, up to three levels above, or one below.
+
+    Tables are LibriSpeech's SPEAKERS.TXT, and VoxCeleb's vox1_meta.csv and vox2_meta.csv.
+
+    Returns:
+        Speaker to "F" or "M"; empty if there is no table.
+    """
     folder = Path(folder).resolve()
     for place in (folder, *folder.parents[:3], *_folders(folder)):
-        table = place / "SPEAKERS.TXT"
-        if table.is_file():
-            rows = [line.split("|") for line in _read_lines(table) if not line.startswith(";")]
-            pairs = {row[0].strip(): row[1].strip().upper() for row in rows if len(row) > 1}
-            return {speaker: sex for speaker, sex in pairs.items() if sex in ("F", "M")}
+        tables = [place / name for name in _SPEAKER_TABLES if (place / name).is_file()]
+        if tables:
+            pairs = [pair for table in tables for pair in _SPEAKER_TABLES[table.name](table)]
+            return {speaker: sex.upper() for speaker, sex in pairs if sex.upper() in ("F", "M")}
     return {}
 
 
 def parse_path(path: str | Path) -> tuple[str, str]:
-    """Speaker and chapter of a recording: from SPEAKER/CHAPTER/ folders, or from a SPEAKER-CHAPTER-NUMBER name."""
+    """Derives speaker and chapter from SPEAKER/CHAPTER/ folders, or from a SPEAKER-CHAPTER-NUMBER name."""
     path = Path(path)
     chapter, speaker = path.parent.name, path.parent.parent.name
     if path.stem.startswith(f"{speaker}-{chapter}-"):
@@ -96,7 +127,8 @@ def parse_path(path: str | Path) -> tuple[str, str]:
     return (match[1], match[2]) if match else (speaker, chapter)
 
 
-def _read_librispeech(raw: Path, split: str, folder: Path) -> Iterator[Utterance]:
+def _read_speakers(raw: Path, split: str, folder: Path) -> Iterator[Utterance]:
+    """SPEAKER/CHAPTER/* recordings, with LibriSpeech's transcripts where a chapter has them."""
     sex = sexes(folder)
     for speaker in _folders(folder):
         for chapter in _folders(speaker):
@@ -104,7 +136,7 @@ def _read_librispeech(raw: Path, split: str, folder: Path) -> Iterator[Utterance
             prefix = f"{speaker.name}-{chapter.name}-"
             for audio in _audio_files(chapter):
                 yield Utterance(
-                    # Corpora that only borrow the layout may number from 1 in every chapter: make their ids whole.
+                    # Files may be numbered from 1 in every chapter (VoxCeleb's are): the id needs the full name.
                     utterance=audio.stem if audio.stem.startswith(prefix) else prefix + audio.stem,
                     path=audio.relative_to(raw).as_posix(),
                     split=split,
@@ -127,8 +159,8 @@ def _transcripts(chapter: Path) -> dict[str, str]:
 
 
 def _read_ljspeech(raw: Path, split: str, folder: Path) -> Iterator[Utterance]:
-    sex = sexes(folder).get(folder.resolve().name, "")
     speaker = folder.resolve().name
+    sex = sexes(folder).get(speaker, "")
     table = folder / "metadata.csv"
     for number, line in enumerate(_read_lines(table), start=1):
         if not line.strip():
@@ -157,15 +189,35 @@ def _clip(folder: Path, name: str) -> Path:
 
 def _holds_speakers(folder: Path) -> bool:
     chapters = (chapter for speaker in _folders(folder) for chapter in _folders(speaker))
-    return any(next(iter(_audio_files(chapter)), None) for chapter in chapters)
+    return any(_audio_files(chapter) for chapter in chapters)
 
 
-def _holds_metadata(folder: Path) -> bool:
-    return (folder / "metadata.csv").is_file()
+def _librispeech_sexes(table: Path) -> list[tuple[str, str]]:
+    """Lines of `ID | SEX | ...`; comments begin with a semicolon."""
+    rows = [line.split("|") for line in _read_lines(table) if not line.startswith(";")]
+    return [(row[0].strip(), row[1].strip()) for row in rows if len(row) > 1]
+
+
+def _voxceleb_sexes(table: Path) -> list[tuple[str, str]]:
+    """A header and lines of ID, VGGFace ID, gender; VoxCeleb1 separates them by tabs, VoxCeleb2 by " ,"."""
+    lines = _read_lines(table)
+    mark = "\t" if "\t" in lines[0] else ","
+    rows = [[field.strip() for field in line.split(mark)] for line in lines if line.strip()]
+    if not rows or "Gender" not in rows[0]:
+        raise UserError(f"{table} has no column Gender")
+    column = rows[0].index("Gender")
+    return [(row[0], row[column]) for row in rows[1:] if len(row) > column]
+
+
+_SPEAKER_TABLES = {
+    "SPEAKERS.TXT": _librispeech_sexes,
+    "vox1_meta.csv": _voxceleb_sexes,
+    "vox2_meta.csv": _voxceleb_sexes,
+}
 
 
 def _folders(folder: Path) -> list[Path]:
-    """Visible folders in `folder`, by name; a hidden one may be a download or extraction under way."""
+    """Visible folders in `folder`, by name; a hidden one may be an unfinished download."""
     return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
 
 
@@ -189,3 +241,26 @@ def _read_lines(path: Path) -> list[str]:
         return path.read_text(encoding="utf-8-sig").split("\n")  # splitlines would also cut at U+2028
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read as UTF-8 text: {error}") from error
+
+
+LAYOUTS = {
+    "librispeech": Layout(
+        expected="SPEAKER/CHAPTER/*.flac folders, or a folder of splits that hold them",
+        is_split=_holds_speakers,
+        read=_read_speakers,
+        task="speaker",
+    ),
+    "voxceleb": Layout(
+        expected="SPEAKER/VIDEO/*.wav folders, also below wav/, dev/ and test/; convert .m4a to .wav or .flac first",
+        is_split=_holds_speakers,
+        read=_read_speakers,
+        task="speaker",
+        nested=("wav", "aac"),
+    ),
+    "ljspeech": Layout(
+        expected="metadata.csv beside wavs/, or folders that hold these",
+        is_split=lambda folder: (folder / "metadata.csv").is_file(),
+        read=_read_ljspeech,
+        task="tts",
+    ),
+}

@@ -1,37 +1,44 @@
-"""How a corpus lands on disk: one process at a time, and a record inside it that it is complete."""
+"""Completion records of corpora on disk, and locks so that one process at a time writes them."""
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import errno
+import importlib.metadata
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from utils.cli import progress
 from utils.errors import UserError
-from utils.files import read_json, staging_directory
+from utils.espeak import require_espeak
+from utils.files import read_json, staging_directory, write_json, write_text
 
-RECORD = ".complete"  # lies inside the folder it speaks of, so that both come and go together
+RECORD = ".complete"  # inside the folder that it describes, so that both appear and vanish together
 
 Say = Callable[[str], None]
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 def read_record(target: Path, suffix: str) -> dict[str, Any] | None:
-    """The completion record of a split's folder; None where the folder does not exist.
+    """Reads the completion record of a split's folder; None if the folder does not exist.
 
     Args:
         target: the split's folder.
-        suffix: how the names of its recordings end.
+        suffix: file name extension of its recordings.
 
     Raises:
-        UserError: the folder is there, but is not, or no longer, complete.
+        UserError: the folder exists, but is not, or no longer, complete.
     """
     if not target.exists():
         return None
     if not (target / RECORD).exists():
-        raise UserError(f"{target} exists, but not as download.py leaves it: move it away, or give another --root")
+        raise _foreign(target)
     record = read_json(target / RECORD)
     found = count_recordings(target, suffix)
     if found != record.get("utterances"):
@@ -41,37 +48,93 @@ def read_record(target: Path, suffix: str) -> dict[str, Any] | None:
     return record
 
 
-def finished_record(
-    corpus: Path, split: Path, suffix: str, wanted: dict[str, Any], overwrite: bool
-) -> dict[str, Any] | None:
-    """The record of a made corpus that is what was asked for; None if one has to be made.
+def _foreign(folder: Path) -> UserError:
+    return UserError(f"{folder} exists, but was not made by download.py: move it away, or give another --root")
 
-    Args:
-        corpus: its folder.
-        split: the folder in it, or itself, that has the record.
-        suffix: how the names of its recordings end.
-        wanted: the settings that it should have been made with, and the hash of its `plan`.
-        overwrite: whether one of other settings is to be replaced.
 
-    Raises:
-        UserError: a corpus of other settings is in the way and `overwrite` is False, or some other folder is.
+@dataclass(frozen=True)
+class Synthetic:
+    """A synthetic corpus as requested.
+
+    Attributes:
+        corpus: its folder, in that of the dataset.
+        split: the folder with the record: in the corpus, or the corpus itself.
+        suffix: file name extension of its recordings.
+        settings: what determines its bytes, and the hash of the `plan`.
+        fill: writes the corpus into a folder and returns what its record is to hold.
+        summary: describes the corpus, given its record.
+        readme: README.TXT after the version of espeak-ng.
     """
-    record = read_record(split, suffix)
-    if record is None and corpus.exists():
-        raise UserError(f"{corpus} exists, but not as download.py leaves it: move it away, or give another --root")
-    if record is None or record["settings"] == wanted:
+
+    corpus: Path
+    split: Path
+    suffix: str
+    settings: dict[str, Any]
+    fill: Callable[[Path], dict[str, Any]]
+    summary: Callable[[dict[str, Any]], str]
+    readme: str
+
+    def make_once(self, overwrite: bool, say: Say) -> dict[str, Any]:
+        """Makes the corpus unless it exists; only one process at a time makes it.
+
+        Returns:
+            The completion record: settings, counts, seconds of speech.
+
+        Raises:
+            UserError: espeak-ng is missing, a corpus of other settings exists and `overwrite` is False, or a folder of
+                other content exists.
+        """
+        folder, already = self.corpus.parent, "already complete, "
+        record = self._finished(overwrite)
+        if record is None:
+            require_espeak()
+            with disk_errors(folder), only_one(folder, say):
+                remove_leftovers(folder, f".{self.corpus.name}.*.tmp")
+                record = self._finished(overwrite)  # another process may have finished it meanwhile
+                if record is None:
+                    record, already = self._make(), ""
+        say(f"{folder.name}: {already}{self.summary(record)} in {self.corpus}")
         return record
-    if overwrite:
-        return None
-    had = record["settings"]
-    changes = [f"{key} {had[key]} -> {wanted[key]}" for key in wanted if key != "plan" and had[key] != wanted[key]]
-    told = ", ".join(changes) or "another version of the demo's voices and sentences"
-    raise UserError(f"{corpus} was made with other settings ({told}): --overwrite replaces it")
+
+    def _finished(self, overwrite: bool) -> dict[str, Any] | None:
+        """Reads the record of the corpus; None if it must be made."""
+        record = read_record(self.split, self.suffix)
+        if record is None and self.corpus.exists():
+            raise _foreign(self.corpus)
+        if record is None or record["settings"] == self.settings:
+            return record
+        if overwrite:
+            return None
+        had, wanted = record["settings"], self.settings
+        changes = [f"{key} {had[key]} -> {wanted[key]}" for key in wanted if key != "plan" and had[key] != wanted[key]]
+        reason = ", ".join(changes) or "another version of the demo's voices and sentences"
+        raise UserError(f"{self.corpus} was made with other settings ({reason}): --overwrite replaces it")
+
+    def _make(self) -> dict[str, Any]:
+        version = importlib.metadata.version("espeakng-loader")
+        record = {"dataset": self.corpus.parent.name, "split": self.split.name, "synthetic": True}
+        with replacing_directory(self.corpus) as staging:
+            record |= {"espeakng_loader": version, **self.fill(staging)}
+            about = (
+                f"This corpus is SYNTHETIC: {self.summary(record)}, spoken by espeak-ng\n(espeakng-loader {version})"
+            )
+            write_text(staging / "README.TXT", about + self.readme)
+            write_json(staging / self.split.relative_to(self.corpus) / RECORD, record)
+        return record
+
+
+def in_threads(work: Callable[[T], R], jobs: Sequence[T], num_proc: int, unit: str) -> list[R]:
+    """Results of `work` for each job. Threads suffice where others compute: espeak-ng, numpy and encoders do."""
+    workers = concurrent.futures.ThreadPoolExecutor(num_proc)
+    try:
+        return list(progress(workers.map(work, jobs), total=len(jobs), desc=unit))
+    finally:
+        workers.shutdown(cancel_futures=True)
 
 
 @contextlib.contextmanager
 def replacing_directory(path: Path) -> Iterator[Path]:
-    """As `staging_directory`, but what is at `path` by then gives way."""
+    """Replaces `path` by a new folder if the block succeeds; otherwise as `staging_directory`."""
     replaced = path.with_name(f".{path.name}.replaced.tmp")
     with staging_directory(path) as staging:
         yield staging
@@ -81,13 +144,13 @@ def replacing_directory(path: Path) -> Iterator[Path]:
 
 
 def count_recordings(folder: Path, suffix: str) -> int:
-    """How many files below `folder` end in `suffix`."""
+    """Counts the files below `folder` whose names end in `suffix`."""
     return sum(name.endswith(suffix) for _, _, names in os.walk(folder) for name in names)
 
 
 @contextlib.contextmanager
 def only_one(folder: Path, say: Say) -> Iterator[None]:
-    """Waits until no other process builds in `folder`; the lock ends with its process, however that ends."""
+    """Waits until no other process writes in `folder`; the lock ends with its process, however that ends."""
     import filelock
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -95,7 +158,7 @@ def only_one(folder: Path, say: Say) -> Iterator[None]:
     try:
         lock.acquire(timeout=0)
     except filelock.Timeout:
-        say(f"another process works on {folder}: waiting for it")
+        say(f"another process is writing in {folder}: waiting for it")
         lock.acquire()
     try:
         yield
@@ -105,19 +168,19 @@ def only_one(folder: Path, say: Say) -> Iterator[None]:
 
 @contextlib.contextmanager
 def disk_errors(folder: Path) -> Iterator[None]:
-    """Says in a sentence what a disk or its owner refused while `folder` was written."""
+    """Turns a full disk or a missing permission, while `folder` is written, into a `UserError`."""
     try:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            kept = "what has been downloaded is kept: make room and run again"
-            raise UserError(f"there is no room left under {folder} ({error.strerror}); {kept}") from error
+            kept = "what has been downloaded is kept: free some space and run again"
+            raise UserError(f"there is no space left under {folder} ({error.strerror}); {kept}") from error
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
             raise UserError(f"{error.filename or folder} cannot be written: {error.strerror}") from error
         raise
 
 
 def remove_leftovers(folder: Path, pattern: str) -> None:
-    """Removes the staging folders of runs that were killed; the caller holds the lock."""
+    """Removes the staging folders of killed runs; the caller holds the lock."""
     for leftover in folder.glob(pattern):
         shutil.rmtree(leftover)

@@ -1,7 +1,7 @@
-"""Archives from the network: resumed where they stopped, verified before anything is unpacked, one transfer at a time.
+"""Download of archives: resumed after interruptions, verified before they are unpacked, one transfer at a time.
 
-Everything of a dataset lies in ROOT/DATASET. While an archive NAME comes in, its bytes are NAME.part, and
-NAME.part.json says from which state of which server they are; NAME itself exists only once its hash is right.
+All files of a dataset are in ROOT/DATASET. During the download of an archive NAME its bytes are in NAME.part, and
+NAME.part.json identifies the server and the version of its file; NAME exists only once its hash is verified.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ from utils.errors import UserError
 from utils.files import read_json, write_json
 
 BLOCK = 1 << 18
-ENOUGH_PROGRESS = 1 << 20  # bytes; an attempt that brings as many counts as a success, however it ended
+ENOUGH_PROGRESS = 1 << 20  # bytes; an attempt that receives as many counts as a success, however it ended
 LONGEST_WAIT = 60.0
-PERMANENT = (401, 404, 410)  # answers that asking again does not change
+PERMANENT = (401, 404, 410)  # status codes that a retry does not change
 
 
 @dataclass(frozen=True)
 class Patience:
-    """How long to try.
+    """Limits on retries.
 
     Attributes:
-        attempts: so many in a row may fail, over all mirrors together.
+        attempts: number of consecutive failures, over all mirrors together, after which the download fails.
         wait: seconds before the second attempt; doubled after each further failure.
-        timeout: seconds that a server may stay silent.
+        timeout: seconds without any byte after which an attempt fails.
     """
 
     attempts: int
@@ -48,11 +48,11 @@ class Patience:
 
 
 class _Failed(Exception):
-    """An attempt brought nothing; another may."""
+    """An attempt failed; a retry may succeed."""
 
 
 class _Useless(_Failed):
-    """This server will never give the archive."""
+    """This server does not have the archive; a retry is useless."""
 
 
 def obtain(
@@ -61,7 +61,7 @@ def obtain(
     """Downloads, verifies and unpacks each archive that is not already complete under `root`.
 
     Raises:
-        UserError: the disk is too small, no server gave an archive, or its bytes are not the official ones.
+        UserError: the disk is too small, no server delivered an archive, or its bytes are not the official ones.
     """
     with disk_errors(root):
         pending = [archive for archive in archives if not _is_complete(archive, root, say)]
@@ -87,13 +87,13 @@ def _is_complete(archive: Archive, root: Path, say: Say) -> bool:
     if record is None:
         return False
     if (record.get("sha256"), record.get("md5")) != (archive.sha256, archive.md5):
-        raise UserError(f"{target} comes from another archive than the official {archive.name}: move it away")
+        raise UserError(f"{target} was not unpacked from the official {archive.name}: move it away")
     say(f"{archive.dataset} {archive.split}: already complete, {record['utterances']} recordings in {target}")
     return True
 
 
 def _check_space(archives: Sequence[Archive], root: Path, keep_archive: bool) -> None:
-    """Refuses to start what the disk cannot hold; archives that are removed again need room one at a time."""
+    """Raises `UserError` if the disk is too small; archives that are removed again need space one at a time."""
     if not archives:
         return
     missing = [max(0, archive.bytes - _already_here(archive, root / archive.dataset)) for archive in archives]
@@ -102,7 +102,7 @@ def _check_space(archives: Sequence[Archive], root: Path, keep_archive: bool) ->
     free = shutil.disk_usage(root).free
     if free < needed:
         names = ", ".join(archive.split for archive in archives)
-        raise UserError(f"{root} has {_gigabytes(free)} free, and {names} needs {_gigabytes(needed)}")
+        raise UserError(f"{root} has {_gigabytes(free)} free, but {names} needs {_gigabytes(needed)}")
 
 
 def _already_here(archive: Archive, folder: Path) -> int:
@@ -110,13 +110,14 @@ def _already_here(archive: Archive, folder: Path) -> int:
 
 
 def download(archive: Archive, folder: Path, patience: Patience, say: Say) -> Path:
-    """Brings `folder`/NAME, whole and verified; continues NAME.part where there is one.
+    """Downloads and verifies `folder`/NAME; resumes NAME.part if it exists.
 
-    A partial file of an earlier run that turns out damaged is set aside as NAME.bad and fetched anew, once.
+    A partial file of an earlier run that turns out to be damaged is set aside as NAME.bad; the download then restarts,
+    once.
     """
-    whole, part = folder / archive.name, folder / f"{archive.name}.part"
-    if whole.exists():
-        os.replace(whole, part)  # an archive somebody kept, or brought here by hand: verified like any other
+    complete, part = folder / archive.name, folder / f"{archive.name}.part"
+    if complete.exists():
+        os.replace(complete, part)  # an archive that was kept or put here by hand is verified like any other
     inherited = part.exists()
     while True:
         if _size(part) < archive.bytes:
@@ -132,12 +133,12 @@ def download(archive: Archive, folder: Path, patience: Patience, say: Say) -> Pa
         say(f"{problem}; it is set aside as {aside}: starting over")
         inherited = False
     _note(part).unlink(missing_ok=True)
-    os.replace(part, whole)
-    return whole
+    os.replace(part, complete)
+    return complete
 
 
 def _mismatch(path: Path, archive: Archive, say: Say) -> str | None:
-    """What is wrong with an archive's bytes; None where they are the official ones."""
+    """Describes how an archive's bytes differ from the official ones; None if they do not."""
     if _size(path) != archive.bytes:
         return f"{archive.name} has {_size(path):,} bytes where the official archive has {archive.bytes:,}"
     algorithm, official = ("sha256", archive.sha256) if archive.sha256 else ("md5", archive.md5)
@@ -153,14 +154,14 @@ def _mismatch(path: Path, archive: Archive, say: Say) -> str | None:
 
 
 def _fetch(archive: Archive, part: Path, patience: Patience, say: Say) -> None:
-    """Appends to `part` until it has the official size, going from mirror to mirror with growing pauses."""
+    """Appends to `part` until it has the official size, alternating between mirrors with growing pauses."""
     urls = list(archive.urls)
     reasons: dict[str, str] = {}
     failures = 0
     with requests.Session() as session, progress(unit="B", unit_scale=True, total=archive.bytes) as bar:
         while (before := _size(part)) < archive.bytes:
             url = urls[failures % len(urls)]
-            say(f"{archive.name}: {_gigabytes(before)} of {_gigabytes(archive.bytes)} here; asking {url}")
+            say(f"{archive.name}: {_gigabytes(before)} of {_gigabytes(archive.bytes)} present; requesting {url}")
             try:
                 _attempt(session, url, archive, part, patience, bar)
                 reasons[url] = "closed the connection early"
@@ -173,18 +174,16 @@ def _fetch(archive: Archive, part: Path, patience: Patience, say: Say) -> None:
                 return
             say(f"{archive.name}: {url} {reasons[url]}")
             if not urls or failures >= patience.attempts:
-                told = "; ".join(f"{url} {reason}" for url, reason in reasons.items())
-                kept = (
-                    f" ({_size(part):,} bytes are kept, and the next run goes on from there)" if part.exists() else ""
-                )
-                raise UserError(f"{archive.name} could not be downloaded: {told}{kept}")
+                causes = "; ".join(f"{url} {reason}" for url, reason in reasons.items())
+                kept = f" ({_size(part):,} bytes are kept, and the next run resumes there)" if part.exists() else ""
+                raise UserError(f"{archive.name} could not be downloaded: {causes}{kept}")
             time.sleep(min(patience.wait * 2 ** max(failures - 1, 0), LONGEST_WAIT))
 
 
 def _attempt(session: requests.Session, url: str, archive: Archive, part: Path, patience: Patience, bar: Any) -> None:
-    """One request; what it brings is in `part` when it ends, well or not."""
+    """Makes one request; the bytes that it receives are in `part`, whether it succeeds or not."""
     have = _size(part)
-    headers = {"Accept-Encoding": "identity"}  # an archive is the bytes that were hashed, never decoded on the way
+    headers = {"Accept-Encoding": "identity"}  # the hash is of the archive's own bytes, never decoded on the way
     if have:
         headers["Range"] = f"bytes={have}-"
         if validator := _validator_of(part, url):
@@ -196,20 +195,20 @@ def _attempt(session: requests.Session, url: str, archive: Archive, part: Path, 
                 _remember(part, url, response)
             _store(response, part, offset, archive, bar)
     except requests.Timeout as error:
-        raise _Failed(f"did not answer within {patience.timeout:g} s") from error
+        raise _Failed(f"did not respond within {patience.timeout:g} s") from error
     except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
-        raise _Failed(f"broke off ({_cause(error)})") from error
+        raise _Failed(f"failed ({_cause(error)})") from error
 
 
 def _offset(response: requests.Response, have: int, archive: Archive) -> int:
-    """Where in the archive this answer's body begins."""
+    """Offset in the archive at which this response's body begins."""
     if response.status_code == 206:
         found = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", response.headers.get("Content-Range", ""))
         if found is None or int(found[1]) != have:
-            raise _Failed("answered with another range than the one asked for")
+            raise _Failed("answered with another range than the requested one")
         offered, offset = found[2], have
     elif response.status_code == 200:
-        offered, offset = response.headers.get("Content-Length", "*"), 0  # no ranges here: from the first byte
+        offered, offset = response.headers.get("Content-Length", "*"), 0  # no ranges: from the first byte
     else:
         kind = _Useless if response.status_code in PERMANENT else _Failed
         raise kind(f"answered {response.status_code} {response.reason}")
@@ -227,7 +226,7 @@ def _store(response: requests.Response, part: Path, offset: int, archive: Archiv
             file.write(block)
             bar.update(len(block))
             if file.tell() > archive.bytes:
-                return  # a size that cannot be right; the caller finds it and sets the file aside
+                return  # too large to be right; the caller notices and sets the file aside
 
 
 def _note(part: Path) -> Path:
@@ -235,14 +234,14 @@ def _note(part: Path) -> Path:
 
 
 def _remember(part: Path, url: str, response: requests.Response) -> None:
-    """Notes by which mark (RFC 9110: a strong ETag, else the date) this server can say that its file changed."""
+    """Stores the validator (RFC 9110: a strong ETag, else the date) by which this server detects a changed file."""
     tag = response.headers.get("ETag", "")
     validator = tag if tag.startswith('"') else response.headers.get("Last-Modified")
     write_json(_note(part), {"url": url, "validator": validator})
 
 
 def _validator_of(part: Path, url: str) -> str | None:
-    """The mark to send as If-Range; None towards another mirror, whose marks differ for the same bytes."""
+    """Validator to send as If-Range; None for another mirror, whose validators differ for the same bytes."""
     if not _note(part).exists():
         return None
     note = read_json(_note(part))
@@ -250,7 +249,7 @@ def _validator_of(part: Path, url: str) -> str | None:
 
 
 def _cause(error: BaseException) -> str:
-    """The innermost reason of an error of requests, without addresses of objects."""
+    """Innermost cause of an error of requests, without addresses of objects."""
     while error.__cause__ or error.__context__:
         error = error.__cause__ or error.__context__
     return re.sub(r"<[^>]*>:? ?", "", str(error)) or type(error).__name__

@@ -1,1 +1,1 @@
-"""From audio and text to stored log-mel spectrograms and tokens."""
+"""Audio and text to stored log-mel spectrograms and tokens."""

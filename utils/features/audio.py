@@ -1,78 +1,116 @@
-"""Audio files to samples: decoded by soundfile, checked for damage that decoders pass over, resampled by torchaudio."""
+"""Audio files to samples: decoded by soundfile or ffmpeg, checked for damage, resampled by torchaudio."""
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import math
-import os
+import shutil
 import struct
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
 from utils.errors import UserError
+from utils.features.containers import checked
 
-# What recorders that write to a pipe leave in a WAV's header, and what libsndfile makes of such a FLAC's.
-_UNKNOWN_LENGTH = 0xFFFFFFFF
-_UNKNOWN_FRAMES = 2**63 - 1
+SUFFIXES = (".flac", ".wav", ".ogg", ".opus", ".mp3")  # that soundfile reads
+FFMPEG_SUFFIXES = (".m4a", ".mp4", ".aac", ".webm", ".mkv", ".mov", ".avi", ".wma", ".amr", ".3gp")
+BLOCK = 1 << 20  # samples that are decoded at once
 _MAX_KERNEL = 50_000_000  # float32 taps, 200 MB; the usual pairs of rates need fewer than 100,000
 
 
 def read_audio(path: str | Path) -> tuple[np.ndarray, int]:
-    """Decodes a whole file and mixes its channels.
+    """Decodes a whole file and averages its channels.
 
     Returns:
-        Samples (S,) float32 in [-1, 1] (float files may exceed it), and the sample rate in Hz.
+        Samples (s,) float32 in [-1, 1] (float files may exceed it), and the sample rate in Hz.
 
     Raises:
-        UserError: the file is missing, is not audio, holds no samples, is cut short or damaged, or holds NaN or inf.
+        UserError: the file is missing, is not audio, holds no samples, is truncated or damaged, or holds NaN or inf.
+    """
+    with open_audio(path) as (rate, blocks):
+        samples = list(blocks)
+    return np.concatenate(samples), rate
+
+
+@contextlib.contextmanager
+def open_audio(path: str | Path) -> Iterator[tuple[int, Iterator[np.ndarray]]]:
+    """Opens a file as its sample rate and an iterator of mono blocks (s,) float32; errors as `read_audio`.
+
+    The length that a header states is never trusted: blocks are decoded until there are no more.
     """
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path} is missing" if not path.exists() else f"{path} is not a file")
     if path.stat().st_size == 0:
         raise UserError(f"{path} is empty")
-    _check_riff_length(path)
-    samples, rate = _decode(path)
-    if samples.shape[1] > 1:
-        samples = samples.mean(axis=1, dtype=np.float64, keepdims=True).astype(np.float32)
-    samples = np.ascontiguousarray(samples[:, 0])
-    if not np.isfinite(samples).all():
-        raise UserError(f"{path} holds samples that are not finite numbers")
-    return samples, rate
+    decode = _ffmpeg if path.suffix.lower() in FFMPEG_SUFFIXES else _soundfile
+    try:
+        with decode(path) as (rate, blocks):
+            yield rate, _checked_blocks(path, blocks)
+    except (UserError, GeneratorExit):
+        raise
+    except Exception as error:  # decoders raise what they like: LibsndfileError, RuntimeError, TypeError, ValueError
+        reason = getattr(error, "error_string", None) or str(error) or type(error).__name__
+        raise UserError(f"{path} is not audio that can be read: {' '.join(reason.split()).rstrip('.')}") from error
 
 
-def _decode(path: Path) -> tuple[np.ndarray, int]:
-    """Samples (S, channels) float32 and rate; checks the number of samples and FLAC's checksum."""
+def _checked_blocks(path: Path, blocks: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
+    """Averages channels, (s, channels) to (s,); `UserError` for samples that are not finite, or none at all."""
+    count = 0
+    for block in blocks:
+        if block.shape[1] > 1:
+            block = block.mean(axis=1, dtype=np.float64, keepdims=True).astype(np.float32)
+        mono = np.ascontiguousarray(block[:, 0])
+        if not np.isfinite(mono).all():
+            raise UserError(f"{path} holds NaN or infinite samples")
+        count += len(mono)
+        yield mono
+    if not count:
+        raise UserError(f"{path} holds no samples")
+
+
+@contextlib.contextmanager
+def _soundfile(path: Path) -> Iterator[tuple[int, Iterator[np.ndarray]]]:
     import soundfile
 
-    try:
-        with soundfile.SoundFile(path) as file:
-            if file.frames == _UNKNOWN_FRAMES:  # libsndfile can neither count such a file's samples nor seek in it
-                raise UserError(f"{path} does not say how many samples it holds: convert it to FLAC or WAV again")
-            bits = {"PCM_S8": 8, "PCM_16": 16, "PCM_24": 24}.get(file.subtype, 0)
-            checksum = _flac_checksum(path) if file.format == "FLAC" and bits else None
-            # With a checksum the exact integers are needed; libsndfile left-justifies them in 32 bits.
-            samples = file.read(dtype="int32" if checksum else "float32", always_2d=True)
-            frames, rate = file.frames, file.samplerate
-    except (soundfile.LibsndfileError, RuntimeError) as error:
-        reason = getattr(error, "error_string", None) or str(error)
-        raise UserError(f"{path} is not audio that can be read: {reason.strip().rstrip('.')}") from error
-    if len(samples) == 0:
-        raise UserError(f"{path} holds no samples")
-    if len(samples) != frames:
-        raise UserError(f"{path} is cut short: {len(samples)} samples where its header says {frames}")
-    if checksum:
-        if _pcm_md5(samples, bits) != checksum:
-            raise UserError(f"{path} is damaged: its samples do not match the checksum in its header")
-        samples = samples.astype(np.float32) / np.float32(2**31)
-    return samples, rate
+    with contextlib.ExitStack() as stack:
+        source = checked(path)
+        if not isinstance(source, Path):
+            stack.enter_context(source)
+        file = stack.enter_context(soundfile.SoundFile(source))
+        # Read in sequence: soundfile seeks after each block where it can, which files of unknown length do not survive.
+        file.seekable = lambda: False
+        yield file.samplerate, _soundfile_blocks(path, file)
+
+
+def _soundfile_blocks(path: Path, file: Any) -> Iterator[np.ndarray]:
+    """Blocks (s, channels) float32; the samples of a FLAC are compared with its checksum."""
+    bits = {"PCM_S8": 8, "PCM_16": 16, "PCM_24": 24}.get(file.subtype, 0)
+    wanted = _flac_checksum(path) if file.format == "FLAC" and bits else None
+    # The checksum needs the exact integers, which libsndfile left-justifies in 32 bits.
+    digest, kind = hashlib.md5(usedforsecurity=False), "int32" if wanted else "float32"
+    count, stated = 0, file.frames
+    while len(block := file.read(BLOCK // file.channels, dtype=kind, always_2d=True)):
+        count += len(block)
+        if wanted:
+            packed = (block >> (32 - bits)).astype("<i4").view(np.uint8).reshape(-1, 4)[:, : bits // 8]
+            digest.update(np.ascontiguousarray(packed).tobytes())
+            block = block.astype(np.float32) / np.float32(2**31)
+        yield block
+    if count != stated and stated < 2**62:  # a FLAC from a pipe states no length, and libsndfile the largest number
+        raise UserError(f"{path} is truncated: it holds {count} of {stated} samples")
+    if wanted and digest.digest() != wanted:
+        raise UserError(f"{path} is damaged: its samples do not match the checksum in its header")
 
 
 def _flac_checksum(path: Path) -> bytes | None:
-    """The MD5 of the samples that a FLAC file carries in its STREAMINFO block; None if the encoder left it out."""
+    """Reads the MD5 of the samples from a FLAC file's STREAMINFO block; None if the encoder left it out."""
     with open(path, "rb") as file:
         head = file.read(42)
     if len(head) < 42 or head[:4] != b"fLaC" or head[4] & 0x7F != 0:
@@ -80,41 +118,56 @@ def _flac_checksum(path: Path) -> bytes | None:
     return head[26:42] if any(head[26:42]) else None
 
 
-def _pcm_md5(samples: np.ndarray, bits: int) -> bytes:
-    """MD5 of left-justified 32-bit samples (S, channels) as FLAC defines it: interleaved, little-endian, packed."""
-    packed = (samples >> (32 - bits)).astype("<i4").view(np.uint8).reshape(-1, 4)[:, : bits // 8]
-    return hashlib.md5(np.ascontiguousarray(packed).tobytes(), usedforsecurity=False).digest()
+@contextlib.contextmanager
+def _ffmpeg(path: Path) -> Iterator[tuple[int, Iterator[np.ndarray]]]:
+    """Decodes the first audio stream by an ffmpeg process, as it is read."""
+    program = shutil.which("ffmpeg")
+    if program is None:
+        raise UserError(
+            f"{path} can be decoded by ffmpeg only, which is not installed: install it, or convert the file elsewhere "
+            f"by ffmpeg -i {path.name} {path.stem}.flac"
+        )
+    command = [program, "-nostdin", "-v", "error", "-i", path, "-vn", "-f", "au", "-c:a", "pcm_f32be", "-"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        try:
+            head = process.stdout.read(24)
+            if len(head) < 24:
+                raise UserError(f"{path} is not audio that can be read: {_reason(path, process.stderr)}")
+            begin, _, _, rate, channels = struct.unpack(">4x5I", head)
+            process.stdout.read(begin - len(head))
+            yield rate, _ffmpeg_blocks(path, process, channels)
+        finally:
+            process.kill()  # one that has ended already does not mind
 
 
-def _check_riff_length(path: Path) -> None:
-    """`UserError` if a WAV's data chunk is longer than the file: decoders silently return what is left of it."""
-    size = path.stat().st_size
-    with open(path, "rb") as file:
-        head = file.read(12)
-        if head[:4] != b"RIFF" or head[8:12] != b"WAVE":
-            return
-        while len(chunk := file.read(8)) == 8:
-            name, length = struct.unpack("<4sI", chunk)
-            if name == b"data":
-                if length != _UNKNOWN_LENGTH and file.tell() + length > size:
-                    present = max(0, size - file.tell())
-                    raise UserError(f"{path} is cut short: {present} bytes of audio where its header says {length}")
-                return
-            file.seek(length + length % 2, os.SEEK_CUR)
-    raise UserError(f"{path} is cut short: a WAV file without audio data")
+def _ffmpeg_blocks(path: Path, process: subprocess.Popen, channels: int) -> Iterator[np.ndarray]:
+    size = 4 * channels * (BLOCK // channels)
+    while content := process.stdout.read(size):
+        yield np.frombuffer(content, ">f4").reshape(-1, channels).astype(np.float32)
+    if process.wait():
+        raise UserError(f"{path} is truncated or damaged: {_reason(path, process.stderr)}")
+
+
+def _reason(path: Path, stream: IO[bytes]) -> str:
+    """The last line of ffmpeg's messages, without the path."""
+    lines = stream.read().decode(errors="replace").strip().splitlines()
+    return lines[-1].removeprefix(f"{path}: ") if lines else "ffmpeg reports no reason"
 
 
 def load_audio(path: str | Path, sample_rate: int) -> np.ndarray:
-    """`read_audio`, resampled to `sample_rate` Hz where the file's rate differs.
+    """Reads a file by `read_audio` and resamples it to `sample_rate` Hz where its rate differs.
 
     Returns:
         Samples (S,) float32.
+
+    Raises:
+        UserError: as `read_audio`, or the ratio of the rates is too complex.
     """
     samples, rate = read_audio(path)
     if rate == sample_rate:
         return samples
     if (rate // math.gcd(rate, sample_rate)) * (sample_rate // math.gcd(rate, sample_rate)) > _MAX_KERNEL:
-        raise UserError(f"{path} has {rate} samples per second, a rate that cannot be turned into {sample_rate}")
+        raise UserError(f"{path} has a sample rate of {rate} Hz, which cannot be resampled to {sample_rate} Hz")
     import torch
 
     with torch.no_grad():

@@ -1,8 +1,11 @@
-"""Making a feature store: recordings to Arrow shards in parallel, so that an interrupted run loses little.
+"""Construction of a feature store: recordings to Arrow shards in parallel; an interrupted run loses little.
 
-A shard is written under OUT/.staging and renamed into place; then a record of what it was made from is put beside it,
-and a rerun keeps every shard whose record still holds. Which utterance goes into which shard depends on the corpus
+A shard is written under OUT/.staging and renamed into place; a record in OUT/.staging then says what it was made from,
+and a rerun keeps every shard whose record still matches. The assignment of utterances to shards depends on the corpus
 alone, so the files are equal for any number of processes. meta.json is written last.
+
+`Dataset.map(num_proc=...)` is not used for the parallel part: its files depend on the number of processes, a killed
+worker costs everything that is not a finished file, and its forked workers outlive a killed run.
 """
 
 from __future__ import annotations
@@ -10,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
+import itertools
 import json
 import multiprocessing
 import os
@@ -20,7 +24,6 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from itertools import groupby
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
@@ -36,7 +39,7 @@ from utils.text.frontend import VERSION
 from utils.text.vocabulary import VOCABULARIES
 
 UTTERANCES_PER_SHARD = 128
-MAX_SHARDS = 64  # per split: a store of all of LibriSpeech opens fewer files than a process usually may
+MAX_SHARDS = 64  # per split, so that a store of all of LibriSpeech stays below the usual limit of open files
 
 
 def build(
@@ -48,20 +51,20 @@ def build(
     max_bad: float = 0.01,
     units: str = "char",
 ) -> tuple[FeatureStore, bool]:
-    """Makes the features of `utterances` in `out`, or the part of them that is not there yet.
+    """Makes those features of `utterances` that `out` does not hold yet.
 
     Args:
-        utterances: whole splits, as `read_corpus` gives them, with paths relative to `raw`.
-        num_proc: worker processes; the result does not depend on it.
-        max_bad: share of unusable recordings above which nothing is marked complete.
-        units: what the tokens of the transcripts stand for, "char" or "phoneme".
+        utterances: whole splits, as `read_corpus` returns them, with paths relative to `raw`.
+        num_proc: number of worker processes; the result does not depend on it.
+        max_bad: tolerated share of unusable recordings; above it, no split is marked complete.
+        units: symbols of the transcripts' tokens, "char" or "phoneme".
 
     Returns:
-        The store, and whether there was anything to do.
+        The store, and whether anything was made.
 
     Raises:
         UserError: `out` holds features of another recipe, of other units or of other files, no recording is usable, or
-            espeak-ng is missing where phonemes are asked for.
+            phonemes are requested and espeak-ng is missing.
         TooMuchBadData: more than `max_bad` of the recordings are unusable.
     """
     raw, out = Path(raw), Path(out)
@@ -79,7 +82,7 @@ def build(
 
 @contextlib.contextmanager
 def _locked(out: Path) -> Iterator[None]:
-    """One process at a time makes features in a folder."""
+    """Holds the folder's lock: one process at a time makes features in it."""
     import filelock
 
     try:
@@ -87,18 +90,16 @@ def _locked(out: Path) -> Iterator[None]:
         with filelock.FileLock(out / ".lock", timeout=0):
             yield
     except filelock.Timeout as error:
-        raise UserError(f"another preprocess.py is at work in {out}") from error
+        raise UserError(f"another preprocess.py is running in {out}") from error
     except OSError as error:
-        raise UserError(f"making features in {out} failed: {error}") from error
+        raise UserError(f"making the features in {out} failed: {error}") from error
 
 
 def _refuse_other_text(there: dict[str, Any], asked: dict[str, Any], out: Path) -> None:
-    """A store's tokens are all of one kind."""
+    """Raises `UserError` unless the tokens that exist are of the requested kind."""
     if there["units"] != asked["units"]:
-        raise UserError(
-            f"the tokens in {out} are of units {there['units']}, and {asked['units']} is asked for: "
-            "choose another --out"
-        )
+        kinds = f"{there['units']}, not {asked['units']}"
+        raise UserError(f"the tokens in {out} are of --units {kinds}: choose another --out")
     if there != asked:
         raise UserError(
             f"the tokens in {out} were made by version {there['version']} of the text front end, and this is version "
@@ -107,19 +108,19 @@ def _refuse_other_text(there: dict[str, Any], asked: dict[str, Any], out: Path) 
 
 
 def _plan(utterances: Sequence[Utterance], raw: Path, out: Path, recipe: MelRecipe, meta: dict) -> list[Shard]:
-    """The shards of all splits that are not complete; refuses what does not fit the features that are there."""
+    """Plans the shards of all incomplete splits; raises `UserError` if they do not fit the features that exist."""
     if meta["splits"]:
-        require_same(MelRecipe.from_dict(read_json(out / "recipe.json")), recipe, str(out), "the one asked for")
+        require_same(MelRecipe.from_dict(read_json(out / "recipe.json")), recipe, str(out), "the requested features")
     shards: list[Shard] = []
     in_order = sorted(utterances, key=lambda utterance: (utterance.split, utterance.utterance))
-    for split, group in groupby(in_order, key=lambda utterance: utterance.split):
+    for split, group in itertools.groupby(in_order, key=lambda utterance: utterance.split):
         members = tuple(group)
         done = meta["splits"].get(split)
         if done is None:
             shards.extend(_shards_of(split, members, raw, out, recipe, meta["text"]))
         elif done["source"] != _key(members, raw, recipe, meta["text"]):
             raise UserError(
-                f"split {split} in {out} was made from other recordings or transcripts than {raw} holds now: "
+                f"split {split} in {out} was made from other recordings or transcripts than {raw} now holds: "
                 f"choose another --out, or delete {out}"
             )
     if shards and meta["splits"]:
@@ -138,7 +139,7 @@ def _shards_of(
 
 
 def _key(utterances: Iterable[Utterance], raw: Path, recipe: MelRecipe, text: dict[str, Any]) -> str:
-    """A hash of everything that a shard's bytes follow from, with file sizes for the recordings' contents."""
+    """Hashes everything that determines a shard's bytes; file sizes stand for the recordings' contents."""
     table = VOCABULARIES[text["units"]].to_dict()
     digest = hashlib.sha256(json.dumps([FORMAT, recipe.to_dict(), text, table]).encode())
     for utterance in utterances:
@@ -151,24 +152,26 @@ def _key(utterances: Iterable[Utterance], raw: Path, recipe: MelRecipe, text: di
 
 
 def _refuse_mixture(shards: Sequence[Shard], raw: Path, out: Path, meta: dict) -> None:
-    """A store has one raw root, which its paths are relative to, and each utterance once."""
+    """Raises `UserError` for a second raw root (a store's paths are relative to one) or a repeated utterance."""
     if Path(meta["raw"]).resolve() != raw.resolve():
-        raise UserError(f"{out} was made from {meta['raw']}: give the same --raw, or another --out for {raw}")
+        raise UserError(f"{out} was made from {meta['raw']}, not {raw}: give the same --raw, or another --out")
     there = FeatureStore.open(out).index
     twice = next((u.utterance for shard in shards for u in shard.utterances if u.utterance in there), None)
     if twice is not None:
-        raise UserError(f"utterance {twice} of split {shards[0].split} is in {out} already, in another split")
+        raise UserError(f"utterance {twice} of split {shards[0].split} is already in {out}, in another split")
 
 
 def _make_shards(shards: Sequence[Shard], num_proc: int) -> list[dict[str, Any]]:
-    """Makes the shards that an earlier run did not finish; the records of all, in order."""
+    """Makes the shards that no earlier run finished; returns the records of all, in order."""
     _sweep(shards)
     records = {shard.name: record for shard in shards if (record := _kept_record(shard))}
     missing = [shard for shard in shards if shard.name not in records]
-    total = sum(len(shard.utterances) for shard in shards)
-    kept = total - sum(len(shard.utterances) for shard in missing)
-    made = _make_here(missing) if min(num_proc, len(missing)) <= 1 else _make_in_workers(missing, num_proc)
-    with progress(total=total, initial=kept, unit="utt", desc="features") as bar:
+    total, left = (sum(len(shard.utterances) for shard in some) for some in (shards, missing))
+    if min(num_proc, len(missing)) > 1:
+        made = _make_in_workers(missing, num_proc)
+    else:
+        made = ((shard, make_shard(shard, stopped=lambda: False)) for shard in missing)
+    with progress(total=total, initial=total - left, unit="utt", desc="features") as bar:
         for shard, record in made:
             records[shard.name] = record
             bar.update(len(shard.utterances))
@@ -176,7 +179,7 @@ def _make_shards(shards: Sequence[Shard], num_proc: int) -> list[dict[str, Any]]
 
 
 def _kept_record(shard: Shard) -> dict[str, Any] | None:
-    """The record of a shard that an earlier run finished; one with bad files is made again, they may be mended."""
+    """The record of a shard that an earlier run finished; one with bad files is made again, as they may be fixed."""
     try:
         record = json.loads(shard.record_path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -185,22 +188,18 @@ def _kept_record(shard: Shard) -> dict[str, Any] | None:
 
 
 def _sweep(shards: Sequence[Shard]) -> None:
-    """Removes what unfinished runs over other files left of these splits."""
+    """Removes files of these splits that unfinished runs over other recordings left behind."""
     names = {shard.name for shard in shards}
-    for split in {shard.split for shard in shards}:
-        for folder in ("features", ".staging"):
-            for path in (shards[0].out / folder).glob(f"{split}-?????-of-?????.arrow*"):
-                if path.name.removesuffix(".json") not in names or path.is_dir():
-                    shutil.rmtree(path) if path.is_dir() else path.unlink()
-
-
-def _make_here(shards: Sequence[Shard]) -> Iterator[tuple[Shard, dict[str, Any]]]:
-    for shard in shards:
-        yield shard, make_shard(shard, stopped=lambda: False)
+    for split, folder in itertools.product({shard.split for shard in shards}, ("features", ".staging")):
+        for path in (shards[0].out / folder).glob(f"{split}-?????-of-?????.arrow*"):
+            if path.is_dir():
+                shutil.rmtree(path)
+            elif path.name.removesuffix(".json") not in names:
+                path.unlink()
 
 
 def _make_in_workers(shards: Sequence[Shard], num_proc: int) -> Iterator[tuple[Shard, dict[str, Any]]]:
-    """Yields shards as they are finished; an exception here stops the workers at their next recording."""
+    """Yields shards as they are finished; on an exception the workers stop at their next recording."""
     context = multiprocessing.get_context("spawn")  # forking a process with threads (torch, Arrow) can hang
     stop = context.Event()
     workers = min(num_proc, len(shards))
@@ -211,7 +210,7 @@ def _make_in_workers(shards: Sequence[Shard], num_proc: int) -> Iterator[tuple[S
                 yield futures[future], future.result()
         except BrokenProcessPool as error:
             raise UserError(
-                "a worker process died (killed, or out of memory); the finished shards are kept: "
+                "a worker process was killed or ran out of memory; the finished shards are kept: "
                 "run the same command again, perhaps with a smaller --num-proc"
             ) from error
         finally:
@@ -223,12 +222,12 @@ _stop: Any = None
 
 
 def _start_worker(stop: Any) -> None:
-    """Workers leave Ctrl-C to the main process, and do not outlive it."""
+    """Sets up a worker, which leaves Ctrl-C to the main process and does not outlive it."""
     import tqdm
 
     global _stop
     _stop = stop
-    tqdm.tqdm.set_lock(threading.RLock())  # its own lock is a semaphore that a killed worker would leave behind
+    tqdm.tqdm.set_lock(threading.RLock())  # by default a semaphore, which a killed worker would leave behind
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     threading.Thread(target=lambda: (wait([parent.sentinel]), os._exit(1)), daemon=True).start()
@@ -239,23 +238,23 @@ def _work(shard: Shard) -> dict[str, Any]:
 
 
 def _refuse_bad(shards: Sequence[Shard], records: Sequence[dict], out: Path, meta: dict, max_bad: float) -> None:
-    """Lists the bad recordings; raises if they are all or too many."""
+    """Writes bad_files.txt; raises if all recordings are bad, or too many."""
     bad = [pair for record in records for pair in record["bad"]]
     earlier = [pair for split in meta["splits"].values() for pair in split["bad"]]
     write_text(out / "bad_files.txt", "".join(f"{path}\t{reason}\n" for path, reason in sorted([*earlier, *bad])))
     total = sum(len(shard.utterances) for shard in shards)
     if bad and len(bad) == total:
-        raise UserError(f"none of the {total} recordings can be used; the first: {': '.join(bad[0])}")
+        raise UserError(f"none of the {total} recordings is usable; the first: {': '.join(bad[0])}")
     if len(bad) > max_bad * total:
         raise TooMuchBadData(
-            f"{len(bad)} of {total} recordings ({len(bad) / total:.1%}) cannot be used, more than --max-bad {max_bad} "
+            f"{len(bad)} of {total} recordings ({len(bad) / total:.1%}) are unusable, more than --max-bad {max_bad} "
             f"allows; {out}/bad_files.txt lists them, the first: {': '.join(bad[0])}"
         )
 
 
 def _complete(shards: Sequence[Shard], records: Sequence[dict], out: Path, recipe: MelRecipe, meta: dict) -> None:
-    """Writes what belongs to the whole store, meta.json last, and drops the records that it replaces."""
-    for split, group in groupby(zip(shards, records, strict=True), key=lambda pair: pair[0].split):
+    """Writes the files of the whole store, meta.json last, and removes the shards' records."""
+    for split, group in itertools.groupby(zip(shards, records, strict=True), key=lambda pair: pair[0].split):
         made = list(group)
         members = [utterance for shard, _ in made for utterance in shard.utterances]
         meta["splits"][split] = {

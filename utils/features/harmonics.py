@@ -1,4 +1,4 @@
-"""Log-mels of harmonic tones, made with the recipe that a model of pitch hears."""
+"""Log-mel frames of harmonic tones, references for the estimation of pitch from mels."""
 
 from __future__ import annotations
 
@@ -12,7 +12,14 @@ LEVEL = 0.05  # amplitude of the fundamental
 
 
 def tones(frequencies: np.ndarray, recipe: MelRecipe) -> np.ndarray:
-    """The mean log-mel frame of a steady tone of each fundamental frequency in Hz: (F,) -> (F, n_mels) float32."""
+    """Computes the mean log-mel frame of a steady tone of each fundamental frequency.
+
+    Args:
+        frequencies: fundamental frequencies in Hz (F,).
+
+    Returns:
+        Frames (F, n_mels) float32.
+    """
     extract = MelExtractor(recipe)
     time = np.arange(int(SECONDS * recipe.sample_rate)) / recipe.sample_rate
     return np.stack(
@@ -21,9 +28,9 @@ def tones(frequencies: np.ndarray, recipe: MelRecipe) -> np.ndarray:
 
 
 def _tone(frequency: float, time: np.ndarray, highest: float) -> np.ndarray:
-    """Harmonics up to `highest` Hz, the n-th with 1/n of the first one's amplitude, like a voice's source (S,).
+    """Sums harmonics up to `highest` Hz, the n-th with 1/n of the first one's amplitude, like a glottal source (S,).
 
-    Their phases grow with the square of n, so that the tone has no sharp peaks.
+    Phases grow with the square of n, so that the tone has no sharp peaks.
     """
     numbers = np.arange(1, int(highest / frequency) + 1)[:, None]
     waves = np.cos(2 * np.pi * frequency * numbers * time + 0.7 * numbers**2) / numbers

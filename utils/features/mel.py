@@ -1,4 +1,4 @@
-"""Log-mel spectrograms by torchaudio, the one front end for preprocessing, training and recognition."""
+"""Log-mel spectrograms by torchaudio: the front end of preprocessing, training and recognition."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ from utils.features.recipe import MelRecipe
 
 
 def import_torchaudio() -> Any:
-    """Imports torchaudio, also where its compiled part does not fit the torch beside it.
+    """Imports torchaudio, also where its compiled part does not match the installed torch.
 
-    torchaudio's PyPI wheel links CUDA libraries and raises OSError at import beside a CPU-only torch. The transforms
-    used here are plain Python over torch, so the import is repeated with a stand-in for the compiled part.
+    torchaudio's PyPI wheel links CUDA libraries and raises OSError at import with a CPU-only torch. The transforms
+    used here are plain Python over torch, so the import is repeated with a stub of the compiled part.
     """
     try:
         return importlib.import_module("torchaudio")
     except OSError:
         for name in [name for name in sys.modules if name.partition(".")[0] == "torchaudio"]:
             del sys.modules[name]
-        sys.modules["torchaudio._extension"] = _stand_in_extension()
+        sys.modules["torchaudio._extension"] = _stub_extension()
         return importlib.import_module("torchaudio")
 
 
-def _stand_in_extension() -> types.ModuleType:
-    """What torchaudio's Python files import from its compiled part, saying that there is none."""
+def _stub_extension() -> types.ModuleType:
+    """Provides the names that torchaudio's Python files import from its compiled part, and reports it unavailable."""
 
     def unavailable(*_: object, **__: object) -> None:
-        raise RuntimeError("this part of torchaudio needs its compiled library, which does not fit this torch")
+        raise RuntimeError("this part of torchaudio needs its compiled library, which does not match this torch")
 
     module = types.ModuleType("torchaudio._extension")
     module._IS_TORCHAUDIO_EXT_AVAILABLE = False
@@ -44,7 +44,7 @@ def _stand_in_extension() -> types.ModuleType:
 
 
 class MelExtractor:
-    """Log-mel frames of a waveform by a `MelRecipe`."""
+    """Extractor of log-mel frames from a waveform, as a `MelRecipe` says."""
 
     def __init__(self, recipe: MelRecipe) -> None:
         transforms = import_torchaudio().transforms
@@ -69,15 +69,18 @@ class MelExtractor:
 
     @torch.no_grad()
     def __call__(self, waveform: np.ndarray) -> np.ndarray:
-        """Waveform (S,) float32 at the recipe's rate to log-mel energies (T, n_mels) float32.
+        """Turns a waveform (S,) float32 at the recipe's rate into log-mel energies (T, n_mels) float32.
 
-        T is `recipe.frames(S)`; `UserError` if that is 0.
+        T is `recipe.frames(S)`.
+
+        Raises:
+            UserError: T would be 0.
         """
         recipe = self.recipe
         if recipe.frames(len(waveform)) == 0:
             seconds = len(waveform) / recipe.sample_rate
             needed = recipe.min_samples / recipe.sample_rate
-            raise UserError(f"audio of {seconds:.3f} s is too short: one frame needs {needed:.3f} s")
+            raise UserError(f"audio of {seconds:.3f} s is too short: a frame needs {needed:.3f} s")
         mode = "reflect" if recipe.padding == "hifigan" else "constant"
         samples = torch.from_numpy(np.ascontiguousarray(waveform, dtype=np.float32))
         padded = torch.nn.functional.pad(samples[None], recipe.pad, mode=mode)
@@ -88,9 +91,14 @@ class MelExtractor:
 
 
 def checked_mel(mel: np.ndarray, recipe: MelRecipe) -> np.ndarray:
-    """`mel` as contiguous float32; `ValueError` if it is not (T, n_mels), `UserError` if it is not finite."""
+    """Returns `mel` (T, n_mels) as contiguous float32.
+
+    Raises:
+        ValueError: its shape is another.
+        UserError: it holds NaN or inf.
+    """
     if mel.ndim != 2 or mel.shape[1] != recipe.n_mels:
         raise ValueError(f"mels must be of shape (T, {recipe.n_mels}), not {mel.shape}")
     if not np.isfinite(mel).all():
-        raise UserError("the mel holds values that are not finite numbers, so no sound can be made of it")
+        raise UserError("the mel holds values that are not finite, so no waveform can be made from it")
     return np.ascontiguousarray(mel, dtype=np.float32)

@@ -1,4 +1,4 @@
-"""The mel recipe: one record that says how audio becomes log-mel frames, stored and compared wherever they meet."""
+"""The mel recipe: the parameters of log-mel features, stored with data and models and compared wherever they meet."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ import functools
 import hashlib
 import json
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+
+import yaml
 
 from utils.errors import UserError
 
@@ -24,17 +27,17 @@ CHOICES = {
 
 @dataclass(frozen=True)
 class MelRecipe:
-    """Every number that shapes a log-mel spectrogram.
+    """All parameters of a log-mel spectrogram.
 
     Lengths are in samples, frequencies in Hz. The spectrum of a frame is `(|STFT|^2 + power_floor)^(power / 2)`;
-    the mel energies are clamped from below at `log_floor` before the logarithm.
+    mel energies are clamped from below at `log_floor` before the logarithm.
 
-    `padding` "none" makes frame t from the samples [t * hop_length, t * hop_length + win_length) alone: no frame sees
-    beyond the audio, so features made from a stream equal those made from the file. "hifigan" pads
+    `padding` "none" computes frame t from the samples [t * hop_length, t * hop_length + win_length) alone: no frame
+    reaches beyond the audio, so features of a stream equal those of the file. "hifigan" pads
     (n_fft - hop_length) // 2 samples on both sides by reflection (Kong et al., "HiFi-GAN", 2020, its public code),
     which gives samples // hop_length frames.
 
-    `normalisation` "none": no statistics of the utterance enter its features; models normalize with those of their
+    `normalisation` "none": features do not depend on statistics of the utterance; models normalize with those of their
     training set.
     """
 
@@ -75,16 +78,16 @@ class MelRecipe:
 
     @functools.cached_property
     def hash(self) -> str:
-        """12 hex digits that name this recipe."""
+        """Identifier of this recipe: 12 hex digits of SHA-256."""
         return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()[:12]
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields as plain JSON values."""
+        """Returns the fields as plain JSON values."""
         return dataclasses.asdict(self)
 
     @classmethod
     def from_dict(cls, fields: Any) -> MelRecipe:
-        """The inverse of `to_dict`; `UserError` for missing, unknown or impossible fields."""
+        """Inverse of `to_dict`; `UserError` for missing, unknown or impossible fields."""
         names = [field.name for field in dataclasses.fields(cls)]
         if not isinstance(fields, dict) or set(fields) != set(names):
             raise UserError(f"a mel recipe has exactly the fields {', '.join(names)}")
@@ -92,10 +95,10 @@ class MelRecipe:
 
     @property
     def pad(self) -> tuple[int, int]:
-        """Samples added before and after the audio so that torch's `n_fft`-long frames fall as `padding` says.
+        """Numbers of samples to add before and after the audio, so that torch's frames of `n_fft` obey `padding`.
 
-        With "none" these samples lie where the window, centered in n_fft, is zero: they shift the frames and are
-        never seen.
+        With "none" these samples fall where the window, centered in n_fft, is zero: they shift the frames without
+        entering them.
         """
         if self.padding == "hifigan":
             return (self.n_fft - self.hop_length) // 2, (self.n_fft - self.hop_length) // 2
@@ -104,7 +107,7 @@ class MelRecipe:
 
     @property
     def min_samples(self) -> int:
-        """The shortest audio that gives a frame (and, with reflection, that can be reflected)."""
+        """Length of the shortest audio that gives a frame (and, with reflection, that can be reflected)."""
         shortest = self.n_fft - sum(self.pad)
         return max(shortest, self.pad[0] + 1) if self.padding == "hifigan" else shortest
 
@@ -115,57 +118,19 @@ class MelRecipe:
         return 1 + (samples + sum(self.pad) - self.n_fft) // self.hop_length
 
     def seconds(self, frames: int) -> float:
-        """Time in s by which `frames` frames advance."""
+        """Time in s that `frames` frames span."""
         return frames * self.hop_length / self.sample_rate
 
 
-# 80 filters stay at least 36 Hz apart at 20 to 7600 Hz, wider than the bins of n_fft 512 at 16 kHz (31.25 Hz), so
-# none is empty; 20 Hz leaves out the recorder's offset, 7600 Hz the empty top of recordings that once were MP3.
-_SPEAKER_16K = MelRecipe(
-    sample_rate=16_000,
-    n_fft=512,
-    win_length=400,
-    hop_length=160,
-    window="hann",
-    n_mels=80,
-    f_min=20.0,
-    f_max=7600.0,
-    mel_scale="slaney",
-    mel_norm="slaney",
-    power=1.0,
-    power_floor=0.0,
-    padding="none",
-    normalisation="none",
-    log="natural",
-    log_floor=1e-5,
-)
-
-# The mels that public HiFi-GAN vocoders for 22,050 Hz were trained on.
-_HIFIGAN_22K = MelRecipe(
-    sample_rate=22_050,
-    n_fft=1024,
-    win_length=1024,
-    hop_length=256,
-    window="hann",
-    n_mels=80,
-    f_min=0.0,
-    f_max=8000.0,
-    mel_scale="slaney",
-    mel_norm="slaney",
-    power=1.0,
-    power_floor=1e-9,
-    padding="hifigan",
-    normalisation="none",
-    log="natural",
-    log_floor=1e-5,
-)
-
-RECIPES = {"speaker-16k": _SPEAKER_16K, "hifigan-22k": _HIFIGAN_22K}
+RECIPES = {
+    name: MelRecipe.from_dict(fields)
+    for name, fields in yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8")).items()
+}
 DEFAULT_RECIPE = {"speaker": "speaker-16k", "tts": "hifigan-22k"}
 
 
 def require_same(have: MelRecipe, want: MelRecipe, have_name: str, want_name: str) -> None:
-    """`UserError` that names the fields in which two recipes differ, with both values and both hashes."""
+    """Raises `UserError` unless the recipes are equal; it names the differing fields, with both values and hashes."""
     if have == want:
         return
     first, second = have.to_dict(), want.to_dict()

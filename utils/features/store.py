@@ -1,17 +1,17 @@
-"""Features on disk: log-mel frames and tokens in memory-mapped Arrow shards, with the recipe that made them.
+"""Features on disk: log-mel frames and tokens in memory-mapped Arrow shards, with their recipe.
 
 A store is a folder:
 
     meta.json             format, raw root, recipe, text front end, and per split its shards, counts, bad files; written
-                          last, so a folder without it is not finished
+                          last, so a folder without it is incomplete
     recipe.json           the `MelRecipe`
-    vocabulary.json       the symbol table, if there are transcripts
+    vocabulary.json       symbol table, if there are transcripts
     features/*.arrow      Arrow streams as Hugging Face `datasets` writes them (`Dataset.from_file` reads them), one row
                           per utterance: the columns of `Row`, `mel` (flat float16, frames x n_mels), `tokens` (int32)
-    bad_files.txt         recordings that could not be used, with the reason
-    config.yaml           the arguments of the last preprocess.py
-    speaker_embeddings/   one embedding of each recording, biometric data, where train_tacomamba.py --voice embedding
-                          made them
+    bad_files.txt         unusable recordings, with the reason
+    config.yaml           arguments of the last preprocess.py
+    speaker_embeddings/   one embedding of each recording (biometric data), if train_tacomamba.py --voice embedding made
+                          them
     protocols/NAME/       splits and trial lists (utils/speaker/protocol.py)
 """
 
@@ -38,7 +38,7 @@ MIN_STD = 1e-3
 
 @dataclass(frozen=True, slots=True)
 class Row(Utterance):
-    """A stored utterance; `seconds` is the audio's length, `path` is relative to the raw root."""
+    """A stored utterance: `seconds` and `frames` are the lengths of its audio and of its mel."""
 
     seconds: float
     frames: int
@@ -48,10 +48,10 @@ COLUMNS = tuple(field.name for field in fields(Row))
 
 
 class FeatureStore:
-    """Read access to preprocessed utterances, in order of their ids.
+    """Read access to preprocessed utterances, ordered by id.
 
-    Opening reads the rows; frames stay on disk and are paged in as they are asked for. A store can be sent to other
-    processes: they open it anew.
+    Opening reads the rows; frames stay on disk and are paged in when they are accessed. A store can be sent to other
+    processes, which open it again.
     """
 
     def __init__(self, directory: Path, meta: dict[str, Any], recipe: MelRecipe, vocabulary: Vocabulary | None) -> None:
@@ -77,13 +77,13 @@ class FeatureStore:
 
     @classmethod
     def open(cls, directory: str | Path) -> FeatureStore:
-        """Opens a finished store; `UserError` if it is missing, unfinished or damaged."""
+        """Opens a complete store; `UserError` if it is missing, incomplete or damaged."""
         directory = Path(directory)
         if not directory.is_dir():
-            raise UserError(f"there are no features in {directory}: make them with preprocess.py")
+            raise UserError(f"there are no features in {directory}: make them by preprocess.py")
         meta = read_meta(directory)
         if meta is None:
-            raise UserError(f"the features in {directory} are not finished: run the same preprocess.py command again")
+            raise UserError(f"the features in {directory} are incomplete: run the same preprocess.py command again")
         recipe = MelRecipe.from_dict(read_json(directory / "recipe.json"))
         if recipe.hash != meta["recipe"]:
             raise UserError(
@@ -100,7 +100,7 @@ class FeatureStore:
         return FeatureStore.open, (self.directory,)
 
     def mel(self, i: int, start: int = 0, frames: int | None = None) -> np.ndarray:
-        """Log-mel frames (T, n_mels) float32 of row `i`, from frame `start`, at most `frames` of them.
+        """Reads log-mel frames (T, n_mels) float32 of row `i`, from frame `start`, at most `frames` of them.
 
         Only the pages that hold these frames are read.
         """
@@ -110,14 +110,17 @@ class FeatureStore:
         return flat[start * self.recipe.n_mels : stop].astype(np.float32).reshape(-1, self.recipe.n_mels)
 
     def tokens(self, i: int) -> np.ndarray:
-        """Tokens (N,) int32 of the transcript of row `i` between BOS and EOS; empty if it has none."""
+        """Reads the tokens (N,) int32 of the transcript of row `i`, from BOS to EOS; empty if it has none."""
         block, row = self._places[i]
         return self._blocks[block].tokens(row).copy()
 
     def statistics(self, items: Sequence[int], seed: int) -> tuple[np.ndarray, np.ndarray]:
-        """Mean and deviation of each mel channel over (at most 2000, drawn by `seed`) rows, each (n_mels,) float32.
+        """Computes mean and standard deviation of each mel channel over `items` (at most 2000, drawn by `seed`).
 
-        An utterance with values that are not finite is left out; training steps that meet it are skipped and logged.
+        Utterances with NaN or infinite values are left out; training skips and logs steps that meet them.
+
+        Returns:
+            Mean and deviation, each (n_mels,) float32.
         """
         if len(items) > STATISTICS_UTTERANCES:
             chosen = np.random.default_rng([seed, 4]).choice(len(items), STATISTICS_UTTERANCES, replace=False)
@@ -133,19 +136,19 @@ class FeatureStore:
         return mean.astype(np.float32), std.astype(np.float32)
 
     def listed(self, utterances: Sequence[str], what: str) -> list[int]:
-        """Rows of the utterances of a list; `UserError`, with `what` list it is, if one is not stored."""
+        """Finds the rows of listed utterances; `UserError`, naming the `what` list, if one is not stored."""
         missing = [utterance for utterance in utterances if utterance not in self.index]
         if missing:
             raise UserError(f"utterance {missing[0]} of the {what} list is not in {self.directory}")
         return [self.index[utterance] for utterance in utterances]
 
     def with_a_frame_a_token(self, items: Sequence[int]) -> list[int]:
-        """Those rows among `items` whose tokens can be aligned to frames."""
+        """Selects the rows of `items` that have at least one frame for each token, so that they can be aligned."""
         return [item for item in items if len(self.tokens(item)) <= self.rows[item].frames]
 
 
 class _Block:
-    """The two list columns of one record batch as views of the mapped file."""
+    """Views of the two list columns of a record batch in the mapped file."""
 
     def __init__(self, batch: pa.RecordBatch) -> None:
         mel, tokens = batch.column("mel"), batch.column("tokens")
@@ -160,21 +163,21 @@ class _Block:
 
 
 def read_meta(directory: Path) -> dict[str, Any] | None:
-    """The completion record of a store, None if there is none; `UserError` if it is of another format."""
+    """Reads the completion record of a store, None if there is none; `UserError` if it is of another format."""
     path = directory / "meta.json"
     if not path.exists():
         return None
     meta = read_json(path)
     if not isinstance(meta, dict) or meta.get("format") != FORMAT:
         raise UserError(
-            f"{path} is not a feature store of format {FORMAT}, so another version made it: delete {directory} and "
-            "make it anew with preprocess.py"
+            f"{path} is not a feature store of format {FORMAT}, so another version made it: delete {directory} and run "
+            "preprocess.py again"
         )
     return meta
 
 
 def shard_paths(directory: Path, meta: dict[str, Any]) -> list[Path]:
-    """The Arrow files of a store."""
+    """Paths of the Arrow files of a store."""
     return [directory / "features" / name for split in meta["splits"].values() for name in split["shards"]]
 
 
@@ -184,4 +187,5 @@ def _batches(directory: Path, meta: dict[str, Any]) -> Iterator[pa.RecordBatch]:
             with pa.memory_map(str(path)) as mapped:
                 yield from pa.ipc.open_stream(mapped)
         except (OSError, pa.ArrowInvalid) as error:
-            raise UserError(f"{path} is missing or damaged: delete {directory} and make it anew ({error})") from error
+            advice = f"delete {directory} and run preprocess.py again"
+            raise UserError(f"{path} is missing or damaged ({error}): {advice}") from error

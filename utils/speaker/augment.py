@@ -1,7 +1,7 @@
-"""Augmentations: changes of a training crop that leave its speaker who he is, on log-mels (t, n_mels).
+"""Augmentations: changes of a training crop, a log-mel (t, n_mels), that keep its speaker recognizable.
 
-Each is a configuration whose options become flags, and a function of a crop, a generator and `fill` (n_mels,), the
-training set's mean. They apply in the order in which they are registered.
+Each is a configuration whose options become flags, and a function of a crop, a random generator and `fill` (n_mels,),
+the training set's mean. They apply in the order of registration.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 
 from models.config import Config, Registry, option
 
-TILT = 3.0  # largest difference between the noise's level at the two ends of the mel axis, in nepers
+TILT = 3.0  # largest difference in nepers between the levels of the noise at the two ends of the mel axis
 
 
 class Augmentation(Protocol):
@@ -37,7 +37,7 @@ class Noise(Config):
     noise_snr: tuple[float, float] = option((5.0, 30.0), "range of its SNR in dB", metavar=("LOW", "HIGH"))
 
     def problems(self) -> list[str]:
-        """A range that runs backwards."""
+        """A sentence about a range whose bounds are in the wrong order."""
         low, high = self.noise_snr
         return [] if low <= high else [f"noise_snr {low:g} {high:g}: the first must not be above the second"]
 
@@ -76,8 +76,8 @@ class SpecAugment(Config):
 def add_noise(mel: np.ndarray, generator: np.random.Generator, lowest_snr: float, highest_snr: float) -> np.ndarray:
     """`mel`, the natural log of magnitudes, with steady noise of a random color at a random ratio in dB.
 
-    Speech and noise have independent phases, so their powers add. The noise's power in a cell is exponentially
-    distributed, as that of a Gaussian noise's Fourier coefficient, and its log falls or rises along the mel axis.
+    Speech and noise have independent phases, so their powers add. The power of the noise in a cell is exponentially
+    distributed, like that of a Fourier coefficient of Gaussian noise, and its log is linear along the mel axis.
     """
     frames, channels = mel.shape
     power = np.exp(2 * mel.astype(np.float64))

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 def add_evaluate_arguments(parser: cli.Parser) -> None:
     """Adds the flags of `evaluate` that only speaker recognition has."""
     raw = parser.add_argument_group("raw audio")
-    raw.add_argument("--audio-root", type=Path, help="folder that the paths in the lists start from")
-    raw.add_argument("--trials", type=Path, help="list of `1|0 path path` lines")
+    raw.add_argument("--audio-root", type=Path, help="folder that the paths in the lists are relative to")
+    raw.add_argument("--trials", type=Path, help="trial list of `1|0 path path` lines")
     raw.add_argument(
         "--identification", type=Path, nargs=2, metavar=("TRAIN", "TEST"), help="lists of `speaker path` lines"
     )
@@ -32,8 +32,7 @@ def evaluate(args: argparse.Namespace) -> None:
     if args.data is not None:
         evaluation = evaluate_features(recognizer, args.data, args.protocol or DEFAULT_PROTOCOL)
     else:
-        lists = tuple(args.identification) if args.identification else None
-        evaluation = evaluate_audio(recognizer, args.audio_root, args.trials, lists)
+        evaluation = evaluate_audio(recognizer, args.audio_root, args.trials, args.identification)
     _finish(args, evaluation, recognizer.description(args.checkpoint))
 
 
@@ -41,75 +40,50 @@ def _finish(args: argparse.Namespace, evaluation: Any, about: dict[str, Any]) ->
     """Writes and prints the report."""
     from utils.speaker.report import build_report, table, write_report
 
-    about = {**about, "config": cli.plain_arguments(args)}
-    report = build_report(evaluation, about, args.bootstrap, args.seed)
+    report = build_report(evaluation, {**about, "config": cli.plain_arguments(args)}, args.bootstrap, args.seed)
     write_report(args.out, report, evaluation)
     show_report(args, report, table(report))
 
 
 def add_commands(commands: Any) -> None:
     """Adds the subcommands."""
-    _add_pool(commands)
-    _add_embed(commands)
-    _add_enroll(commands)
-    _add_identify(commands)
-    _add_verify(commands)
-
-
-def _add_pool(commands: Any) -> None:
     description = "Report several evaluations as one, such as the folds of a cross-validation."
     parser = add_command(commands, "pool", _pool, description, model=False)
     parser.add_argument("evaluations", type=Path, nargs="+", metavar="EVALUATION", help="--out folders of evaluate")
     add_report_arguments(parser)
 
-
-def _pool(args: argparse.Namespace) -> None:
-    from utils.files import read_json
-    from utils.speaker.pooled import pool, read_evaluation
-
-    evaluations = [read_evaluation(folder) for folder in args.evaluations]
-    reports = [read_json(folder / REPORT) for folder in args.evaluations]
-    models = [model for report in reports for model in report.get("models", [report.get("model")])]
-    require_out(args.out)
-    names = " and ".join(sorted({model["name"] for model in models}))
-    _finish(args, pool(f"{names}, {len(evaluations)} evaluations pooled", evaluations), {"models": models})
-
-
-def _add_embed(commands: Any) -> None:
     description = "Print or store the embedding of each recording, scaled to length 1."
     parser = add_command(commands, "embed", _embed, description, _embed_problems)
-    parser.add_argument("audio", nargs="+", type=Path, metavar="AUDIO", help="recordings")
+    _add_recordings(parser, "recordings")
     parser.add_argument("--out", type=Path, help="safetensors file for the embeddings, instead of printing them")
 
-
-def _add_enroll(commands: Any) -> None:
-    description = "Add a speaker to a store: the mean embedding of the recordings."
+    description = "Enroll a speaker: add the mean embedding of the recordings to a store."
     parser = add_command(commands, "enroll", _enroll, description, _enroll_problems)
-    parser.add_argument("audio", nargs="+", type=Path, metavar="AUDIO", help="recordings of the one speaker")
-    parser.add_argument("--store", type=Path, required=True, help="store of enrolled speakers, made if there is none")
+    _add_recordings(parser, "recordings of the one speaker")
+    parser.add_argument("--store", type=Path, required=True, help="store of enrolled speakers; created if missing")
     parser.add_argument("--name", required=True, help="the speaker's name")
     parser.add_argument(
-        "--replace", action=argparse.BooleanOptionalAction, default=False, help="enroll anew a name that is enrolled"
+        "--replace", action=argparse.BooleanOptionalAction, default=False, help="replace a speaker of this name"
     )
 
-
-def _add_identify(commands: Any) -> None:
-    description = "Say who of the enrolled speakers is speaking, or that it is nobody of them."
+    description = "Name the enrolled speaker who is speaking, or report that it is none of them."
     parser = add_command(commands, "identify", _identify, description)
-    parser.add_argument("audio", nargs="+", type=Path, metavar="AUDIO", help="recordings, each judged by itself")
+    _add_recordings(parser, "recordings, each judged by itself")
     parser.add_argument("--store", type=Path, required=True, help="store of enrolled speakers")
     _add_threshold(parser)
 
-
-def _add_verify(commands: Any) -> None:
-    parser = add_command(commands, "verify", _verify, "Say whether two recordings are of the same speaker.")
+    parser = add_command(commands, "verify", _verify, "Decide whether two recordings are of the same speaker.")
     parser.add_argument("a", type=Path, metavar="A", help="a recording")
     parser.add_argument("b", type=Path, metavar="B", help="another recording")
     _add_threshold(parser)
 
 
+def _add_recordings(parser: cli.Parser, help: str) -> None:
+    parser.add_argument("audio", nargs="+", type=Path, metavar="AUDIO", help=help)
+
+
 def _add_threshold(parser: cli.Parser) -> None:
-    help = "cosine from which on it is the same speaker (default: the checkpoint's, tuned on its validation trials)"
+    help = "least cosine of the same speaker (default: the checkpoint's, at the EER of its validation trials)"
     parser.add_argument("--threshold", type=_cosine, help=help)
 
 
@@ -120,9 +94,21 @@ def _cosine(text: str) -> float:
     return value
 
 
+def _pool(args: argparse.Namespace) -> None:
+    from utils.files import read_json
+    from utils.speaker.report import pool, read_evaluation
+
+    evaluations = [read_evaluation(folder) for folder in args.evaluations]
+    reports = [read_json(folder / REPORT) for folder in args.evaluations]
+    models = [model for report in reports for model in report.get("models", [report.get("model")])]
+    require_out(args.out)
+    names = " and ".join(sorted({model["name"] for model in models}))
+    _finish(args, pool(f"{names}, {len(evaluations)} evaluations pooled", evaluations), {"models": models})
+
+
 def _embed_problems(args: argparse.Namespace) -> list[str]:
     if args.out is not None and args.json:
-        return ["--out and --json contradict: embeddings are stored or printed"]
+        return ["--out and --json contradict: embeddings are either stored or printed"]
     return []
 
 

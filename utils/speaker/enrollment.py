@@ -1,8 +1,8 @@
-"""Enrolled speakers in one file, and who of them is speaking.
+"""A store of enrolled speakers, and identification among them.
 
-A store is a safetensors file: `embeddings` (S, D), one unit-normalized mean per speaker, and JSON metadata that says
-whose they are, from how many recordings and seconds, since when, and by which model. Embeddings of different models
-cannot be compared, so a store belongs to the model that began it.
+A store is a safetensors file: `embeddings` (s, d), one unit-normalized mean per speaker, and JSON metadata: the model,
+and for each speaker the name, the number and the seconds of the recordings, and the day. Embeddings of different models
+cannot be compared, so a store belongs to the model that created it.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ from utils.files import atomic_write
 from utils.speaker.identification import enrollment_mean
 
 UNKNOWN = "unknown"
-"""The answer when no enrolled speaker reaches the threshold; nobody can be enrolled under it."""
+"""The answer when no enrolled speaker reaches the threshold; a reserved name."""
 
 MIN_SPEECH_SECONDS = 0.5
 _FORMAT = "tacomamba-enrollment-1"
 _FRAME_SECONDS, _HOP_SECONDS = 0.025, 0.010
 _RANGE_DB = 35.0  # speech spans about 30 dB from its vowels to its weak consonants
-_FLOOR_DBFS = -60.0  # quieter than any usable recording; keeps the noise of an empty one from counting as speech
+_FLOOR_DBFS = -60.0  # quieter than any usable recording, so that the noise of an empty one is not speech
 
 
 def speech_seconds(waveform: NDArray[np.float32], sample_rate: int) -> float:
-    """Seconds of a waveform (S,), full scale 1, that may hold speech, by energy.
+    """Seconds of a waveform (n,), full scale 1, that may contain speech, by energy.
 
-    Counts the 25 ms frames, 10 ms apart, whose level lies within 35 dB of the loud ones (the 95th percentile) and above
-    -60 dB of full scale. Energy alone cannot tell speech from music or loud noise: it only finds recordings that are
-    empty, or nearly so.
+    Counts the 25 ms frames, 10 ms apart, whose level lies within 35 dB of the 95th percentile and above -60 dB of full
+    scale. Energy does not distinguish speech from music or loud noise: the test finds recordings that are empty or
+    nearly so.
     """
     frame, hop = round(_FRAME_SECONDS * sample_rate), round(_HOP_SECONDS * sample_rate)
     if len(waveform) < frame:
@@ -49,17 +49,16 @@ def speech_seconds(waveform: NDArray[np.float32], sample_rate: int) -> float:
     return float(counted.sum() * hop / sample_rate)
 
 
-def require_speech(path: str | Path, waveform: NDArray[np.float32], sample_rate: int) -> float:
-    """Seconds of speech in a recording; `UserError` if they are too few to know anybody by."""
+def require_speech(path: str | Path, waveform: NDArray[np.float32], sample_rate: int) -> None:
+    """`UserError` if a recording has less than `MIN_SPEECH_SECONDS` of speech."""
     seconds = speech_seconds(waveform, sample_rate)
     if seconds < MIN_SPEECH_SECONDS:
-        raise UserError(f"{path} holds {seconds:.2f} s of speech; at least {MIN_SPEECH_SECONDS} s are needed")
-    return seconds
+        raise UserError(f"{path} has {seconds:.2f} s of speech; at least {MIN_SPEECH_SECONDS} s are needed")
 
 
 @dataclass(frozen=True)
 class Enrollment:
-    """What a speaker's embedding was made of: number of recordings, their seconds in all, and the day (UTC)."""
+    """Source of a speaker's embedding: number of recordings, their total seconds, and the day (UTC)."""
 
     name: str
     count: int
@@ -69,7 +68,7 @@ class Enrollment:
 
 @dataclass(frozen=True)
 class Identification:
-    """Who is speaking: `name` is the best match, or "unknown" when its score is below `threshold`.
+    """The speaker of a recording: `name` is the best match, or "unknown" if its score is below `threshold`.
 
     `scores` are (name, cosine) from best to worst; `margin` is the lead over the second (None if there is none).
     """
@@ -87,7 +86,7 @@ class Identification:
 
 
 class EnrollmentStore:
-    """Speakers enrolled with one model; see the module for the file."""
+    """Speakers enrolled with one model; the module describes the file."""
 
     def __init__(self, model_hash: str, recipe_hash: str) -> None:
         self.model_hash, self.recipe_hash = model_hash, recipe_hash
@@ -96,13 +95,11 @@ class EnrollmentStore:
 
     @classmethod
     def load(cls, path: str | Path, model_hash: str) -> EnrollmentStore:
-        """Reads a store; `UserError` if it is missing, empty, damaged, or made with another model than `model_hash`."""
+        """Reads a store; `UserError` if it is missing, empty, damaged, or of another model than `model_hash`."""
         from safetensors import SafetensorError, safe_open
 
-        if not Path(path).is_file():
-            raise UserError(f"there is no enrollment store at {path}; enroll somebody first")
-        if not Path(path).stat().st_size:
-            raise UserError(f"the enrollment store {path} is empty; enroll somebody first")
+        if not Path(path).is_file() or not Path(path).stat().st_size:
+            raise UserError(f"there is no enrollment store at {path}, or it is empty; enroll a speaker first")
         try:
             with safe_open(path, framework="numpy") as file:
                 metadata = file.metadata() or {}
@@ -114,8 +111,8 @@ class EnrollmentStore:
             raise UserError(f"{path} is a safetensors file, but not an enrollment store")
         if about["model_hash"] != model_hash:
             raise UserError(
-                f"the store {path} was made with model {about['model_hash']}, the checkpoint is model {model_hash}; "
-                "embeddings of different models cannot be compared"
+                f"the store {path} belongs to model {about['model_hash']}, and the checkpoint is model {model_hash}: "
+                "their embeddings cannot be compared"
             )
         store = cls(model_hash, about["recipe_hash"])
         store.speakers = [Enrollment(**speaker) for speaker in about["speakers"]]
@@ -131,7 +128,7 @@ class EnrollmentStore:
         return cls.load(path, model_hash)
 
     def save(self, path: str | Path) -> None:
-        """Writes the store, whole or not at all."""
+        """Writes the store completely or not at all."""
         from safetensors.numpy import save
 
         about = {
@@ -145,16 +142,16 @@ class EnrollmentStore:
             file.write(content)
 
     def check_name(self, name: str, replace: bool) -> None:
-        """`UserError` for a name that cannot be enrolled, or that is enrolled and not to be replaced."""
+        """`UserError` for a name that cannot be enrolled, or is enrolled already unless `replace`."""
         if not name.strip() or name != name.strip() or not name.isprintable():
-            raise UserError(f"{name!r} cannot be a speaker's name: it must be printable, without blanks around it")
+            raise UserError(f"{name!r} cannot be a speaker's name: it must be printable, without blanks at its ends")
         if name == UNKNOWN:
             raise UserError(f"nobody can be enrolled as {UNKNOWN!r}: it is the answer for strangers")
         if not replace and any(speaker.name == name for speaker in self.speakers):
-            raise UserError(f"{name!r} is enrolled already; --replace enrolls anew")
+            raise UserError(f"{name!r} is enrolled already; --replace replaces the embedding")
 
     def enroll(self, name: str, embeddings: NDArray[np.float32], seconds: float, replace: bool = False) -> Enrollment:
-        """Adds a speaker, known from embeddings (n, D) of n recordings of `seconds` in all."""
+        """Adds a speaker by the embeddings (n, d) of n recordings of `seconds` in total."""
         self.check_name(name, replace)
         kept = [place for place, speaker in enumerate(self.speakers) if speaker.name != name]
         date = datetime.datetime.now(datetime.UTC).date().isoformat()
@@ -164,7 +161,7 @@ class EnrollmentStore:
         return added
 
     def identify(self, embedding: NDArray[np.float32], threshold: float) -> Identification:
-        """Compares a unit-normalized embedding (D,) with everybody; equal scores are ranked by name."""
+        """Compares a unit-normalized embedding (d,) with all enrolled; equal scores are ranked by name."""
         cosines = np.stack(self._embeddings).astype(np.float64) @ embedding.astype(np.float64)
         pairs = zip((speaker.name for speaker in self.speakers), cosines.tolist(), strict=True)
         scores = sorted(pairs, key=lambda pair: (-pair[1], pair[0]))
@@ -181,7 +178,7 @@ class EnrollmentStore:
 
 @contextmanager
 def locked_store(path: str | Path, model_hash: str, recipe_hash: str) -> Iterator[EnrollmentStore]:
-    """A store to change, new if there is none; saved at the end, with other writers kept out meanwhile."""
+    """Opens or begins a store to change, saves it at the end, and excludes other writers until then."""
     from filelock import FileLock
 
     path = Path(path)
@@ -196,7 +193,7 @@ def locked_store(path: str | Path, model_hash: str, recipe_hash: str) -> Iterato
 
 
 def write_embeddings(path: str | Path, names: Sequence[str], embeddings: NDArray[np.float32], model_hash: str) -> None:
-    """Writes a safetensors file: `embeddings` (n, D), metadata `names` (a JSON list) and `model_hash`."""
+    """Writes a safetensors file: `embeddings` (n, d), metadata `names` (a JSON list) and `model_hash`."""
     from safetensors.numpy import save
 
     content = save({"embeddings": embeddings}, metadata={"names": json.dumps(list(names)), "model_hash": model_hash})

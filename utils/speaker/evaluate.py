@@ -1,4 +1,4 @@
-"""What an evaluation measures: scores of trials and answers of identification, from stored features or raw audio."""
+"""Evaluations of a recognizer: scores of trials and answers of identification, from stored features or raw audio."""
 
 from __future__ import annotations
 
@@ -14,20 +14,21 @@ from utils.features.recipe import require_same
 from utils.features.store import FeatureStore
 from utils.files import read_json, sha256_file
 from utils.lists import Trial, read_identification, read_trials, training_list_hash
-from utils.speaker.embedding import Mel
 from utils.speaker.identification import PARTS, answers, by_part, enroll
 from utils.speaker.protocol import Protocol, check_disjoint, read_protocol
-from utils.speaker.recognizer import SpeakerRecognizer
+from utils.speaker.recognizer import Mel, SpeakerRecognizer
 from utils.speaker.report import Evaluation
 from utils.speaker.trials import DURATIONS, Origin, TrialSet
 
 Item = tuple[str, str]  # speaker, path
+Embeddings = dict[str, NDArray[np.float32]]  # path -> (d,)
 
 
 def evaluate_features(recognizer: SpeakerRecognizer, data: Path, protocol_name: str) -> Evaluation:
     """Evaluates on a preprocessed folder: the protocol's trials, and its identification lists by the classifier.
 
-    `UserError` if the features have another recipe than the checkpoint, or if it was trained on a held-out speaker.
+    `UserError` if the features have another recipe than the checkpoint, or if its model was trained on a held-out
+    speaker.
     """
     store = FeatureStore.open(data)
     require_same(store.recipe, recognizer.recipe, f"the features in {data}", "the checkpoint")
@@ -35,9 +36,9 @@ def evaluate_features(recognizer: SpeakerRecognizer, data: Path, protocol_name: 
     protocol = read_protocol(folder)
     check_disjoint(protocol, store.rows)
     _refuse_trained(recognizer, protocol)
-    title = f"{recognizer.name} on {data.resolve().name}"
-    source = {"data": str(data), "protocol": protocol_name, **_list_source("trials", _trial_file(folder))}
-    evaluation = Evaluation(title, source, recognizer.threshold)
+    trial_file = folder / read_json(folder / "protocol.json")["files"]["trials"]
+    source = {"data": str(data), "protocol": protocol_name, **_list_source("trials", trial_file)}
+    evaluation = Evaluation(f"{recognizer.name} on {data.resolve().name}", source, recognizer.threshold)
     if protocol.trials:
         rows = {row.path: row for row in store.rows}
         origins = {path: Origin(row.speaker, row.chapter, row.sex) for path, row in rows.items()}
@@ -49,21 +50,17 @@ def evaluate_features(recognizer: SpeakerRecognizer, data: Path, protocol_name: 
     return evaluation
 
 
-def _trial_file(protocol_folder: Path) -> Path:
-    return protocol_folder / read_json(protocol_folder / "protocol.json")["files"]["trials"]
-
-
 def _list_source(name: str, path: Path) -> dict[str, str]:
-    """Names a list in the report by its place and its contents."""
+    """Path and hash of a list, for the report."""
     return {name: str(path), f"{name}_sha256": sha256_file(path)}
 
 
-def _score(evaluation: Evaluation, recognizer: SpeakerRecognizer, read: Callable[[str], Mel]) -> NDArray[np.float32]:
-    """Scores the trials at every duration; returns the embeddings (M, D) of their whole recordings."""
+def _score(evaluation: Evaluation, recognizer: SpeakerRecognizer, read: Callable[[str], Mel]) -> Embeddings:
+    """Scores the trials at every duration; returns the embeddings of their entire recordings."""
     embeddings = recognizer.embed_durations(evaluation.trials.items, read, DURATIONS.values(), desc="trials")
     for name, vectors in zip(DURATIONS, embeddings, strict=True):
         evaluation.scores[name] = evaluation.trials.score(vectors)
-    return embeddings[list(DURATIONS).index("full")]
+    return dict(zip(evaluation.trials.items, embeddings[list(DURATIONS).index("full")], strict=True))
 
 
 def _refuse_trained(recognizer: SpeakerRecognizer, protocol: Protocol) -> None:
@@ -78,14 +75,11 @@ def _refuse_trained(recognizer: SpeakerRecognizer, protocol: Protocol) -> None:
 def _identify_by_classifier(
     evaluation: Evaluation, recognizer: SpeakerRecognizer, store: FeatureStore, protocol: Protocol
 ) -> None:
-    """Fills in the answers of the classifier, if it was trained on exactly the protocol's training list.
-
-    After another training list the test may have been trained on.
-    """
+    """Adds the answers of the classifier, if it was trained on exactly the protocol's training list."""
     if training_list_hash(protocol.train) != recognizer.training_list:
         evaluation.reasons["identification"] = (
-            f"the checkpoint was not trained on the training list of protocol {protocol.name}, so that its test "
-            "recordings may have been trained on"
+            f"the checkpoint was not trained on the training list of protocol {protocol.name}, "
+            "so that its training may have included the test recordings"
         )
         return
     for part, utterances in zip(PARTS, (protocol.utterance_test, protocol.chapter_test), strict=True):
@@ -96,14 +90,14 @@ def _identify_by_classifier(
 
 
 def evaluate_audio(
-    recognizer: SpeakerRecognizer, root: Path, trial_file: Path | None, identification: tuple[Path, Path] | None
+    recognizer: SpeakerRecognizer, root: Path, trial_file: Path | None, identification: Sequence[Path] | None
 ) -> Evaluation:
     """Evaluates on raw audio under `root`: a trial list, a training and a test list of identification, or both.
 
-    Every file is decoded once and embedded once for each duration that is asked of it.
+    Every file is decoded once, and embedded once for each duration.
     """
     trials = read_trials(trial_file) if trial_file else []
-    lists: tuple[list[Item], ...] = tuple(read_identification(path) for path in identification or ())
+    lists = [read_identification(path) for path in identification or ()]
     if trial_file:
         _require_files(root, [path for trial in trials for path in (trial.a, trial.b)], trial_file)
     for path, items in zip(identification or (), lists, strict=True):
@@ -111,18 +105,18 @@ def evaluate_audio(
     if identification:
         _check_identification(*lists, *identification)
 
-    evaluation = Evaluation(
-        f"{recognizer.name} on {root.resolve().name}", {"audio_root": str(root)}, recognizer.threshold
-    )
-    vectors: dict[str, NDArray[np.float32]] = {}
+    title, source = f"{recognizer.name} on {root.resolve().name}", {"audio_root": str(root)}
+    evaluation = Evaluation(title, source, recognizer.threshold)
+    embeddings: Embeddings = {}
     if trial_file:
-        _score_trials(evaluation, recognizer, root, trials, trial_file, vectors)
+        evaluation.source |= _list_source("trials", trial_file)
+        embeddings = _score_trials(evaluation, recognizer, root, trials)
     else:
         evaluation.reasons["verification"] = "no trial list was given"
     if identification:
-        evaluation.source |= _list_source("identification_train", identification[0])
-        evaluation.source |= _list_source("identification_test", identification[1])
-        _identify_by_enrollment(evaluation, recognizer, root, lists, vectors)
+        for part, path in zip(("train", "test"), identification, strict=True):
+            evaluation.source |= _list_source(f"identification_{part}", path)
+        _identify_by_enrollment(evaluation, recognizer, root, lists, embeddings)
     else:
         evaluation.reasons["identification"] = "no identification lists were given"
     return evaluation
@@ -131,21 +125,26 @@ def evaluate_audio(
 def _require_files(root: Path, paths: Iterable[str], listed_in: Path) -> None:
     paths = list(dict.fromkeys(paths))
     if not paths:
-        raise UserError(f"{listed_in} lists nothing")
+        raise UserError(f"{listed_in} lists no recordings")
     missing = [path for path in paths if not (root / path).is_file()]
     if missing:
         raise UserError(
-            f"{len(missing)} of the {len(paths)} audio files of {listed_in} are not under {root}, first {missing[0]}"
+            f"{len(missing)} of the {len(paths)} audio files in {listed_in} are not under {root}, "
+            f"the first is {missing[0]}"
         )
 
 
 def _check_identification(train: list[Item], test: list[Item], train_file: Path, test_file: Path) -> None:
     strangers = sorted({speaker for speaker, _ in test} - {speaker for speaker, _ in train})
     if strangers:
-        raise UserError(f"{test_file} tests {len(strangers)} speakers whom {train_file} lacks, first {strangers[0]}")
+        raise UserError(
+            f"{test_file} has {len(strangers)} speakers that {train_file} lacks, the first is {strangers[0]}"
+        )
     leaked = {path for _, path in train}.intersection(path for _, path in test)
     if leaked:
-        raise UserError(f"{len(leaked)} recordings are both in {train_file} and in {test_file}, first {min(leaked)}")
+        raise UserError(
+            f"{len(leaked)} recordings are in both {train_file} and {test_file}, the first is {min(leaked)}"
+        )
 
 
 def _score_trials(
@@ -153,41 +152,37 @@ def _score_trials(
     recognizer: SpeakerRecognizer,
     root: Path,
     trials: Sequence[Trial],
-    trial_file: Path,
-    vectors: dict[str, NDArray[np.float32]],
-) -> None:
-    """Scores the trials, and notes the embeddings of their recordings in `vectors`."""
+) -> Embeddings:
+    """Scores the trials, and returns the embeddings of their recordings."""
     sex = sexes(root)
-    paths = {path for trial in trials for path in (trial.a, trial.b)}
     origins = {}
-    for path in paths:
+    for path in {path for trial in trials for path in (trial.a, trial.b)}:
         speaker, chapter = parse_path(path)
         origins[path] = Origin(speaker, chapter, sex.get(speaker, ""))
     evaluation.trials = TrialSet.build(trials, origins)
-    evaluation.source |= _list_source("trials", trial_file)
     known = sorted(set(evaluation.trials.speakers()).intersection(recognizer.speakers))
     if known:
         evaluation.warnings.append(
-            f"{len(known)} speakers of the trials bear names of training speakers (first {known[0]}): "
+            f"{len(known)} speakers of the trials have the names of training speakers (the first is {known[0]}): "
             "if they are the same people, this is not open-set verification"
         )
-    embeddings = _score(evaluation, recognizer, lambda path: recognizer.mel_of_file(root / path))
-    vectors.update(zip(evaluation.trials.items, embeddings, strict=True))
+    return _score(evaluation, recognizer, lambda path: recognizer.mel_of_file(root / path))
 
 
 def _identify_by_enrollment(
     evaluation: Evaluation,
     recognizer: SpeakerRecognizer,
     root: Path,
-    lists: tuple[list[Item], ...],
-    vectors: dict[str, NDArray[np.float32]],
+    lists: Sequence[list[Item]],
+    known: Embeddings,
 ) -> None:
-    """Enrolls the speakers of the first list and identifies the recordings of the second by the highest cosine."""
-    paths = sorted({path for items in lists for _, path in items}.difference(vectors))
-    (new,) = recognizer.embed_durations(
-        paths, lambda path: recognizer.mel_of_file(root / path), [None], desc="identification"
-    )
-    vectors.update(zip(paths, new, strict=True))
+    """Enrolls the speakers of the first list and identifies the recordings of the second by the highest cosine.
+
+    `known` holds the embeddings of recordings that are also in the trials.
+    """
+    paths = sorted({path for items in lists for _, path in items}.difference(known))
+    new = recognizer.embed_files([root / path for path in paths], desc="identification")
+    vectors = {**known, **dict(zip(paths, new, strict=True))}
     train, test = ([(speaker, parse_path(path)[1]) for speaker, path in items] for items in lists)
     names, enrolled = enroll([speaker for speaker, _ in lists[0]], np.stack([vectors[path] for _, path in lists[0]]))
     for part, places in by_part(train, test).items():

@@ -1,4 +1,4 @@
-"""Closed-set identification: which of the known speakers is this? By the classifier head, or by enrollment."""
+"""Closed-set identification among known speakers, by the classifier or by enrollment."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 PARTS = ("utterance", "chapter")
-"""Test parts: other utterances of chapters heard in training, and chapters (recording sessions) never heard."""
+"""Test parts: other utterances of chapters that training used, and other chapters (recording sessions)."""
 
 
 class Answer(NamedTuple):
@@ -21,29 +21,28 @@ class Answer(NamedTuple):
 
 
 def unit(vectors: NDArray) -> NDArray[np.float32]:
-    """Vectors (..., D) scaled to length 1."""
+    """Vectors (..., d) scaled to length 1."""
     vectors = np.asarray(vectors, dtype=np.float64)
     return (vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)).astype(np.float32)
 
 
 def enrollment_mean(embeddings: NDArray) -> NDArray[np.float32]:
-    """Unit-normalized mean (D,) of unit-normalized embeddings (n, D).
+    """Unit-normalized mean (d,) of embeddings (n, d), each scaled to length 1 first.
 
-    A mean and not a sum, and of equal lengths: neither a speaker with more recordings nor a recording with a longer
-    embedding gets an advantage.
+    So neither a speaker with more recordings nor a recording with a longer embedding gets an advantage.
     """
     return unit(unit(embeddings).mean(axis=0, dtype=np.float64))
 
 
 def enroll(speakers: Sequence[str], embeddings: NDArray) -> tuple[list[str], NDArray[np.float32]]:
-    """Names in order, and one enrollment each (S, D), from one embedding (n, D) per name in `speakers` (n)."""
+    """Distinct names in order, and their enrollments (s, d), from embeddings (n, d) of recordings of `speakers` (n)."""
     labels = np.asarray(speakers)
     names = sorted(set(speakers))
     return names, np.stack([enrollment_mean(embeddings[labels == name]) for name in names])
 
 
 def answers(items: Sequence[tuple[str, str]], scores: NDArray, names: Sequence[str]) -> list[Answer]:
-    """What a system with `scores` (n, S) over `names` (S) says of `items` (n), each (speaker, path)."""
+    """Answers of a system with `scores` (n, s) over `names` (s) for `items` (n), each (speaker, path)."""
     best = np.asarray(scores).argmax(axis=1) if items else []
     return [Answer(speaker, names[index], path) for (speaker, path), index in zip(items, best, strict=True)]
 
@@ -54,17 +53,17 @@ def by_part(train: Sequence[tuple[str, str]], test: Sequence[tuple[str, str]]) -
     A test recording counts as `utterance` when its chapter occurs among that speaker's training chapters, else as
     `chapter`.
     """
-    heard = set(train)
+    seen = set(train)
     parts: dict[str, list[int]] = {part: [] for part in PARTS}
     for place, item in enumerate(test):
-        parts["utterance" if item in heard else "chapter"].append(place)
+        parts["utterance" if item in seen else "chapter"].append(place)
     return parts
 
 
 def confusion_matrix(given: Sequence[Answer]) -> tuple[list[str], NDArray[np.int64]]:
-    """Names (S) of all who spoke or were named, and counts (S, S): row = speaker, column = named.
+    """Names (s) of all who spoke or were named, and counts (s, s): row = speaker, column = named.
 
-    Names that are numbers come first, in the order of numbers.
+    Names that are numbers come first, in numerical order.
     """
     names = sorted({name for answer in given for name in (answer.speaker, answer.named)}, key=_number_first)
     index = {name: number for number, name in enumerate(names)}

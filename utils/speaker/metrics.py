@@ -1,9 +1,8 @@
-"""Figures of speaker verification: EER, minDCF, the DET curve, and intervals by resampling speakers.
+"""Metrics of speaker verification: EER, minDCF, the DET curve, and intervals by resampling speakers.
 
-A trial is accepted when its score reaches the threshold. Every figure here takes O(N log N) time and O(N) memory for N
-trials, and depends on the scores' order alone: trials of equal score are accepted or rejected together, so that neither
-the order of a list nor a system that gives one score to everything can gain from it (constant scores have an EER of
-exactly 0.5).
+A trial is accepted when its score reaches the threshold. Every metric takes O(n log n) time and O(n) memory for n
+trials, and depends on the order of the scores alone. Trials of equal score are accepted or rejected together, so that
+the order of a list does not matter, and constant scores have an EER of exactly 0.5.
 """
 
 from __future__ import annotations
@@ -21,8 +20,8 @@ Floats = NDArray[np.float64]
 class ErrorRates:
     """Both error rates at every threshold that makes a difference, from "accept all" to "reject all".
 
-    `scores` (K,) are the distinct scores in ascending order. `fnr` and `fpr` (K + 1,) are the rates of rejected
-    targets and of accepted non-targets after rejecting the first k groups: point 0 is (FNR 0, FPR 1).
+    `scores` (k,) are the distinct scores in ascending order. `fnr` and `fpr` (k + 1,) are the rates of rejected targets
+    and of accepted non-targets after rejecting the lowest scores, one more at each point: point 0 is (FNR 0, FPR 1).
     """
 
     scores: Floats
@@ -30,7 +29,7 @@ class ErrorRates:
     fpr: Floats
 
     def threshold(self, point: int) -> float:
-        """A threshold that works at `point`: half-way between the last group rejected and the first accepted."""
+        """The threshold at `point`: half-way between the last score rejected and the first accepted."""
         around = self.scores[max(point - 1, 0) : point + 1]
         return float(around.mean())
 
@@ -38,13 +37,13 @@ class ErrorRates:
 def error_rates(scores: ArrayLike, targets: ArrayLike, weights: ArrayLike | None = None) -> ErrorRates:
     """Error rates of all thresholds.
 
-    `scores` (N,), `targets` (N,) true for trials of one speaker, `weights` (N,) at least 0 (default: 1 each).
+    `scores` (n,), `targets` (n,) true for trials of one speaker, `weights` (n,) at least 0 (default: 1 each).
     Raises ValueError for shapes that differ, scores that are not finite, or targets or non-targets without weight.
     """
     scores, targets = np.asarray(scores, dtype=np.float64), np.asarray(targets, dtype=bool)
     weights = np.ones(scores.shape) if weights is None else np.asarray(weights, dtype=np.float64)
     if scores.ndim != 1 or scores.shape != targets.shape or scores.shape != weights.shape:
-        raise ValueError(f"scores {scores.shape}, targets {targets.shape} and weights {weights.shape} must be (N,)")
+        raise ValueError(f"scores {scores.shape}, targets {targets.shape} and weights {weights.shape} must be (n,)")
     if not np.isfinite(scores).all():
         raise ValueError("scores must be finite")
     order, ends = _sorted_groups(scores)
@@ -55,14 +54,14 @@ def error_rates(scores: ArrayLike, targets: ArrayLike, weights: ArrayLike | None
 
 
 def _sorted_groups(scores: Floats) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The ascending order of `scores` (N,), and the last place in it of each of the K distinct scores."""
+    """The ascending order of `scores` (n,), and the last place in it of each of the k distinct scores."""
     order = np.argsort(scores, kind="stable")
     last = np.append(np.diff(scores[order]) > 0, True)[: len(scores)]
     return order, np.flatnonzero(last)
 
 
 def _rates(targets: NDArray[np.bool_], weights: NDArray, ends: NDArray[np.int64]) -> tuple[Floats, Floats]:
-    """FNR and FPR (K + 1,) of trials in ascending order of score; NaN where a class has no weight."""
+    """FNR and FPR (k + 1,) of trials in ascending order of score; NaN where a class has no weight."""
     rejected_targets = np.cumsum(weights * targets)[ends]
     rejected_nontargets = np.cumsum(weights * ~targets)[ends]
     fnr, fpr = np.zeros(len(ends) + 1), np.ones(len(ends) + 1)
@@ -92,22 +91,14 @@ def eer(scores: ArrayLike, targets: ArrayLike, weights: ArrayLike | None = None)
     return rate, rates.threshold(point)
 
 
-def min_dcf(
-    scores: ArrayLike,
-    targets: ArrayLike,
-    p_target: float,
-    c_miss: float = 1.0,
-    c_fa: float = 1.0,
-    weights: ArrayLike | None = None,
-) -> float:
+def min_dcf(scores: ArrayLike, targets: ArrayLike, p_target: float, weights: ArrayLike | None = None) -> float:
     """Least detection cost over all thresholds, normalized by the better of accepting all and rejecting all.
 
-    min over t of [c_miss FNR(t) p_target + c_fa FPR(t) (1 - p_target)] / min(c_miss p_target, c_fa (1 - p_target)),
-    as in the NIST speaker recognition evaluations; at most 1.
+    min over t of [p_target FNR(t) + (1 - p_target) FPR(t)] / min(p_target, 1 - p_target), as in the NIST speaker
+    recognition evaluations with costs of 1; at most 1. `weights` as in `error_rates`.
     """
     rates = error_rates(scores, targets, weights)
-    miss, false_alarm = c_miss * p_target, c_fa * (1 - p_target)
-    return float((miss * rates.fnr + false_alarm * rates.fpr).min() / min(miss, false_alarm))
+    return float((p_target * rates.fnr + (1 - p_target) * rates.fpr).min() / min(p_target, 1 - p_target))
 
 
 def rates_at(scores: ArrayLike, targets: ArrayLike, threshold: float) -> tuple[float, float]:
@@ -125,13 +116,12 @@ def bootstrap_eer(
     seed: int = 0,
     level: float = 0.95,
 ) -> tuple[float, float] | None:
-    """Percentile interval of the EER when the speakers, not the trials, are drawn anew.
+    """Percentile interval of the EER over bootstrap samples of the speakers, not of the trials.
 
-    Trials of one speaker rise and fall together, so resampling trials gives intervals that are far too narrow. Each
+    Scores of one speaker are correlated, so that resampling trials gives intervals that are far too narrow. Each
     replicate draws as many speakers as there are, with replacement; a trial within speaker s then counts as often as s
-    was drawn, one between s and t as often as the pair (w_s w_t). `speaker_a`, `speaker_b` (N,) name the two sides.
-    Replicates without targets or without non-targets say nothing and are left out; None if none
-    remains. One sort, then O(N) per replicate.
+    was drawn, one between s and t as often as the pair (w_s w_t). `speaker_a`, `speaker_b` (n,) name the two sides.
+    Replicates without targets or without non-targets are left out; None if none remains.
     """
     scores, targets = np.asarray(scores, dtype=np.float64), np.asarray(targets, dtype=bool)
     order, ends = _sorted_groups(scores)
@@ -155,7 +145,7 @@ def bootstrap_eer(
 def det_curve(scores: ArrayLike, targets: ArrayLike, points: int = 1000, floor: float = 1e-5) -> tuple[Floats, Floats]:
     """FPR and FNR of at most about `points` points for drawing, evenly spread along the curve on normal-deviate axes.
 
-    Rates are kept as they are; `floor` only says where the axes end when the spread is measured.
+    `floor` is the end of the axes along which the spread is measured; the rates themselves stay as they are.
     """
     rates = error_rates(scores, targets)
     if len(rates.fnr) <= points:
@@ -169,6 +159,6 @@ def det_curve(scores: ArrayLike, targets: ArrayLike, points: int = 1000, floor: 
 def normal_deviate(rates: ArrayLike, floor: float = 1e-5) -> Floats:
     """Inverse of the normal distribution function, of rates held within `floor` and 1 - `floor`."""
     rates = np.clip(np.asarray(rates, dtype=np.float64), floor, 1 - floor)
-    distinct, places = np.unique(rates, return_inverse=True)  # a curve holds few distinct rates, or few points
+    distinct, places = np.unique(rates, return_inverse=True)  # a curve has few distinct rates, or few points
     inverse = NormalDist().inv_cdf
     return np.array([inverse(rate) for rate in distinct])[places].reshape(rates.shape)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,18 +11,15 @@ from numpy.typing import NDArray
 from utils.plots import COLORS, new_figure, percent, save_figure, tidy
 from utils.speaker.metrics import normal_deviate
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
 _DET_TICKS = (1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 0.9, 0.95, 0.98, 0.99)
-_DET_FLOOR = 1e-4  # an axis that ends lower would show single trials of lists of the usual size
+_DET_FLOOR = 1e-4  # below it, lists of the usual size have single trials
 MOST_CONFUSED = 30
 
 
 def draw_det(path: Path, curves: Mapping[str, tuple[NDArray, NDArray, float]], title: str) -> None:
     """Detection error trade-off on normal-deviate axes (Martin et al. 1997), with the EER of each curve marked.
 
-    `curves`: label -> (false alarm rates (K,), miss rates (K,), EER), all fractions.
+    `curves`: label -> (false alarm rates (k,), miss rates (k,), EER), all fractions.
     """
     high = min(0.99, max(0.5, 1.5 * max(rate for _, _, rate in curves.values())))
     low = max(_DET_FLOOR, 0.7 * _least_shown(curves, high))
@@ -32,7 +28,7 @@ def draw_det(path: Path, curves: Mapping[str, tuple[NDArray, NDArray, float]], t
     for color, (label, (fpr, fnr, rate)) in zip(COLORS, curves.items(), strict=False):
         axes.plot(normal_deviate(fpr, low), normal_deviate(fnr, low), color=color, linewidth=1.6)
         mark = normal_deviate([rate], low)
-        # The key shows line and mark together, so the mark carries the label.
+        # The legend shows line and mark together, so the mark has the label.
         style = {"color": color, "markersize": 6, "markeredgecolor": "white", "clip_on": False, "zorder": 3}
         axes.plot(mark, mark, "o-", label=f"{label}: EER {percent(rate)}", **style)
     limits = normal_deviate([low, high], low)
@@ -63,7 +59,7 @@ def _least_shown(curves: Mapping[str, tuple[NDArray, NDArray, float]], high: flo
 
 
 def draw_scores(path: Path, scores: NDArray, targets: NDArray, thresholds: Mapping[str, float], title: str) -> None:
-    """Histograms (densities) of target and non-target scores (N,), with named thresholds as lines."""
+    """Histograms (densities) of target and non-target scores (n,), with named thresholds as lines."""
     figure = new_figure(7.2, 4.4)
     axes = figure.subplots()
     edges = np.linspace(scores.min(), scores.max() + 1e-9, 61)
@@ -84,7 +80,7 @@ def draw_scores(path: Path, scores: NDArray, targets: NDArray, thresholds: Mappi
 
 
 def most_confused(counts: NDArray[np.int64], keep: int = MOST_CONFUSED) -> NDArray[np.int64]:
-    """The `keep` speakers of a confusion matrix (S, S) with most errors, as speaker or as named, in their order."""
+    """The `keep` speakers of a confusion matrix (s, s) with most errors, as speaker or as named, in their order."""
     errors = counts - np.diag(np.diag(counts))
     involved = errors.sum(axis=0) + errors.sum(axis=1)
     return np.sort(np.argsort(-involved, kind="stable")[:keep])
@@ -93,7 +89,7 @@ def most_confused(counts: NDArray[np.int64], keep: int = MOST_CONFUSED) -> NDArr
 def draw_confusions(path: Path, parts: Mapping[str, tuple[Sequence[str], NDArray[np.int64]]], title: str) -> None:
     """Confusion matrices side by side, rows (the true speaker) as shares of that speaker's recordings.
 
-    `parts`: heading -> (names (S), counts (S, S)). With more than 30 speakers only the most confused are shown.
+    `parts`: heading -> (names (s), counts (s, s)). With more than 30 speakers only the most confused are shown.
     """
     shown = {heading: most_confused(counts) for heading, (_, counts) in parts.items()}
     size = 2.2 + 0.22 * max(12, *(len(kept) for kept in shown.values()))
@@ -110,13 +106,9 @@ def draw_confusions(path: Path, parts: Mapping[str, tuple[Sequence[str], NDArray
         axes.set_ylabel("speaker")
         limited = f"\n(the {len(kept)} most confused of {len(names)} speakers)" if len(kept) < len(names) else ""
         axes.set_title(heading + limited, fontsize=10)
-        _write_counts(axes, counts[np.ix_(kept, kept)], shares)
+        for row, column in zip(*np.nonzero(shares), strict=True):
+            color, count = "white" if shares[row, column] > 0.5 else "black", counts[kept[row], kept[column]]
+            axes.text(column, row, str(count), ha="center", va="center", fontsize=6, color=color)
     figure.colorbar(image, ax=panels, shrink=0.8, label="share of the speaker's recordings")
     figure.suptitle(title)
     save_figure(figure, path)
-
-
-def _write_counts(axes: Axes, counts: NDArray[np.int64], shares: NDArray) -> None:
-    for row, column in zip(*np.nonzero(counts), strict=True):
-        color = "white" if shares[row, column] > 0.5 else "black"
-        axes.text(column, row, str(counts[row, column]), ha="center", va="center", fontsize=6, color=color)

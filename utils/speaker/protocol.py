@@ -1,25 +1,25 @@
-"""Splits and trial lists, made once from a seed and kept as text files with the data.
+"""Splits and trial lists, drawn once by a seed and stored as text files with the data.
 
 Open set: speakers are held out by id over all folders of a corpus, and verification trials pair their recordings.
-Closed set, among the other speakers: chapter B is a speaker's chapter with the least audio (of speakers with two or
-more), the rest is A. Training sees part of A; identification is tested by utterance on another part of A and by
-chapter on all of B, which is the honest figure: a chapter is a recording session.
+Closed set, among the other speakers: chapter B is the chapter with the least audio of a speaker with two or more, the
+rest is A. Part of A is for training; identification is tested by utterance on another part of A, and by chapter on all
+of B. The latter is the more honest metric: a chapter is a recording session.
 
-Every choice hashes the seed with the id that it is about, so that a speaker's split does not depend on other speakers.
+Every choice hashes the seed with the id concerned, so that a speaker's split does not depend on other speakers.
 
 A protocol is a folder:
 
     protocol.json                            name, seed, counts, and the names of the trial lists
-    heldout_speakers.txt valid_speakers.txt  one speaker a line
-    train.txt valid.txt utterance_test.txt chapter_test.txt                     one utterance id a line
+    heldout_speakers.txt valid_speakers.txt  one speaker per line
+    train.txt valid.txt utterance_test.txt chapter_test.txt                     one utterance id per line
     identification_train.txt identification_utterance_test.txt identification_chapter_test.txt   `speaker path`
-    trials-HASH.txt valid_trials-HASH.txt    `1|0 path path`; HASH is of the contents
+    trials-HASH.txt valid_trials-HASH.txt    `1|0 path path`; HASH is that of the contents
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,10 +27,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from utils.errors import UserError
-from utils.files import sha256_text, staging_directory, write_json, write_text
+from utils.files import sha256_text
 from utils.lists import (
     DEFAULT_PROTOCOL,
-    SPLITS_FORMAT,
     Trial,
     as_lines,
     join_fields,
@@ -39,6 +38,7 @@ from utils.lists import (
     read_trials,
     shuffled,
     trial_lines,
+    write_splits,
 )
 
 if TYPE_CHECKING:
@@ -46,18 +46,20 @@ if TYPE_CHECKING:
 
 HELDOUT_SHARE = 0.2
 VALID_SPEAKER_SHARE = 0.1
-MIN_SPEAKERS_FOR_VALID = 30  # with fewer, every speaker is worth more in training
+MIN_SPEAKERS_FOR_VALID = 30  # with fewer, training needs every speaker
 MIN_UTTERANCES_OF_VALID = 4
 MIN_UTTERANCES_TO_SPLIT = 5
 VALID_SHARE, TEST_SHARE = 0.1, 0.2
 MAX_TRIALS = 20_000
 _MAX_ENUMERATED = 4_000_000
-_LISTS = ("train", "valid", "utterance_test", "chapter_test")
+_PARTS = ("train", "valid", "utterance_test", "chapter_test")
+_LISTS = ("heldout_speakers", "valid_speakers", *_PARTS)
+_TRIALS = ("trials", "valid_trials")
 
 
 @dataclass
 class Protocol:
-    """Which speakers and utterances serve what.
+    """Speakers and utterances by their purpose.
 
     `train`, `valid`, `utterance_test` and `chapter_test` are sorted utterance ids; `trials` pair recordings of
     `heldout_speakers`; `valid_trials` pair recordings of `valid_speakers`, or the `valid` utterances of training
@@ -87,8 +89,8 @@ def make_protocol(
     """Splits `rows` by speaker, chapter and utterance, and draws the trials.
 
     Args:
-        heldout: the speakers to hold out, or how many of those with two or more utterances; None holds out a fifth
-            of these.
+        heldout: the speakers to hold out, or the number to draw from those with two or more utterances; None holds
+            out a fifth of these.
         valid: number of validation speakers; None takes a tenth of the speakers with `MIN_UTTERANCES_OF_VALID`
             utterances if `MIN_SPEAKERS_FOR_VALID` of them remain, else none.
         max_trials: cap on the target trials, and on the others.
@@ -102,13 +104,13 @@ def make_protocol(
     heldout_speakers = _heldout_speakers(by_speaker, seed, heldout)
     remaining = {speaker: mine for speaker, mine in by_speaker.items() if speaker not in heldout_speakers}
     valid_speakers = _valid_speakers(remaining, seed, valid)
-    parts: dict[str, list[Row]] = {name: [] for name in _LISTS}
+    parts: dict[str, list[Row]] = {name: [] for name in _PARTS}
     for speaker, mine in remaining.items():
         split = {"valid": mine} if speaker in valid_speakers else _split_speaker(mine, seed, bool(valid_speakers))
         for part, members in split.items():
             parts[part].extend(members)
     if len({row.speaker for row in parts["train"]}) < 2:
-        raise UserError("fewer than two speakers are left to train on: hold out fewer")
+        raise UserError("fewer than two speakers remain for training: hold out fewer")
     tested = [row for speaker in heldout_speakers for row in by_speaker[speaker]]
     protocol = Protocol(
         name=name,
@@ -127,7 +129,7 @@ def _heldout_speakers(by_speaker: Mapping[str, list[Row]], seed: int, heldout: S
     if heldout is not None and not isinstance(heldout, int):
         unknown = [speaker for speaker in heldout if speaker not in by_speaker]
         if unknown or not heldout:
-            raise UserError(f"the data have no speaker {', '.join(unknown)}" if unknown else "no speaker is held out")
+            raise UserError(f"the data has no speaker {', '.join(unknown)}" if unknown else "no speaker is held out")
         return sorted(set(heldout))
     paired = [speaker for speaker, mine in by_speaker.items() if len(mine) > 1]
     count = max(2, round(HELDOUT_SHARE * len(paired))) if heldout is None else heldout
@@ -144,17 +146,17 @@ def _valid_speakers(remaining: Mapping[str, list[Row]], seed: int, valid: int | 
     if valid is None:
         valid = round(VALID_SPEAKER_SHARE * len(able)) if len(able) >= MIN_SPEAKERS_FOR_VALID else 0
     if valid == 1:
-        raise UserError("one validation speaker makes no trials between speakers: two are needed, or none")
+        raise UserError("one validation speaker gives no trials between speakers: use two or more, or none")
     if valid > len(able):
         raise UserError(
-            f"{valid} validation speakers were asked for; {len(able)} speakers that are not held out "
+            f"{valid} validation speakers were requested, but only {len(able)} speakers that are not held out "
             f"have {MIN_UTTERANCES_OF_VALID} recordings or more"
         )
     return sorted(shuffled(able, f"{seed}/valid")[:valid])
 
 
 def _split_speaker(mine: Sequence[Row], seed: int, valid_elsewhere: bool) -> dict[str, list[Row]]:
-    """A training speaker's rows: chapter B for the test by chapter; A for training, validation, test by utterance."""
+    """Splits a training speaker: chapter B into the test by chapter, A into training, validation and the other test."""
     seconds: dict[str, float] = defaultdict(float)
     for row in mine:
         seconds[row.chapter] += row.seconds
@@ -164,28 +166,27 @@ def _split_speaker(mine: Sequence[Row], seed: int, valid_elsewhere: bool) -> dic
     tests, valids = 0, 0
     if len(chapter_a) >= MIN_UTTERANCES_TO_SPLIT:
         tests = max(1, round(TEST_SHARE * len(chapter_a)))
-        # At least two: a validation trial of one speaker needs two utterances.
+        # At least two, because a target trial needs two utterances.
         valids = 0 if valid_elsewhere else max(2, round(VALID_SHARE * len(chapter_a)))
     by_id = {row.utterance: row for row in chapter_a}
     order = [by_id[utterance] for utterance in shuffled(by_id, f"{seed}/utterances")]
     train = order[tests + valids :]
-    heard = {row.chapter for row in train}
+    trained = {row.chapter for row in train}
     return {
-        "utterance_test": [row for row in order[:tests] if row.chapter in heard],
+        "utterance_test": [row for row in order[:tests] if row.chapter in trained],
         "valid": order[tests : tests + valids],
-        "train": train + [row for row in order[:tests] if row.chapter not in heard],
+        "train": train + [row for row in order[:tests] if row.chapter not in trained],
         "chapter_test": chapter_b,
     }
 
 
 def make_trials(rows: Sequence[Row], seed: str, cap: int) -> list[Trial]:
-    """All pairs of one speaker's recordings, and pairs of two speakers', at most `cap` of each, drawn by `seed`.
+    """Draws pairs of recordings of one speaker and of two speakers, at most `cap` of each kind.
 
-    A recording is never paired with itself, nor two with each other twice. Sorted by utterance.
+    No recording is paired with itself, and no pair occurs twice. The trials are sorted by utterance.
     """
     rows = sorted(rows, key=lambda row: row.utterance)
-    names = {speaker: code for code, speaker in enumerate(sorted({row.speaker for row in rows}))}
-    speakers = np.array([names[row.speaker] for row in rows], dtype=np.int64)
+    speakers = np.unique([row.speaker for row in rows], return_inverse=True)[1]
     draw = np.random.default_rng(int(sha256_text(seed)[:16], 16))
     targets = _at_most(_target_pairs(speakers), cap, draw)
     others = _at_most(_other_pairs(speakers, cap, draw), cap, draw)
@@ -194,17 +195,14 @@ def make_trials(rows: Sequence[Row], seed: str, cap: int) -> list[Trial]:
 
 
 def _target_pairs(speakers: np.ndarray) -> np.ndarray:
-    """All pairs (N, 2) a < b of places with one speaker."""
-    pairs = [np.empty((0, 2), dtype=np.int64)]
-    for speaker in np.unique(speakers):
-        places = np.flatnonzero(speakers == speaker)
-        first, second = np.triu_indices(len(places), 1)
-        pairs.append(np.stack([places[first], places[second]], axis=1))
-    return np.concatenate(pairs)
+    """All pairs (N, 2) of positions a < b with the same speaker."""
+    groups = (np.flatnonzero(speakers == speaker) for speaker in np.unique(speakers))
+    pairs = [places[np.stack(np.triu_indices(len(places), 1), axis=1)] for places in groups]
+    return np.concatenate([np.empty((0, 2), dtype=np.int64), *pairs])
 
 
 def _other_pairs(speakers: np.ndarray, cap: int, draw: np.random.Generator) -> np.ndarray:
-    """Pairs (N, 2) a < b of places with two speakers: all of them, or at least `cap` of very many."""
+    """Pairs (N, 2) of positions a < b with two speakers: all, or at least `cap` where there are very many."""
     count = len(speakers)
     if count * (count - 1) // 2 <= max(_MAX_ENUMERATED, 8 * cap):
         pairs = np.stack(np.triu_indices(count, 1), axis=1)
@@ -212,7 +210,7 @@ def _other_pairs(speakers: np.ndarray, cap: int, draw: np.random.Generator) -> n
     if len(np.unique(speakers)) < 2:
         return np.empty((0, 2), dtype=np.int64)
     pairs = np.empty((0, 2), dtype=np.int64)
-    for _ in range(100):  # a corpus of one big speaker and a few small ones may give fewer than `cap`
+    for _ in range(100):  # a corpus dominated by one speaker may give fewer than `cap`
         drawn = np.sort(draw.integers(0, count, size=(2 * cap, 2)), axis=1)
         drawn = drawn[speakers[drawn[:, 0]] != speakers[drawn[:, 1]]]
         pairs = np.unique(np.concatenate([pairs, drawn]), axis=0)
@@ -226,92 +224,70 @@ def _at_most(pairs: np.ndarray, cap: int, draw: np.random.Generator) -> np.ndarr
 
 
 def check_disjoint(protocol: Protocol, rows: Iterable[Row]) -> None:
-    """Raises `UserError` unless held-out speakers, from any folder, stay out of training and identification.
+    """Raises `UserError` if held-out speakers, from any folder, occur in training or identification.
 
-    Checks as well that validation speakers stay out of training and tests, that no utterance serves twice, and that
-    trials pair two recordings of held-out speakers and say rightly whether they are of one.
+    Also checks that validation speakers stay out of training and tests, that no utterance occurs twice, and that trials
+    pair recordings of held-out speakers and are labeled correctly.
     """
-    rows = list(rows)
+    for problem in _leaks(protocol, list(rows)):
+        raise UserError(f"protocol {protocol.name}: {problem}")
+
+
+def _leaks(protocol: Protocol, rows: Sequence[Row]) -> Iterator[str]:
     speaker_of = {row.utterance: row.speaker for row in rows}
     path_speaker = {row.path: row.speaker for row in rows}
     heldout, valid = set(protocol.heldout_speakers), set(protocol.valid_speakers)
-    used: set[str] = set()
-    for part in _LISTS:
+    used: Counter[str] = Counter()
+    for part in _PARTS:
         utterances = getattr(protocol, part)
-        unknown = next((utterance for utterance in utterances if utterance not in speaker_of), None)
-        if unknown is not None:
-            raise UserError(f"protocol {protocol.name}: utterance {unknown} of {part} is not in the data")
+        yield from (f"utterance {each} of {part} is not in the data" for each in utterances if each not in speaker_of)
         barred = heldout if part == "valid" else heldout | valid
-        leaked = sorted({speaker_of[utterance] for utterance in utterances} & barred)
-        if leaked:
-            raise UserError(f"protocol {protocol.name}: held-out speakers in {part}: {', '.join(leaked)}")
-        if len(set(utterances)) < len(utterances) or used & set(utterances):
-            raise UserError(f"protocol {protocol.name}: an utterance of {part} occurs twice")
-        used |= set(utterances)
+        if leaked := barred.intersection(map(speaker_of.get, utterances)):
+            yield f"held-out speakers in {part}: {', '.join(sorted(leaked))}"
+        used.update(utterances)
+        if any(used[utterance] > 1 for utterance in utterances):
+            yield f"an utterance of {part} occurs twice"
     for trial in protocol.trials:
         pair = [path_speaker.get(path) for path in (trial.a, trial.b)]
         if not heldout.issuperset(pair) or trial.a == trial.b or trial.target != (pair[0] == pair[1]):
-            raise UserError(f"protocol {protocol.name}: {trial.a} {trial.b} is not a trial of held-out speakers")
+            yield f"{trial.a} {trial.b} is not a trial of held-out speakers"
 
 
 def write_protocol(
     directory: str | Path, protocol: Protocol, rows: Iterable[Row], request: Mapping[str, Any] | None = None
 ) -> None:
-    """Writes the folder, whole or not at all; `request` (plain values) is kept in protocol.json."""
+    """Writes the folder atomically; `request` (plain values) is stored in protocol.json."""
     by_id = {row.utterance: row for row in rows}
-    lists = {name: getattr(protocol, name) for name in ("heldout_speakers", "valid_speakers", *_LISTS)}
-    with staging_directory(directory) as folder:
-        for name, lines in lists.items():
-            write_text(folder / f"{name}.txt", as_lines(lines))
-        for part in ("train", "utterance_test", "chapter_test"):
-            pairs = [(by_id[utterance].speaker, by_id[utterance].path) for utterance in lists[part]]
-            write_text(folder / f"identification_{part}.txt", "".join(join_fields(*pair) for pair in pairs))
-        files = {
-            name: _write_named_trials(folder, name, getattr(protocol, name)) for name in ("trials", "valid_trials")
-        }
-        content = {
-            "format": SPLITS_FORMAT,
-            "name": protocol.name,
-            "seed": protocol.seed,
-            "counts": describe(protocol),
-            "files": files,
-            "request": dict(request or {}),
-        }
-        write_json(folder / "protocol.json", content)
+    texts = {f"{name}.txt": as_lines(getattr(protocol, name)) for name in _LISTS}
+    for part in ("train", "utterance_test", "chapter_test"):
+        listed = [by_id[utterance] for utterance in getattr(protocol, part)]
+        texts[f"identification_{part}.txt"] = "".join(join_fields(row.speaker, row.path) for row in listed)
+    counts = {name: len(getattr(protocol, name)) for name in _LISTS}
+    files = {}
+    for name in _TRIALS:
+        trials = getattr(protocol, name)
+        files[name] = _file_of(name, trials)
+        texts[files[name]] = trial_lines(trials)
+        targets, kind = sum(trial.target for trial in trials), name.removesuffix("trials")
+        counts |= {f"{kind}targets": targets, f"{kind}nontargets": len(trials) - targets}
+    content = {"name": protocol.name, "seed": protocol.seed, "counts": counts, "files": files}
+    write_splits(directory, texts, **content, request=dict(request or {}))
 
 
-def _write_named_trials(folder: Path, name: str, trials: Sequence[Trial]) -> str:
-    text = trial_lines(trials)
-    file = f"{name}-{sha256_text(text)[:8]}.txt"
-    write_text(folder / file, text)
-    return file
+def _file_of(name: str, trials: Sequence[Trial]) -> str:
+    return f"{name}-{sha256_text(trial_lines(trials))[:8]}.txt"
 
 
 def read_protocol(directory: str | Path) -> Protocol:
-    """Reads what `write_protocol` wrote; `UserError` if it is missing or broken, or a trial list was changed."""
+    """Reads a folder of `write_protocol`; `UserError` if it is missing or broken, or a trial list was changed."""
     directory = Path(directory)
     content = read_splits_file(directory)
     if not (directory / "heldout_speakers.txt").is_file():
-        raise UserError(
-            f"{directory} splits texts, not speakers: preprocess.py --task speaker makes a speaker protocol"
-        )
+        raise UserError(f"{directory} splits texts, not speakers: preprocess.py --task speaker splits speakers")
     trials = {}
     for name, file in content["files"].items():
         trials[name] = read_trials(directory / file, allow_empty=True)
-        if file != f"{name}-{sha256_text(trial_lines(trials[name]))[:8]}.txt":
-            raise UserError(f"{directory / file} was changed: the hash in its name is not that of its trials")
-    lists = {name: read_lines(directory / f"{name}.txt") for name in ("heldout_speakers", "valid_speakers", *_LISTS)}
+        if file != _file_of(name, trials[name]):
+            raise UserError(f"{directory / file} was changed: its name holds another hash than that of its trials")
+    lists = {name: read_lines(directory / f"{name}.txt") for name in _LISTS}
     return Protocol(name=content["name"], seed=content["seed"], **lists, **trials)
-
-
-def describe(protocol: Protocol) -> dict[str, int]:
-    """Counts of everything in a protocol."""
-    return {
-        "heldout_speakers": len(protocol.heldout_speakers),
-        "valid_speakers": len(protocol.valid_speakers),
-        **{part: len(getattr(protocol, part)) for part in _LISTS},
-        "targets": sum(trial.target for trial in protocol.trials),
-        "nontargets": sum(not trial.target for trial in protocol.trials),
-        "valid_targets": sum(trial.target for trial in protocol.valid_trials),
-        "valid_nontargets": sum(not trial.target for trial in protocol.valid_trials),
-    }

@@ -1,7 +1,8 @@
-"""Reports of an evaluation: figures by condition, as JSON, as a table and as pictures."""
+"""Reports of speaker evaluations, by condition: as JSON, as a table, as pictures; and reports of several as one."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,29 +11,32 @@ import numpy as np
 from numpy.typing import NDArray
 
 from utils.commands import REPORT
-from utils.files import write_json, write_text
-from utils.lists import join_fields
+from utils.errors import UserError
+from utils.files import read_json, write_json, write_text
+from utils.lists import Trial, join_fields, split_fields
 from utils.plots import percent
 from utils.speaker import plots
 from utils.speaker.identification import PARTS, Answer, confusion_matrix
 from utils.speaker.metrics import bootstrap_eer, det_curve, eer, min_dcf, rates_at
-from utils.speaker.trials import TrialSet
+from utils.speaker.trials import DURATIONS, Origin, TrialSet
 
 CONDITIONS = ("all", "same_sex", "cross_chapter", "1.5s", "3s", "full")
 P_TARGETS = (0.01, 0.05)
 MIN_SPEAKERS = 3  # with two, every replicate that has both kinds of trials is the same one
+UNLIKE_PATHS = "the labels of the trial list do not follow the speakers in its paths"
 
 ANSWERS, RECORDINGS = "identification.txt", "recordings.txt"
-SCORES = {"full": "scores.txt", "1.5s": "scores-1.5s.txt", "3s": "scores-3s.txt"}
+SCORES = {name: "scores.txt" if seconds is None else f"scores-{name}.txt" for name, seconds in DURATIONS.items()}
 PICTURES = ("det.png", "scores.png", "confusion.png")
 
 
 @dataclass
 class Evaluation:
-    """Raw results. `reasons` says why verification or identification is missing; `warnings` are for the user.
+    """Raw results of an evaluation.
 
-    `scores`: name of a duration -> cosines (N,) of `trials`; `answers`: part of identification -> answers;
-    `source`: where the recordings and lists come from; `threshold`: a cosine that was tuned elsewhere.
+    `scores`: name of a duration -> cosines (n,) of `trials`; `answers`: part of identification -> answers; `source`:
+    recordings and lists; `threshold`: a cosine that was tuned elsewhere; `reasons`: why verification or identification
+    is missing; `warnings`: sentences for the user.
     """
 
     title: str
@@ -46,10 +50,10 @@ class Evaluation:
 
 
 def build_report(evaluation: Evaluation, about: dict[str, Any], bootstrap: int, seed: int) -> dict[str, Any]:
-    """The content of report.json; `about` describes the model and the command."""
+    """Builds the content of report.json; `about` describes the model and the command."""
     trials, threshold = evaluation.trials, evaluation.threshold
     if trials is None:
-        verification = dict.fromkeys(CONDITIONS, absent(evaluation.reasons["verification"]))
+        verification = dict.fromkeys(CONDITIONS, _absent(evaluation.reasons["verification"]))
     else:
         verification = verification_report(trials, evaluation.scores, bootstrap, seed)
     known = trials is not None and threshold is not None
@@ -57,7 +61,7 @@ def build_report(evaluation: Evaluation, about: dict[str, Any], bootstrap: int, 
         "title": evaluation.title,
         "identification": identification_report(evaluation.answers, evaluation.reasons.get("identification")),
         "verification": verification,
-        "operating_point": operating_point(trials, evaluation.scores["full"], threshold) if known else None,
+        "operating_point": _operating_point(trials, evaluation.scores["full"], threshold) if known else None,
         "source": evaluation.source,
         "trial_speakers": len(trials.speakers()) if trials is not None else 0,
         "warnings": evaluation.warnings,
@@ -65,37 +69,36 @@ def build_report(evaluation: Evaluation, about: dict[str, Any], bootstrap: int, 
     }
 
 
-def absent(reason: str, targets: int = 0, nontargets: int = 0) -> dict[str, Any]:
-    """A verification condition without figures, and why."""
-    figures = ("eer", "eer_ci", "threshold", *(f"min_dcf_{p}" for p in P_TARGETS))
-    return {**dict.fromkeys(figures), "targets": targets, "nontargets": nontargets, "reason": reason}
+def _absent(reason: str, targets: int = 0, nontargets: int = 0) -> dict[str, Any]:
+    """A verification condition without metrics, and the reason."""
+    metrics = ("eer", "eer_ci", "threshold", *(f"min_dcf_{p}" for p in P_TARGETS))
+    return {**dict.fromkeys(metrics), "targets": targets, "nontargets": nontargets, "reason": reason}
 
 
 def verification_report(
     trials: TrialSet, scores: dict[str, NDArray[np.float64]], bootstrap: int, seed: int
 ) -> dict[str, dict[str, Any]]:
-    """Figures of each condition.
+    """Metrics of each condition.
 
-    `all` and `full` are the same: all trials, whole recordings. `same_sex` keeps trials whose sides have one sex, both
+    `all` and `full` are the same: all trials, entire recordings. `same_sex` keeps trials whose sides have one sex, both
     known. `cross_chapter` keeps target trials across chapters and all non-targets. `1.5s` and `3s` are all trials with
-    both sides cut to their middle 1.5 s or 3 s (recordings that are shorter are used whole). `eer_ci` is the 95 %
-    interval from `bootstrap` draws of the speakers.
+    both sides cut to their middle 1.5 s or 3 s (shorter recordings stay as they are). `eer_ci` is the 95 % interval
+    from `bootstrap` draws of the speakers.
     """
-    settings = (bootstrap, seed)
     everything = np.ones(len(trials), dtype=bool)
-    speakers_known = trials.labels_match_paths()
-    report = {"all": _condition(trials, scores["full"], everything, *settings)}
-    if any(trials.speakers().values()):
-        report["same_sex"] = _condition(trials, scores["full"], trials.same_sex(), *settings)
-    else:
-        report["same_sex"] = absent("the speakers' sex is not known (no SPEAKERS.TXT names them)")
-    if speakers_known:
-        report["cross_chapter"] = _condition(trials, scores["full"], trials.cross_chapter(), *settings)
-    else:
-        report["cross_chapter"] = absent("the trial list's labels do not follow the speakers in its paths")
-    for name in ("1.5s", "3s"):
-        report[name] = _condition(trials, scores[name], everything, *settings)
-    return {**report, "full": report["all"]}
+    report = {name: _condition(trials, scores[name], everything, bootstrap, seed) for name in DURATIONS}
+    report["all"] = report["full"]
+    reasons = {}
+    if not any(trials.speakers().values()):
+        reasons["same_sex"] = "the sex of the speakers is not known (no SPEAKERS.TXT names them)"
+    if not trials.labels_match_paths():
+        reasons["cross_chapter"] = UNLIKE_PATHS
+    for name, chosen in (("same_sex", trials.same_sex()), ("cross_chapter", trials.cross_chapter())):
+        if name in reasons:
+            report[name] = _absent(reasons[name])
+        else:
+            report[name] = _condition(trials, scores["full"], chosen, bootstrap, seed)
+    return {name: report[name] for name in CONDITIONS}
 
 
 def _condition(
@@ -103,31 +106,26 @@ def _condition(
 ) -> dict[str, Any]:
     targets, scores = trials.targets[chosen], scores[chosen]
     counts = {"targets": int(targets.sum()), "nontargets": int((~targets).sum())}
-    missing = [name for name, count in counts.items() if not count]
+    missing = [kind for kind, count in zip(("target", "non-target"), counts.values(), strict=True) if not count]
     if missing:
-        kinds = {"targets": "target", "nontargets": "non-target"}
-        return absent(f"no {' and no '.join(kinds[name] for name in missing)} trials", **counts)
+        return _absent(f"no {' and no '.join(missing)} trials", **counts)
     rate, threshold = eer(scores, targets)
     result: dict[str, Any] = {"eer": rate, "eer_ci": None, "threshold": threshold}
     result |= {f"min_dcf_{p}": min_dcf(scores, targets, p) for p in P_TARGETS}
-    result |= counts
     first, second = (side[chosen] for side in trials.sides("speaker"))
-    result["speakers"] = len(np.union1d(first, second))
+    result |= {**counts, "speakers": len(np.union1d(first, second))}
     if not trials.labels_match_paths():
-        result["eer_ci_reason"] = "the trial list's labels do not follow the speakers in its paths"
-    elif result["speakers"] < MIN_SPEAKERS:
-        result["eer_ci_reason"] = f"fewer than {MIN_SPEAKERS} speakers"
-    else:
-        interval = bootstrap_eer(scores, targets, first, second, bootstrap, seed)
-        if interval is None:
-            result["eer_ci_reason"] = "no draw of the speakers had both kinds of trials"
-        else:
-            result["eer_ci"] = list(interval)
-    return result
+        return {**result, "eer_ci_reason": UNLIKE_PATHS}
+    if result["speakers"] < MIN_SPEAKERS:
+        return {**result, "eer_ci_reason": f"fewer than {MIN_SPEAKERS} speakers"}
+    interval = bootstrap_eer(scores, targets, first, second, bootstrap, seed)
+    if interval is None:
+        return {**result, "eer_ci_reason": "no draw of the speakers had both kinds of trials"}
+    return {**result, "eer_ci": list(interval)}
 
 
-def operating_point(trials: TrialSet, scores: NDArray[np.float64], threshold: float) -> dict[str, float] | None:
-    """Error rates at a threshold that was tuned elsewhere; None where trials of one kind are missing."""
+def _operating_point(trials: TrialSet, scores: NDArray[np.float64], threshold: float) -> dict[str, float] | None:
+    """Error rates at a threshold that was tuned elsewhere; None if there are no trials of one kind."""
     if trials.targets.all() or not trials.targets.any():
         return None
     false_rejection, false_acceptance = rates_at(scores, trials.targets, threshold)
@@ -135,7 +133,7 @@ def operating_point(trials: TrialSet, scores: NDArray[np.float64], threshold: fl
 
 
 def identification_report(answers: dict[str, list[Answer]], reason: str | None) -> dict[str, dict[str, Any]]:
-    """Accuracy of each part: `utterance` (chapters heard in training) and `chapter` (others)."""
+    """Accuracy of each part: `utterance` (chapters seen in training) and `chapter` (others)."""
     report = {}
     for part in PARTS:
         given = answers[part]
@@ -148,35 +146,34 @@ def identification_report(answers: dict[str, list[Answer]], reason: str | None) 
 
 
 def table(report: dict[str, Any]) -> str:
-    """The figures for people, one line per condition."""
-    lines = [
-        f"{'verification':<15}{'EER':>9}  {'95 % interval':<19}{'minDCF .01':>11}{'.05':>8}{'targets':>9}{'others':>9}"
-    ]
+    """Formats a report as text, one line per condition and per part of identification."""
+    counts = f"{'targets':>9}{'nontargets':>12}"
+    lines = [f"{'verification':<15}{'EER':>9}  {'95 % interval':<19}{'minDCF .01':>11}{'.05':>8}{counts}"]
     for name in CONDITIONS:
-        figures = report["verification"][name]
-        if figures["eer"] is None:
-            lines.append(f"{name:<15}{'-':>9}  {figures['reason']}")
+        metrics = report["verification"][name]
+        if metrics["eer"] is None:
+            lines.append(f"{name:<15}{'-':>9}  {metrics['reason']}")
             continue
-        interval = figures["eer_ci"]
-        shown = " to ".join(percent(bound) for bound in interval) if interval else figures["eer_ci_reason"]
-        costs = f"{figures['min_dcf_0.01']:>11.3f}{figures['min_dcf_0.05']:>8.3f}"
-        counts = f"{figures['targets']:>9}{figures['nontargets']:>9}"
-        lines.append(f"{name:<15}{percent(figures['eer']):>9}  {shown:<19}{costs}{counts}")
+        interval = metrics["eer_ci"]
+        shown = " to ".join(map(percent, interval)) if interval else metrics["eer_ci_reason"]
+        costs = f"{metrics['min_dcf_0.01']:>11.3f}{metrics['min_dcf_0.05']:>8.3f}"
+        counts = f"{metrics['targets']:>9}{metrics['nontargets']:>12}"
+        lines.append(f"{name:<15}{percent(metrics['eer']):>9}  {shown:<19}{costs}{counts}")
     lines += ["", f"{'identification':<15}{'accuracy':>9}  {'recordings':<19}"]
     for part in PARTS:
-        figures = report["identification"][part]
-        if figures["accuracy"] is None:
-            lines.append(f"by {part:<12}{'-':>9}  {figures['reason']}")
+        result = report["identification"][part]
+        if result["accuracy"] is None:
+            lines.append(f"by {part:<12}{'-':>9}  {result['reason']}")
         else:
-            shown = f"{figures['n']} of {figures['speakers']} speakers"
-            lines.append(f"by {part:<12}{percent(figures['accuracy']):>9}  {shown}")
+            shown = f"{result['n']} of {result['speakers']} speakers"
+            lines.append(f"by {part:<12}{percent(result['accuracy']):>9}  {shown}")
     return "\n".join(lines)
 
 
 def write_report(out: Path, report: dict[str, Any], evaluation: Evaluation) -> None:
-    """Writes report, scores, answers and pictures into `out`; files of an earlier evaluation there give way.
+    """Writes report, scores, answers and pictures into `out`, after removing those of an earlier evaluation.
 
-    `report.json` is written last, so that where it stands, everything does.
+    `report.json` is written last: a folder that has it is complete.
     """
     for name in (REPORT, ANSWERS, RECORDINGS, *SCORES.values(), *PICTURES):
         (out / name).unlink(missing_ok=True)
@@ -197,7 +194,7 @@ def write_report(out: Path, report: dict[str, Any], evaluation: Evaluation) -> N
 def _draw_verification(
     out: Path, report: dict[str, Any], trials: TrialSet, scores: dict[str, NDArray[np.float64]]
 ) -> None:
-    """DET curves of the conditions that have figures, and the histogram of the scores of whole recordings."""
+    """Draws the DET curves of the conditions that have metrics, and the scores of entire recordings."""
     chosen = {"same_sex": trials.same_sex(), "cross_chapter": trials.cross_chapter()}
     everything = np.ones(len(trials), dtype=bool)
     curves = {}
@@ -214,3 +211,57 @@ def _draw_verification(
     if report["operating_point"]:
         thresholds["threshold of the checkpoint"] = report["operating_point"]["threshold"]
     plots.draw_scores(out / "scores.png", scores["full"], trials.targets, thresholds, f"{report['title']}: scores")
+
+
+def pool(title: str, evaluations: Sequence[Evaluation]) -> Evaluation:
+    """Joins all trials, scores and answers of `evaluations`, such as the folds of a cross-validation.
+
+    Five held-out speakers give wide intervals; four folds of five, pooled, are an open-set test of twenty. A part that
+    no evaluation has gets a reason.
+    """
+    pooled = Evaluation(title, {"pooled": [evaluation.source for evaluation in evaluations]})
+    with_trials = [evaluation for evaluation in evaluations if evaluation.trials is not None]
+    if with_trials:
+        trials = [trial for evaluation in with_trials for trial in _trials(evaluation.trials)]
+        pairs = (zip(each.trials.items, each.trials.origins, strict=True) for each in with_trials)
+        pooled.trials = TrialSet.build(trials, {path: origin for each in pairs for path, origin in each})
+        pooled.scores = {name: np.concatenate([each.scores[name] for each in with_trials]) for name in SCORES}
+    else:
+        pooled.reasons["verification"] = "none of the evaluations has trials"
+    pooled.answers = {part: [answer for each in evaluations for answer in each.answers[part]] for part in PARTS}
+    if not any(pooled.answers.values()):
+        pooled.reasons["identification"] = "none of the evaluations has identification"
+    return pooled
+
+
+def _trials(trials: TrialSet) -> Iterator[Trial]:
+    for target, a, b in zip(trials.targets, trials.a, trials.b, strict=True):
+        yield Trial(bool(target), trials.items[a], trials.items[b])
+
+
+def read_evaluation(folder: Path) -> Evaluation:
+    """Reads the raw results that `write_report` wrote; `UserError` if they are missing or incomplete."""
+    report = read_json(folder / REPORT)
+    if not isinstance(report, dict) or not {"title", "source", "verification"} <= set(report):
+        raise UserError(f"{folder / REPORT} is not the report of an evaluation")
+    evaluation = Evaluation(report["title"], report["source"])
+    if (folder / RECORDINGS).exists():
+        origins = {
+            path: Origin(*("" if value == "-" else value for value in origin))
+            for path, *origin in _read(folder / RECORDINGS)
+        }
+        rows = {name: _read(folder / file) for name, file in SCORES.items()}
+        trials = [Trial(target == "1", a, b) for _, target, a, b in rows["full"]]
+        evaluation.trials = TrialSet.build(trials, origins)
+        evaluation.scores = {name: np.array([float(score) for score, *_ in lines]) for name, lines in rows.items()}
+    if (folder / ANSWERS).exists():
+        for part, *answer in _read(folder / ANSWERS):
+            evaluation.answers[part].append(Answer(*answer))
+    return evaluation
+
+
+def _read(path: Path) -> list[list[str]]:
+    try:
+        return [split_fields(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}; run evaluate again") from error

@@ -1,4 +1,4 @@
-"""The speaker task: stored log-mels, crops or whole, in, speaker classes out, validated by the equal error rate."""
+"""The speaker task: a classifier of training speakers on log-mels, validated by its equal error rate on others."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from utils.errors import UserError
 from utils.features.store import FeatureStore
 from utils.lists import training_list_hash
 from utils.speaker.augment import AUGMENTATIONS, Augmentation
-from utils.speaker.embedding import embed_mels
 from utils.speaker.metrics import eer
 from utils.speaker.protocol import read_protocol
+from utils.speaker.recognizer import embed_mels
 from utils.training.distributed import Ranks
 from utils.training.options import TrainingOptions
 from utils.training.runlog import RunLog
@@ -39,26 +39,21 @@ class SpeakerOptions(Config):
     margin_warmup: float = option(0.3, "share of the steps over which the margin grows from 0", least=0, most=1)
 
 
+@dataclass(eq=False)
 class CropDataset(Dataset):
-    """Random crops, augmented; the sample at a place depends on the seed and the place only.
+    """Random crops, augmented; the sample at a place depends on the seed and the place alone.
 
-    `crop` is their length in frames; None takes whole utterances. An utterance shorter than the crop is repeated from
-    its start until the crop is full.
+    `crop` is their length in frames; None takes entire utterances. An utterance shorter than the crop is repeated.
     """
 
-    def __init__(
-        self,
-        store: FeatureStore,
-        items: Sequence[int],
-        labels: Sequence[int],
-        fill: np.ndarray,
-        order: Order,
-        crop: int | None,
-        augmentations: Sequence[Augmentation],
-        seed: int,
-    ) -> None:
-        self.store, self.items, self.labels, self.fill = store, items, labels, fill
-        self.order, self.crop, self.augmentations, self.seed = order, crop, augmentations, seed
+    store: FeatureStore
+    items: Sequence[int]
+    labels: Sequence[int]
+    fill: np.ndarray
+    order: Order
+    crop: int | None
+    augmentations: Sequence[Augmentation]
+    seed: int
 
     def __getitem__(self, place: int) -> tuple[np.ndarray, int]:
         position = self.order[place]
@@ -93,7 +88,7 @@ class SpeakerTask:
     def problems(config: SpeakerConfig, training: TrainingOptions, options: Sequence[Config]) -> list[str]:
         """Sentences about options of the model, the loop and the task that contradict each other."""
         if training.batch_frames and not ENCODERS[config.model].takes_padding:
-            return [f"--batch-frames: {config.model} has batch norm over frames, which would count the padding"]
+            return [f"--batch-frames: {config.model} has batch norm over frames, which would include the padding"]
         return []
 
     def __init__(
@@ -123,7 +118,7 @@ class SpeakerTask:
         self._scored: tuple[np.ndarray, np.ndarray, float] | None = None
 
     def _crop(self) -> int | None:
-        """Frames of a training sample; None where it is a whole utterance."""
+        """Frames of a training sample; None if it is an entire utterance."""
         if self.training.batch_frames:
             return None
         frames = self.store.recipe.frames(round(self.options.crop_seconds * self.store.recipe.sample_rate))
@@ -132,13 +127,11 @@ class SpeakerTask:
         return frames
 
     def _check(self) -> None:
-        leaked = set(self.protocol.heldout_speakers) & set(self.speakers)
+        name, leaked = self.protocol.name, sorted(set(self.protocol.heldout_speakers).intersection(self.speakers))
         if leaked:
-            raise UserError(
-                f"protocol {self.protocol.name}: held-out speakers {sorted(leaked)} are in the training list"
-            )
+            raise UserError(f"protocol {name}: held-out speakers {leaked} are in the training list")
         if len(self.speakers) < 2:
-            raise UserError(f"protocol {self.protocol.name} has {len(self.speakers)} training speakers; 2 are needed")
+            raise UserError(f"protocol {name} has {len(self.speakers)} training speakers; 2 are needed")
 
     def _validation_trials(self) -> list[tuple[bool, int, int]]:
         """Validation trials among at most `--valid-utterances` utterances, as store items."""
@@ -151,17 +144,17 @@ class SpeakerTask:
             trials = [trial for trial in trials if trial[1] in kept and trial[2] in kept]
         if len({target for target, _, _ in trials}) == 2:
             return trials
-        print("no validation: it needs trials of one speaker and of two; the last checkpoint counts as the best")
+        print("no validation: it needs target and non-target trials; the last checkpoint counts as the best")
         return []
 
     def collate(self, samples: list[tuple[np.ndarray, int]]) -> dict[str, Tensor]:
-        """Stacks samples, padded with zeros: `mel` (B, T, n_mels), `lengths` (B,), `labels` (B,)."""
+        """Stacks samples, padded with zeros: `mel` (b, t, n_mels), `lengths` (b,), `labels` (b,)."""
         mels, labels = zip(*samples, strict=True)
         padded = torch.nn.utils.rnn.pad_sequence([torch.from_numpy(mel) for mel in mels], batch_first=True)
         return {"mel": padded, "lengths": torch.tensor([len(mel) for mel in mels]), "labels": torch.tensor(labels)}
 
     def inputs(self, batch: dict[str, Tensor], step: int) -> dict[str, Any]:
-        """The model's arguments: the batch, and how much of the margin applies at this step."""
+        """The model's arguments: the batch, and the share of the margin at this step."""
         return {**batch, "margin_share": linear_warmup(step, self.training.steps, self.options.margin_warmup)}
 
     def frames(self, batch: dict[str, Tensor]) -> int:
@@ -173,23 +166,21 @@ class SpeakerTask:
         return self.store.rows[self.dataset.items[self.order[place]]].utterance
 
     def validate(self, ranks: Ranks) -> dict[str, float]:
-        """Equal error rate of the validation trials, and the cosine at which it stands; nothing without trials."""
+        """Equal error rate of the validation trials, and its threshold; empty without trials."""
         if not self.trials:
             return {}
         items = sorted({item for _, a, b in self.trials for item in (a, b)})
         place = {item: number for number, item in enumerate(items)}
         mels = [self.store.mel(items[number]) for number in ranks.share(len(items))]
         embeddings = ranks.join_rows(embed_mels(self.model, mels, ranks.device), len(items))
-        left = embeddings[[place[a] for _, a, _ in self.trials]]
-        right = embeddings[[place[b] for _, _, b in self.trials]]
-        scores = (left * right).sum(1)
-        targets = np.array([target for target, _, _ in self.trials])
+        targets, left, right = zip(*((target, place[a], place[b]) for target, a, b in self.trials), strict=True)
+        scores, targets = (embeddings[list(left)] * embeddings[list(right)]).sum(1), np.array(targets)
         rate, threshold = eer(scores, targets)
-        self._scored = scores, targets, float(threshold)
-        return {"valid_eer": float(rate), "valid_threshold": float(threshold)}
+        self._scored = scores, targets, threshold
+        return {"valid_eer": rate, "valid_threshold": threshold}
 
     def show(self, log: RunLog, step: int) -> None:
-        """The scores of the last validation as histograms."""
+        """Logs histograms of the scores of the last validation."""
         if self._scored is not None:
             from utils.speaker.plots import draw_scores
 
@@ -198,7 +189,7 @@ class SpeakerTask:
             log.picture(step, "scores", lambda path: draw_scores(path, scores, targets, lines, title))
 
     def description(self) -> dict[str, Any]:
-        """What a checkpoint needs beside the weights."""
+        """The entries of a checkpoint beside the weights."""
         return {
             "model_config": self.config.to_dict(),
             "recipe": self.store.recipe.to_dict(),

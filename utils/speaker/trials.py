@@ -1,4 +1,4 @@
-"""Verification trials as arrays: who stands on each side, the conditions they fall into, and their scores."""
+"""Verification trials as arrays: the recordings on both sides, the conditions they fall into, and their scores."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 from utils.lists import Trial, join_fields
 
 DURATIONS: dict[str, float | None] = {"full": None, "1.5s": 1.5, "3s": 3.0}
-"""Name of a duration -> seconds kept of the middle of both sides (None: all); shorter recordings are used whole."""
+"""Name of a duration -> seconds kept of the middle of both sides (None: all); shorter recordings stay as they are."""
 
-_SCORING_BLOCK = 1 << 16  # trials scored at once, so that memory stays O(N) with a small factor
+_SCORING_BLOCK = 1 << 16  # trials scored at once: their embeddings are copied
 
 
 class Origin(NamedTuple):
-    """Where a recording comes from; `sex` is "F", "M" or "" where it is not known."""
+    """Speaker, chapter and sex of a recording; `sex` is "F", "M" or "" where it is not known."""
 
     speaker: str
     chapter: str
@@ -27,9 +27,10 @@ class Origin(NamedTuple):
 
 @dataclass(frozen=True)
 class TrialSet:
-    """N trials over M distinct recordings.
+    """n trials over m distinct recordings.
 
-    `items` (M paths) and `origins` (M) describe the recordings; `targets` (N,) bool, `a` and `b` (N,) int64 index them.
+    `items` (m paths) and `origins` (m) describe the recordings; `targets` (n,) is true for trials of one speaker; `a`
+    and `b` (n,) are the indices of both sides.
     """
 
     items: tuple[str, ...]
@@ -55,35 +56,35 @@ class TrialSet:
         return len(self.targets)
 
     def sides(self, field: str) -> tuple[NDArray[np.str_], NDArray[np.str_]]:
-        """A field of `Origin` for both sides of each trial, (N,) and (N,)."""
+        """A field of `Origin` for both sides of each trial, (n,) and (n,)."""
         values = np.array([getattr(origin, field) for origin in self.origins], dtype=np.str_)
         return values[self.a], values[self.b]
 
     def speakers(self) -> dict[str, str]:
-        """Speaker -> sex of everybody who occurs in the trials, in order of name."""
+        """Speaker -> sex of all speakers of the trials, in order of name."""
         return dict(sorted((origin.speaker, origin.sex) for origin in self.origins))
 
     def labels_match_paths(self) -> bool:
-        """Whether a trial is a target exactly when its two paths name one speaker."""
+        """True if a trial is a target exactly when its two paths name one speaker."""
         first, second = self.sides("speaker")
         return bool(np.array_equal(first == second, self.targets))
 
     def same_sex(self) -> NDArray[np.bool_]:
-        """Trials whose two sides have one sex, known for both: the confusions that are not easy."""
+        """Trials whose two sides have one sex, known for both: the harder confusions."""
         first, second = self.sides("sex")
         return (first == second) & (first != "")
 
     def cross_chapter(self) -> NDArray[np.bool_]:
         """Target trials across two chapters, and all non-targets.
 
-        A chapter is a recording session; pairs within one flatter the system because the room agrees too. Non-targets
-        never share a session, so they all stay.
+        A chapter is a recording session. Pairs within one make the error rate too low, because the room agrees as well.
+        Non-targets never share a session.
         """
         first, second = self.sides("chapter")
         return ~self.targets | (first != second)
 
     def score(self, embeddings: NDArray[np.float32]) -> NDArray[np.float64]:
-        """Cosines (N,) of unit-normalized `embeddings` (M, D) of the recordings."""
+        """Cosines (n,) of unit-normalized `embeddings` (m, d) of the recordings."""
         scores = np.empty(len(self))
         for start in range(0, len(self), _SCORING_BLOCK):
             block = slice(start, start + _SCORING_BLOCK)
@@ -92,11 +93,11 @@ class TrialSet:
         return scores
 
     def lines(self, scores: Iterable[float]) -> Iterator[str]:
-        """`score target path-a path-b` of each trial; nine digits tell all float32 scores apart."""
+        """`score target path-a path-b` of each trial; nine digits distinguish all float32 scores."""
         for score, target, a, b in zip(scores, self.targets, self.a, self.b, strict=True):
             yield join_fields(f"{score:.9g}", str(int(target)), self.items[a], self.items[b])
 
     def recordings(self) -> Iterator[str]:
-        """`path speaker chapter sex` of each recording, `-` for what is not known."""
+        """`path speaker chapter sex` of each recording, `-` for unknown fields."""
         for item, origin in zip(self.items, self.origins, strict=True):
             yield join_fields(item, *(value or "-" for value in origin))

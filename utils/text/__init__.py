@@ -1,1 +1,1 @@
-"""The text front end: raw text to spoken words, to characters or phonemes, to tokens."""
+"""Text front end: raw text to spoken words, to characters or phonemes, to tokens."""

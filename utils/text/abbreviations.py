@@ -1,4 +1,4 @@
-"""Abbreviations, titles and streets in English text to the words that they stand for."""
+"""Expansion of abbreviations, titles and streets in English text."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from utils.text.dates import MONTHS
 from utils.text.ends import STARTERS, stop_at_end, stop_before_capital, stop_before_starter
 
-# Read the same wherever they stand, with a point, in any case. Those in the first part stand before names.
+# With a period, in upper or lower case, these have one reading everywhere. The first group precedes names.
 _BEFORE_NAMES = {
     "mr": "mister",
     "mrs": "missus",
@@ -58,9 +58,9 @@ _ABBREVIATIONS = {
     "ph.d": "p-h-d",
     "ll.d": "l-l-d",
 }
-_GO_ON = (*_BEFORE_NAMES, "et al")  # hardly ever at the end of a sentence
+_CONTINUE = (*_BEFORE_NAMES, "et al")  # hardly ever at the end of a sentence
 _LISTS_END = ("etc", "&c")
-# Words themselves, or ends of sentences, unless written with a capital before a name.
+# Words in their own right, or ends of sentences, unless capitalized before a name.
 _TITLES = {
     "Gen": "general",
     "Gov": "governor",
@@ -93,7 +93,7 @@ _REFERENCES = {
     "tel": "telephone",
 }
 _LIMITS = {"max": "maximum", "min": "minimum"}
-# Behind a name and a comma; those that are also words or names (Miss., Pa., Tex.) are left out.
+# After a name and a comma; those that are also words or names (Miss., Pa., Tex.) are omitted.
 _STATES = {
     "Ala": "alabama",
     "Ariz": "arizona",
@@ -118,10 +118,10 @@ _DAYS = {
     "Fri": "friday",
     "Sat": "saturday",
 }
-# With a capital, for the rules of dates, which read a month beside a day.
+# Capitalized for the rules of dates, which read a month beside a day.
 _MONTHS = {**{month.title()[:3]: month.title() for month in MONTHS if month != "may"}, "Sept": "September"}
 _DAYS_AND_MONTHS = {**_DAYS, **_MONTHS}
-_IN_RANGES = {**_DAYS_AND_MONTHS, "Sun": "sunday", "May": "May"}  # these two are words elsewhere
+_IN_RANGES = {**_DAYS_AND_MONTHS, "Sun": "sunday", "May": "May"}  # elsewhere these two are words
 _BEFORE_DOCTOR = frozenset("a the my his her our your their and or dear".split())
 
 
@@ -142,7 +142,7 @@ _TITLE = re.compile(rf"{_NO_LETTER_BEFORE}({_alternatives(_TITLES)})\.(?=\s[A-Z]
 _REFERENCE = re.compile(
     rf"(?i){_NO_LETTER_BEFORE}({_alternatives(_REFERENCES)})\.\s?(?=[+(]?[0-9]|(?-i:(?!I\b)[IVXL]+\b))"
 )
-_LIMIT = re.compile(  # not "5 min. 30 sec.", nor a man called Max
+_LIMIT = re.compile(  # not "5 min. 30 sec.", nor the name Max
     r"(?<![0-9-])(?<![0-9]\s)(?:\b(max|min|MAX|MIN)|(?<![^\W_]\s)\b(Max|Min))\.\s?(?=\.?[0-9])"
 )
 _CIRCA = re.compile(rf"{_NO_LETTER_BEFORE}c\.\s?(?=[1-9][0-9]{{2,3}}(?![0-9,.]*[0-9]))")
@@ -157,7 +157,7 @@ _JUNIOR = re.compile(r"(?<=[a-z],) Jr\b(?!\.)|(?<=[a-z]) Jr\b(?!\.)")
 
 
 def expand_abbreviations(text: str) -> str:
-    """`text` (folded) with its abbreviations as lower-case words; a point that also ends a sentence stays."""
+    """Expands abbreviations of folded `text` to lower-case words; keeps a period that also ends a sentence."""
     text = re.sub(r"(?i)\bhttps?://", "", text)
     text = re.sub(r"(?i)\bwww\.(?=[^\W_])", "w-w-w dot ", text)
     text = _ABBREVIATION.sub(lambda match: _ABBREVIATIONS[match[1].lower()] + _after_abbreviation(match), text)
@@ -183,17 +183,17 @@ def _versus(match: re.Match[str]) -> str:
 
 
 def _after_abbreviation(match: re.Match[str]) -> str:
-    """After "etc." a capital begins a sentence; after a company's name it may be the name going on."""
+    """After "etc." a capital begins a sentence; after a company's name it may continue the name."""
     if match.string[match.end() : match.end() + 1].isalpha():
         return " "
     short = match[1].lower()
-    if short in _GO_ON:
+    if short in _CONTINUE:
         return stop_at_end(match)
     return stop_before_capital(match) if short in _LISTS_END else stop_before_starter(match)
 
 
 def _street(match: re.Match[str]) -> str:
-    """Saint and doctor stand before a name, street and drive behind one."""
+    """Saint and doctor precede a name, street and drive follow one."""
     before, short = match[1], match[2].lower()
     kept = match[0][: match.start(2) - match.start()]
     title, road = ("saint", "street") if short == "st" else ("doctor", "drive")

@@ -12,7 +12,7 @@ _MONTH = "|".join(
     rf"{name.title()}|{name.upper()}|(?:{name[:3].title()}|{name[:3].upper()}){'t?' if name[:3] == 'sep' else ''}\.?"
     for name in MONTHS
 )
-_DAY_FIRST = "."  # in dates of numbers with points between them; else the month is first where it can be
+_DAY_FIRST = "."  # in numeric dates with periods; otherwise the month is first if possible
 _HALF_DAY = r"\s?[AaPp]\.?[Mm]"
 
 

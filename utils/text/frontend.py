@@ -1,4 +1,4 @@
-"""Raw text to the tokens of a model, and long text to sentences that a model can take."""
+"""Raw text to the tokens of a model, and long text to sentences of bounded length."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from utils.text.phonemes import phonemize
 from utils.text.symbols import fold
 from utils.text.vocabulary import BOS, EOS, UNITS, VOCABULARIES, Vocabulary
 
-VERSION = 3  # of what raw text becomes; stores of another version are refused
+VERSION = 3  # of the conversion of raw text; stores of another version are refused
 LONGEST_SENTENCE = 400  # characters
-_GOES_ON = re.compile(r"([.!?]*[!?][\"')]*|\.{2,}[\"')]*|\.[\"')]+)(?=\s[a-z])")  # '"Stop!" he cried.'
+_CONTINUES = re.compile(r"([.!?]*[!?][\"')]*|\.{2,}[\"')]*|\.[\"')]+)(?=\s[a-z])")  # '"Stop!" he cried.'
 _ITEM = re.compile(r"^[ \t]*(?:([0-9]{1,3})[.)]|([-*•]))[ \t]+(?=\S)", re.MULTILINE)
-_UNCUT = "\ufdd0"  # stands behind such marks until the text is cut; Unicode keeps it for uses like this
+_UNSPLIT = "\ufdd0"  # follows such marks until the text is split; a noncharacter, reserved by Unicode for internal use
 
 
 @dataclass(frozen=True)
 class EncodedText:
-    """One text for a model: `tokens` (N,) int32 between BOS and EOS, and the symbol of each.
+    """One text for a model: `tokens` (N,) int32 from BOS to EOS, and the symbol of each.
 
-    `spoken` is the normalized text; `unknown` counts the symbols that the vocabulary lacks, which stay in `symbols` as
-    they were written.
+    `spoken` is the normalized text; `unknown` counts the symbols that are not in the vocabulary, which `symbols` holds
+    as they were written.
     """
 
     tokens: np.ndarray
@@ -38,19 +38,19 @@ class EncodedText:
 
     @property
     def says_nothing(self) -> bool:
-        """Whether there is no letter, digit or phoneme in it that the vocabulary knows."""
+        """True if it has no letter, digit or phoneme of the vocabulary."""
         return not any(len(symbol) == 1 and symbol.isalnum() and symbol not in self.unknown for symbol in self.symbols)
 
 
 class FrontEnd:
-    """Text to tokens of a vocabulary, whose units say whether they are characters or phonemes."""
+    """Conversion of text to tokens of a vocabulary; its units are characters or phonemes."""
 
     def __init__(self, vocabulary: Vocabulary) -> None:
         self.vocabulary = vocabulary
 
     @classmethod
     def for_units(cls, units: str) -> FrontEnd:
-        """The front end of "char" or "phoneme" with the project's table of symbols."""
+        """Makes the front end of "char" or "phoneme" with the project's vocabulary; `UserError` for other units."""
         if units not in VOCABULARIES:
             raise UserError(f"units are {' or '.join(UNITS)}, not {units!r}")
         return cls(VOCABULARIES[units])
@@ -60,10 +60,10 @@ class FrontEnd:
         return self.vocabulary.units
 
     def encode(self, texts: Sequence[str]) -> list[EncodedText]:
-        """Each text as tokens, independent of the others; phonemes take one process for all of `texts`.
+        """Encodes each text independently of the others; phonemes take one process for all of `texts`.
 
         Raises:
-            UserError: phonemes are asked for, and espeak-ng is not installed.
+            UserError: the units are phonemes, and espeak-ng is not installed.
         """
         spoken = [normalize(text) for text in texts]
         written = phonemize(spoken) if self.units == "phoneme" else spoken
@@ -76,18 +76,17 @@ class FrontEnd:
 
 
 def split_sentences(text: str) -> list[str]:
-    """Normalized sentences of `text`, none empty and none longer than `LONGEST_SENTENCE` characters.
+    """Splits `text` into normalized sentences, none empty and none longer than `LONGEST_SENTENCE` characters.
 
-    Cuts at empty lines, before the items of a list, after . ! ? before a blank, and sentences that are too long after ;
-    or :, else a comma, else at a blank, else anywhere. Marks that stand alone join the sentence before them. A word
-    that is written small goes on with its sentence after ! ? ... and after quotes; a single point is left to the
-    abbreviations.
+    Splits at empty lines, before list items, and after . ! ? before a blank; sentences that are too long after ; or :,
+    else after a comma, else at a blank, else anywhere. Isolated marks join the sentence before them. A lower-case word
+    after ! ? ... or after quotes continues the sentence; a single period is left to the rules of abbreviations.
     """
     sentences: list[str] = []
     parts = (part for paragraph in re.split(r"\n\s*\n", text) for part in _items(paragraph))
-    marked = (_GOES_ON.sub(rf"\1{_UNCUT}", fold(part)) for part in parts)
+    marked = (_CONTINUES.sub(rf"\1{_UNSPLIT}", fold(part)) for part in parts)
     paragraphs = "\n".join(normalize(part) for part in marked)
-    for sentence in re.sub(r"([.!?][\"')]*) ", r"\1\n", paragraphs).replace(_UNCUT, "").split("\n"):
+    for sentence in re.sub(r"([.!?][\"')]*) ", r"\1\n", paragraphs).replace(_UNSPLIT, "").split("\n"):
         for piece in _bounded(sentence):
             is_mark = not any(char.isalnum() for char in piece)
             if is_mark and sentences and len(sentences[-1]) + len(piece) < LONGEST_SENTENCE:
@@ -98,10 +97,10 @@ def split_sentences(text: str) -> list[str]:
 
 
 def _items(paragraph: str) -> list[str]:
-    """`paragraph` cut before lines that begin items.
+    """Splits `paragraph` before lines that begin list items.
 
-    Prose may be wrapped before a dash or before a number that ends a sentence, so items are told by their being
-    several: two dashes, or numbers that follow each other.
+    Prose may be wrapped before a dash or before a number that ends a sentence, so items are recognized only where there
+    are several: two dashes, or consecutive numbers.
     """
     marks = list(_ITEM.finditer(paragraph))
     numbers = {int(mark[1]) for mark in marks if mark[1]}
@@ -126,7 +125,7 @@ def _bounded(sentence: str) -> Iterator[str]:
 
 
 def _place_to_cut(window: str) -> int:
-    """Behind the last mark of the best kind in `window`, but not at its beginning."""
+    """Position after the last mark of the best kind in `window`, but not at its beginning."""
     for marks in ("[;:] ", ", ", " "):
         if places := [match.end() - 1 for match in re.finditer(marks, window) if match.end() > 1]:
             return places[-1]

@@ -1,11 +1,11 @@
-"""Written English to the words that are spoken, in lower case with the punctuation that a voice can use.
+"""Written English to spoken words, in lower case with the punctuation that guides a voice.
 
     normalize("Dr. Smith paid $3.50 on Jan. 5, 1984.")
     # "doctor smith paid three dollars and fifty cents on january fifth, nineteen eighty-four."
 
-Numbers are num2words', accents of Latin script anyascii's. Words in capitals stay words (nasa); letters with points are
-spelled and joined by hyphens (u-s-a), so that the letter A is no article. What has no English reading (Chinese, emoji)
-is kept for the vocabulary to count.
+num2words spells numbers, and anyascii removes accents of Latin script. Words in capitals stay words (nasa); letters
+with periods are spelled and joined by hyphens (u-s-a), so that the letter A is not read as an article. What has no
+English reading (Chinese, emoji) is kept, and the vocabulary counts it.
 """
 
 from __future__ import annotations
@@ -63,18 +63,18 @@ _SYMBOLS = {
     "²": "squared",
     "³": "cubed",
 }
-# Other words in small letters; FBI is none, and an IT without an article may be one that is stressed.
+# Acronyms that are other words in lower case; FBI is not, and IT without an article may be a stressed "it".
 _ACRONYM = re.compile(r"\b(?:UN|US|LA|VIP|EPA|YMCA)\b(?!\$)|(?<=\b[Tt]he )(?:IT|WHO)\b|(?<=\b[Aa]n )IT\b")
-PASSES = 8  # a pass can bring an abbreviation to light ("Co.Mr."); the last one finds nothing to do, mostly the second
+PASSES = 8  # a pass can expose an abbreviation ("Co.Mr."); the last pass, mostly the second, changes nothing
 _ROMAN = "(?=[IVXL])(?:XL|L?X{0,3})(?:IX|IV|V?I{0,3})"
 
 
 def normalize(text: str) -> str:
-    """English text in speakable words: lower case, single blanks, and the marks . , ; : ? ! - ' " ( ).
+    """Converts English text to speakable words: lower case, single blanks, and the marks . , ; : ? ! - ' " ( ).
 
-    Normalized text comes back as it is. Symbols without an English reading stay in it. The time is linear.
+    Normalized text is returned unchanged, and symbols without an English reading are kept. The time is linear.
     """
-    if any(char.islower() for char in text):  # a text in capitals says nothing about its words
+    if any(char.islower() for char in text):  # in a text in capitals, acronyms cannot be distinguished from words
         text = _ACRONYM.sub(lambda match: "-".join(match[0]), text)
     for _ in range(PASSES):
         spoken = _speak(text)
@@ -132,7 +132,7 @@ def _expand_roman(text: str) -> str:
 
 
 def _ruler(match: Match) -> str:
-    """Charles V is the fifth, Charles V. Smith has a middle name, and an I without a mark after it may be a word."""
+    """Charles V is the fifth, Charles V. Smith has a middle initial, and an I without a mark after it may be a word."""
     name, numeral = match[1], match[2]
     rest = match[0][len(name) + 1 + len(numeral) :]
     follows = match["initial"]
@@ -158,24 +158,24 @@ _INITIALS = re.compile(
     rf"(?:(?<![\w'.])(?P<name>[A-Z][\w']*|{'|'.join(TITLE_WORDS)})(?P<blank> ))?(?<![^\W_])(?<![^\W_][.'])"
     r"(?P<letters>[A-Z]\.(?: [A-Z]\.)*)(?![^\W_])(?P<next>(?= [A-Z][\w'-]*))?"
 )
-_LETTERS_AND = re.compile(r"\b(?:[A-Z]{2}&[A-Z]|[A-Z]&A|A&[A-Z])\b")  # an A alone would be an article; R&D is words
+_LETTERS_AND = re.compile(r"\b(?:[A-Z]{2}&[A-Z]|[A-Z]&A|A&[A-Z])\b")  # an isolated A is an article; R&D is words
 _LETTER_A = re.compile(r"(?<=[a-z]) A(?= [a-z])")
-_POINT = re.compile(r"(?<=[^\W_])\.(?=[^\W_])")
+_PERIOD = re.compile(r"(?<=[^\W_])\.(?=[^\W_])")
 
 
 def _spell_letters(text: str) -> str:
-    """Letters with points are spelled, joined by hyphens; any other point inside a word is said, unless a sentence
-    begins after it. A letter A that stands alone is joined to the word before it, or it would be an article.
+    """Joins letters with periods by hyphens, to be spelled; speaks any other period inside a word, unless a sentence
+    begins after it. Joins an isolated letter A to the word before it, as it would be an article otherwise.
     """
     text = _LETTERS.sub(lambda match: match[0].replace(".", "-").rstrip("-") + stop_before_starter(match), text)
     text = _INITIALS.sub(_initials, text)
     text = _LETTERS_AND.sub(lambda match: "-".join(match[0]).replace("&", "and"), text)
     text = _LETTER_A.sub("-A", text)
-    return _POINT.sub(_say_point, text)
+    return _PERIOD.sub(_say_dot, text)
 
 
 def _initials(match: Match) -> str:
-    """Initials lose their points; a single letter only before a name, or its point is the end of a sentence."""
+    """Removes the periods of initials; of a single letter only before a name, as it may end a sentence otherwise."""
     letters, name = re.findall("[A-Z]", match["letters"]), match["name"]
     end = stop_before_starter(match)
     if len(letters) == 1 and (end or match["next"] is None or (letters == ["I"] and name is None)):
@@ -184,7 +184,7 @@ def _initials(match: Match) -> str:
     return f"{name or ''}{joint}{'-'.join(letters)}{end}"
 
 
-def _say_point(match: Match) -> str:
+def _say_dot(match: Match) -> str:
     before, after = match.string[match.start() - 1], match.string[match.end()]
     return ". " if before.islower() and after.isupper() else " dot "
 
@@ -192,7 +192,7 @@ def _say_point(match: Match) -> str:
 _SYMBOL = re.compile(f"[{re.escape(''.join(_SYMBOLS))}]")
 
 
-# "twelve:thirty", as the normalized column of LJSpeech has it.
+# "twelve:thirty", as in the normalized column of LJSpeech.
 _CLOCK = re.compile(
     r"\b(one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve):"
     r"(?=(?:oh|ten|eleven|twelve|[a-z]+teen|twenty|thirty|forty|fifty)\b)"
@@ -200,7 +200,7 @@ _CLOCK = re.compile(
 
 
 def _tidy(text: str) -> str:
-    """Single blanks, none before closing marks, one after those inside a line; repeated marks once."""
+    """Leaves single blanks, none before closing marks and one after those inside a line, and repeated marks once."""
     text = text.replace("–", " - ")
     text = re.sub("''+", '"', text)
     text = re.sub("-{2,}", " - ", text)

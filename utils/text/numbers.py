@@ -1,7 +1,7 @@
 """Digits in English text to words: money, measures, fractions, telephone numbers, ordinals, plain numbers; and dates.
 
-Every pattern begins at the first digit of a number (`LEFT`) or at a sign, and repeats only what it bounds or what
-nothing after it can match, so the time is linear in the text's length.
+Every pattern begins at the first digit of a number (`LEFT`) or at a sign, and its repetitions are bounded or match what
+nothing after them can match, so the time is linear in the length of the text.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ _SQUARE = {**UNITS, "in": INCH}  # "in" alone is a word
 
 
 def expand_numbers(text: str) -> str:
-    """`text` with every number of ASCII digits in words."""
+    """Spells every number of ASCII digits in `text`."""
     text = _expand_inches(text)
     for pattern, spoken in _RULES:
         text = pattern.sub(spoken if isinstance(spoken, str) else functools.partial(_apart, spoken), text)
@@ -108,7 +108,7 @@ def expand_numbers(text: str) -> str:
 
 
 def _apart(spoken: Callable[[Match], str], match: Match) -> str:
-    """What is said for a match, with blanks towards letters beside it."""
+    """Spoken form of a match, with blanks between it and adjacent letters."""
     before, after = match.string[max(match.start() - 1, 0) : match.start()], match.string[match.end() : match.end() + 1]
     return " " * before.isalpha() + spoken(match) + " " * after.isalpha()
 
@@ -120,7 +120,7 @@ _INCHES = re.compile(
 
 
 def _expand_inches(text: str) -> str:
-    """The mark of inches is that of quotes too: behind a number it ends a quotation if one is open."""
+    """The mark of inches is also that of quotes: after a number it ends a quotation if one is open."""
     is_open = False
 
     def spoken(match: Match) -> str:
@@ -145,7 +145,7 @@ def _feet(match: Match) -> str:
 
 
 def _telephone(match: Match) -> str:
-    if re.fullmatch("[0-9]+0-[0-9]+0", match[0]):  # round numbers: from one to the other
+    if re.fullmatch("[0-9]+0-[0-9]+0", match[0]):  # round numbers: a range
         return match[0].replace("-", " to ")
     return ", ".join(one_by_one(group) for group in re.findall("[0-9]+", match[0]))
 
@@ -165,7 +165,7 @@ def _scientific(match: Match) -> str:
 
 
 def _money_range(match: Match) -> str:
-    """The sign is said once, after both amounts: "$5-10 million" as "5 to $10 million"."""
+    """Speaks the sign once, after both amounts: "$5-10 million" as "5 to $10 million"."""
     sign, first, letters, second = match.groups()
     return f"{sign}{first}{letters} to {sign}{second}" if letters else f"{first} to {sign}{second}"
 
@@ -193,7 +193,7 @@ def _measure(match: Match) -> str:
 
 
 def _square(match: Match) -> str:
-    """A number of squares, or what is paid "per sq. ft."."""
+    """An area, or a price "per sq. ft."."""
     amount, per, unit = match.groups()
     before = number(amount) + " " if amount else per or ""
     return f"{before}square {_SQUARE[unit][not per and amount != '1']}"
@@ -204,7 +204,7 @@ def _inches(match: Match) -> str:
 
 
 def _fraction(match: Match) -> str:
-    """Parts of a whole that have a name; others are two numbers or years, as in 9/11, 24/7 and 1998/99."""
+    """Fractions with a usual name; others are two numbers or years, as in 9/11, 24/7 and 1998/99."""
     above, below = int(match[2]), int(match[3])
     if not (1 <= above < below and below in _PARTS):
         last = year(match[3]) if is_year(match[2]) and len(match[3]) == 2 else year_or_number(match[3])
@@ -228,14 +228,14 @@ def _ordinal(match: Match) -> str:
     return ordinal(int(digits)) if len(digits) <= LONGEST else f"{one_by_one(digits)} {match[2]}"
 
 
-_POINT = r"(?:\.(?=\s[a-z0-9]|[,;:]))?"  # of a unit, where no sentence ends
-_BLANKS = r"[1-9][0-9]{0,2}(?:\s[0-9]{3}){1,4}"  # between thousands
+_PERIOD = r"(?:\.(?=\s[a-z0-9]|[,;:]))?"  # the period of a unit, unless it ends a sentence
+_BLANKS = r"[1-9][0-9]{0,2}(?:\s[0-9]{3}){1,4}"  # as separators of thousands
 _RULES: tuple[tuple[re.Pattern[str], Callable[[Match], str] | str], ...] = tuple(
     (re.compile(pattern), spoken)
     for pattern, spoken in (
         (rf"(?<![^\s(\"])~\s?(?=[{_SIGNS}]?\.?[0-9])", "about "),
         (
-            # Codes and hexadecimals are alike: 3E8, 3745e48, 4e45:5.
+            # Not codes and hexadecimals, which look alike: 3E8, 3745e48, 4e45:5.
             r"(?<![\w.,:])([0-9]{1,15}\.[0-9]{1,15}(?=[eE])|[0-9]{1,3}(?=e)|[0-9]{1,15}(?=[eE][-+]))[eE]([-+]?)"
             rf"([0-9]{{1,3}}){END}(?![:-][0-9a-f])",
             _scientific,
@@ -249,7 +249,7 @@ _RULES: tuple[tuple[re.Pattern[str], Callable[[Match], str] | str], ...] = tuple
         (r"(?<![\w+])\+[0-9]{1,3}(?:[ -](?:\([0-9]{1,4}\)|[0-9]{2,8})){2,5}(?![0-9-])", _telephone_with_blanks),
         (r"(?<![0-9.,+-])0[0-9]{1,4}(?: [0-9]{2,8}){1,4}(?![0-9-])", _telephone_with_blanks),
         (
-            # Without a unit only thousands that are round are told from numbers in a row: "rooms 12 345".
+            # Without a unit only round thousands are distinguished from consecutive numbers: "rooms 12 345".
             rf"(?<![\w.,/:+-])(?<![0-9]\s)(?:(?<=[{_SIGNS}])|(?=[0-9]{{1,3}}(?:\s[0-9]{{3}}){{0,3}}\s000)"
             rf"|(?={_BLANKS}(?:\.[0-9]+)?\s?(?:{_UNIT}){END})){_BLANKS}(?!\s?[0-9])",
             _join_thousands,
@@ -271,9 +271,9 @@ _RULES: tuple[tuple[re.Pattern[str], Callable[[Match], str] | str], ...] = tuple
         (rf"(?:\b([Aa]n?)\s)?{LEFT}({NUMBER})'(?=[\s-](?:tall|long|wide|high|deep|thick|across)\b)", _feet),
         (rf"{LEFT}({NUMBER})\s?in\.{END}", _inches),
         (r"(?<=°)\s(?=[CF]\b)", ""),
-        (rf"{LEFT}({NUMBER})\s?({_UNIT}){END}{_POINT}", _measure),
+        (rf"{LEFT}({NUMBER})\s?({_UNIT}){END}{_PERIOD}", _measure),
         (
-            rf"(?:{LEFT}({NUMBER})\s?|\b([Pp]er )|\b)sq(?:\.\s?|\s)({_UNIT}|in(?=\.)){END}{_POINT}",
+            rf"(?:{LEFT}({NUMBER})\s?|\b([Pp]er )|\b)sq(?:\.\s?|\s)({_UNIT}|in(?=\.)){END}{_PERIOD}",
             _square,
         ),
         (r"\b[Nn]os\.\s?(?=[0-9])", "numbers "),

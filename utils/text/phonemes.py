@@ -1,9 +1,9 @@
-"""English text to IPA by espeak-ng, in a process of its own.
+"""English text to IPA by espeak-ng, in a separate process.
 
     echo '["hello, world!"]' | python -m utils.text.phonemes
     # ["həlˈoʊ, wˈɜːld!"]
 
-Standard input takes a JSON list of texts, standard output gives the list of their phonemes. espeak-ng is
+Standard input takes a JSON list of texts, standard output returns the list of their phonemes. espeak-ng is
 GPL-3.0-or-later: it is an optional dependency (requirements-demo.txt), and only this worker loads it.
 """
 
@@ -11,21 +11,19 @@ from __future__ import annotations
 
 import ctypes
 import json
-import os
 import re
-import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 
 from utils.errors import UserError
-from utils.espeak import ESPEAK_CHARS_UTF8, REPOSITORY, Espeak, require_espeak
+from utils.espeak import ESPEAK_CHARS_UTF8, Espeak, require_espeak, run_worker, serve
 
 VOICE = "en-us"
 PHONEMES_IPA = 2  # bit 1 of phoneme_mode in speak_lib.h: IPA in UTF-8
-LONGEST_CALL = 300  # characters; espeak-ng cuts clauses of about 800 anywhere
-LONGEST_WORD = 100  # characters; espeak-ng drops what is beyond 160
-REPEATS = 3  # of a letter that stands alone; espeak-ng drops the fourth and later ones
+LONGEST_CALL = 300  # characters; espeak-ng splits clauses of about 800 anywhere
+LONGEST_WORD = 100  # characters; espeak-ng drops those beyond 160
+REPEATS = 3  # of an isolated letter; espeak-ng drops the fourth and later ones
 
 _WORD = "'?[A-Za-z]+(?:['-]+[A-Za-z]+)*'?"
 _CLAUSE = re.compile(rf"{_WORD}(?:\"? \"?{_WORD})*")
@@ -33,7 +31,7 @@ _SPELLED = re.compile(r"(?<![A-Za-z'-])((?:[a-z]-)+[a-z](?:'s)?)(?![A-Za-z'-])|(
 
 
 def require_phonemes() -> None:
-    """`UserError` tells how to install espeak-ng if it is missing."""
+    """Raises `UserError` if espeak-ng is not installed."""
     try:
         require_espeak()
     except UserError as error:
@@ -43,15 +41,15 @@ def require_phonemes() -> None:
 
 
 def phonemize(texts: Sequence[str]) -> list[str]:
-    """The phonemes of texts in IPA, each text's independent of the others.
+    """Converts texts to IPA, each independently of the others.
 
     Args:
-        texts: English as `normalize` gives it.
+        texts: English as `normalize` returns it.
 
     Returns:
-        For each text its words in IPA with stress marks before the vowels and blanks between the words. Punctuation
-        stays in its place, and so does everything else that is not a word of English letters. Apostrophes and hyphens
-        in words belong to the words.
+        For each text its words in IPA, with stress marks before vowels and blanks between words. Punctuation and
+        everything else that is not a word of English letters stays in place. Apostrophes and hyphens in words belong to
+        the words.
 
     Raises:
         UserError: espeak-ng is missing, or failed.
@@ -59,21 +57,11 @@ def phonemize(texts: Sequence[str]) -> list[str]:
     if not texts:
         return []
     require_phonemes()
-    worker = subprocess.run(
-        [sys.executable, "-m", "utils.text.phonemes"],
-        input=json.dumps(list(texts)).encode(),
-        capture_output=True,
-        cwd=REPOSITORY,
-    )
-    if worker.returncode:
-        lines = worker.stderr.decode(errors="replace").strip().splitlines()
-        told = lines[-1].removeprefix("error: ") if lines else f"exit code {worker.returncode}"
-        raise UserError(f"espeak-ng could not give the phonemes: {told}")
-    return json.loads(worker.stdout)
+    return json.loads(run_worker("utils.text.phonemes", list(texts), "phonemize"))
 
 
 class Phonemizer(Espeak):
-    """The library, asked for phonemes instead of speech."""
+    """The library, used for phonemes instead of speech."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -82,12 +70,12 @@ class Phonemizer(Espeak):
         self.library.espeak_TextToPhonemes.argtypes = [ctypes.POINTER(ctypes.c_void_p), ctypes.c_int, ctypes.c_int]
 
     def __call__(self, words: str) -> str:
-        """The phonemes of words without punctuation, with single blanks."""
+        """Converts words without punctuation to phonemes, with single blanks."""
         return " ".join(" ".join(self._call(part) for part in _parts(words)).split())
 
     def _call(self, words: str) -> str:
         buffer = ctypes.create_string_buffer(words.encode())
-        rest = ctypes.c_void_p(ctypes.addressof(buffer))  # espeak-ng moves it past each clause, and nulls it at the end
+        rest = ctypes.c_void_p(ctypes.addressof(buffer))  # espeak-ng moves it past each clause, at the end to null
         clauses = []
         while rest.value:
             clauses.append(self.library.espeak_TextToPhonemes(ctypes.byref(rest), ESPEAK_CHARS_UTF8, PHONEMES_IPA))
@@ -95,7 +83,7 @@ class Phonemizer(Espeak):
 
 
 def _parts(words: str) -> Iterator[str]:
-    """`words` in parts that espeak-ng says to the end."""
+    """Splits `words` into parts that espeak-ng does not truncate."""
     part: list[str] = []
     length = 0
     for word in words.split():
@@ -111,9 +99,9 @@ def _parts(words: str) -> Iterator[str]:
 
 
 def phonemize_text(text: str, speak: Callable[[str], str]) -> str:
-    """`text` with its words replaced by what `speak` makes of them, clause by clause.
+    """Replaces the words of `text` by their phonemes by `speak`, clause by clause.
 
-    Letters that `normalize` has joined by hyphens are said one by one: among others espeak-ng takes an "a" for a word.
+    Letters that `normalize` joined by hyphens are spoken one by one: among others espeak-ng takes an "a" for a word.
     """
     said, start = [], 0
     for match in _SPELLED.finditer(text):
@@ -124,7 +112,7 @@ def phonemize_text(text: str, speak: Callable[[str], str]) -> str:
 
 
 def _say_before(text: str, letter: str, speak: Callable[[str], str]) -> str:
-    """Words before a spelled letter, as they are said before it: "a" and "the" depend on the sound that follows."""
+    """Phonemes of words before a spelled letter: those of "a" and "the" depend on the sound that follows."""
     if text.endswith("-"):
         return _say_words(text[:-1], speak)
     stand_in = "x" if letter in "aefhilmnorsx" else "b"
@@ -137,10 +125,10 @@ def _say_words(text: str, speak: Callable[[str], str]) -> str:
 
 
 def _clause(clause: str, speak: Callable[[str], str]) -> str:
-    """Words between marks as a whole, for their sounds depend on their neighbors; quotes come back between them.
+    """Phonemizes the words between marks as a whole, as their sounds depend on their neighbors; then restores quotes.
 
-    Where espeak-ng joins two words over a quote ("of the" is one word to it), its words cannot be told apart: then the
-    quoted words are said alone.
+    Where espeak-ng joins two words across a quote ("of the" is one word for it), its words cannot be separated: then
+    the quoted words are spoken separately.
     """
     pieces = clause.split('"')
     said = [speak(piece).split() for piece in pieces]
@@ -155,21 +143,10 @@ def _clause(clause: str, speak: Callable[[str], str]) -> str:
     )
 
 
-def main() -> int:
-    """Serves one list of texts from standard input; returns the exit code."""
-    texts = json.load(sys.stdin)
-    answer = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # whatever the library prints must not land in the answer
-    try:
-        speak = Phonemizer()
-        spoken = [phonemize_text(text, speak) for text in texts]
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return int(error.exit_code)
-    with answer:
-        json.dump(spoken, answer)
-    return 0
+def _answer(texts: list[str]) -> bytes:
+    speak = Phonemizer()
+    return json.dumps([phonemize_text(text, speak) for text in texts]).encode()
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(serve(_answer))

@@ -1,4 +1,4 @@
-"""Symbols to integer tokens by a table that is stored with the data and with the model."""
+"""Symbols to integer tokens, by a table that is stored with the data and with the model."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ UNITS = ("char", "phoneme")
 
 
 class Vocabulary:
-    """A table of symbols; a token is a symbol's place in it.
+    """Table of symbols; a token is the index of its symbol.
 
-    Token 0 pads batches, token 1 stands for every symbol that the table lacks, 2 begins and 3 ends a text.
+    Token 0 pads batches, token 1 stands for every symbol that is not in the table, 2 begins and 3 ends a text.
     """
 
     def __init__(self, units: str, symbols: Sequence[str]) -> None:
@@ -44,21 +44,21 @@ class Vocabulary:
         return hash((self.units, self.symbols))
 
     def encode(self, symbols: Sequence[str]) -> tuple[np.ndarray, Counter[str]]:
-        """Tokens (N,) int32 of `symbols` (a string is its characters), and how often each unknown symbol occurs."""
+        """Encodes `symbols` (of a string, its characters) as tokens (N,) int32; also counts each unknown symbol."""
         tokens = [self._tokens.get(symbol, 1) for symbol in symbols]
         return np.array(tokens, dtype=np.int32), Counter(symbol for symbol in symbols if symbol not in self._tokens)
 
     def decode(self, tokens: Sequence[int] | np.ndarray) -> str:
-        """The text of tokens, without padding, beginning and end."""
+        """Joins the symbols of tokens, without padding, beginning and end."""
         return "".join(self.symbols[int(token)] for token in tokens if int(token) not in (0, 2, 3))
 
     def to_dict(self) -> dict[str, Any]:
-        """The table as plain JSON values."""
+        """Returns the table as plain JSON values."""
         return {"units": self.units, "symbols": list(self.symbols)}
 
     @classmethod
     def from_dict(cls, fields: Any) -> Vocabulary:
-        """The inverse of `to_dict`; `UserError` if `fields` is not a vocabulary."""
+        """Inverse of `to_dict`; `UserError` if `fields` is not a vocabulary."""
         if not isinstance(fields, dict) or set(fields) != {"units", "symbols"}:
             raise UserError("a vocabulary has exactly the fields units and symbols")
         if not isinstance(fields["symbols"], list) or not all(isinstance(symbol, str) for symbol in fields["symbols"]):
@@ -66,8 +66,8 @@ class Vocabulary:
         return cls(fields["units"], fields["symbols"])
 
 
-# All that espeak-ng 1.52's en-us gave for 135,000 dictionary words, all words of three letters, and 100,000 of random
-# letters: one character is one token, so a syllabic or nasal mark is a token of its own after its letter.
+# All characters of espeak-ng 1.52's en-us for 135,000 dictionary words, all words of three letters, and 100,000 words
+# of random letters. One character is one token, so a syllabic or nasal mark is a separate token after its letter.
 _IPA = "ˈˌː" + "aæɐɑeəɚɛɜiɪᵻoɔuʊʌ" + "bdðfɡhjklɬmnŋprɹɾsʃtθvwxzʒʔ" + "\u0329\u0303ʲ"
 
 VOCABULARIES = MappingProxyType(

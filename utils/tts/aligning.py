@@ -1,4 +1,4 @@
-"""Estimating the Gaussians that align symbols with mel frames, before a model of text to mel is trained."""
+"""Estimation of the Gaussians that align symbols with mel frames, before the training of a text-to-mel model."""
 
 from __future__ import annotations
 
@@ -11,22 +11,24 @@ from models.tts.alignment import SymbolAligner, without_mean
 from utils.cli import progress
 
 ITERATIONS = 8
-FIRST_WHITENED = 3  # the covariance of alignments that are far off would say little
+FIRST_WHITENED = 3  # the first alignments are too far off for a useful covariance
 RIDGE = 0.03  # share of the mean variance that is added to each
-FORGOTTEN = 1.0  # frames of a mean of zero that every symbol has seen, for those that are rare
+PRIOR_FRAMES = 1.0  # frames of value zero added to every symbol, as a prior for the rare ones
 
-# Tokens (B, N), token lengths (B,), standardized mels (B, T, M), mel lengths (B,).
+# Tokens (b, n), token lengths (b,), standardized mels (b, t, n_mels), mel lengths (b,).
 Batch = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
 @torch.no_grad()
 def fit(aligner: SymbolAligner, batches: Callable[[], Iterable[Batch]]) -> None:
-    """Viterbi training (hard expectation maximization) of means and covariance, from an even division of utterances.
+    """Viterbi training (hard expectation maximization) of means and covariance, from evenly divided utterances.
 
     Sums are in float64 and in the order of the batches, so that the same data give the same bits.
     """
     for iteration in progress(range(ITERATIONS), desc="alignment", unit="pass"):
-        sums = _Sums(*aligner.mean.shape)
+        counts = torch.full((len(aligner.mean),), PRIOR_FRAMES, dtype=torch.float64)
+        sums = torch.zeros_like(aligner.mean, dtype=torch.float64)
+        scatter, total = sums.new_zeros(sums.shape[1], sums.shape[1]), 0
         for tokens, token_lengths, x, mel_lengths in batches():
             if iteration:
                 durations = aligner(x, mel_lengths, tokens, token_lengths)
@@ -35,40 +37,25 @@ def fit(aligner: SymbolAligner, batches: Callable[[], Iterable[Batch]]) -> None:
             centered = without_mean(x, mel_lengths)
             for row, (length, frames) in enumerate(zip(token_lengths, mel_lengths, strict=True)):
                 symbols = tokens[row, :length].repeat_interleave(durations[row, :length])
-                sums.add(symbols, centered[row, :frames].double(), aligner.mean)
-        aligner.mean.copy_(sums.means())
+                values = centered[row, :frames].double()
+                rest = values - aligner.mean[symbols]
+                counts += torch.bincount(symbols, minlength=len(counts))
+                sums.index_add_(0, symbols, values)
+                scatter += rest.T @ rest
+                total += len(values)
+        aligner.mean.copy_(sums / counts.unsqueeze(1))
         if iteration >= FIRST_WHITENED:
-            aligner.whitening.copy_(sums.whitening())
+            aligner.whitening.copy_(_whitening(scatter / total))
 
 
-class _Sums:
-    """What an iteration adds up: frames and their sums by symbol, and the scatter about the means before it."""
-
-    def __init__(self, n_symbols: int, n_mels: int) -> None:
-        self.frames = torch.full((n_symbols,), FORGOTTEN, dtype=torch.float64)
-        self.sums = torch.zeros(n_symbols, n_mels, dtype=torch.float64)
-        self.scatter = torch.zeros(n_mels, n_mels, dtype=torch.float64)
-        self.total = 0
-
-    def add(self, symbols: Tensor, x: Tensor, mean: Tensor) -> None:
-        """Frames x (T, M) of `symbols` (T,)."""
-        self.frames.index_add_(0, symbols, torch.ones(len(symbols), dtype=torch.float64))
-        self.sums.index_add_(0, symbols, x)
-        rest = x - mean[symbols]
-        self.scatter += rest.T @ rest
-        self.total += len(x)
-
-    def means(self) -> Tensor:
-        return (self.sums / self.frames.unsqueeze(1)).float()
-
-    def whitening(self) -> Tensor:
-        covariance = self.scatter / self.total
-        ridge = RIDGE * covariance.diagonal().mean() * torch.eye(len(covariance), dtype=torch.float64)
-        variances, axes = torch.linalg.eigh(covariance + ridge)
-        return (axes / variances.sqrt()).float()
+def _whitening(covariance: Tensor) -> Tensor:
+    """The matrix (n_mels, n_mels) that whitens frames of this covariance and a ridge."""
+    ridge = RIDGE * covariance.diagonal().mean() * torch.eye(len(covariance), dtype=torch.float64)
+    variances, axes = torch.linalg.eigh(covariance + ridge)
+    return axes / variances.sqrt()
 
 
 def _even_durations(token_lengths: Tensor, mel_lengths: Tensor, width: int) -> Tensor:
-    """Frames of each token (B, width) if all of an utterance last equally long."""
+    """Frames of each token (b, width) if all tokens of an utterance last equally long."""
     edges = torch.arange(width + 1).minimum(token_lengths.unsqueeze(1)) * mel_lengths.unsqueeze(1)
     return (edges // token_lengths.unsqueeze(1)).diff(dim=1)

@@ -1,7 +1,7 @@
-"""Intelligibility by a speech recognizer: transcripts of audio, and how they differ from what should be said.
+"""Intelligibility by a speech recognizer: transcripts of audio, and their errors against the text.
 
-The recognizer is a local model folder of faster-whisper; nothing is downloaded. It errs on true speech too: its
-rates mean something only beside those of copy-synthesis.
+The recognizer is a local model folder of faster-whisper; nothing is downloaded. It makes errors on recordings too, so
+its rates are to be compared with those of copy-synthesis.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ _FILES = ("model.bin", "config.json", "tokenizer.json")
 
 
 class Transcriber:
-    """A Whisper model (Radford et al., 2022) in a folder of faster-whisper's format."""
+    """A Whisper model (Radford et al. 2022) in the format of faster-whisper."""
 
     def __init__(self, model: Any) -> None:
         self._model = model
 
     @classmethod
     def load(cls, folder: str | Path) -> Transcriber:
-        """Loads a model folder on the CPU; `UserError` if it is none, or if a package is missing."""
+        """Loads a model folder on the CPU; `UserError` if it is not one, or if a package is missing."""
         folder = Path(folder)
         missing = [name for name in _FILES if not (folder / name).is_file()]
-        if missing:  # faster-whisper would look for them on the network
-            raise UserError(f"--asr {folder} is not a folder of a faster-whisper model: {', '.join(missing)} missing")
-        _jiwer()  # refuses before the first synthesis, not after it
+        if missing:  # faster-whisper would try to download them
+            raise UserError(f"--asr {folder} is not a model folder of faster-whisper: {', '.join(missing)} missing")
+        _jiwer()  # a missing package is reported before the first synthesis
         try:
             from faster_whisper import WhisperModel
         except ImportError as error:
@@ -45,15 +45,15 @@ class Transcriber:
             model = WhisperModel(
                 str(folder), device="cpu", compute_type="int8", cpu_threads=cores(), local_files_only=True
             )
-        except (RuntimeError, ValueError) as error:  # ctranslate2's, for a file that is not its own
+        except (RuntimeError, ValueError) as error:  # of ctranslate2, for a file of another format
             raise UserError(f"the model in {folder} cannot be loaded: {' '.join(str(error).split())}") from error
         return cls(model)
 
     def __call__(self, samples: ArrayLike, rate: int) -> str:
-        """Transcribes samples (S,) at `rate` Hz, "" if nothing is said. Greedy, so that it is the same every time.
+        """Transcribes samples (n,) at `rate` Hz by greedy search, which is deterministic; "" if there is no speech.
 
-        Audio beyond 30 s, Whisper's window, is cut where its time stamps say that a sentence ends; without them it
-        is cut within words. Nothing else is shared between windows, so that no error is carried on.
+        Audio beyond 30 s, Whisper's window, is cut at the ends of sentences, by Whisper's time stamps. Windows do not
+        share their text, so that no error carries over.
         """
         segments, _ = self._model.transcribe(
             _resampled(samples, rate),
@@ -78,13 +78,13 @@ def _resampled(samples: ArrayLike, rate: int) -> NDArray[np.float32]:
 
 
 def comparable(text: str) -> str:
-    """Text as it is compared: normalized (numbers as words), without punctuation; words of a-z, 0-9 and apostrophes."""
+    """The text in the form that is compared: normalized (numbers as words), as words of a-z, 0-9 and apostrophes."""
     words = re.sub(r"[^a-z0-9']+", " ", normalize(text)).split()
     return " ".join(word for word in (word.strip("'") for word in words) if word)
 
 
 class ErrorCounts(NamedTuple):
-    """Edits that turn a reference of `length` units into the hypothesis; those of utterances add field by field."""
+    """Edits that turn a reference of `length` units into the hypothesis; those of utterances add up by field."""
 
     substitutions: int
     insertions: int
@@ -117,18 +117,18 @@ def _jiwer() -> ModuleType:
 
 
 class Transcript(NamedTuple):
-    """Transcript of a recognizer, and its errors by character (blanks between words count) and by word."""
+    """The transcript of an utterance, and its errors by character (blanks between words included) and by word."""
 
     text: str
     characters: ErrorCounts
     words: ErrorCounts
 
 
-def judge(reference: str, heard: str) -> Transcript:
-    """Counts the errors of what was heard against the text that was to be said, both as `comparable` has them.
+def judge(reference: str, transcript: str) -> Transcript:
+    """Counts the errors of a transcript against the text that was to be spoken, both by `comparable`.
 
-    The counts are those of the shortest edit (Levenshtein, 1966) by jiwer; `UserError` if it is not installed.
+    The counts are those of the shortest edit (Levenshtein 1966) by jiwer; `UserError` if it is not installed.
     """
-    jiwer, wanted, got = _jiwer(), comparable(reference), comparable(heard)
+    jiwer, wanted, got = _jiwer(), comparable(reference), comparable(transcript)
     characters, words = jiwer.process_characters(wanted, got), jiwer.process_words(wanted, got)
-    return Transcript(heard, ErrorCounts.of(characters), ErrorCounts.of(words))
+    return Transcript(transcript, ErrorCounts.of(characters), ErrorCounts.of(words))

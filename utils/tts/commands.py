@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
 PACES = 0.25, 4.0
 CHUNK = 32  # mel frames
-MOST_CELLS = 4_000_000  # of a picture's alignment: that of a longer text would show nothing and fill the memory
+_VOCODERS = "griffin-lim, or the file or folder of a HiFi-GAN checkpoint"
+MOST_CELLS = 4_000_000  # of the alignment in a picture: a larger one would be illegible and fill the memory
 
 _SYNTHESIZE = """Speak a text with a text-to-mel model, into a WAV file.
 
@@ -32,23 +33,19 @@ python test.py synthesize --checkpoint runs/voice --text-file story.txt --pace 1
 python test.py synthesize --checkpoint runs/voice --text-file sentences.txt --each-line --out spoken
 python test.py synthesize --checkpoint runs/voice --text "Good morning." --stream --vocoder hifigan --out speech.wav
 
-The text is read sentence by sentence. With --stream sound is made and written piece by piece: the decoder has to be
-causal or ar, and the vocoder a HiFi-GAN. A file has its name when it is whole; to hear the beginning while the rest is
-made, `--stream --out -` writes 16-bit samples without a header to standard output, for `aplay -f S16_LE -r 22050`.
+The text is spoken sentence by sentence. With --stream audio is generated and written piece by piece, which needs a
+causal or ar decoder and a HiFi-GAN vocoder. A file appears under its name when it is complete. To listen at once, use
+`--stream --out -`: it writes 16-bit samples without a header to stdout, for `aplay -f S16_LE -r 22050`.
 """
 
 
 def add_evaluate_arguments(parser: cli.Parser) -> None:
     """Adds the flags of `evaluate` that only text to mel has."""
-    group = parser.add_argument_group("text to mel")
-    group.add_argument(
-        "--split", nargs="+", choices=("train", "valid", "test"), help="lists of texts, judged together (default: test)"
-    )
-    group.add_argument(
-        "--vocoder", help="griffin-lim, or the file or folder of a HiFi-GAN checkpoint (default: griffin-lim)"
-    )
-    group.add_argument("--asr", type=Path, metavar="FOLDER", help="faster-whisper model that says what it understands")
-    group.add_argument("--limit", type=cli.positive_int, help="at most so many utterances")
+    group, splits = parser.add_argument_group("text to mel"), ("train", "valid", "test")
+    group.add_argument("--split", nargs="+", choices=splits, help="lists of texts to evaluate, pooled (default: test)")
+    group.add_argument("--vocoder", help=f"{_VOCODERS} (default: griffin-lim)")
+    group.add_argument("--asr", type=Path, metavar="FOLDER", help="faster-whisper model folder, for error rates")
+    group.add_argument("--limit", type=cli.positive_int, help="largest number of utterances")
 
 
 def evaluate(args: argparse.Namespace) -> None:
@@ -58,16 +55,9 @@ def evaluate(args: argparse.Namespace) -> None:
     from utils.tts.synthesizer import Synthesizer
 
     synthesizer = Synthesizer.load(args.checkpoint, args.device, args.backend)
-    evaluation = evaluate_synthesis(
-        synthesizer,
-        args.data,
-        args.protocol or DEFAULT_PROTOCOL,
-        args.split or ["test"],
-        args.vocoder or "griffin-lim",
-        args.asr,
-        args.limit,
-        args.seed,
-    )
+    protocol, vocoder = args.protocol or DEFAULT_PROTOCOL, args.vocoder or "griffin-lim"
+    chosen = args.split or ["test"], vocoder, args.asr, args.limit, args.seed
+    evaluation = evaluate_synthesis(synthesizer, args.data, protocol, *chosen)
     about = {**synthesizer.description(args.checkpoint), "config": cli.plain_arguments(args)}
     report = build_synthesis_report(evaluation, about, args.bootstrap, args.seed)
     write_synthesis_report(args.out, report, evaluation)
@@ -76,35 +66,26 @@ def evaluate(args: argparse.Namespace) -> None:
 
 def add_commands(commands: Any) -> None:
     """Adds the subcommand."""
+    switch = {"action": argparse.BooleanOptionalAction, "default": False}
     parser = add_command(commands, "synthesize", _synthesize, _SYNTHESIZE, _problems)
     group = parser.add_argument_group("text")
-    group.add_argument("--text", help="what to say")
-    group.add_argument("--text-file", type=Path, metavar="FILE", help="UTF-8 text file with what to say")
+    group.add_argument("--text", help="text to speak")
+    group.add_argument("--text-file", type=Path, metavar="FILE", help="UTF-8 file of the text to speak")
     group.add_argument(
-        "--each-line",
-        action=argparse.BooleanOptionalAction,
-        default=False,
-        help="speak each line of --text-file into a file of its own, OUT/0001.wav and so on",
+        "--each-line", help="speak each line of --text-file into its own file: OUT/0001.wav, ...", **switch
     )
     group = parser.add_argument_group("voice")
     group.add_argument(
-        "--speaker", help="one of the training speakers, or a recording whose voice is taken (default: the first)"
+        "--speaker", help="a training speaker, or a recording of the voice to imitate (default: the first)"
     )
     group.add_argument("--pace", type=_pace, default=1.0, help="1.2 speaks 20 %% faster")
-    group.add_argument(
-        "--vocoder", default="griffin-lim", help="griffin-lim, or the file or folder of a HiFi-GAN checkpoint"
-    )
+    group.add_argument("--vocoder", default="griffin-lim", help=_VOCODERS)
     group = parser.add_argument_group("output")
-    group.add_argument(
-        "--out", required=True, metavar="WAV", help="file to write, folder with --each-line, - for stdout"
-    )
-    group.add_argument(
-        "--picture", type=Path, metavar="PNG", help="picture of the mel and, of a text of up to a minute, its alignment"
-    )
-    group.add_argument(
-        "--stream", action=argparse.BooleanOptionalAction, default=False, help="make and write sound piece by piece"
-    )
-    group.add_argument("--chunk", type=cli.positive_int, help=f"mel frames of a piece with --stream (default: {CHUNK})")
+    group.add_argument("--out", required=True, metavar="WAV", help="file; with --each-line a folder; - for stdout")
+    help = "picture of the mel and, for up to a minute of speech, of the alignment"
+    group.add_argument("--picture", type=Path, metavar="PNG", help=help)
+    group.add_argument("--stream", help="generate and write audio piece by piece", **switch)
+    group.add_argument("--chunk", type=cli.positive_int, help=f"mel frames per piece with --stream (default: {CHUNK})")
 
 
 def _pace(text: str) -> float:
@@ -122,11 +103,11 @@ def _problems(args: argparse.Namespace) -> list[str]:
     if args.each_line and args.text_file is None:
         problems.append("--each-line needs --text-file")
     if args.stream and (args.picture is not None or args.each_line):
-        problems.append("--stream writes one sound and nothing else: leave out --picture and --each-line")
+        problems.append("--stream writes one audio stream and nothing else: leave out --picture and --each-line")
     if args.out == "-" and (args.json or args.each_line):
-        problems.append("--out - puts the sound where --json and --each-line would put other things")
+        problems.append("--out - writes the audio to stdout: leave out --json and --each-line")
     if args.picture is not None and args.each_line:
-        problems.append("--picture is of one text: leave out --each-line")
+        problems.append("--picture shows one text: leave out --each-line")
     if args.chunk is not None and not args.stream:
         problems.append("--chunk needs --stream")
     return problems
@@ -140,27 +121,27 @@ def _synthesize(args: argparse.Namespace) -> None:
     synthesizer = Synthesizer.load(args.checkpoint, args.device, args.backend)
     synthesizer.require_pace(args.pace)
     vocoder = load_vocoder(args.vocoder, synthesizer.recipe, synthesizer.device)
-    readings = synthesizer.read_all(texts)  # one that it cannot read is refused before anything is written
+    readings = synthesizer.read_all(texts)  # an unreadable text is refused before anything is written
     if args.stream:
         _stream(args, synthesizer, vocoder, readings[0])
         return
-    made = []
+    done = []
     bar = cli.progress(readings, unit="text", disable=None if len(readings) > 1 else True)
     for number, (text, reading) in enumerate(zip(texts, bar, strict=True), start=1):
         path = Path(args.out) / f"{number:04d}.wav" if args.each_line else args.out
-        made.append(_speak(args, synthesizer, vocoder, text, reading, path))
+        done.append(_speak(args, synthesizer, vocoder, text, reading, path))
     if args.json:
-        print_json({"model_hash": synthesizer.model_hash, "vocoder": vocoder.name, "spoken": made})
+        print_json({"model_hash": synthesizer.model_hash, "vocoder": vocoder.name, "spoken": done})
 
 
 def _warn_of_unknown(reading: Reading) -> None:
     for symbol, count in sorted(reading.unknown.items()):
         times = "once" if count == 1 else f"{count} times"
-        print(f"warning: the model never heard {symbol!r}, which stands {times} in the text", file=sys.stderr)
+        print(f"warning: no training text had {symbol!r}, which occurs {times} in the text", file=sys.stderr)
 
 
 def _texts(args: argparse.Namespace) -> list[str]:
-    """The texts to speak; `UserError` if there is nothing in the file."""
+    """The texts to speak; `UserError` if they are empty or not UTF-8."""
     if args.text is not None:
         try:
             args.text.encode()
@@ -173,75 +154,62 @@ def _texts(args: argparse.Namespace) -> list[str]:
         raise UserError(f"{args.text_file} is not UTF-8 text") from error
     lines = [line.strip() for line in content.splitlines() if line.strip()]
     if not lines:
-        raise UserError(f"{args.text_file} is empty: there is nothing to say")
+        raise UserError(f"{args.text_file} is empty: there is nothing to speak")
     return lines if args.each_line else [content]
 
 
 def _speak(
     args: argparse.Namespace, synthesizer: Synthesizer, vocoder: Vocoder, text: str, reading: Reading, out: str | Path
 ) -> dict[str, Any]:
-    """Speaks a text into a file; what was done, as plain values."""
+    """Speaks a text into a file, and returns the result as plain values."""
     spoken = synthesizer.speak(reading, args.speaker, args.pace)
     samples = vocoder(spoken.mel)
-    rate = synthesizer.recipe.sample_rate
-    with _sound_file(out, rate) as write:
+    with _audio_file(out, synthesizer.recipe.sample_rate) as write:
         write(samples)
     if args.picture is not None:
         from utils.tts.plots import draw_speech
 
         title = text if len(text) <= 70 else f"{text[:70]}..."
-        cells = len(spoken.mel) * len(spoken.symbols)
-        alignment = spoken.alignment if cells <= MOST_CELLS else None
+        alignment = spoken.alignment if len(spoken.mel) * len(spoken.symbols) <= MOST_CELLS else None
         draw_speech(args.picture, spoken.mel, alignment, spoken.symbols, synthesizer.recipe, title)
     _warn_of_unknown(reading)
     if spoken.truncated:
-        print("warning: the model found no end and was stopped at the limit on a sentence's length", file=sys.stderr)
-    seconds = len(samples) / rate
+        print("warning: the model did not end a sentence, which was cut at the limit on its length", file=sys.stderr)
+    seconds, symbols = len(samples) / synthesizer.recipe.sample_rate, len(spoken.symbols)
     if not args.json:
-        file = sys.stderr if str(out) == "-" else sys.stdout
-        print(f"{out}: {seconds:.2f} s, {len(spoken.symbols)} symbols, read as: {spoken.spoken}", file=file)
-    return {
-        "out": str(out),
-        "seconds": seconds,
-        "symbols": len(spoken.symbols),
-        "read_as": spoken.spoken,
-        "unknown": dict(spoken.unknown),
-        "truncated": spoken.truncated,
-    }
+        _print_beside(out, f"{seconds:.2f} s, {symbols} symbols, read as: {spoken.spoken}")
+    result = {"out": str(out), "seconds": seconds, "symbols": symbols, "read_as": spoken.spoken}
+    return {**result, "unknown": dict(spoken.unknown), "truncated": spoken.truncated}
 
 
 def _stream(args: argparse.Namespace, synthesizer: Synthesizer, vocoder: Vocoder, reading: Reading) -> None:
-    """Writes each piece of sound as soon as it is known, and says how soon the first one was."""
+    """Writes each piece of audio as soon as it is final, and reports the time to the first one."""
     synthesizer.require_streaming()
     _warn_of_unknown(reading)
-    began = time.perf_counter()
+    began, first, samples = time.perf_counter(), None, 0
     pieces = vocoder.stream(synthesizer.stream(reading, args.speaker, args.pace, args.chunk or CHUNK))
-    first, samples = None, 0
-    with _sound_file(args.out, synthesizer.recipe.sample_rate) as write:
+    with _audio_file(args.out, synthesizer.recipe.sample_rate) as write:
         for piece in pieces:
             write(piece)
             first = time.perf_counter() - began if first is None else first
             samples += len(piece)
-    seconds = samples / synthesizer.recipe.sample_rate
-    told: dict[str, Any] = {
-        "out": args.out,
-        "seconds": seconds,
-        "first_sound_s": first,
-        "all_s": time.perf_counter() - began,
-        "read_as": reading.spoken,
-        "unknown": dict(reading.unknown),
-    }
+    seconds, total = samples / synthesizer.recipe.sample_rate, time.perf_counter() - began
     if args.json:
-        print_json(told)
+        result = {"out": args.out, "seconds": seconds, "first_sound_s": first, "all_s": total}
+        print_json({**result, "read_as": reading.spoken, "unknown": dict(reading.unknown)})
     else:
-        file = sys.stderr if args.out == "-" else sys.stdout
-        pace = f"the first sound after {first:.2f} s, all after {told['all_s']:.2f} s"
-        print(f"{args.out}: {seconds:.2f} s, {pace}, read as: {reading.spoken}", file=file)
+        times = f"the first audio after {first:.2f} s, all after {total:.2f} s"
+        _print_beside(args.out, f"{seconds:.2f} s, {times}, read as: {reading.spoken}")
+
+
+def _print_beside(out: str | Path, sentence: str) -> None:
+    """Prints a sentence about `out` to stdout, or to stderr if stdout has the audio."""
+    print(f"{out}: {sentence}", file=sys.stderr if str(out) == "-" else sys.stdout)
 
 
 @contextlib.contextmanager
-def _sound_file(out: str | Path, rate: int) -> Iterator[Callable[[np.ndarray], None]]:
-    """A function that appends samples (S,) to a 16-bit WAV file, or for "-" to standard output without a header."""
+def _audio_file(out: str | Path, rate: int) -> Iterator[Callable[[np.ndarray], None]]:
+    """Yields a function that appends samples (n,) to a 16-bit WAV file, or for "-" to stdout without a header."""
     import soundfile
 
     from utils.files import atomic_write

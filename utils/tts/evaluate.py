@@ -1,7 +1,7 @@
-"""Evaluation of text to mel: held-out texts, synthesized and copied through one vocoder, and measured.
+"""Evaluation of text to mel: synthesis of held-out texts, and copy-synthesis of their recordings, by one vocoder.
 
-Copy-synthesis sends a recording's own mel through the vocoder: what it loses is the vocoder's, the rest is the
-acoustic model's. Both are measured on the mels of the audio that comes out, so that their metrics have one unit.
+Copy-synthesis sends the mel of the recording through the vocoder: its errors are the vocoder's, and the rest is the
+acoustic model's. Both are measured on the mels of the resulting audio, so that their metrics are comparable.
 """
 
 from __future__ import annotations
@@ -36,28 +36,28 @@ from utils.tts.vocoder import Vocoder, load_vocoder
 if TYPE_CHECKING:
     from utils.tts.synthesizer import Spoken, Synthesizer
 
-SPLITS = ("train", "valid", "test")
 SAMPLES = 4  # utterances whose audio and picture are kept
+PARTS = ("text", "acoustic_model", "vocoder")  # with a clock each
 
 Frames = NDArray[np.float32]
 
 
 def cpu_seconds() -> float:
-    """CPU seconds so far of all threads of this process, and of the processes that it started and waited for."""
+    """CPU seconds so far of all threads of this process, and of its child processes that have ended."""
     children = resource.getrusage(resource.RUSAGE_CHILDREN)
     return time.process_time() + children.ru_utime + children.ru_stime
 
 
 @dataclass
 class Clock:
-    """Time that a part took, in s."""
+    """Time that a part has taken, in s."""
 
     cpu: float = 0.0
     wall: float = 0.0
 
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
-        """Adds what the block takes; the CPU time is that of all threads, and of espeak-ng's process."""
+        """Adds the time of the block; the CPU time includes all threads and espeak-ng's process."""
         cpu, wall = cpu_seconds(), time.perf_counter()
         yield
         self.cpu += cpu_seconds() - cpu
@@ -65,14 +65,14 @@ class Clock:
 
 
 class Distortion(NamedTuple):
-    """Total in dB of the distances along a DTW path of so many steps; their ratio is the MCD."""
+    """Sum in dB of the distances along a DTW path, and its number of steps; their ratio is the MCD."""
 
     total: float
     steps: int
 
 
 class Measured(NamedTuple):
-    """One piece of audio held against its recording; None for what could not be measured."""
+    """Metrics of audio against its recording; None for those that could not be measured."""
 
     frames: int
     distortion: Distortion | None
@@ -81,7 +81,7 @@ class Measured(NamedTuple):
 
 
 class Judged(NamedTuple):
-    """An utterance: its row of the store, its synthesis and its copy, and the teacher-forced error of its mel."""
+    """Results of an utterance; `mel_l1` is the teacher-forced error of its mel."""
 
     row: Row
     mel_l1: float | None
@@ -92,7 +92,7 @@ class Judged(NamedTuple):
 
 
 class Sample(NamedTuple):
-    """An utterance to listen to and look at."""
+    """Audio and mels of an utterance, to listen to and look at."""
 
     row: Row
     recording: Frames
@@ -103,16 +103,14 @@ class Sample(NamedTuple):
 
 @dataclass
 class SynthesisEvaluation:
-    """Raw results; `reasons` says why a metric ("mcd", "f0", "copy_f0", "asr") is missing, `warnings` are shown."""
+    """Raw results; `reasons`: why a metric ("mcd", "f0", "copy_f0", "asr") is missing; `warnings`: for the user."""
 
     title: str
     source: dict[str, Any]
     recipe: MelRecipe
     judged: list[Judged] = field(default_factory=list)
     samples: list[Sample] = field(default_factory=list)
-    clocks: dict[str, Clock] = field(
-        default_factory=lambda: {part: Clock() for part in ("text", "acoustic_model", "vocoder")}
-    )
+    clocks: dict[str, Clock] = field(default_factory=lambda: {part: Clock() for part in PARTS})
     reasons: dict[str, str] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
 
@@ -130,10 +128,10 @@ def evaluate_synthesis(
     """Speaks the texts of splits of a feature store in the voices of their recordings, and measures the results.
 
     Args:
-        splits: of `SPLITS`; their utterances are judged together.
-        vocoder: a name that `load_vocoder` takes.
+        splits: of train, valid and test; their utterances are pooled.
+        vocoder: a name for `load_vocoder`.
         asr: folder of a faster-whisper model; None leaves error rates out.
-        limit: at most so many utterances, drawn by `seed`.
+        limit: largest number of utterances, drawn by `seed`.
 
     Raises:
         UserError: data, protocol, vocoder or recognizer are missing or do not fit the checkpoint.
@@ -144,8 +142,7 @@ def evaluate_synthesis(
     lists = read_text_lists(folder)
     voice = load_vocoder(vocoder, store.recipe, synthesizer.device)
     transcriber = None if asr is None else Transcriber.load(asr)
-    evaluation = SynthesisEvaluation(f"{synthesizer.name} on {data.resolve().name}", {}, store.recipe)
-    evaluation.source = {
+    source = {
         "data": str(data),
         "protocol": protocol_name,
         "splits": {split: sha256_file(folder / f"{split}.txt") for split in splits},
@@ -153,6 +150,7 @@ def evaluate_synthesis(
         "asr": None if asr is None else str(asr),
         "asr_sha256": None if asr is None else sha256_file(asr / "model.bin"),
     }
+    evaluation = SynthesisEvaluation(f"{synthesizer.name} on {data.resolve().name}", source, store.recipe)
     rows = _rows(evaluation, synthesizer, store, lists, limit, seed)
     _explain(evaluation, store, rows, transcriber)
     bench = _Bench(evaluation, synthesizer, store, voice, transcriber)
@@ -161,7 +159,7 @@ def evaluate_synthesis(
         bench.judge(row)
     unaligned = sum(one.mel_l1 is None for one in evaluation.judged)
     if unaligned:
-        evaluation.warnings.append(f"{unaligned} utterances have fewer frames than symbols: no teacher-forced mel L1")
+        evaluation.warnings.append(f"{unaligned} utterances have fewer frames than symbols: they have no mel L1")
     return evaluation
 
 
@@ -173,19 +171,18 @@ def _rows(
     limit: int | None,
     seed: int,
 ) -> list[Row]:
-    """The utterances to speak; warns of what is left out, and of a test that may have been trained on."""
+    """The utterances to speak; warns of those left out, and of those that the checkpoint may have been trained on."""
     if training_list_hash(lists.train) != synthesizer.training_list:
         evaluation.warnings.append(
-            f"the checkpoint was not trained on the training list of protocol {evaluation.source['protocol']}: "
-            "unless its data were others altogether, it may have been trained on these utterances"
+            f"the checkpoint was not trained on the training list of protocol {evaluation.source['protocol']}, "
+            "so that its training may have included these utterances"
         )
     splits = evaluation.source["splits"]
     utterances = [utterance for split in splits for utterance in getattr(lists, split)]
     unknown = [utterance for utterance in utterances if utterance not in store.index]
     if unknown:
         raise UserError(f"utterance {unknown[0]} of the protocol is not in {store.directory}")
-    rows = [store.rows[store.index[utterance]] for utterance in utterances]
-    rows = _with_voices(evaluation, synthesizer, rows)
+    rows = _with_voices(evaluation, synthesizer, [store.rows[store.index[utterance]] for utterance in utterances])
     encoded = synthesizer.front_end.encode([row.text or "" for row in rows])
     speaking = [row for row, text in zip(rows, encoded, strict=True) if not text.says_nothing]
     if len(speaking) < len(rows):
@@ -199,66 +196,65 @@ def _rows(
 
 
 def _with_voices(evaluation: SynthesisEvaluation, synthesizer: Synthesizer, rows: list[Row]) -> list[Row]:
-    """The utterances by speakers that a model of many voices has; a model of one voice speaks for all of them."""
+    """The utterances by speakers of the model; a model of a single voice speaks all utterances."""
     known = [row for row in rows if row.speaker in synthesizer.speakers]
     strangers = ", ".join(sorted({row.speaker for row in rows}.difference(synthesizer.speakers)))
     if not strangers:
         return rows
     if len(synthesizer.speakers) == 1:
         voice = synthesizer.speakers[0]
-        evaluation.warnings.append(f"the checkpoint speaks as {voice}, the recordings are {strangers}")
+        evaluation.warnings.append(f"the checkpoint speaks as {voice}, the recordings are by {strangers}")
         return rows
     if not known:
         raise UserError(f"the checkpoint has no voice {strangers}; it has {', '.join(synthesizer.speakers)}")
-    left_out = f"{len(rows) - len(known)} utterances were left out"
-    evaluation.warnings.append(f"{left_out}: the checkpoint has no voice {strangers}")
+    left_out = len(rows) - len(known)
+    evaluation.warnings.append(f"{left_out} utterances were left out: the checkpoint has no voice {strangers}")
     return known
 
 
 def _explain(
     evaluation: SynthesisEvaluation, store: FeatureStore, rows: list[Row], transcriber: Transcriber | None
 ) -> None:
-    """Notes why metrics will be missing."""
+    """Gives the reasons for missing metrics."""
     if transcriber is None:
         evaluation.reasons["asr"] = "no --asr was given"
     if importlib.util.find_spec("librosa") is None:
         missing = "librosa is not installed (pip install -r requirements-demo.txt)"
         evaluation.reasons |= {"mcd": missing, "f0": missing}
     elif not all(_recording(store, row).is_file() for row in rows):
-        evaluation.reasons["copy_f0"] = f"the recordings are not in {store.meta['raw']}: F0 is held against the copies"
+        evaluation.reasons["copy_f0"] = (
+            f"the recordings are not in {store.meta['raw']}, so F0 is compared with the copies"
+        )
 
 
 def _recording(store: FeatureStore, row: Row) -> Path:
     return Path(store.meta["raw"]) / row.path
 
 
+@dataclass
 class _Bench:
-    """Everything that it takes to speak and to measure an utterance."""
+    """Speaks and measures utterances, and adds the results to an evaluation."""
 
-    def __init__(
-        self,
-        evaluation: SynthesisEvaluation,
-        synthesizer: Synthesizer,
-        store: FeatureStore,
-        vocoder: Vocoder,
-        transcriber: Transcriber | None,
-    ) -> None:
-        self.evaluation, self.synthesizer, self.store = evaluation, synthesizer, store
-        self.vocoder, self.transcriber = vocoder, transcriber
-        self.recipe = store.recipe
-        self.extractor = MelExtractor(store.recipe)
-        self.has_librosa = "mcd" not in evaluation.reasons
+    evaluation: SynthesisEvaluation
+    synthesizer: Synthesizer
+    store: FeatureStore
+    vocoder: Vocoder
+    transcriber: Transcriber | None
+
+    def __post_init__(self) -> None:
+        self.recipe, self.extractor = self.store.recipe, MelExtractor(self.store.recipe)
+        self.has_librosa = "mcd" not in self.evaluation.reasons
 
     def speaker(self, row: Row) -> str | None:
-        """Whom the synthesizer is asked for; nobody where it has one voice."""
+        """The voice to speak in; None for a model of a single voice."""
         return row.speaker if len(self.synthesizer.speakers) > 1 else None
 
     def warm_up(self, row: Row) -> None:
-        """Speaks once untimed: first calls load and compile."""
+        """Speaks once without the clocks, because first calls load and compile."""
         self.vocoder(self.synthesizer.speak(row.text, self.speaker(row)).mel)
 
     def judge(self, row: Row) -> None:
-        """Speaks an utterance, copies its recording, measures both, and notes the results."""
+        """Speaks an utterance, copies its recording, and measures both."""
         clocks, recording = self.evaluation.clocks, self.store.mel(self.store.index[row.utterance])
         with clocks["text"].running():
             reading = self.synthesizer.read(row.text)
@@ -268,22 +264,15 @@ class _Bench:
             audio = self.vocoder(spoken.mel)
         copied = self.vocoder(recording)
         reference = self._reference_pitch(row, copied)
-        copy_reference = None if "copy_f0" in self.evaluation.reasons else reference
-        self.evaluation.judged.append(
-            Judged(
-                row,
-                self._teacher_forced(row, recording),
-                spoken.truncated,
-                spoken.unknown,
-                self._measure(row, audio, recording, reference),
-                self._measure(row, copied, recording, copy_reference),
-            )
-        )
+        synthesis = self._measure(row, audio, recording, reference)
+        copy = self._measure(row, copied, recording, None if "copy_f0" in self.evaluation.reasons else reference)
+        error = self._teacher_forced(row, recording)
+        self.evaluation.judged.append(Judged(row, error, spoken.truncated, spoken.unknown, synthesis, copy))
         if len(self.evaluation.samples) < SAMPLES:
             self.evaluation.samples.append(Sample(row, recording, spoken, audio, copied))
 
     def _measure(self, row: Row, audio: Frames, recording: Frames, reference: NDArray | None) -> Measured:
-        short = max(0, self.recipe.min_samples - len(audio))  # a model that stops at once has said less than a frame
+        short = max(0, self.recipe.min_samples - len(audio))  # audio shorter than one frame
         mel = self.extractor(np.pad(audio, (0, short)))
         distortion = errors = transcript = None
         if self.has_librosa:
@@ -295,32 +284,28 @@ class _Bench:
         return Measured(len(mel), distortion, errors, transcript)
 
     def _reference_pitch(self, row: Row, copied: Frames) -> NDArray | None:
-        """The pitch (T,) of the recording, or of its copy where the recording is not at hand."""
+        """The pitch (t,) of the recording, or of its copy if the recording is missing."""
         if not self.has_librosa:
             return None
         if "copy_f0" in self.evaluation.reasons:
             return pitch(copied, self.recipe)
-        track = pitch(load_audio(_recording(self.store, row), self.recipe.sample_rate), self.recipe)
+        recording = _recording(self.store, row)
+        track = pitch(load_audio(recording, self.recipe.sample_rate), self.recipe)
         if len(track) != row.frames:
-            raise UserError(
-                f"{_recording(self.store, row)} is not the recording that {self.store.directory} was made of"
-            )
+            raise UserError(f"{recording} has another length than when {self.store.directory} was made from it")
         return track
 
     def _teacher_forced(self, row: Row, recording: Frames) -> float | None:
-        """Mean absolute error of the mel in natural-log units, with the recording's durations and pitches or frames.
+        """Mean absolute error of the mel in natural-log units, with the recording's durations and pitches, or frames.
 
-        None where the text has more tokens than frames.
+        None if the text has more tokens than frames.
         """
         (encoded,) = self.synthesizer.front_end.encode([row.text])
         if len(encoded.tokens) > len(recording):
             return None
-        device = next(self.synthesizer.model.parameters()).device
-        compared = self.synthesizer.model.compare(
-            torch.from_numpy(encoded.tokens).long()[None].to(device),
-            torch.tensor([len(encoded.tokens)], device=device),
-            torch.from_numpy(recording)[None].to(device),
-            torch.tensor([len(recording)], device=device),
-            self.synthesizer.voice(self.speaker(row)),
-        )
+        inputs = []
+        for sequence in (torch.from_numpy(encoded.tokens).long(), torch.from_numpy(recording)):
+            inputs += [sequence[None], torch.tensor([len(sequence)])]
+        inputs = [tensor.to(self.synthesizer.device) for tensor in inputs]
+        compared = self.synthesizer.model.compare(*inputs, self.synthesizer.voice(self.speaker(row)))
         return float(np.abs(compared.mel[0].cpu().numpy() - recording).mean(dtype=np.float64))

@@ -15,7 +15,7 @@ from utils.plots import COLORS, new_figure, save_figure, tidy
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_MOST_SYMBOLS = 60  # names of more tokens would cover each other
+_MOST_SYMBOLS = 60  # the names of more tokens would overlap
 
 
 def draw_speech(
@@ -27,9 +27,9 @@ def draw_speech(
     title: str,
     recording: NDArray | None = None,
 ) -> None:
-    """A log-mel spectrogram (T, M) and its alignment (T, N) on one time axis; `recording` (U, M) is drawn above it.
+    """Draws a log-mel spectrogram (t, n_mels) and its alignment (t, n) on one time axis, under `recording` (u, n_mels).
 
-    `symbols` (N) name the alignment's tokens, from the bottom up.
+    `symbols` (n) name the tokens of the alignment, from the bottom up.
     """
     shown = {"synthesis": mel} if recording is None else {"recording": recording, "synthesis": mel}
     longest = recipe.seconds(max(len(frames) for frames in shown.values()))
@@ -50,18 +50,18 @@ def draw_speech(
             panels[-1].set_yticks(np.arange(len(symbols)) + 0.5, symbols, fontsize=6, parse_math=False)
     panels[-1].set_xlim(0, longest)
     panels[-1].set_xlabel("time (s)")
-    figure.suptitle(title, parse_math=False)  # the title may be a text that speaks of dollars
+    figure.suptitle(title, parse_math=False)  # a dollar in the title is no formula
     save_figure(figure, path)
 
 
 def _draw_frames(axes: Axes, frames: NDArray, seconds: float, **colors: Any) -> Any:
-    """Frames (T, K) as an image over `seconds`, channel 0 at the bottom."""
+    """Frames (t, k) as an image over `seconds`, channel 0 at the bottom."""
     values, extent = np.asarray(frames, dtype=np.float32).T, (0, seconds, 0, frames.shape[1])
     return axes.imshow(values, extent=extent, origin="lower", aspect="auto", interpolation="nearest", **colors)
 
 
 def draw_durations(path: Path, true: NDArray, predicted: NDArray, title: str) -> None:
-    """Predicted against true lengths (N,) of utterances in s, with the line on which they are equal."""
+    """Draws predicted against true lengths (n,) of utterances in s, with the line of equality."""
     figure = new_figure(5.2, 5.4)
     axes = figure.subplots()
     limit = 1.05 * max(float(np.max(true)), float(np.max(predicted)))

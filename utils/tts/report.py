@@ -1,4 +1,4 @@
-"""Reports of an evaluation of text to mel: metrics beside those of copy-synthesis, audio and pictures."""
+"""Reports of text-to-mel evaluations: metrics beside those of copy-synthesis, audio and pictures."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,11 @@ from utils.plots import percent
 from utils.tts import plots
 from utils.tts.asr import ErrorCounts
 from utils.tts.evaluate import Judged, Measured, Sample, SynthesisEvaluation
-from utils.tts.speech_metrics import PitchErrors, bootstrap_ratio, length_errors
+from utils.tts.speech_metrics import PitchErrors, bootstrap_ratio
 
 UTTERANCES, DURATIONS, AUDIO = "utterances.jsonl", "durations.png", "samples"
 SYSTEMS = {"synthesis": "synthesis", "copy_synthesis": "copy-synthesis"}
+Interval = Callable[..., tuple[float, float] | None]  # of numerators and denominators, see `bootstrap_ratio`
 _PITCH = ("f0_rmse_hz", "f0_rmse_cents", "voicing_error", "voiced_frames")
 
 
@@ -30,13 +32,12 @@ def build_synthesis_report(
     """Builds the content of report.json; `about` describes the model and the command.
 
     `synthesis` and `copy_synthesis` hold the same metrics: `mcd` in dB, F0, `cer` and `wer` with their kinds of errors;
-    null where `reasons` says why. Rates and biases are fractions; an error rate can exceed 1. An interval `*_ci`
-    covers 95 % of `bootstrap` draws of the utterances; it is null for a single one.
+    null for a reason in `reasons`. Rates and biases are fractions; an error rate can exceed 1. An interval `*_ci` holds
+    95 % of `bootstrap` samples of the utterances; it is null for a single utterance.
     """
-    judged, intervals = evaluation.judged, (bootstrap, seed)
-    seconds = evaluation.recipe.seconds(sum(one.synthesis.frames for one in judged))
+    judged, interval = evaluation.judged, partial(bootstrap_ratio, n=bootstrap, seed=seed)
     unknown: Counter[str] = sum((one.unknown for one in judged), Counter())
-    synthesis = _system_metrics([one.synthesis for one in judged], *intervals)
+    synthesis = _system_metrics([one.synthesis for one in judged], interval)
     reasons = dict(evaluation.reasons)
     if synthesis["voiced_frames"] == 0:
         reasons["synthesis_f0"] = "no frame is voiced both in the synthesis and in the recording"
@@ -46,10 +47,10 @@ def build_synthesis_report(
         "speakers": len({one.row.speaker for one in judged}),
         "seconds": evaluation.recipe.seconds(sum(one.row.frames for one in judged)),
         "synthesis": synthesis,
-        "copy_synthesis": _system_metrics([one.copy for one in judged], *intervals),
-        "duration": _duration_metrics(judged, *intervals),
+        "copy_synthesis": _system_metrics([one.copy for one in judged], interval),
+        "duration": _duration_metrics(judged, interval),
         "mel_l1": _teacher_forced(judged),
-        "real_time_factor": _real_time_factors(evaluation, seconds),
+        "real_time_factor": _real_time_factors(evaluation),
         "truncated": sum(one.truncated for one in judged),
         "unknown_symbols": dict(sorted(unknown.items())),
         "reasons": reasons,
@@ -59,51 +60,60 @@ def build_synthesis_report(
     }
 
 
-def _real_time_factors(evaluation: SynthesisEvaluation, seconds: float) -> dict[str, dict[str, float]]:
-    """Seconds a second of speech of each part, and of all from text to sound."""
-    clocks = evaluation.clocks
-    factors = {part: {"cpu": clock.cpu / seconds, "wall": clock.wall / seconds} for part, clock in clocks.items()}
+def _real_time_factors(evaluation: SynthesisEvaluation) -> dict[str, dict[str, float]]:
+    """Seconds per second of speech, of each part and of all from text to audio."""
+    seconds = evaluation.recipe.seconds(sum(one.synthesis.frames for one in evaluation.judged))
+    clocks = evaluation.clocks.items()
+    factors = {part: {"cpu": clock.cpu / seconds, "wall": clock.wall / seconds} for part, clock in clocks}
     return {**factors, "whole": {kind: sum(one[kind] for one in factors.values()) for kind in ("cpu", "wall")}}
 
 
-def _system_metrics(measured: Sequence[Measured], bootstrap: int, seed: int) -> dict[str, Any]:
+def _system_metrics(measured: Sequence[Measured], interval: Interval) -> dict[str, Any]:
     metrics: dict[str, Any] = {"mcd": None, "mcd_ci": None}
     distortions = [one.distortion for one in measured if one.distortion is not None]
     if distortions:
         sums, steps = zip(*distortions, strict=True)
-        metrics = {"mcd": sum(sums) / sum(steps), "mcd_ci": bootstrap_ratio(sums, steps, bootstrap, seed)}
+        metrics = {"mcd": sum(sums) / sum(steps), "mcd_ci": interval(sums, steps)}
     pitches = [one.pitch for one in measured if one.pitch is not None]
     metrics |= PitchErrors.total(pitches).metrics() if pitches else dict.fromkeys(_PITCH)
     transcripts = [one.transcript for one in measured if one.transcript is not None]
-    metrics |= _error_rates("cer", [one.characters for one in transcripts], bootstrap, seed)
-    return metrics | _error_rates("wer", [one.words for one in transcripts], bootstrap, seed)
+    metrics |= _error_rates("cer", [one.characters for one in transcripts], interval)
+    return metrics | _error_rates("wer", [one.words for one in transcripts], interval)
 
 
-def _error_rates(name: str, counts: Sequence[ErrorCounts], bootstrap: int, seed: int) -> dict[str, Any]:
-    """An error rate pooled over utterances, its interval, and what it is made of."""
+def _error_rates(name: str, counts: Sequence[ErrorCounts], interval: Interval) -> dict[str, Any]:
+    """An error rate pooled over utterances, its interval, and the rates of its kinds."""
     total = ErrorCounts.total(counts) if counts else None
     if total is None or not total.length:
         return dict.fromkeys((name, f"{name}_ci", *(f"{name}_{kind}" for kind in ErrorCounts._fields)))
-    interval = bootstrap_ratio([one.errors for one in counts], [one.length for one in counts], bootstrap, seed)
+    bounds = interval([one.errors for one in counts], [one.length for one in counts])
     shares = {f"{name}_{kind}": getattr(total, kind) / total.length for kind in ErrorCounts._fields[:3]}
-    return {name: total.errors / total.length, f"{name}_ci": interval, **shares, f"{name}_length": total.length}
+    return {name: total.errors / total.length, f"{name}_ci": bounds, **shares, f"{name}_length": total.length}
 
 
-def _duration_metrics(judged: Sequence[Judged], bootstrap: int, seed: int) -> dict[str, Any]:
-    predicted, true = [one.synthesis.frames for one in judged], [one.row.frames for one in judged]
-    errors = length_errors(predicted, true)
-    interval = bootstrap_ratio(np.subtract(predicted, true), true, bootstrap, seed)
-    return {"bias": errors["duration_bias"], "bias_ci": interval, "error": errors["duration_error"]}
+def _duration_metrics(judged: Sequence[Judged], interval: Interval) -> dict[str, Any]:
+    """Bias of the total length, and mean absolute error of the lengths, as shares of the true ones."""
+    predicted, true = _lengths(judged)
+    return {
+        "bias": float(predicted.sum() / true.sum() - 1),
+        "bias_ci": interval(predicted - true, true),
+        "error": float(np.abs(predicted / true - 1).mean()),
+    }
+
+
+def _lengths(judged: Sequence[Judged]) -> np.ndarray:
+    """Predicted and true frames of utterances: (2, n)."""
+    return np.array([(one.synthesis.frames, one.row.frames) for one in judged], dtype=np.float64).T
 
 
 def _teacher_forced(judged: Sequence[Judged]) -> float | None:
-    """Mean over frames and channels of all utterances that have it."""
+    """Mean error over the frames of all utterances that have one."""
     pairs = [(one.mel_l1, one.row.frames) for one in judged if one.mel_l1 is not None]
     return sum(error * frames for error, frames in pairs) / sum(frames for _, frames in pairs) if pairs else None
 
 
 def synthesis_table(report: dict[str, Any]) -> str:
-    """Formats a report as text: synthesis beside copy-synthesis, then what only synthesis has."""
+    """Formats a report as text: synthesis beside copy-synthesis, then the metrics of synthesis alone."""
     systems = [report[system] for system in SYSTEMS]
     lines = [f"{'':<26}" + "".join(f"{name:<36}" for name in SYSTEMS.values())]
     for label, key, show in _ROWS:
@@ -112,25 +122,22 @@ def synthesis_table(report: dict[str, Any]) -> str:
     lines += [f"{_MISSING[key]:<26}{reason}" for key, reason in report["reasons"].items()]
     lines += ["", *_synthesis_lines(report)]
     counts = f"{report['utterances']} utterances of {report['speakers']} speakers, {report['seconds']:.0f} s"
-    stopped = f"; {report['truncated']} stopped at the limit on their length" if report["truncated"] else ""
-    return "\n".join([*(line.rstrip() for line in lines), "", counts + stopped])
+    cut = f"; {report['truncated']} cut at the limit on their length" if report["truncated"] else ""
+    return "\n".join([*(line.rstrip() for line in lines), "", counts + cut])
 
 
 def _synthesis_lines(report: dict[str, Any]) -> list[str]:
     duration, l1 = report["duration"], report["mel_l1"]
+    bias = _with_interval(duration, "bias", lambda rate: f"{100 * rate:+.2f} %")
     lines = [
-        f"{'duration bias':<26}{_with_interval(duration, 'bias', _signed)}",
-        f"{'duration error':<26}{percent(duration['error'])} of an utterance",
+        f"{'duration bias':<26}{bias}",
+        f"{'duration error':<26}{percent(duration['error'])} per utterance",
         f"{'teacher-forced mel L1':<26}{'-' if l1 is None else f'{l1:.3f} (natural log)'}",
     ]
     for part, times in report["real_time_factor"].items():
-        label = f"RTF of the {part.replace('_', ' ')}"
-        lines.append(f"{label:<26}{times['cpu']:.3f} in CPU time, {times['wall']:.3f} by the clock")
+        label = f"RTF, {'total' if part == 'whole' else part.replace('_', ' ')}"
+        lines.append(f"{label:<26}{times['cpu']:.3f} in CPU time, {times['wall']:.3f} in wall time")
     return lines
-
-
-def _signed(rate: float) -> str:
-    return f"{100 * rate:+.2f} %"
 
 
 def _with_interval(metrics: dict[str, Any], key: str, show: Callable[[float], str]) -> str:
@@ -140,7 +147,7 @@ def _with_interval(metrics: dict[str, Any], key: str, show: Callable[[float], st
     return show(metrics[key]) + (f" ({' to '.join(show(bound) for bound in interval)})" if interval else "")
 
 
-# Label, metric, and how it is shown.
+# Label, metric, and its format.
 _ROWS: tuple[tuple[str, str, Callable[[float], str]], ...] = (
     ("MCD", "mcd", lambda value: f"{value:.2f} dB"),
     ("F0 RMSE", "f0_rmse_hz", lambda value: f"{value:.1f} Hz"),
@@ -161,9 +168,9 @@ _MISSING = {
 
 
 def write_synthesis_report(out: Path, report: dict[str, Any], evaluation: SynthesisEvaluation) -> None:
-    """Writes report, utterances, audio and pictures into `out`; files of an earlier evaluation there give way.
+    """Writes report, utterances, audio and pictures into `out`, after removing those of an earlier evaluation.
 
-    `report.json` is written last, so that where it stands, everything does.
+    `report.json` is written last: a folder that has it is complete.
     """
     for name in (REPORT, UTTERANCES, DURATIONS):
         (out / name).unlink(missing_ok=True)
@@ -172,9 +179,7 @@ def write_synthesis_report(out: Path, report: dict[str, Any], evaluation: Synthe
     write_text(out / UTTERANCES, "".join(lines))
     for sample in evaluation.samples:
         _write_sample(out / AUDIO, sample, evaluation)
-    seconds = evaluation.recipe.seconds
-    true = np.array([seconds(one.row.frames) for one in evaluation.judged])
-    predicted = np.array([seconds(one.synthesis.frames) for one in evaluation.judged])
+    predicted, true = _lengths(evaluation.judged) * evaluation.recipe.seconds(1)
     plots.draw_durations(out / DURATIONS, true, predicted, f"{evaluation.title}: lengths")
     write_json(out / REPORT, report)
 
@@ -201,18 +206,17 @@ def _measured(measured: Measured) -> dict[str, Any]:
     if measured.pitch is not None:
         metrics |= measured.pitch.metrics()
     if measured.transcript is not None:
-        heard = measured.transcript
-        metrics |= {"heard": heard.text, "characters": heard.characters._asdict(), "words": heard.words._asdict()}
+        text, characters, words = measured.transcript
+        metrics |= {"heard": text, "characters": characters._asdict(), "words": words._asdict()}
     return metrics
 
 
 def _write_sample(folder: Path, sample: Sample, evaluation: SynthesisEvaluation) -> None:
     import soundfile
 
-    recipe, name = evaluation.recipe, sample.row.utterance
+    recipe, name, spoken = evaluation.recipe, sample.row.utterance, sample.spoken
     for system, audio in (("synthesis", sample.synthesis), ("copy", sample.copy)):
         with atomic_write(folder / f"{name}.{system}.wav") as file:
             soundfile.write(file, audio, recipe.sample_rate, format="WAV", subtype="PCM_16")
-    spoken = sample.spoken
-    picture = folder / f"{name}.png"
-    plots.draw_speech(picture, spoken.mel, spoken.alignment, spoken.symbols, recipe, name, sample.recording)
+    shown = spoken.mel, spoken.alignment, spoken.symbols, recipe, name, sample.recording
+    plots.draw_speech(folder / f"{name}.png", *shown)

@@ -18,23 +18,21 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, block_diag, nn
 
 from models.tts import MODELS, TextToMelConfig
-from utils.checkpoint import load_checkpoint, model_hash
-from utils.device import pick_device, use_backend
 from utils.errors import UserError
-from utils.features.recipe import MelRecipe
 from utils.speaker.recognizer import SpeakerRecognizer
 from utils.text.frontend import VERSION, EncodedText, FrontEnd, split_sentences
 from utils.text.vocabulary import Vocabulary
+from utils.trained import TrainedModel
 
-INSTEAD = {"?": ".", "!": ".", ";": ",", ":": ","}  # marks that stand in for those a model has not heard
+_SUBSTITUTES = {"?": ".", "!": ".", ";": ",", ":": ","}  # for marks that no training text had
 
 
 @dataclass(frozen=True)
 class Reading:
-    """A text as a model can say it: its sentences, and how often each symbol stands in it that the model cannot say."""
+    """The sentences of a text as a model can speak them, and how often each symbol occurs that it cannot speak."""
 
     sentences: tuple[EncodedText, ...]
     unknown: Counter[str]
@@ -47,72 +45,47 @@ class Reading:
 
 @dataclass(frozen=True)
 class Spoken:
-    """Speech for one text, its sentences one after the other: T frames, N symbols."""
+    """Speech for one text, its sentences one after the other: t frames, n symbols."""
 
-    mel: NDArray[np.float32]  # (T, n_mels), natural logarithm
-    durations: NDArray[np.int64]  # (N,), frames of each symbol, adding up to T
-    alignments: tuple[NDArray[np.float32], ...]  # of each sentence (T_i, N_i): the share of each symbol in each frame
+    mel: NDArray[np.float32]  # (t, n_mels), natural logarithm
+    durations: NDArray[np.int64]  # (n,), frames of each symbol, adding up to t
+    alignments: tuple[NDArray[np.float32], ...]  # of each sentence (t_i, n_i): the share of each symbol in each frame
     symbols: tuple[str, ...]
     spoken: str  # the text as it was read, normalized
-    unknown: Counter[str]  # symbols that the model has no sound for; they were left out, or a like mark was read
+    unknown: Counter[str]  # symbols of no training text; they were left out, or replaced by a similar mark
     truncated: bool  # a sentence was stopped at the limit on its length
 
     @property
     def alignment(self) -> NDArray[np.float32]:
-        """(T, N): the alignments of the sentences along the diagonal of one matrix, made when it is asked for."""
-        whole = np.zeros((len(self.mel), len(self.symbols)), dtype=np.float32)
-        frame = token = 0
-        for part in self.alignments:
-            whole[frame : frame + part.shape[0], token : token + part.shape[1]] = part
-            frame, token = frame + part.shape[0], token + part.shape[1]
-        return whole
+        """The alignments of the sentences along the diagonal of one matrix (t, n), computed at each call."""
+        return block_diag(*map(torch.from_numpy, self.alignments)).numpy()
 
 
-class Synthesizer:
-    """A text-to-mel model with its text front end.
+class Synthesizer(TrainedModel):
+    """A text-to-mel model with its text front end; `trained` holds the symbols that its training texts had."""
 
-    `speakers` are the training speakers; `trained` the symbols that its training texts had; `model_hash` names weights,
-    configuration and recipe wherever the file lies.
-    """
+    task = "tts"
+    config_class = TextToMelConfig
 
-    def __init__(self, model: Any, checkpoint: dict[str, Any], device: torch.device) -> None:
-        self.model = model.to(device).eval()
-        self.device = device
-        self.recipe = MelRecipe.from_dict(checkpoint["recipe"])
-        self.front_end = FrontEnd(Vocabulary.from_dict(checkpoint["vocabulary"]))
-        self.speakers: list[str] = list(checkpoint["speakers"])
-        self.trained = frozenset(symbol for symbol, count in checkpoint["symbol_counts"].items() if count)
-        self.step: int = checkpoint["step"]
-        self.training_list: str = checkpoint["training_list"]
-        self.config = TextToMelConfig.from_dict(checkpoint["model_config"])
-        self.model_hash = model_hash(checkpoint["model"], checkpoint["model_config"], checkpoint["recipe"])
-        self._embeddings: Tensor | None = checkpoint["speaker_embeddings"]
-        self._recognizer: dict[str, Any] | None = checkpoint["recognizer"]
-        self._heard: dict[str, Tensor] = {}  # embeddings of reference recordings
-
-    @classmethod
-    def load(cls, checkpoint: str | Path, device: str = "auto", backend: str = "auto") -> Synthesizer:
-        """Reads a checkpoint file or a run folder (its best checkpoint); `UserError` for anything wrong with it."""
-        content = load_checkpoint(checkpoint)
-        if content["task"] != "tts":
-            raise UserError(f"{checkpoint} holds a model for {content['task']}; a text-to-mel model (tts) is needed")
+    def __init__(
+        self, content: dict[str, Any], source: str | Path, device: str = "auto", backend: str = "auto"
+    ) -> None:
         if content.get("front_end_version") != VERSION:
             raise UserError(
-                f"{checkpoint} was trained on texts that another version of this program made: train it anew"
+                f"{source} was trained on texts that another version of this program normalized: train the model again"
             )
-        try:
-            config = TextToMelConfig.from_dict(content["model_config"])
-            model = MODELS[config.model](config, len(content["vocabulary"]["symbols"]))
-            model.load_state_dict(content["model"])
-            if model.has_durations:
-                model.duration_scale = content["metrics"].get("duration_scale", 1.0)
-        except ValueError as error:
-            raise UserError(f"{checkpoint} is of another version of this program ({error}): train it anew") from error
-        except RuntimeError as error:
-            raise UserError(f"the weights in {checkpoint} do not fit its own model configuration") from error
-        processor = pick_device(device)
-        use_backend(model, backend, processor)
-        return cls(model, content, processor)
+        super().__init__(content, source, device, backend)
+        if self.model.has_durations:
+            self.model.duration_scale = content["metrics"].get("duration_scale", 1.0)
+        self.front_end = FrontEnd(Vocabulary.from_dict(content["vocabulary"]))
+        self.trained = frozenset(symbol for symbol, count in content["symbol_counts"].items() if count)
+        self._embeddings: Tensor | None = content["speaker_embeddings"]
+        self._recognizer: dict[str, Any] | None = content["recognizer"]
+        self._references: dict[str, Tensor] = {}  # embeddings of reference recordings
+
+    def build(self, content: dict[str, Any]) -> nn.Module:
+        """The untrained model."""
+        return MODELS[self.config.model](self.config, len(content["vocabulary"]["symbols"]))
 
     @property
     def name(self) -> str:
@@ -123,40 +96,28 @@ class Synthesizer:
         mixer = "" if config.mixer == "mamba2" else f"-{config.mixer}"
         return f"{config.model}-{config.decoder}{mixer}{'' if config.pitch else '-no-pitch'}"
 
-    @property
-    def parameters(self) -> int:
-        """Trained values."""
-        return sum(parameter.numel() for parameter in self.model.parameters())
-
     def description(self, checkpoint: str | Path) -> dict[str, Any]:
-        """What a report says of the model, as plain values."""
-        return {
-            "model": {"name": self.name, "parameters": self.parameters, "hash": self.model_hash},
-            "recipe": {"hash": self.recipe.hash, **self.recipe.to_dict()},
-            "checkpoint": {"path": str(checkpoint), "step": self.step},
-            "units": self.front_end.units,
-            "training_speakers": len(self.speakers),
-        }
+        """The entries of a report that describe the model, the units of its texts among them."""
+        return {**super().description(checkpoint), "units": self.front_end.units}
 
     def require_pace(self, pace: float) -> None:
-        """`UserError` for a pace that the model cannot keep."""
+        """`UserError` for a pace other than 1 if the model does not predict durations."""
         if pace != 1.0 and not self.model.has_durations:
-            raise UserError(f"--pace needs a model that predicts durations; {self.name} decides the length as it goes")
+            raise UserError(f"--pace needs a model that predicts durations, which {self.name} does not")
 
     def require_streaming(self) -> None:
-        """`UserError` if the model cannot speak before it has thought a sentence through."""
+        """`UserError` if the model cannot emit a sentence piece by piece."""
         if not self.model.can_stream:
             raise UserError(
-                f"{self.name} cannot stream: only a causal or ar decoder of mamba or mamba2 carries its whole past "
-                "in a state"
+                f"{self.name} cannot stream: this needs the decoder causal or ar, with the mixer mamba or mamba2"
             )
 
     def speak(self, text: str | Reading, speaker: str | None = None, pace: float = 1.0) -> Spoken:
-        """The mel of a text, or of one that was read before, sentence by sentence.
+        """Speaks a text, or the result of `read`, sentence by sentence.
 
         Args:
-            speaker: one of `speakers`, or a recording to take the voice from, where the model was trained with
-                embeddings; None for a model of one voice, or for the first of several.
+            speaker: one of `speakers`; or a recording of the voice, for a model trained with `--voice embedding`; None
+                for the first of `speakers`.
             pace: 1.2 speaks 20 % faster.
         """
         self.require_pace(pace)
@@ -175,7 +136,7 @@ class Synthesizer:
     def stream(
         self, text: str | Reading, speaker: str | None = None, pace: float = 1.0, chunk: int = 32
     ) -> Iterator[NDArray[np.float32]]:
-        """The mel of `speak` in pieces (t, n_mels) of `chunk` frames, each as soon as it is known."""
+        """Yields the mel of `speak` in pieces (t, n_mels) of `chunk` frames, each as soon as it is final."""
         self.require_streaming()
         reading, voice = self._read(text), self.voice(speaker)
         for sentence in reading.sentences:
@@ -183,11 +144,11 @@ class Synthesizer:
                 yield part.cpu().numpy()
 
     def read(self, text: str) -> Reading:
-        """The sentences of a text that say something; `UserError` if none does."""
+        """The sentences of a text that hold something to speak; `UserError` if none does."""
         return self.read_all([text])[0]
 
     def read_all(self, texts: Sequence[str]) -> list[Reading]:
-        """What `read` makes of each, with one process for the phonemes of all; one `UserError` names all it cannot."""
+        """`read` of each text, with one phonemizer process for all; the `UserError` names every text it cannot read."""
         cut = [split_sentences(text) for text in texts]
         encoded = iter(self.front_end.encode([sentence for sentences in cut for sentence in sentences]))
         readings = [self._reading(list(islice(encoded, len(sentences)))) for sentences in cut]
@@ -197,20 +158,20 @@ class Synthesizer:
             if not reading.sentences
         ]
         if silent:
-            raise UserError(f"there is nothing that could be spoken in {' and '.join(silent)}")
+            raise UserError(f"there is nothing to speak in {' and '.join(silent)}")
         return readings
 
     def _reading(self, encoded: list[EncodedText]) -> Reading:
         unknown = Counter(symbol for sentence in encoded for symbol in sentence.symbols if symbol not in self.trained)
-        sentences = (self._sayable(sentence) for sentence in encoded)
+        sentences = map(self._speakable, encoded)
         return Reading(tuple(sentence for sentence in sentences if not sentence.says_nothing), unknown)
 
     def _read(self, text: str | Reading) -> Reading:
         return self.read(text) if isinstance(text, str) else text
 
-    def _sayable(self, sentence: EncodedText) -> EncodedText:
-        """The sentence without symbols that no training text had: their embeddings are noise."""
-        symbols = [symbol if symbol in self.trained else INSTEAD.get(symbol, "") for symbol in sentence.symbols]
+    def _speakable(self, sentence: EncodedText) -> EncodedText:
+        """The sentence without the symbols of no training text, whose embeddings are noise."""
+        symbols = [symbol if symbol in self.trained else _SUBSTITUTES.get(symbol, "") for symbol in sentence.symbols]
         kept = [symbol for symbol in symbols if symbol in self.trained]
         tokens, unknown = self.front_end.vocabulary.encode(kept)
         return EncodedText(tokens, tuple(kept), sentence.spoken, unknown)
@@ -219,7 +180,7 @@ class Synthesizer:
         return torch.from_numpy(sentence.tokens).long()[None].to(self.device)
 
     def voice(self, speaker: str | None) -> Tensor | None:
-        """The model's input that tells the voice: None, an id (1,), or an embedding (1, E)."""
+        """The model's input for the voice: None, an id (1,), or an embedding (1, e)."""
         kind = self.config.voice
         if kind == "none":
             if speaker is not None and speaker not in self.speakers:
@@ -232,11 +193,12 @@ class Synthesizer:
         known = ", ".join(self.speakers[:10]) + (" ..." if len(self.speakers) > 10 else "")
         if kind == "table":
             raise UserError(
-                f"this model speaks as {known}, not as {speaker}; --voice embedding trains one that hears recordings"
+                f"this model speaks as {known}, not as {speaker}; only one trained with --voice embedding can take the "
+                "voice of a recording"
             )
         if not Path(speaker).is_file():
             raise UserError(f"{speaker} is neither a recording nor one of this model's speakers ({known})")
-        if speaker not in self._heard:
-            recognizer = SpeakerRecognizer.restore(self._recognizer, "the recognizer in this checkpoint", "cpu")
-            self._heard[speaker] = torch.from_numpy(recognizer.embed_speech([speaker])[0])
-        return self._heard[speaker].to(self.device)
+        if speaker not in self._references:
+            recognizer = SpeakerRecognizer(self._recognizer, "the recognizer in this checkpoint", "cpu")
+            self._references[speaker] = torch.from_numpy(recognizer.embed_speech([speaker])[0])
+        return self._references[speaker].to(self.device)

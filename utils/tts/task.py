@@ -1,4 +1,4 @@
-"""Text to mel as a task: tokens and stored log-mels in, a mel model out, validated by its error on held-back texts."""
+"""The text-to-mel task: a model of log-mels given tokens, validated by its error on held-out texts."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ from utils.tts.text_lists import read_text_lists
 from utils.tts.voices import Voices
 
 VALID_BATCH = 8
-SCALED_UTTERANCES = 64  # training texts whose lengths show how far durations are off without dropout
+SCALED_UTTERANCES = 64  # training texts that measure the bias of predicted durations without dropout
 ALIGNED_UTTERANCES = 2000
 ALIGNED_BATCH = 16
 
 
 @dataclass(frozen=True)
 class TtsOptions(Config):
-    """The source of the voice."""
+    """The source of speaker embeddings."""
 
     title = "voice of text to mel"
 
@@ -49,11 +49,14 @@ class TtsOptions(Config):
     )
 
 
+@dataclass(eq=False)
 class TextDataset(Dataset):
-    """Whole utterances: tokens (N,), log-mel (T, n_mels), and what tells the voice."""
+    """Entire utterances: tokens (n,), log-mel (t, n_mels), and the model's input for the voice."""
 
-    def __init__(self, store: FeatureStore, items: list[int], voices: Voices, order: Order) -> None:
-        self.store, self.items, self.voices, self.order = store, items, voices, order
+    store: FeatureStore
+    items: list[int]
+    voices: Voices
+    order: Order
 
     def __getitem__(self, place: int) -> tuple[np.ndarray, np.ndarray, Any]:
         item = self.items[self.order[place]]
@@ -63,12 +66,11 @@ class TextDataset(Dataset):
 class TextToMelTask:
     """Training text to mel on the text lists of a feature store: a `utils.training.task.Task`.
 
-    The alignment of a new one is estimated, which takes a while; one that is not new gets its from a checkpoint.
+    A new task estimates its alignment, which takes a while; a task that is not new takes it from a checkpoint.
     """
 
     name = "tts"
     score_name = "valid_mel"
-
     model_config = TextToMelConfig
 
     @staticmethod
@@ -83,7 +85,7 @@ class TextToMelTask:
         if training.compile:
             found.append("--compile is not for --task tts: g++ 12 cannot compile what torch.compile generates")
         if config.voice == "embedding" and own.speaker_encoder is None:
-            found.append("--voice embedding needs --speaker-encoder, a checkpoint that --task speaker trained")
+            found.append("--voice embedding needs --speaker-encoder, a checkpoint of --task speaker")
         if config.voice != "embedding" and own.speaker_encoder is not None:
             found.append("--speaker-encoder needs --voice embedding")
         return found
@@ -99,7 +101,7 @@ class TextToMelTask:
     ) -> None:
         self.store, self.lists, self.training = store, read_text_lists(protocol_folder), training
         if store.vocabulary is None:
-            raise UserError(f"{store.directory} has no transcripts: preprocess.py --task tts makes features with them")
+            raise UserError(f"{store.directory} has no transcripts: use features of preprocess.py --task tts")
         items = self._usable(self.lists.train, "training")
         if not items:
             raise UserError("no training utterance has as many mel frames as symbols")
@@ -117,7 +119,7 @@ class TextToMelTask:
         self.dataset = TextDataset(store, items, self.voices, self.order)
 
     def _usable(self, utterances: list[str], what: str) -> list[int]:
-        """Store items of utterances that can be aligned."""
+        """Store items of the utterances with at least one mel frame per symbol."""
         items = self.store.listed(utterances, what)
         usable = self.store.with_a_frame_a_token(items)
         if len(usable) < len(items):
@@ -125,17 +127,17 @@ class TextToMelTask:
         return usable
 
     def _choose_valid(self) -> list[int]:
-        """At most `--valid-utterances` store items of the validation list, by speakers that are trained on."""
+        """At most `--valid-utterances` store items of the validation list, by training speakers."""
         items, known = self._usable(self.lists.valid, "validation"), set(self.speakers)
         spoken = [item for item in items if self.voices.of_item[item] in known]
         if len(spoken) < len(items):
-            print(f"{len(items) - len(spoken)} validation utterances left out: nobody is trained who speaks them")
+            print(f"{len(items) - len(spoken)} validation utterances left out: their speakers are not trained")
         if not spoken:
-            print("no validation: it needs an utterance by a speaker that is trained; the last checkpoint is the best")
+            print("no validation: no utterance is by a training speaker; the last checkpoint counts as the best")
         return sorted(_drawn(spoken, self.training.valid_utterances, [self.training.seed, 3]))
 
     def _count_symbols(self, items: list[int]) -> dict[str, int]:
-        """How often each symbol of the vocabulary stands in the training texts."""
+        """Number of occurrences of each symbol of the vocabulary in the training texts."""
         symbols = self.store.vocabulary.symbols
         counts = sum((np.bincount(self.store.tokens(item), minlength=len(symbols)) for item in items), 0)
         return dict(zip(symbols, counts.tolist(), strict=True))
@@ -151,7 +153,7 @@ class TextToMelTask:
             fit(self.model.aligner, lambda: self._aligned_batches(items, mean, std))
 
     def _aligned_batches(self, items: list[int], mean: np.ndarray, std: np.ndarray) -> Iterator[Batch]:
-        """Standardized batches of (at most `ALIGNED_UTTERANCES`) training utterances, of like length in each."""
+        """Standardized batches of at most `ALIGNED_UTTERANCES` training utterances, each batch of like lengths."""
         items = _drawn(items, ALIGNED_UTTERANCES, [self.training.seed, 6])
         items = sorted(items, key=lambda item: self.store.rows[item].frames)
         for start in range(0, len(items), ALIGNED_BATCH):
@@ -163,7 +165,7 @@ class TextToMelTask:
                 yield batch["tokens"], batch["token_lengths"], batch["mel"], batch["mel_lengths"]
 
     def collate(self, samples: list[tuple[np.ndarray, np.ndarray, Any]]) -> dict[str, Tensor]:
-        """Right-padded `tokens` (B, N) and `mel` (B, T, n_mels), their lengths (B,), `speaker` (B,) or (B, E)."""
+        """Right-padded `tokens` (b, n) and `mel` (b, t, n_mels), their lengths (b,), `speaker` (b,) or (b, e)."""
         tokens, mels, speakers = zip(*samples, strict=True)
         batch = {
             "tokens": pad_sequence([torch.from_numpy(part).long() for part in tokens], batch_first=True),
@@ -188,24 +190,23 @@ class TextToMelTask:
         return self.store.rows[self.dataset.items[self.order[place]]].utterance
 
     def validate(self, ranks: Ranks) -> dict[str, float]:
-        """Figures of the validation list.
+        """Metrics of the validation list, if there is one, and the `duration_scale` of a model with durations.
 
         `valid_mel`: mean absolute error of the mel in natural-log units, with the durations and pitches of the
         recordings. `valid_length_bias`: predicted over true frames of all utterances together, less 1, for models that
-        predict durations. `valid_pitch`: root of the mean square error in cents of the predicted pitch, on voiced
-        frames, for models that predict it. None of them without a validation list. Models with durations also get
-        their `duration_scale`.
+        predict durations. `valid_pitch`: root mean square error of the predicted pitch in cents, on voiced frames, for
+        models that predict it.
         """
-        figures = self._set_duration_scale(ranks) if self.model.has_durations else {}
+        metrics = self._set_duration_scale(ranks) if self.model.has_durations else {}
         if not self.valid_items:
-            return figures
+            return metrics
         error, frames, predicted, squares, voiced = self._rows(self.valid_items, self._judge, 5, ranks).sum(0).tolist()
-        figures = {"valid_mel": error / frames, **figures}
+        metrics = {"valid_mel": error / frames, **metrics}
         if np.isfinite(predicted):
-            figures["valid_length_bias"] = predicted / frames - 1
+            metrics["valid_length_bias"] = predicted / frames - 1
         if np.isfinite(squares) and voiced:
-            figures["valid_pitch"] = (squares / voiced) ** 0.5
-        return figures
+            metrics["valid_pitch"] = (squares / voiced) ** 0.5
+        return metrics
 
     def _set_duration_scale(self, ranks: Ranks) -> dict[str, float]:
         self.model.duration_scale = 1.0
@@ -217,7 +218,7 @@ class TextToMelTask:
     def _rows(
         self, items: list[int], judge: Callable[[list[int], torch.device], np.ndarray], columns: int, ranks: Ranks
     ) -> np.ndarray:
-        """What `judge` says of items, of a few at a time, (n, columns); each is judged on one rank."""
+        """Rows of `judge` for items, a few at a time: (n, columns); each item is judged on one rank."""
         share = ranks.share(len(items))
         parts = (share[start : start + VALID_BATCH] for start in range(0, len(share), VALID_BATCH))
         rows = [judge([items[number] for number in part], ranks.device) for part in parts]
@@ -226,13 +227,13 @@ class TextToMelTask:
     def _lengths(self, items: list[int], device: torch.device) -> np.ndarray:
         """Frames and predicted frames of each item: (n, 2)."""
         batch = self._batch(items, device)
-        predicted = self._predicted_lengths(batch)
-        return torch.stack([batch["mel_lengths"].double(), predicted.double()], dim=1).cpu().numpy()
+        columns = batch["mel_lengths"], self._predicted_lengths(batch)
+        return torch.stack([each.double() for each in columns], dim=1).cpu().numpy()
 
     def _judge(self, items: list[int], device: torch.device) -> np.ndarray:
-        """Sums of each item: (n, 5), nan for what the model does not predict.
+        """Sums of each item: (n, 5), NaN for values that the model does not predict.
 
-        The error of its mel, its frames, its predicted frames, the squared error of its pitch in cents, voiced frames.
+        Error of the mel, frames, predicted frames, squared error of the pitch in cents, voiced frames.
         """
         batch = self._batch(items, device)
         mel, lengths = batch["mel"], batch["mel_lengths"]
@@ -254,17 +255,16 @@ class TextToMelTask:
         return {name: tensor.to(device) for name, tensor in self.collate(samples).items()}
 
     def show(self, log: RunLog, step: int) -> None:
-        """The first validation utterance as it is spoken now: its mel under the true one, its alignment, its sound."""
+        """Logs the first validation utterance as the model speaks it: mel, under the true one, alignment, and audio."""
         from utils.tts.plots import draw_speech
         from utils.tts.vocoder import GRIFFIN_LIM, load_vocoder
 
         if not self.valid_items:
             return
         item = self.valid_items[0]
-        device = next(self.model.parameters()).device
-        batch = self._batch([item], device)
-        made = self.model.synthesize(batch["tokens"], batch.get("speaker"))
-        mel, alignment = made.mel.cpu().numpy(), made.alignment.cpu().numpy()
+        batch = self._batch([item], next(self.model.parameters()).device)
+        spoken = self.model.synthesize(batch["tokens"], batch.get("speaker"))
+        mel, alignment = spoken.mel.cpu().numpy(), spoken.alignment.cpu().numpy()
         symbols = [self.store.vocabulary.symbols[token] for token in self.store.tokens(item)]
         title = f"{self.store.rows[item].utterance}, step {step}"
         shown = mel, alignment, symbols, self.store.recipe, title, self.store.mel(item)
@@ -274,7 +274,7 @@ class TextToMelTask:
             log.sound(step, "speech", vocoder(mel), self.store.recipe.sample_rate)
 
     def description(self) -> dict[str, Any]:
-        """What a checkpoint needs beside the weights."""
+        """The entries of a checkpoint beside the weights."""
         return {
             "model_config": self.config.to_dict(),
             "recipe": self.store.recipe.to_dict(),
@@ -288,42 +288,38 @@ class TextToMelTask:
         }
 
     def attachments(self) -> dict[str, Any]:
-        """The recognizer that hears reference recordings, and the training speakers' embeddings (n_speakers, E)."""
+        """The recognizer for reference recordings, and the training speakers' embeddings (n_speakers, e)."""
         return {"recognizer": self.voices.recognizer, "speaker_embeddings": self.voices.means()}
 
 
 def _drawn(items: list[int], most: int, seed: list[int]) -> list[int]:
-    """`items`, or `most` of them drawn by `seed` where they are more."""
+    """`items`, or `most` of them drawn by `seed` if there are more."""
     if len(items) <= most:
         return items
     return np.random.default_rng(seed).choice(items, most, replace=False).tolist()
 
 
 def duration_scale(trained: NDArray[np.float64], held_out: NDArray[np.float64]) -> float:
-    """What predicted durations are to be multiplied by, from true and predicted frames of utterances: (n, 2), (m, 2).
+    """The factor on predicted durations, from true and predicted frames of utterances: (n, 2), (m, 2).
 
-    Training texts are many and tell it precisely, until a model knows them by heart: without dropout it is then sure of
-    them, and of no others. Validation texts do not know of that, but are few. So the scale of the training texts goes
-    the way to that of the validation texts as far as chance does not explain their distance: by 1 - (standard error /
-    distance)^2, if that is positive (Efron and Morris 1973, "Stein's estimation rule and its competitors"). 1 if a
-    prediction is not finite.
+    Training texts are many and give a precise scale, but a biased one once a model has memorized them. Validation texts
+    give an unbiased scale, but are few. So the scale of the training texts is moved towards that of the validation
+    texts by the share of their distance that chance does not explain: 1 - (standard error / distance)^2, if positive
+    (Efron and Morris 1973, "Stein's estimation rule and its competitors"). 1 if a prediction is not finite.
     """
     if not (np.isfinite(trained).all() and np.isfinite(held_out).all()):
         return 1.0
-    scale = _ratio(trained)
+    scale, variance = _ratio(trained)
     if len(held_out) < 2:
         return scale
-    held = _ratio(held_out)
-    distance, chance = held - scale, _ratio_variance(held_out, held) + _ratio_variance(trained, scale)
+    held_scale, held_variance = _ratio(held_out)
+    distance, chance = held_scale - scale, held_variance + variance
     return scale + (distance - chance / distance if distance**2 > chance else 0.0)
 
 
-def _ratio(rows: NDArray[np.float64]) -> float:
+def _ratio(rows: NDArray[np.float64]) -> tuple[float, float]:
+    """True over predicted frames (n, 2), and the variance (Cochran 1977, "Sampling techniques", section 6.4)."""
     true, predicted = rows.sum(0)
-    return float(true / predicted)
-
-
-def _ratio_variance(rows: NDArray[np.float64], ratio: float) -> float:
-    """Of a ratio of sums (Cochran 1977, "Sampling techniques", section 6.4): the square of its standard error."""
+    ratio = float(true / predicted)
     rest = rows[:, 0] - ratio * rows[:, 1]
-    return float(len(rows) / max(1, len(rows) - 1) * (rest**2).sum() / rows[:, 1].sum() ** 2)
+    return ratio, float(len(rows) / max(1, len(rows) - 1) * (rest**2).sum() / rows[:, 1].sum() ** 2)

@@ -1,8 +1,9 @@
-"""Vocoders: log-mels to samples, by Griffin-Lim or by a HiFi-GAN checkpoint in the format of its authors."""
+"""Vocoders: log-mels to samples, by Griffin-Lim or by a HiFi-GAN checkpoint in its authors' format."""
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,53 +14,138 @@ from torch import Tensor
 
 from models.tts.hifigan import HiFiGAN, HiFiGANConfig, HiFiGANStream, fold_weight_norm
 from utils.errors import UserError
-from utils.features.mel import checked_mel
+from utils.features.mel import checked_mel, import_torchaudio
 from utils.features.recipe import RECIPES, MelRecipe, require_same
 from utils.files import read_json
-from utils.tts.griffin_lim import GRIFFIN_LIM, GriffinLim
+
+GRIFFIN_LIM = "griffin-lim"
+ITERATIONS = 32
+MOMENTUM = 0.99
+UNMIX_STEPS = 20
 
 CONFIG = "config.json"
-PIECE = 64  # frames that go through HiFi-GAN together: larger pieces fall out of the processor's cache
+PIECE = 64  # frames that HiFi-GAN converts at once: larger pieces exceed the processor's cache
 
 
 class Vocoder(Protocol):
-    """Turns log-mels of `recipe` into sound at its sample rate."""
+    """Turns log-mels of `recipe` into audio at its sample rate."""
 
     name: str
     recipe: MelRecipe
     can_stream: bool
 
     def __call__(self, mel: np.ndarray) -> np.ndarray:
-        """Natural-log mels (T, n_mels) float32 to samples (T * hop_length,) float32 in -1..1.
+        """Natural-log mels (t, n_mels) float32 to samples (t * hop_length,) float32 in -1..1.
 
-        Frame t of the recipe lies in the sound where it lies in the audio it was made from. `UserError` for values
+        A frame has the same place in the samples as in the audio that it was extracted from. `UserError` for values
         that are not finite, `ValueError` for another shape.
         """
 
     def stream(self, mels: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
-        """Pieces (t, n_mels) of any lengths to pieces (s,) of what `__call__` makes of the whole, as they are final.
+        """Pieces (t, n_mels) of any lengths to pieces (s,) of samples, each as soon as it is final.
 
-        Equal to 1e-4; memory does not grow with the number of pieces. `UserError` at once if the vocoder cannot.
+        Together they equal `__call__` on all frames to 1e-4; memory does not grow with the number of pieces.
+        `UserError` at once if the vocoder cannot stream.
         """
 
 
 def load_vocoder(name: str, recipe: MelRecipe, device: str | torch.device = "cpu") -> Vocoder:
     """The vocoder called `name` for mels of `recipe`: "griffin-lim", or the path of a HiFi-GAN checkpoint.
 
-    The path is a checkpoint file with its config.json beside it, or a folder that holds both. `UserError` if it cannot
-    be loaded or was made for another recipe.
+    The path is a checkpoint file with its config.json beside it, or a folder with both. `UserError` if it cannot be
+    loaded or is for another recipe.
     """
     if name == GRIFFIN_LIM:
         return GriffinLim(recipe)
     if not Path(name).exists():
         raise UserError(
-            f"there is no vocoder {name}: it is {GRIFFIN_LIM}, or the file or folder of a HiFi-GAN checkpoint"
+            f"there is no vocoder {name}: give {GRIFFIN_LIM}, or the file or folder of a HiFi-GAN checkpoint"
         )
     return HiFiGANVocoder(Path(name), recipe, device)
 
 
+class GriffinLim:
+    """The fast Griffin-Lim algorithm (Perraudin, Balazs and Søndergaard 2013) on the CPU, for any recipe.
+
+    The phases start at zero, so the same mels give the same samples; random phases were no better. Audio whose peak
+    exceeds 1 is scaled to a peak of 1. `UserError` for a recipe whose frames overlap by less than half.
+    """
+
+    name = GRIFFIN_LIM
+    can_stream = False
+
+    def __init__(self, recipe: MelRecipe, iterations: int = ITERATIONS) -> None:
+        if 2 * recipe.hop_length > recipe.win_length:
+            raise UserError(
+                "Griffin-Lim needs frames that overlap by half or more, and the mel recipe has "
+                f"a hop_length of {recipe.hop_length} with a win_length of {recipe.win_length}"
+            )
+        self.recipe, self.iterations = recipe, iterations
+        self._functional = import_torchaudio().functional
+        self._window = torch.hann_window(recipe.win_length)
+        self._filters = self._functional.melscale_fbanks(
+            n_freqs=recipe.n_fft // 2 + 1,
+            f_min=recipe.f_min,
+            f_max=recipe.f_max,
+            n_mels=recipe.n_mels,
+            sample_rate=recipe.sample_rate,
+            norm=None if recipe.mel_norm == "none" else recipe.mel_norm,
+            mel_scale=recipe.mel_scale,
+        )  # (n_fft / 2 + 1, n_mels)
+        # The most that audio within -1..1 can have: a bin of its spectrum is at most the sum of the window.
+        self._ceiling = (self._filters.sum(0) * self._window.sum() ** recipe.power).log()
+        # Frames added before and after, because torch cuts n_fft // 2 samples off both ends.
+        self._margin = 1 + math.ceil(recipe.n_fft // 2 / recipe.hop_length)
+
+    @torch.no_grad()
+    def __call__(self, mel: np.ndarray) -> np.ndarray:
+        mel = checked_mel(mel, self.recipe)
+        if len(mel) == 0:
+            return np.zeros(0, np.float32)
+        # Mirrored frames, because the recipe reflects the audio at its ends.
+        mirrored = np.pad(mel, ((self._margin, self._margin), (0, 0)), mode="symmetric")
+        waveform = self._functional.griffinlim(
+            self.magnitudes(torch.from_numpy(mirrored))[None],
+            window=self._window,
+            n_fft=self.recipe.n_fft,
+            hop_length=self.recipe.hop_length,
+            win_length=self.recipe.win_length,
+            power=1.0,
+            n_iter=self.iterations,
+            momentum=MOMENTUM,
+            length=None,
+            rand_init=False,
+        )[0]
+        # torchaudio centers frame t on sample t * hop_length; the recipe's first frame is centered on this one.
+        center = self.recipe.n_fft // 2 - self.recipe.pad[0]
+        start = self._margin * self.recipe.hop_length - center
+        samples = waveform[start : start + len(mel) * self.recipe.hop_length]
+        return (samples / samples.abs().max().clamp_min(1.0)).numpy()
+
+    def magnitudes(self, mel: Tensor) -> Tensor:
+        """Non-negative magnitudes (n_fft / 2 + 1, t) whose log-mels approximate `mel` (t, n_mels).
+
+        Multiplicative updates that minimize the generalized Kullback-Leibler divergence (Lee and Seung 2001, equation
+        5), which weights errors relative to the energy, as log-mels do. Each bin starts at the weighted mean of its
+        bands, which keeps the spectrum smooth between the bands.
+        """
+        floor = torch.tensor(math.log(self.recipe.log_floor))
+        energies = mel.clamp_min(floor).minimum(self._ceiling).exp().T  # (n_mels, t)
+        tiny = torch.finfo(torch.float32).tiny
+        shares = self._filters / self._filters.sum(1, keepdim=True).clamp_min(tiny)
+        spectrum = shares @ (energies / self._filters.sum(0)[:, None].clamp_min(tiny))
+        for _ in range(UNMIX_STEPS):
+            spectrum = spectrum * (shares @ (energies / (self._filters.T @ spectrum).clamp_min(tiny)))
+        return spectrum if self.recipe.power == 1.0 else spectrum.sqrt()
+
+    def stream(self, mels: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+        raise UserError(
+            "Griffin-Lim cannot stream, because every sample depends on all frames: give a HiFi-GAN checkpoint"
+        )
+
+
 class HiFiGANVocoder:
-    """The generator of a published HiFi-GAN checkpoint; `UserError` as `load_vocoder` says."""
+    """The generator of a published HiFi-GAN checkpoint; `UserError` as in `load_vocoder`."""
 
     can_stream = True
 
@@ -84,7 +170,7 @@ class HiFiGANVocoder:
 
     def _push(self, stream: HiFiGANStream, mel: np.ndarray, last: bool) -> Iterator[np.ndarray]:
         """The samples that `mel` completes, if any."""
-        # Convolutions round to 10 bits on newer GPUs unless told not to: pieces would not equal the whole.
+        # By default newer GPUs round convolutions to 10 bits, and the pieces would differ from one single pass.
         with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
             samples = stream.push(torch.from_numpy(mel).T[None].to(self._device), last)[0]
         if len(samples):
@@ -94,7 +180,7 @@ class HiFiGANVocoder:
 def find_checkpoint(path: Path) -> Path:
     """The checkpoint file at `path`, or the one in the folder `path`.
 
-    The authors call generators g_00000000 or generator_NAME, and what training saves beside them do_00000000.
+    The authors call generators g_00000000 or generator_NAME, and the rest of their training checkpoints do_00000000.
     """
     if not path.is_dir():
         return path
@@ -112,27 +198,25 @@ def _is_checkpoint(file: Path) -> bool:
 
 
 def read_config(path: Path) -> tuple[HiFiGANConfig, MelRecipe]:
-    """A published config.json: the generator's shape, and the recipe of the mels it was trained on."""
+    """Reads a published config.json: the generator's shape, and the recipe of the mels it was trained on."""
     fields = read_json(path)
-    if not isinstance(fields, dict):
-        raise UserError(f"{path} is not the configuration of a HiFi-GAN")
     try:
-        config = HiFiGANConfig.from_dict(fields)
-        recipe = _recipe(fields)
+        if not isinstance(fields, dict):
+            raise ValueError("no dictionary")
+        config, recipe = HiFiGANConfig.from_dict(fields), _recipe(fields)
+        if config.hop_length != recipe.hop_length:
+            raise ValueError(
+                f"upsample_rates give a hop of {config.hop_length} samples, hop_size is {recipe.hop_length}"
+            )
     except KeyError as error:
         raise UserError(f"{path} is not the configuration of a HiFi-GAN: {error.args[0]} missing") from error
     except (ValueError, UserError) as error:
         raise UserError(f"{path} is not the configuration of a HiFi-GAN: {error}") from error
-    if config.hop_length != recipe.hop_length:
-        raise UserError(
-            f"{path} is not the configuration of a HiFi-GAN: its upsample_rates make {config.hop_length} samples "
-            f"of a frame, its hop_size is {recipe.hop_length}"
-        )
     return config, recipe
 
 
 def _recipe(fields: dict[str, Any]) -> MelRecipe:
-    """The recipe that the public HiFi-GAN code follows, with the numbers that its configuration sets."""
+    """The recipe of the public HiFi-GAN code, with the values of its configuration."""
     rate, f_max = fields["sampling_rate"], fields["fmax"]
     return dataclasses.replace(
         RECIPES["hifigan-22k"],
@@ -147,7 +231,7 @@ def _recipe(fields: dict[str, Any]) -> MelRecipe:
 
 
 def load_generator(path: Path, config: HiFiGANConfig) -> HiFiGAN:
-    """A generator with the weights of a published checkpoint, weight norm folded, without gradients, on the CPU."""
+    """Loads a generator onto the CPU, with the weight norm folded in and without gradients."""
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load has no error type of its own: EOFError, RuntimeError, UnpicklingError ...
@@ -160,24 +244,13 @@ def load_generator(path: Path, config: HiFiGANConfig) -> HiFiGAN:
         state = fold_weight_norm({name: tensor.float() for name, tensor in state.items()})
     except ValueError as error:
         raise UserError(f"the weights of {path} are damaged: {error}") from error
-    with torch.device("meta"):  # shapes only: nothing is drawn and nothing filled twice
-        model = HiFiGAN(config)
-    _check_weights(path, state, model.state_dict())
-    model.load_state_dict(state, assign=True)
-    return model.eval().requires_grad_(False)
-
-
-def _check_weights(path: Path, have: dict[str, Tensor], want: dict[str, Tensor]) -> None:
-    """`UserError` unless names and shapes are those the configuration gives, and all values are finite."""
-    wrong = [f"no {name}" for name in want if name not in have]
-    wrong += [f"{name}, which is unknown" for name in have if name not in want]
-    wrong += [
-        f"{name} of shape {tuple(have[name].shape)} where it gives {tuple(want[name].shape)}"
-        for name in want
-        if name in have and have[name].shape != want[name].shape
-    ]
-    if wrong:
-        more = f", and {len(wrong) - 1} more differences" if len(wrong) > 1 else ""
-        raise UserError(f"the weights of {path} do not fit its {CONFIG}: they have {wrong[0]}{more}")
-    if not all(tensor.isfinite().all() for tensor in have.values()):
+    if not all(tensor.isfinite().all() for tensor in state.values()):
         raise UserError(f"{path} holds weights that are not finite numbers")
+    with torch.device("meta"):  # shapes only: no random initialization
+        model = HiFiGAN(config)
+    try:
+        model.load_state_dict(state, assign=True)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[1].strip()  # after a headline; it names every key or shape that differs
+        raise UserError(f"the weights of {path} do not fit its {CONFIG}: {reason[:200]}") from error
+    return model.eval().requires_grad_(False)

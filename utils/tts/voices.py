@@ -1,4 +1,4 @@
-"""What a text-to-mel model is told of the voice: nothing, a number, or an embedding by our own recognizer."""
+"""Voices of text to mel: the model's input is nothing, a speaker's number, or an embedding by a speaker recognizer."""
 
 from __future__ import annotations
 
@@ -19,19 +19,14 @@ from utils.files import atomic_write
 from utils.speaker.recognizer import SpeakerRecognizer
 from utils.training.options import TrainingOptions
 
-# What of a recognizer's checkpoint goes into a checkpoint of text to mel, so that it can hear a reference recording.
+# The entries of a speaker checkpoint that a checkpoint of text to mel holds, to embed reference recordings with.
 KEPT = ("model_config", "recipe", "recipe_hash", "speakers", "metrics", "step", "training_list", "model")
 
 
-def kept_recognizer(checkpoint: dict[str, Any]) -> dict[str, Any]:
-    """The part of a speaker checkpoint that is needed to embed recordings."""
-    return {name: checkpoint[name] for name in KEPT}
-
-
 def store_embeddings(store: FeatureStore, recognizer: SpeakerRecognizer) -> np.ndarray:
-    """Embeddings (len(store), E) float32 of length 1 of all recordings of a store, read from its raw audio.
+    """Unit-normalized embeddings (len(store), e) of all recordings of a store, computed from its raw audio.
 
-    Kept in the store's folder under the recognizer's hash, because listening to a corpus takes long.
+    They are kept in the store's folder under the recognizer's hash, because embedding a corpus takes long.
     """
     path = store.directory / "speaker_embeddings" / f"{recognizer.model_hash}.safetensors"
     names = [row.utterance for row in store.rows]
@@ -39,12 +34,12 @@ def store_embeddings(store: FeatureStore, recognizer: SpeakerRecognizer) -> np.n
         try:
             known = load_file(path)
         except SafetensorError as error:
-            raise UserError(f"{path} is damaged: delete it, and it is made anew") from error
+            raise UserError(f"{path} is damaged: delete it, and it is computed again") from error
         if set(names) <= set(known):
             return np.stack([known[name] for name in names])
     raw = Path(store.meta["raw"])
     if not (raw / store.rows[0].path).is_file():
-        raise UserError(f"speaker embeddings are made from the recordings, and {raw / store.rows[0].path} is not there")
+        raise UserError(f"speaker embeddings need the recordings, and {raw / store.rows[0].path} is missing")
     embeddings = recognizer.embed_files([raw / row.path for row in store.rows], desc="voices")
     with atomic_write(path) as file:
         file.write(save(dict(zip(names, embeddings, strict=True))))
@@ -52,10 +47,10 @@ def store_embeddings(store: FeatureStore, recognizer: SpeakerRecognizer) -> np.n
 
 
 class Voices:
-    """What a model is told of the speaker of an utterance, by `--voice`.
+    """The model's input for the voice of each utterance, by `--voice`.
 
-    `embeddings` (len(store), E) are those of single recordings; training takes another recording of the same speaker
-    than the one to be spoken, as synthesis from a reference recording does.
+    `embeddings` (len(store), e) are of single recordings. Training embeds another recording of the speaker than the one
+    to speak, because synthesis from a reference recording does so too.
     """
 
     def __init__(
@@ -66,24 +61,23 @@ class Voices:
         self.speakers = sorted({self.of_item[item] for item in items})
         if self.kind == "none" and len(self.speakers) > 1:
             raise UserError(f"the training list has {len(self.speakers)} speakers: give --voice table or embedding")
-        self.numbers = {speaker: number for number, speaker in enumerate(self.speakers)}
         self.recognizer = self.embeddings = None
         self.recordings: dict[str, list[int]] = defaultdict(list)
         if self.kind == "embedding":
-            checkpoint = load_checkpoint(speaker_encoder)
             recognizer = SpeakerRecognizer.load(speaker_encoder, "cpu", training.backend)
-            self.recognizer, self.hash = kept_recognizer(checkpoint), recognizer.model_hash
+            checkpoint = load_checkpoint(speaker_encoder)
+            self.recognizer, self.hash = {name: checkpoint[name] for name in KEPT}, recognizer.model_hash
             self.embeddings = store_embeddings(store, recognizer)
             for item in items:
                 self.recordings[self.of_item[item]].append(item)
 
     @property
     def dim(self) -> int:
-        """Numbers of an embedding; 0 without."""
+        """Size of an embedding; 0 without embeddings."""
         return 0 if self.embeddings is None else self.embeddings.shape[1]
 
     def means(self) -> Tensor | None:
-        """The training speakers' enrollments: unit-normalized means (n_speakers, E)."""
+        """The training speakers' enrollments: unit-normalized means (n_speakers, e)."""
         if self.embeddings is None:
             return None
         means = torch.stack([torch.from_numpy(self._mean(speaker)) for speaker in self.speakers])
@@ -93,12 +87,12 @@ class Voices:
         return self.embeddings[self.recordings[speaker]].mean(0)
 
     def at(self, item: int, place: int | None) -> Any:
-        """The model's input for an utterance: None, an id, or an embedding (E,); the speaker's mean without a place."""
+        """The model's input for an utterance: None, an id, or an embedding (e,); without a place the speaker's mean."""
         speaker = self.of_item[item]
         if self.kind == "none":
             return None
         if self.kind == "table":
-            return self.numbers[speaker]
+            return self.speakers.index(speaker)
         if place is None:
             return self._mean(speaker)
         others = [other for other in self.recordings[speaker] if other != item] or [item]

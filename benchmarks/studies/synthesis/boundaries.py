@@ -1,4 +1,4 @@
-"""Boundary errors: how far the phones of an alignment start from where they are known to start.
+"""Boundary errors: distances between the starts of phones in an alignment and their true starts.
 
 A phone, one or more IPA letters, starts with the token of its first letter, or with a stress mark right before that
 one; blanks, punctuation and pauses have no counterpart and are not measured.
@@ -41,9 +41,9 @@ class Utterance:
     Attributes:
         item: its place in the store.
         symbols: one a token.
-        tokens: (K,) the token that each matched phone starts with, rising.
-        starts: (K,) where espeak-ng starts these phones, s.
-        stops: (K,) whether they are plosives or affricates.
+        tokens: (k,) the token that each matched phone starts with, rising.
+        starts: (k,) where espeak-ng starts these phones, s.
+        stops: (k,) whether they are plosives or affricates.
         phones: how many phones there are, matched or not.
         end: length, s.
         frames: length in mel frames.
@@ -124,19 +124,19 @@ def edge(recipe: MelRecipe, frame: Any) -> Any:
 
 
 def estimated_starts(utterance: Utterance, durations: np.ndarray, recipe: MelRecipe) -> np.ndarray:
-    """The starts (K,) in s of the matched phones by tokens' durations (N,) in frames, whole or not."""
+    """The starts (k,) in s of the matched phones by the tokens' durations (n,) in frames, which may be fractions."""
     before = np.cumsum(durations) - durations
     return edge(recipe, before[utterance.tokens])
 
 
 def uniform_durations(utterance: Utterance) -> np.ndarray:
-    """The same time for every token: durations (N,) in frames."""
+    """The same time for every token: durations (n,) in frames."""
     count = len(utterance.symbols)
     return np.full(count, utterance.frames / count)
 
 
 def average_aligner(training: Sequence[Utterance]) -> Callable[[Utterance], np.ndarray]:
-    """Durations (N,) in frames by each symbol's mean in `training`, stretched to the utterance's length.
+    """Durations (n,) in frames by each symbol's mean in `training`, stretched to the utterance's length.
 
     Between the starts of two phones true time is shared evenly by the tokens there.
     """

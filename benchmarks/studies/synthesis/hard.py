@@ -1,4 +1,4 @@
-"""A hundred hard sentences, judged on their audio: words inserted and left out beyond what copy-synthesis shows.
+"""A hundred hard sentences, evaluated on their audio: words inserted and omitted beyond those of copy-synthesis.
 
 Copy-synthesis twice: of held-out recordings, which are the same voice with other texts, and of espeak-ng's speech,
 which is another voice with the same texts.
@@ -45,7 +45,7 @@ class Sentence(NamedTuple):
 
 
 class Spoken(NamedTuple):
-    """The sound (S,) of a sentence, whether it was cut off, and the symbols that its speaker does not know."""
+    """The audio (n,) of a sentence, a flag if it was cut, and the symbols that the model cannot speak."""
 
     samples: np.ndarray
     truncated: bool
@@ -66,7 +66,7 @@ def read_sentences(path: Path) -> list[Sentence]:
 
 
 def repeated_words(wanted: Sequence[str], heard: Sequence[str], size: int = REPEAT) -> int:
-    """Counts how often a run of `size` words is heard again beyond the times that the text has it.
+    """Counts runs of `size` words that the transcript has more often than the text.
 
     A passage of size + k words that is said once too often counts k + 1.
     """
@@ -85,7 +85,7 @@ def measure(args: argparse.Namespace, name: str, checkpoint: Path, evaluation: P
     from utils.tts.vocoder import load_vocoder
 
     if name == ESPEAK:
-        raise UserError(f"no model can have the name {ESPEAK}, which is what it is held against")
+        raise UserError(f"no model can have the name {ESPEAK}, which is reserved for the comparison")
     if args.asr is None:
         raise UserError("hard sentences are judged by a recognizer: give --asr")
     sentences = read_sentences(args.sentences)[: args.limit]
@@ -118,7 +118,7 @@ def _by_model(synthesizer: Synthesizer, vocoder: Vocoder, text: str) -> Spoken:
 
 
 def _by_espeak(recipe: MelRecipe, vocoder: Vocoder, text: str) -> Spoken:
-    """Copy-synthesis of what espeak-ng says for the text as the model reads it."""
+    """Copy-synthesis of espeak-ng's speech for the text as the model reads it."""
     import numpy as np
     import soundfile
 
@@ -179,7 +179,7 @@ def _judge(sentence: Sentence, spoken: Spoken, rate: int, transcriber: Transcrib
 def summary(
     lines: Sequence[dict[str, Any]], copy_synthesis: dict[str, Any], same_texts: Sequence[dict[str, Any]]
 ) -> dict[str, Any]:
-    """Figures of each category and of all, with what copy-synthesis of held-out clips lets expect per word.
+    """Metrics of each category and of all, with the errors per word expected from copy-synthesis of held-out clips.
 
     `insertions` and `deletions` are words; `*_beyond` is what exceeds the rate of copy-synthesis times the words of
     the text, and negative where there are fewer. `with_*` are sentences where that is more than a word, `beyond_*`
@@ -230,7 +230,7 @@ def _append(path: Path, line: dict[str, Any]) -> None:
 
 
 def _read_lines(path: Path) -> list[dict[str, Any]]:
-    """The whole lines of a file that may have been cut short."""
+    """The complete lines of a file that may have been truncated."""
     lines = []
     for line in path.read_text(encoding="utf-8").split("\n") if path.exists() else ():
         try:

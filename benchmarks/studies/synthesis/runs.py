@@ -1,4 +1,4 @@
-"""Trainings of equal CPU time, and evaluations of what they left, each in a process of its own.
+"""Trainings of equal CPU time, and evaluations of their checkpoints, each in a process of its own.
 
 Equal time is equal CPU time of training steps. A calibration run of each system measures CPU seconds a step; a run then
 has so many steps as the budget allows, so that its learning rate falls to the end and its result does not depend on
@@ -109,14 +109,14 @@ def cpu_per_step(log: Sequence[dict[str, Any]]) -> float:
 
 
 def planned_steps(args: argparse.Namespace, one: Training) -> int:
-    """Steps of a run: --steps, or those of its budget by the calibration in steps.json, which is made if need be."""
+    """Steps of a run: --steps, or those of its budget by the calibration in steps.json, which is created if needed."""
     if args.steps is not None:
         return args.steps
     return steps_for(one.minutes, calibration(args, one)["cpu_s_per_step"])
 
 
 def basis(one: Training, device: str) -> dict[str, Any]:
-    """Inputs that every step of a run follows from, with hashes of what its files hold; where they lie does not matter.
+    """Inputs that determine every step of a run, with hashes of the contents of its files; paths do not matter.
 
     `UserError` if the features or their lists are missing.
     """
@@ -141,7 +141,7 @@ def basis(one: Training, device: str) -> dict[str, Any]:
 
 
 def request_of(one: Training, device: str, steps: int) -> dict[str, Any]:
-    """Inputs that a whole run follows from."""
+    """Inputs that determine an entire run."""
     return {**basis(one, device), "seed": one.seed, "steps": steps}
 
 
@@ -177,7 +177,7 @@ def _calibrate(args: argparse.Namespace, one: Training, out: Path) -> dict[str, 
 
 
 def machine() -> dict[str, Any]:
-    """When and on what something was measured."""
+    """Time and machine of a measurement."""
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     return {"date": now, "processor": _processor(), "cores": cores()}
 
@@ -191,7 +191,7 @@ def _processor() -> str:
 
 
 def train(args: argparse.Namespace, one: Training, steps: int) -> Path:
-    """Trains a run to its last step, going on from where it was interrupted; its folder.
+    """Trains a run to its last step, resuming it if it was interrupted; returns its folder.
 
     A run there that follows from anything else is removed.
     """
@@ -208,14 +208,14 @@ def train(args: argparse.Namespace, one: Training, steps: int) -> Path:
 
 
 def recorded(run: Path) -> dict[str, Any] | None:
-    """The request that a run was begun with, None where it kept none."""
+    """The request that a run was started with; None if it has not stored any."""
     if (run / DONE).exists():
         return read_json(run / DONE).get("request")
     return read_json(run / REQUEST) if (run / REQUEST).exists() else None
 
 
 def _remove_another(run: Path, wanted: dict[str, Any]) -> None:
-    """Removes the folder of a run with another request than `wanted`, and says so."""
+    """Removes the folder of a run with another request than `wanted`, with a message."""
     found = recorded(run)
     different = differences(found, wanted)
     if not different:
@@ -245,7 +245,7 @@ def evaluation_of(run: Path) -> Path:
 
 
 def evaluate(args: argparse.Namespace, checkpoint: Path, out: Path, data: Path | None = None) -> dict[str, Any]:
-    """The report of test.py evaluate on the texts that were held back.
+    """The report of test.py evaluate on the held-out texts.
 
     One that is there already is taken if it is of the same model, lists, vocoder, recognizer and limit.
     """

@@ -14,7 +14,7 @@ from typing import Any
 
 
 def main(words: list[str]) -> int:
-    """Streams, drops the sound, prints the figures."""
+    """Streams, discards the audio, prints the results."""
     import torch
 
     from benchmarks.studies.synthesis.streaming import stream_mel

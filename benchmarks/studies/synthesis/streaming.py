@@ -48,7 +48,7 @@ def many_sentences(count: int) -> str:
 
 
 def long_enough(synthesizer: Synthesizer, make: Callable[[int], str], seconds: float, split: bool) -> str:
-    """A text of `make` that the model takes `seconds` to say, with few clauses more than it must have."""
+    """A text from `make` that takes the model at least `seconds` to speak, with few clauses more than necessary."""
     count = 1
     while count < LONGEST:
         frames = sum(len(part) for part in stream_mel(synthesizer, make(count), split, chunk=10_000))
@@ -56,7 +56,7 @@ def long_enough(synthesizer: Synthesizer, make: Callable[[int], str], seconds: f
         if spoken >= seconds:
             return make(count)
         count = max(count + 1, int(CAUTION * count * seconds / spoken))
-    raise UserError(f"the model says {LONGEST} clauses in less than {seconds:g} s: it is not trained")
+    raise UserError(f"the model speaks {LONGEST} clauses in less than {seconds:g} s: it is not trained")
 
 
 def stream_mel(synthesizer: Synthesizer, text: str, split: bool, chunk: int) -> Iterator[NDArray[np.float32]]:
@@ -69,7 +69,7 @@ def stream_mel(synthesizer: Synthesizer, text: str, split: bool, chunk: int) -> 
 
 
 def _tokens(synthesizer: Synthesizer, text: str) -> torch.Tensor:
-    """(1, N), the text as one sentence."""
+    """Tokens (1, n) of the text as one sentence."""
     (sentence,) = synthesizer.front_end.encode([text])
     return torch.from_numpy(sentence.tokens).long()[None]
 
@@ -91,7 +91,7 @@ def exactness(synthesizer: Synthesizer, vocoder: Vocoder | None, chunks: Sequenc
 
 def _difference(streamed: NDArray, offline: NDArray) -> float:
     if streamed.shape != offline.shape:
-        raise UserError(f"the stream has the shape {streamed.shape}, the whole {offline.shape}")
+        raise UserError(f"the stream has the shape {streamed.shape}, the offline result {offline.shape}")
     return float(np.abs(streamed - offline).max())
 
 
@@ -161,11 +161,11 @@ def _child(order: dict[str, Any]) -> dict[str, Any]:
 
 
 def first_pieces(synthesizer: Synthesizer, vocoder: Vocoder | None, repeats: int) -> dict[str, Any]:
-    """Times of a sentence of some 10 s, median of repeats after one that warms up: [by the clock, of the CPU] in s.
+    """Times of a sentence of some 10 s, median of repeats after one that warms up: [wall, CPU] in s.
 
     `reading` is what the text takes until it is tokens; `first_mel`, `all_mel` and `offline` are of the acoustic model
     alone, which begins with tokens; `first_audio` and `all_audio` begin with the text. `share` is the first piece of
-    mel as a share of the whole stream, `share_of_offline` of the whole mel at once.
+    mel as a share of the entire stream, `share_of_offline` of the entire mel at once.
     """
     text = long_enough(synthesizer, one_sentence, SENTENCE, split=False)
     voice, model = synthesizer.voice(None), synthesizer.model

@@ -19,7 +19,7 @@ Result = dict[str, Any]
 
 
 def tables(results: Path) -> str:
-    """All tables that there are results for, as one document."""
+    """All tables that have results, as one document."""
     parts = [make(read_results(results / part)) for part, make in TABLES.items() if (results / part).is_dir()]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -100,7 +100,7 @@ def _row_b(one: Result) -> list[str]:
 
 
 def _voicing(figures: dict[str, Any]) -> str:
-    """Frames voiced in one and not in the other: what blurred harmonics, which HiFi-GAN whispers, show in."""
+    """Rate of frames voiced in one only: it shows blurred harmonics, which HiFi-GAN turns into whispering."""
     return "–" if figures["voicing_error"] is None else _percent(figures["voicing_error"])
 
 
@@ -123,7 +123,7 @@ def intelligible(results: Sequence[Result]) -> list[str]:
 
 
 def table_hard(results: list[Result]) -> str:
-    """A row per system and category: words inserted and left out, and what of that exceeds copy-synthesis."""
+    """A row per system and category: words inserted and omitted, and their excess over copy-synthesis."""
     header = ["system", "category", "sentences", "words", "inserted", "beyond", "sentences with them"]
     header += ["not by espeak-ng", "left out", "beyond", "sentences with them", "not by espeak-ng"]
     header += ["WER", "with a repeat", "cut off", "nothing heard"]

@@ -1,4 +1,4 @@
-"""Two voices in one model: a corpus made of two, its sentences spoken by both, and whom a foreign encoder hears."""
+"""Two voices in one model: a corpus of two speakers, sentences spoken by both, judged by an independent encoder."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def _link_chapter(raw: Path, chapter: Path, utterances: Sequence[Utterance]) -> 
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
-    """Trains one model on the voices, lets each speak held-out sentences, and asks the judge who it was.
+    """Trains one model on the voices, speaks held-out sentences in each, and lets the judge identify the speaker.
 
     The result is kept in OUT/results/voices/SYSTEM.json.
     """
@@ -137,7 +137,7 @@ def sentences_to_speak(heldout: Sequence[Row], store: FeatureStore, lists: TextL
 
 
 def references(heldout: Sequence[Row], raw: Path, texts: Sequence[str]) -> dict[str, list[str]]:
-    """For each speaker the recordings to take the voice from, one a text: held-out ones that say something else."""
+    """For each speaker the reference recordings, one per text: held-out ones of another text."""
     found: dict[str, list[str]] = {}
     for speaker in sorted({row.speaker for row in heldout}):
         own = [row for row in heldout if row.speaker == speaker]
@@ -146,7 +146,7 @@ def references(heldout: Sequence[Row], raw: Path, texts: Sequence[str]) -> dict[
         for text in texts:
             other = next((row for row in turns if row.text != text), None)
             if other is None:
-                raise UserError(f"{speaker} has no held-out recording that says anything but {text!r}")
+                raise UserError(f"{speaker} has no held-out recording of another text than {text!r}")
             found[speaker].append(str(raw / other.path))
             turns.rotate(-1)
     return found
@@ -162,7 +162,7 @@ def _speak(
     texts: Sequence[str],
     said_by: dict[str, list[str]] | None = None,
 ) -> Labelled:
-    """Every text in every voice of a checkpoint, in files; those there already were made by the same model.
+    """Speaks every text in every voice of a checkpoint into files; existing files are of the same model.
 
     `said_by` has the recording that each text takes the voice from; without it the checkpoint knows the voices.
     """
@@ -188,7 +188,7 @@ def _speak(
 
 
 def recordings_of(store: FeatureStore, lists: TextLists) -> Labelled:
-    """`REFERENCES` training recordings of each voice to know it by, and the held-out ones to see how well that goes."""
+    """`REFERENCES` training recordings of each voice as its reference, and the held-out ones as a check."""
     raw, draw = Path(store.meta["raw"]), np.random.default_rng(1)
     trained = [store.rows[store.index[name]] for name in lists.train]
     files: Labelled = {}
@@ -203,7 +203,7 @@ def recordings_of(store: FeatureStore, lists: TextLists) -> Labelled:
 
 
 def _embed(python: str, files: Sequence[Path]) -> dict[Path, NDArray[np.float64]]:
-    """Unit-normalized embeddings (E,) by the judge, in a process of the interpreter that has it."""
+    """Unit-normalized embeddings (e,) by the judge, in a process of its own interpreter."""
     with tempfile.TemporaryDirectory() as folder:
         order, answer = Path(folder) / "files.json", Path(folder) / "embeddings.json"
         write_json(order, [str(path.absolute()) for path in files])

@@ -210,7 +210,7 @@ def test_what_cannot_be_measured_is_refused_with_a_sentence(spoken, tmp_path, ca
     for name, changes, sentence in (
         ("list", {"training_list": "0" * 16}, "was trained on another list of utterances"),
         ("recipe", {"recipe": RECIPES["speaker-16k"].to_dict()}, "is not that of"),
-        ("task", {"task": "speaker"}, "text-to-mel model (tts) is needed"),
+        ("task", {"task": "speaker"}, "one of --task tts is needed"),
     ):
         save_checkpoint(tmp_path / name / "best.pt", {**checkpoint, **changes})
         assert sentence in refused(checkpoint=tmp_path / name)

@@ -1,0 +1,77 @@
+"""A trained model restored from its checkpoint: what the speaker recognizer and the synthesizer share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Self
+
+from torch import nn
+
+from models.config import Config
+from utils.checkpoint import load_checkpoint, model_hash
+from utils.device import pick_device, use_backend
+from utils.errors import UserError
+from utils.features.recipe import MelRecipe
+
+
+class TrainedModel:
+    """A model in eval mode on a device, with the mel recipe and the speakers that it was trained on.
+
+    `speakers` are in the order of the classifier's rows or of the voices. `model_hash` names weights, configuration and
+    recipe, whatever file holds them. A subclass sets `task` and `config_class`, and has a `name` for its kind of model.
+    """
+
+    task: str
+    config_class: type[Config]
+    name: str
+
+    def __init__(
+        self, content: dict[str, Any], source: str | Path, device: str = "auto", backend: str = "auto"
+    ) -> None:
+        """Restores the model from the content of a checkpoint; `source` names the checkpoint in errors."""
+        try:
+            self.config = self.config_class.from_dict(content["model_config"])
+            model = self.build(content)
+            model.load_state_dict(content["model"])
+        except ValueError as error:
+            raise UserError(
+                f"{source} is of another version of this program ({error}): train the model again"
+            ) from error
+        except RuntimeError as error:
+            raise UserError(f"the weights in {source} do not fit its model configuration") from error
+        self.device = pick_device(device)
+        use_backend(model, backend, self.device)
+        self.model = model.to(self.device).eval()
+        self.recipe = MelRecipe.from_dict(content["recipe"])
+        self.speakers: list[str] = list(content["speakers"])
+        self.step: int = content["step"]
+        self.training_list: str = content["training_list"]
+        self.model_hash = model_hash(content["model"], content["model_config"], content["recipe"])
+
+    @classmethod
+    def load(cls, checkpoint: str | Path, device: str = "auto", backend: str = "auto") -> Self:
+        """Reads a checkpoint file, or the best checkpoint of a run folder; `UserError` for anything wrong with it."""
+        content = load_checkpoint(checkpoint)
+        if content["task"] != cls.task:
+            raise UserError(
+                f"{checkpoint} holds a model of --task {content['task']}; one of --task {cls.task} is needed"
+            )
+        return cls(content, checkpoint, device, backend)
+
+    def build(self, content: dict[str, Any]) -> nn.Module:
+        """The untrained model that `self.config` and the content of the checkpoint describe."""
+        raise NotImplementedError
+
+    @property
+    def parameters(self) -> int:
+        """Number of trained values."""
+        return sum(parameter.numel() for parameter in self.model.parameters())
+
+    def description(self, checkpoint: str | Path) -> dict[str, Any]:
+        """The entries of a report that describe the model, as plain values."""
+        return {
+            "model": {"name": self.name, "parameters": self.parameters, "hash": self.model_hash},
+            "recipe": {"hash": self.recipe.hash, **self.recipe.to_dict()},
+            "checkpoint": {"path": str(checkpoint), "step": self.step},
+            "training_speakers": len(self.speakers),
+        }
