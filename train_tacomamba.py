@@ -32,7 +32,7 @@ from utils.training.checkpoints import CheckpointStore
 from utils.training.distributed import Ranks
 from utils.training.options import TrainingOptions
 from utils.training.runlog import write_run_record
-from utils.training.trainer import Trainer
+from utils.training.trainer import Trainer, require_resumable
 
 
 def build_parser(argv: Sequence[str] | None = None) -> cli.Parser:
@@ -91,6 +91,7 @@ def _fit(
     resumed = ranks.on_main(lambda: _checkpoint_to_resume(args.out, training))
     flags = cli.plain_arguments(args)
     if resumed is not None:
+        require_resumable(resumed)
         _require_same_flags(resumed["config"], flags, parser)
     store = FeatureStore.open(args.data)
     torch.manual_seed(training.seed)

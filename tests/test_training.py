@@ -20,7 +20,7 @@ import toy_training
 import preprocess
 import test as evaluate_script
 import train_tacomamba
-from utils.checkpoint import load_checkpoint
+from utils.checkpoint import load_checkpoint, save_checkpoint
 from utils.errors import UserError
 from utils.training.distributed import Ranks
 from utils.training.runlog import RunLog, read_log
@@ -143,6 +143,17 @@ def test_flags_that_make_no_sense_are_refused(processed, tmp_path, flag):
     with pytest.raises(SystemExit) as exit_:
         train(processed, tmp_path / "run", *flag.split())
     assert exit_.value.code == 2 and not (tmp_path / "run").exists()
+
+
+def test_a_run_of_an_older_version_is_refused_with_advice(uninterrupted, processed, tmp_path, capsys):
+    """Whatever its flags are called; to use its model is another matter."""
+    run = shutil.copytree(uninterrupted, tmp_path / "older")
+    checkpoint = load_checkpoint(run / "last.pt")
+    checkpoint["training"]["format"] = 2
+    checkpoint["config"] = {"normalise": "auto", **checkpoint["config"]}
+    save_checkpoint(run / "last.pt", checkpoint)
+    assert train(processed, run, "--steps", "60", "--dropout", "0.1", "--resume", "auto") == 2
+    assert "another version of this program: resume it with that version" in capsys.readouterr().err
 
 
 ALLOWED = {

@@ -26,7 +26,7 @@ UNKNOWN = "unknown"
 """The answer when no enrolled speaker reaches the threshold; a reserved name."""
 
 MIN_SPEECH_SECONDS = 0.5
-_FORMAT = "tacomamba-enrollment-1"
+_KEY, _FORMAT = "enrolment", "tacomamba-enrolment-1"  # spelled as in the first version's files
 _FRAME_SECONDS, _HOP_SECONDS = 0.025, 0.010
 _RANGE_DB = 35.0  # speech spans about 30 dB from its vowels to its weak consonants
 _FLOOR_DBFS = -60.0  # quieter than any usable recording, so that the noise of an empty one is not speech
@@ -102,8 +102,7 @@ class EnrollmentStore:
             raise UserError(f"there is no enrollment store at {path}, or it is empty; enroll a speaker first")
         try:
             with safe_open(path, framework="numpy") as file:
-                metadata = file.metadata() or {}
-                about = json.loads(metadata.get("enrollment", metadata.get("enrolment", "{}")))  # the older spelling
+                about = json.loads((file.metadata() or {}).get(_KEY, "{}"))
                 embeddings = file.get_tensor("embeddings") if about.get("format") == _FORMAT else None
         except (SafetensorError, ValueError, OSError) as error:
             raise UserError(f"{path} is not an enrollment store, or it is damaged: {error}") from error
@@ -137,7 +136,7 @@ class EnrollmentStore:
             "recipe_hash": self.recipe_hash,
             "speakers": [asdict(speaker) for speaker in self.speakers],
         }
-        content = save({"embeddings": np.stack(self._embeddings)}, metadata={"enrollment": json.dumps(about)})
+        content = save({"embeddings": np.stack(self._embeddings)}, metadata={_KEY: json.dumps(about)})
         with atomic_write(path) as file:
             file.write(content)
 

@@ -168,6 +168,7 @@ class Trainer:
 
     def restore(self, checkpoint: dict[str, Any]) -> None:
         """Continues from a `last.pt`; `UserError` if it belongs to another run."""
+        require_resumable(checkpoint)
         self._require_same_run(checkpoint)
         training, update = checkpoint["training"], self.update
         self.model.load_state_dict(training.get("model", checkpoint["model"]))
@@ -185,14 +186,6 @@ class Trainer:
             seed_everything(self.options.seed, self.ranks.rank, self.step)
 
     def _require_same_run(self, checkpoint: dict[str, Any]) -> None:
-        training = checkpoint.get("training")
-        if training is None:
-            raise UserError("a run resumes from last.pt or an older one, last-1.pt: best.pt holds no optimizer state")
-        if training.get("format") != TRAINING_FORMAT:
-            raise UserError(
-                "the checkpoint to resume from was written by another version of this program: resume it with that "
-                "version, or begin a new run with another --out"
-            )
         different = _differences(checkpoint, self.task.description())
         if different:
             raise UserError(f"the checkpoint to resume from was trained with other {', '.join(different)}")
@@ -208,6 +201,18 @@ class Trainer:
             worker_init_fn=ignore_stop_signals,
             pin_memory=ranks.device.type == "cuda",
             generator=torch.Generator(),  # otherwise it would draw from the global one
+        )
+
+
+def require_resumable(checkpoint: dict[str, Any]) -> None:
+    """`UserError` unless a checkpoint holds the state of a training, as this version writes it."""
+    training = checkpoint.get("training")
+    if training is None:
+        raise UserError("a run resumes from last.pt or an older one, last-1.pt: best.pt holds no optimizer state")
+    if training.get("format") != TRAINING_FORMAT:
+        raise UserError(
+            "the checkpoint to resume from was written by another version of this program: resume it with that "
+            "version, or begin a new run with another --out"
         )
 
 

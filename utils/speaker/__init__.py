@@ -1,0 +1,1 @@
+"""The speaker task: training, recognition, enrollment, evaluation, commands."""

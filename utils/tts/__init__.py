@@ -1,0 +1,1 @@
+"""Text to mel: training, synthesis, vocoders, evaluation, commands."""
