@@ -13,7 +13,7 @@ import pytest
 from shown_commands import ROOT, lines_of
 
 MOST_LINES = 15
-MOST_FILES = {"A mixer": 1, "A pooling": 2, "An augmentation": 1, "A loss": 2, "A data layout": 2}
+MOST_FILES = {"A mixer": 1, "A pooling layer": 2, "An augmentation": 1, "A loss": 2, "A data layout": 2}
 SMALL = "--d-model 32 --n-layers 1 --headdim 16 --d-state 8 --pooled-channels 16 --embedding-dim 16 --batch-size 8"
 RUN = "--crop-seconds 1 --save-every 3 --threads 1 --device cpu --no-tensorboard"
 RECIPES = dict(re.findall(r"^## (.*?)\n(.*?)(?=^## |\Z)", (ROOT / "docs/extending.md").read_text(), re.M | re.S))
