@@ -1,4 +1,4 @@
-"""Show the memory of a model by layer: parameters, outputs, and tensors saved for the backward pass.
+"""Shows the memory of a model by layer: parameters, outputs, and tensors saved for the backward pass.
 
 python profile_model.py --config configs/speaker-tiny.yaml
 python profile_model.py --config configs/tts-tiny.yaml --depth 2

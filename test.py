@@ -1,4 +1,4 @@
-"""Use and evaluate a trained model: a speaker recognizer, or text to mel.
+"""Uses and evaluates a trained model: a speaker recognizer, or text to mel.
 
 python test.py evaluate --checkpoint runs/demo --data data/processed/demo --out runs/demo/evaluation
 python test.py evaluate --checkpoint runs/demo --trials trials.txt --audio-root data/raw/librispeech --out report
@@ -9,8 +9,8 @@ python test.py verify --checkpoint runs/demo a.flac b.flac
 python test.py embed --checkpoint runs/demo a.flac b.flac --out embeddings.safetensors
 python test.py synthesize --checkpoint runs/voice --text "Good morning." --out morning.wav
 
-A checkpoint is a file (best.pt) or a run folder. Audio is any file that libsndfile reads, at any sample rate.
-Exit codes: 0 done, 2 bad input.
+A checkpoint is a file (best.pt) or a run folder. Audio is any file that libsndfile reads, or ffmpeg for M4A and the
+like, at any sample rate. Exit codes: 0 done, 2 bad input.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from utils.lists import DEFAULT_PROTOCOL
 from utils.speaker import commands as speaker
 from utils.tts import commands as tts
 
-_EVALUATE = """Evaluate a model on its task; writes report.json, pictures, results of single items, and config.yaml.
+_EVALUATE = """Evaluate a model on its task, and write report.json, pictures, results of single items, and config.yaml.
 
 python test.py evaluate --checkpoint runs/demo --data data/processed/demo --out evaluation
 python test.py evaluate --checkpoint runs/demo --trials trials.txt --audio-root data/raw --out evaluation

@@ -1,4 +1,4 @@
-"""Train a speaker recognizer or text to mel, on one process or many.
+"""Trains a speaker recognizer or text to mel, in one process or many.
 
 python train_tacomamba.py --task speaker --data data/processed/demo --config configs/speaker-tiny.yaml --out runs/demo
 python train_tacomamba.py --task speaker --data data/processed/demo --out runs/demo --resume auto

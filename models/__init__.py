@@ -1,1 +1,1 @@
-"""Mamba and Mamba-2 mixers, the shell they live in, and the models built from it."""
+"""Mamba and Mamba-2 mixers, the residual stack around them, and the models built from it."""

@@ -273,6 +273,6 @@ def _initial_dt_bias(size: int, dt_min: float, dt_max: float, floor: float) -> T
 
 
 def _exempt_from_decay(*parameters: nn.Parameter) -> None:
-    """Marks parameters that weight decay must not pull towards zero: that would change the model's time scales."""
+    """Marks parameters that weight decay must not pull toward zero: that would change the model's time scales."""
     for parameter in parameters:
         parameter.no_weight_decay = True

@@ -158,7 +158,7 @@ class LSTMMixer(nn.Module):
 
 @MIXERS.register("conv")
 class ConvMixer(nn.Module):
-    """Gated point-wise, depth-wise and point-wise convolution: the convolution module of Conformer (Gulati 2020).
+    """Gated pointwise, depthwise and pointwise convolution: the convolution module of Conformer (Gulati 2020).
 
     RMSNorm replaces its batch norm, so that a sequence's output does not depend on its batch.
     """

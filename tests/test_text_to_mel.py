@@ -82,7 +82,7 @@ def test_a_checkpoint_of_another_version_says_so(run, tmp_path, capsys):
     checkpoint["model_config"]["breath"] = 0.3
     save_checkpoint(tmp_path / "old" / "best.pt", checkpoint)
     assert synthesize(tmp_path / "old", tmp_path / "x.wav", "--text", "Two boats.") == 2
-    message = "of another version of this program (unknown settings breath): train the model again"
+    message = "by another version of this program (unknown settings breath): train the model again"
     assert message in capsys.readouterr().err
 
 

@@ -120,7 +120,7 @@ def test_resuming_another_model_is_refused(uninterrupted, processed, capsys):
         (["--protocol", "other"], "other"),
         (["--resume", "nothing.pt"], "no checkpoint at nothing.pt"),
         (["--device", "abacus"], "device abacus cannot be used"),
-        (["--device", "meta"], "none of cpu, cuda and mps"),
+        (["--device", "meta"], "must be cpu, cuda or mps, not meta"),
         (["--crop-seconds", "0.01"], "shorter than one frame"),
     ],
 )

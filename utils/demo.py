@@ -77,7 +77,7 @@ def table(out: Path, voice_out: Path) -> Iterator[tuple[str, str]]:
         yield f"MCD, {system}", voice["reasons"]["mcd"] if mcd is None else f"{mcd:.2f} dB"
     yield "duration bias", f"{voice['duration']['bias']:+.1%} over {voice['utterances']} texts not trained on"
     for part, times in voice["real_time_factor"].items():
-        yield f"real-time factor, {part}", f"{times['cpu']:.3f} s of CPU a second of speech"
+        yield f"real-time factor, {part}", f"{times['cpu']:.3f} s of CPU per second of speech"
     for path in [*out.glob("report/*.png"), *voice_out.glob("report/*.png"), voice_out / "sentence.png"]:
         yield "picture", str(path)
     yield "sentence, spoken by the model", f"{SENTENCE} ({voice_out / 'sentence.wav'})"

@@ -24,7 +24,7 @@ def pick_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
         if device.type not in ("cpu", "cuda", "mps"):
-            raise UserError(f"the device {name} is none of cpu, cuda and mps")
+            raise UserError(f"the device must be cpu, cuda or mps, not {name}")
         torch.empty(1, device=device)
     except (
         RuntimeError,

@@ -35,7 +35,7 @@ class TrainedModel:
             model.load_state_dict(content["model"])
         except ValueError as error:
             raise UserError(
-                f"{source} is of another version of this program ({error}): train the model again"
+                f"{source} was written by another version of this program ({error}): train the model again"
             ) from error
         except RuntimeError as error:
             raise UserError(f"the weights in {source} do not fit its model configuration") from error

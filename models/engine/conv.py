@@ -1,4 +1,4 @@
-"""Depth-wise causal convolution in torch operations: shifted multiply-adds over blocks that stay in the cache.
+"""Depthwise causal convolution in torch operations: shifted multiply-adds over blocks that stay in the cache.
 
 On a CPU several times faster than a grouped conv1d. The SiLU that follows it in Mamba is part of the operator, so that
 backward recomputes its input. Shape letters as in `interface`; r rows and t frames of a block.
@@ -20,7 +20,7 @@ BLOCK = 32768  # elements of a block: the buffers stay in the cache, and torch o
 
 
 def causal_conv(inputs: ConvInputs) -> Tensor:
-    """Depth-wise causal convolution; see `interface.causal_conv`. Differentiable once."""
+    """Depthwise causal convolution; see `interface.causal_conv`. Differentiable once."""
     return _conv(cast(inputs, state_dtype(inputs.x.dtype), "weight", "bias"))
 
 

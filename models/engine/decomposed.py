@@ -21,7 +21,7 @@ LONGEST = 2**DOUBLINGS  # frames that a selective scan takes
 
 
 def causal_conv(inputs: ConvInputs) -> Tensor:
-    """Depth-wise causal convolution: its definition loops over taps only. See `interface.causal_conv`."""
+    """Depthwise causal convolution: its definition loops over taps only. See `interface.causal_conv`."""
     return reference.causal_conv(*inputs)
 
 

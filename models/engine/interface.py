@@ -48,7 +48,7 @@ def causal_conv(
     silu: bool = False,
     backend: str = "torch",
 ) -> Tensor:
-    """Depth-wise causal convolution, then SiLU if requested: y_t = bias + sum over j < k of weight_j x_{t-k+1+j}.
+    """Depthwise causal convolution, then SiLU if requested: y_t = bias + sum over j < k of weight_j x_{t-k+1+j}.
 
     x (b, l, d), weight (d, k), bias (d,); initial_state (b, k-1, d): the frames before x, zeros if None;
     seq_idx (b, l): frames of another sequence number count as zeros. Returns (b, l, d) in x's dtype.

@@ -33,7 +33,7 @@ PROBE_TOLERANCE = 1e-2  # of the maximum: TF32 products pass, wrong mathematics 
 
 
 def causal_conv(inputs: ConvInputs) -> Tensor:
-    """Depth-wise causal convolution by causal-conv1d; see `interface.causal_conv`.
+    """Depthwise causal convolution by causal-conv1d; see `interface.causal_conv`.
 
     Raises Unsupported outside of 2 to 4 taps, multiples of 8 channels, fp32, bf16 or fp16, and 32-bit offsets.
     """

@@ -45,7 +45,7 @@ def causal_conv(
     seq_idx: Tensor | None = None,
     silu: bool = False,
 ) -> Tensor:
-    """Depth-wise causal convolution, tap by tap; see `interface.causal_conv`."""
+    """Depthwise causal convolution, tap by tap; see `interface.causal_conv`."""
     wide, length, before = state_dtype(x.dtype), x.shape[1], weight.shape[1] - 1
     window = F.pad(x, (0, 0, before, 0)) if initial_state is None else torch.cat((initial_state.to(x.dtype), x), dim=1)
     sequence = None if seq_idx is None else torch.cat((seq_idx[:, :1].expand(-1, before), seq_idx), dim=1)

@@ -217,7 +217,7 @@ def _chunks(length: int) -> Iterator[slice]:
 
 
 def _blocks(inputs: ScanInputs) -> Iterator[_Block]:
-    """Cuts the batch into blocks of at most BLOCK state elements a frame."""
+    """Cuts the batch into blocks of at most BLOCK state elements per frame."""
     (rows, _, channels), states = inputs.u.shape, inputs.A.shape[1]
     starts = None if inputs.seq_idx is None else sequence_starts(inputs.seq_idx)
     width = min(channels, max(1, BLOCK // states))

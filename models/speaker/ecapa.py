@@ -46,7 +46,7 @@ class Res2Layer(nn.Module):
 
 
 class SERes2Block(nn.Module):
-    """Point-wise TDNN, Res2 dilated convolution, point-wise TDNN, squeeze-excitation, skip connection (figure 1)."""
+    """Point-wise TDNN, Res2 dilated convolution, pointwise TDNN, squeeze-excitation, skip connection (figure 1)."""
 
     def __init__(self, channels: int, dilation: int) -> None:
         super().__init__()
@@ -73,7 +73,7 @@ class ECAPA(nn.Module):
         super().__init__()
         channels = config.channels
         if config.causal:
-            raise ValueError("ecapa has no causal form; tacomamba has one")
+            raise ValueError("ecapa has no causal form, but tacomamba has one")
         if channels % RES2_SCALE:
             raise ValueError(f"channels {channels} must be a multiple of {RES2_SCALE}")
         self.enter = TDNNLayer(config.n_mels, channels, 5, 1)

@@ -39,7 +39,7 @@ class XVector(nn.Module):
     def __init__(self, config: SpeakerConfig) -> None:
         super().__init__()
         if config.causal:
-            raise ValueError("xvector has no causal form; tacomamba has one")
+            raise ValueError("xvector has no causal form, but tacomamba has one")
         self.layers = nn.ModuleList()
         width = config.n_mels
         for out_dim, kernel, dilation in LAYERS:

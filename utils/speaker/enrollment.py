@@ -143,7 +143,9 @@ class EnrollmentStore:
     def check_name(self, name: str, replace: bool) -> None:
         """`UserError` for a name that cannot be enrolled, or is enrolled already unless `replace`."""
         if not name.strip() or name != name.strip() or not name.isprintable():
-            raise UserError(f"{name!r} cannot be a speaker's name: it must be printable, without blanks at its ends")
+            raise UserError(
+                f"{name!r} cannot be a speaker's name: it must be printable, without leading or trailing spaces"
+            )
         if name == UNKNOWN:
             raise UserError(f"nobody can be enrolled as {UNKNOWN!r}: it is the answer for strangers")
         if not replace and any(speaker.name == name for speaker in self.speakers):

@@ -1,4 +1,4 @@
-"""Draw the training curves of one or several runs into a PNG file.
+"""Draws the training curves of one or several runs into a PNG file.
 
 python -m utils.training.curves runs/mamba2 runs/xvector --out curves.png
 """

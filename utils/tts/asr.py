@@ -52,7 +52,7 @@ class Transcriber:
     def __call__(self, samples: ArrayLike, rate: int) -> str:
         """Transcribes samples (n,) at `rate` Hz by greedy search, which is deterministic; "" if there is no speech.
 
-        Audio beyond 30 s, Whisper's window, is cut at the ends of sentences, by Whisper's time stamps. Windows do not
+        Audio beyond 30 s, Whisper's window, is cut at the ends of sentences, by Whisper's timestamps. Windows do not
         share their text, so that no error carries over.
         """
         segments, _ = self._model.transcribe(

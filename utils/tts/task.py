@@ -104,7 +104,7 @@ class TextToMelTask:
             raise UserError(f"{store.directory} has no transcripts: use features of preprocess.py --task tts")
         items = self._usable(self.lists.train, "training")
         if not items:
-            raise UserError("no training utterance has as many mel frames as symbols")
+            raise UserError("every training utterance has fewer mel frames than symbols")
         (own,) = options
         self.voices = Voices(store, items, config.voice, own.speaker_encoder, training)
         self.speakers = self.voices.speakers
@@ -303,7 +303,7 @@ def duration_scale(trained: NDArray[np.float64], held_out: NDArray[np.float64]) 
     """The factor on predicted durations, from true and predicted frames of utterances: (n, 2), (m, 2).
 
     Training texts are many and give a precise scale, but a biased one once a model has memorized them. Validation texts
-    give an unbiased scale, but are few. So the scale of the training texts is moved towards that of the validation
+    give an unbiased scale, but are few. So the scale of the training texts is moved toward that of the validation
     texts by the share of their distance that chance does not explain: 1 - (standard error / distance)^2, if positive
     (Efron and Morris 1973, "Stein's estimation rule and its competitors"). 1 if a prediction is not finite.
     """

@@ -202,7 +202,7 @@ def read_config(path: Path) -> tuple[HiFiGANConfig, MelRecipe]:
     fields = read_json(path)
     try:
         if not isinstance(fields, dict):
-            raise ValueError("no dictionary")
+            raise ValueError("it is not a JSON object")
         config, recipe = HiFiGANConfig.from_dict(fields), _recipe(fields)
         if config.hop_length != recipe.hop_length:
             raise ValueError(

@@ -1,4 +1,4 @@
-// The depth-wise causal convolution with SiLU, in both directions.
+// The depthwise causal convolution with SiLU, in both directions.
 //
 // Lanes are channels. A unit of work is one batch row and up to STRIPS vectors of channels, processed chunk by
 // chunk. Frames are counted from the start of the chunk; those before it have negative numbers. Shape letters as in

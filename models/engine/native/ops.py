@@ -106,7 +106,7 @@ def selective_scan(inputs: ScanInputs) -> tuple[Tensor, Tensor]:
 
 
 def causal_conv(inputs: ConvInputs) -> Tensor:
-    """Depth-wise causal convolution; see `interface.causal_conv`.
+    """Depthwise causal convolution; see `interface.causal_conv`.
 
     x in float32 or bfloat16; sums are in float32. Raises Unsupported for other dtypes and devices. The kernels do not
     check shapes: `interface` has.
@@ -152,7 +152,7 @@ def _scan_arguments(inputs: ScanInputs, checkpoints: Tensor) -> _Scan:
 
 
 def _allocate_scan(inputs: ScanInputs, keep: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Allocates y, the final state, and with `keep` a state a chunk, in strips of 16 channels and blocks of 4 states.
+    """Allocates y, the final state, and with `keep` a state per chunk, in strips of 16 channels and blocks of 4 states.
 
     Those are flat, because a dimension that may be 1 is a special case to torch.export.
     """
