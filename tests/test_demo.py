@@ -114,5 +114,5 @@ def test_whole_demo_and_its_repetition(tmp_path):
     kept = {path: path.stat().st_mtime_ns for path in (*models, paths["data"] / "meta.json")}
     second = run_demo(*words)
     assert second.returncode == 0, second.stderr
-    assert second.stdout.count("is trained to step 10 already") == 2
+    assert second.stdout.count("is already trained to step 10") == 2
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
