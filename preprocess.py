@@ -26,10 +26,10 @@ from typing import TYPE_CHECKING, Any
 
 from utils.cli import Parser, cores, fraction, non_negative_int, positive_int, run, save_config
 from utils.corpus.catalog import DATASETS
-from utils.corpus.layouts import LAYOUTS, Utterance, read_corpus
+from utils.corpus.layouts import LAYOUTS, Utterance, ignored_files, read_corpus
 from utils.errors import UserError
 from utils.features.recipe import DEFAULT_RECIPE, RECIPES
-from utils.files import read_json
+from utils.files import read_json, shown
 from utils.lists import DEFAULT_PROTOCOL
 
 if TYPE_CHECKING:
@@ -141,7 +141,7 @@ def preprocess(args: argparse.Namespace) -> None:
     reason = None if had_protocol else _make_protocol(args, store, request)
     if not is_new and had_protocol:
         print(f"{args.out} and its protocol {args.protocol} are complete: nothing to do")
-    _summarize(args, store, reason)
+    _summarize(args, store, reason, ignored_files(args.raw, _layout(args), utterances))
 
 
 def _require_texts(utterances: Sequence[Utterance]) -> None:
@@ -225,7 +225,7 @@ def _make_protocol(args: argparse.Namespace, store: FeatureStore, request: dict[
     return None
 
 
-def _summarize(args: argparse.Namespace, store: FeatureStore, no_protocol: str | None) -> None:
+def _summarize(args: argparse.Namespace, store: FeatureStore, no_protocol: str | None, ignored: Sequence[str]) -> None:
     from utils.features.store import shard_paths
 
     shards = shard_paths(args.out, store.meta)
@@ -240,6 +240,10 @@ def _summarize(args: argparse.Namespace, store: FeatureStore, no_protocol: str |
     )
     if bad:
         print(f"bad files  {bad} recordings are unusable; {args.out}/bad_files.txt lists them")
+    if ignored:
+        suffixes = Counter(Path(path).suffix.lower() or "no suffix" for path in ignored)
+        kinds = ", ".join(f"{count} {suffix}" for suffix, count in suffixes.most_common())
+        print(f"ignored    {len(ignored)} files ({kinds}), the first: {shown(ignored[0])}")
     if unknown:
         print(f"unknown    not in the vocabulary: {', '.join(f'{s!r} x {n}' for s, n in unknown.items())}")
     if no_protocol:

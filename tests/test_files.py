@@ -140,3 +140,26 @@ def test_digests(tmp_path):
     (tmp_path / "file").write_bytes(content)
     assert files.sha256_file(tmp_path / "file") == hashlib.sha256(content).hexdigest()
     assert files.sha256_text("ß") == hashlib.sha256("ß".encode()).hexdigest()
+
+
+def test_a_replaced_file_keeps_mode_owner_and_link(tmp_path):
+    """A store that its owner made private stays private, also behind a link."""
+    target, link = tmp_path / "target.txt", tmp_path / "link.txt"
+    target.write_text("old")
+    target.chmod(0o600)
+    link.symlink_to(target)
+    files.write_text(link, "new")
+    assert link.is_symlink() and target.read_text() == "new"
+    assert target.stat().st_mode & 0o777 == 0o600
+    files.write_text(tmp_path / "fresh.txt", "new")
+    assert (tmp_path / "fresh.txt").stat().st_mode & 0o777 == 0o666 & ~files._umask()
+
+
+def test_text_is_read_without_mark_and_carriage_returns(tmp_path):
+    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfone\r\ntwo\xe2\x80\xa8three\n")
+    assert files.read_text(tmp_path / "a.txt") == "one\ntwo\u2028three\n"
+
+
+def test_names_that_utf8_lacks_are_shown_with_escapes():
+    assert files.shown(os.fsdecode(b"caf\xe9.wav")) == "caf\\udce9.wav"
+    assert files.shown("caf\u00e9.wav") == "caf\u00e9.wav"

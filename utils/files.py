@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +19,7 @@ from utils.errors import UserError
 @contextlib.contextmanager
 def atomic_write(path: str | Path, mode: str = "wb") -> Iterator[IO[Any]]:
     """Opens a temporary file beside `path` that is renamed to `path` only if the block ends without an exception."""
-    path = Path(path)
+    path = Path(path).resolve() if Path(path).is_symlink() else Path(path)  # a link is kept, and its target replaced
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     try:
@@ -26,7 +27,7 @@ def atomic_write(path: str | Path, mode: str = "wb") -> Iterator[IO[Any]]:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(name, 0o666 & ~_umask())  # mkstemp makes files private; these are to be shared
+        _take_owner_and_mode(name, path)
         os.replace(name, path)
         _sync_directory(path.parent)
     except BaseException:
@@ -54,6 +55,18 @@ def staging_directory(path: str | Path) -> Iterator[Path]:
         raise
 
 
+def _take_owner_and_mode(name: str, path: Path) -> None:
+    """Gives a new file the owner and mode of the one that it replaces, or the usual mode if there is none."""
+    try:
+        before = path.stat()
+    except FileNotFoundError:
+        os.chmod(name, 0o666 & ~_umask())  # mkstemp makes files private; these are to be shared
+        return
+    with contextlib.suppress(PermissionError):  # only root may give files away
+        os.chown(name, before.st_uid, before.st_gid)
+    os.chmod(name, stat.S_IMODE(before.st_mode))
+
+
 def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
@@ -76,6 +89,19 @@ def write_text(path: str | Path, text: str) -> None:
         file.write(text)
 
 
+def read_text(path: str | Path) -> str:
+    """Reads UTF-8 text without byte-order mark and carriage returns; `UserError` if it cannot be read."""
+    try:
+        return Path(path).read_bytes().decode("utf-8-sig").replace("\r\n", "\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read as text: {getattr(error, 'strerror', None) or error}") from error
+
+
+def shown(text: object) -> str:
+    """Text that any stream can hold: what UTF-8 lacks, such as bytes of file names, becomes backslash escapes."""
+    return str(text).encode("utf-8", "backslashreplace").decode("utf-8")
+
+
 def write_json(path: str | Path, content: Any) -> None:
     """Writes strict JSON (no NaN) atomically: indented, keys in the given order."""
     write_text(path, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
@@ -84,9 +110,7 @@ def write_json(path: str | Path, content: Any) -> None:
 def read_json(path: str | Path) -> Any:
     """Reads a JSON file; `UserError` if it is missing or not JSON."""
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+        return json.loads(read_text(path))
     except ValueError as error:
         raise UserError(f"{path} is not JSON: {error}") from error
 

@@ -6,14 +6,26 @@ preprocess.py offers every entry.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from utils.errors import UserError
+from utils.files import read_text
+from utils.lists import unlistable
 
-AUDIO_SUFFIXES = (".flac", ".wav", ".ogg", ".opus", ".mp3")
+FFMPEG_SUFFIXES = (".m4a", ".mp4", ".aac", ".webm", ".mkv", ".mov", ".avi", ".wma", ".amr", ".3gp")
+AUDIO_SUFFIXES = (".flac", ".wav", ".ogg", ".opus", ".mp3", *FFMPEG_SUFFIXES)
+_COMPANIONS = (
+    ".trans.txt",
+    "metadata.csv",
+    "SPEAKERS.TXT",
+    "vox1_meta.csv",
+    "vox2_meta.csv",
+)  # files read beside audio
+_SPLIT_NAME = re.compile(r"(train|dev|valid|test|eval)([-_].*)?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,10 +106,25 @@ def read_corpus(raw: str | Path, layout: str, splits: Sequence[str] | None = Non
     by_id: dict[str, Utterance] = {}
     for split in dict.fromkeys(splits or found):
         for utterance in LAYOUTS[layout].read(raw, split, found[split]):
+            if any(map(unlistable, (utterance.utterance, utterance.path, utterance.speaker, utterance.chapter))):
+                continue  # `ignored_files` reports it
             other = by_id.setdefault(utterance.utterance, utterance)
             if other is not utterance:
                 raise UserError(f"utterance {other.utterance} occurs twice: {other.path} and {utterance.path}")
     return [by_id[name] for name in sorted(by_id)]
+
+
+def ignored_files(raw: str | Path, layout: str, utterances: Sequence[Utterance]) -> list[str]:
+    """Lists the files in the splits of `utterances` that are not among them, as paths relative to `raw`."""
+    raw = Path(raw)
+    read, splits = {utterance.path for utterance in utterances}, {utterance.split for utterance in utterances}
+    found = []
+    for folder in (folder for split, folder in find_splits(raw, layout).items() if split in splits):
+        for place, folders, names in os.walk(folder):
+            folders[:] = sorted(name for name in folders if not name.startswith("."))
+            files = (name for name in sorted(names) if not name.startswith(".") and not name.endswith(_COMPANIONS))
+            found += [path for name in files if (path := (Path(place) / name).relative_to(raw).as_posix()) not in read]
+    return found
 
 
 def sexes(folder: str | Path) -> dict[str, str]:
@@ -118,9 +145,10 @@ def sexes(folder: str | Path) -> dict[str, str]:
 
 
 def parse_path(path: str | Path) -> tuple[str, str]:
-    """Derives speaker and chapter from SPEAKER/CHAPTER/ folders, or from a SPEAKER-CHAPTER-NUMBER name."""
+    """Derives speaker and chapter from SPEAKER/CHAPTER/ or SPEAKER/ folders, or from a SPEAKER-CHAPTER-NUMBER name."""
     path = Path(path)
-    chapter, speaker = path.parent.name, path.parent.parent.name
+    chapter = path.parent.name
+    speaker = path.parent.parent.name or chapter
     if path.stem.startswith(f"{speaker}-{chapter}-"):
         return speaker, chapter
     match = re.fullmatch(r"([^-]+)-([^-]+)-[^-]+", path.stem)
@@ -128,10 +156,13 @@ def parse_path(path: str | Path) -> tuple[str, str]:
 
 
 def _read_speakers(raw: Path, split: str, folder: Path) -> Iterator[Utterance]:
-    """SPEAKER/CHAPTER/* recordings, with LibriSpeech's transcripts where a chapter has them."""
+    """SPEAKER/CHAPTER/* recordings, with LibriSpeech's transcripts where a chapter has them.
+
+    Recordings that lie in SPEAKER/ itself are one chapter.
+    """
     sex = sexes(folder)
     for speaker in _folders(folder):
-        for chapter in _folders(speaker):
+        for chapter in (speaker, *_folders(speaker)):
             texts = _transcripts(chapter)
             prefix = f"{speaker.name}-{chapter.name}-"
             for audio in _audio_files(chapter):
@@ -188,8 +219,15 @@ def _clip(folder: Path, name: str) -> Path:
 
 
 def _holds_speakers(folder: Path) -> bool:
-    chapters = (chapter for speaker in _folders(folder) for chapter in _folders(speaker))
-    return any(_audio_files(chapter) for chapter in chapters)
+    """Whether the folders in `folder` are speakers, and neither splits nor the chapters of one speaker."""
+    speakers = _folders(folder)
+    if speakers and all(_SPLIT_NAME.fullmatch(speaker.name) for speaker in speakers):
+        return False
+    chapters = (chapter for speaker in speakers for chapter in _folders(speaker))
+    if any(_audio_files(chapter) for chapter in chapters):
+        return True
+    named = ((f"{folder.resolve().name}-{speaker.name}-", _audio_files(speaker)) for speaker in speakers)
+    return any(not audio.stem.startswith(chapter) for chapter, files in named for audio in files)
 
 
 def _librispeech_sexes(table: Path) -> list[tuple[str, str]]:
@@ -237,10 +275,7 @@ def _require_folder(path: str | Path) -> Path:
 
 
 def _read_lines(path: Path) -> list[str]:
-    try:
-        return path.read_text(encoding="utf-8-sig").split("\n")  # splitlines would also cut at U+2028
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} cannot be read as UTF-8 text: {error}") from error
+    return read_text(path).split("\n")  # splitlines would also cut at U+2028
 
 
 LAYOUTS = {
@@ -251,7 +286,7 @@ LAYOUTS = {
         task="speaker",
     ),
     "voxceleb": Layout(
-        expected="SPEAKER/VIDEO/*.wav folders, also below wav/, dev/ and test/; convert .m4a to .wav or .flac first",
+        expected="SPEAKER/VIDEO/*.wav folders, also below wav/, dev/ and test/",
         is_split=_holds_speakers,
         read=_read_speakers,
         task="speaker",
