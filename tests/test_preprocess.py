@@ -67,12 +67,12 @@ def write_noise(path: Path, seconds: float, seed: int = 0) -> None:
 
 @pytest.fixture(scope="module")
 def long_corpus(tmp_path_factory) -> Path:
-    """300 short recordings of 3 speakers, which make 3 shards; the last one also has 15 minutes of silence."""
+    """300 short recordings of 4 speakers, which make 3 shards; the last one also has 15 minutes of silence."""
     root = tmp_path_factory.mktemp("long")
     for number in range(300):
-        speaker = number // 100 + 1
+        speaker = number // 75 + 1
         write_noise(root / "noise" / f"{speaker}" / "1" / f"{speaker}-1-{number:04d}.flac", 0.1, number)
-    soundfile.write(root / "noise" / "3" / "1" / "3-1-9999.flac", np.zeros(900 * 16_000, dtype=np.int16), 16_000)
+    soundfile.write(root / "noise" / "4" / "1" / "4-1-9999.flac", np.zeros(900 * 16_000, dtype=np.int16), 16_000)
     return root
 
 
@@ -80,7 +80,7 @@ def long_corpus(tmp_path_factory) -> Path:
 def clean(long_corpus, tmp_path_factory) -> dict[str, bytes]:
     """The output of one uninterrupted process for `long_corpus`."""
     out = tmp_path_factory.mktemp("clean") / "out"
-    assert run("--dataset", "librispeech", "--raw", long_corpus, "--out", out, "--heldout-speakers", 1) == 0
+    assert run("--dataset", "librispeech", "--raw", long_corpus, "--out", out, "--heldout-speakers", 2) == 0
     return tree(out)
 
 
@@ -97,7 +97,7 @@ def test_two_processes_make_the_same_bytes_without_network_caches_or_much_disk(l
     (tmp_path / "site").mkdir()
     (tmp_path / "site" / "sitecustomize.py").write_text(NO_NETWORK)
     (tmp_path / "home").mkdir()
-    common = ("--dataset", "librispeech", "--raw", long_corpus, "--heldout-speakers", 1)
+    common = ("--dataset", "librispeech", "--raw", long_corpus, "--heldout-speakers", 2)
     environment = {"HOME": str(tmp_path / "home"), "PYTHONPATH": str(tmp_path / "site")}
     process = start(*common, "--out", tmp_path / "two", "--num-proc", 2, **environment)
     peak = 0
@@ -124,7 +124,7 @@ def used(folder: Path) -> int:
 
 
 def test_a_killed_worker_loses_only_its_shard(long_corpus, clean, tmp_path):
-    common = ("--dataset", "librispeech", "--raw", long_corpus, "--out", tmp_path / "out", "--heldout-speakers", 1)
+    common = ("--dataset", "librispeech", "--raw", long_corpus, "--out", tmp_path / "out", "--heldout-speakers", 2)
     process = start(*common, "--num-proc", 2)
     records = wait_for(lambda: list((tmp_path / "out" / ".staging").glob("*.json")), process)
     for worker in workers_of(process.pid):
@@ -144,7 +144,7 @@ def test_a_killed_worker_loses_only_its_shard(long_corpus, clean, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_workers_do_not_outlive_a_killed_run(long_corpus, clean, tmp_path, how):
-    common = ("--dataset", "librispeech", "--raw", long_corpus, "--out", tmp_path / "out", "--heldout-speakers", 1)
+    common = ("--dataset", "librispeech", "--raw", long_corpus, "--out", tmp_path / "out", "--heldout-speakers", 2)
     process = start(*common, "--num-proc", 2)
     wait_for(lambda: list((tmp_path / "out" / ".staging").glob("*.json")), process)
     workers = workers_of(process.pid)
@@ -200,16 +200,15 @@ def test_another_protocol_leaves_the_features_alone(processed, librispeech_root,
 
 
 def test_a_split_is_added(small, tmp_path, capsys):
-    (small / "train-other").mkdir()
-    (small / "train-small" / "107").rename(small / "train-other" / "107")
-    common = ("--dataset", "librispeech", "--raw", small, "--out", tmp_path / "out", "--heldout-speakers", 1)
+    shutil.copytree(small / "train-small" / "101", small / "train-other" / "201")
+    common = ("--dataset", "librispeech", "--raw", small, "--out", tmp_path / "out", "--heldout-speakers", 2)
     assert run(*common, "--split", "train-small") == 0
     before = tree(tmp_path / "out")
     assert run(*common, "--split", "train-other", "--protocol", "both") == 0
     after = tree(tmp_path / "out")
     assert all(after[name] == before[name] for name in before if name.endswith(".arrow"))
     store = FeatureStore.open(tmp_path / "out")
-    assert {row.speaker for row in store.rows} == {"101", "103", "106", "107"}
+    assert {row.speaker for row in store.rows} == {"101", "103", "106", "107", "201"}
     assert [row.utterance for row in store.rows] == sorted(row.utterance for row in store.rows)
     assert run(*common, "--protocol", "third") == 0
     capsys.readouterr()
@@ -218,7 +217,7 @@ def test_a_split_is_added(small, tmp_path, capsys):
 
 
 def test_data_that_does_not_match_the_features_is_refused(small, tmp_path, capsys):
-    common = ("--dataset", "librispeech", "--raw", small, "--out", tmp_path / "out", "--heldout-speakers", 1)
+    common = ("--dataset", "librispeech", "--raw", small, "--out", tmp_path / "out", "--heldout-speakers", 2)
     assert run(*common) == 0
     before = tree(tmp_path / "out")
     capsys.readouterr()
@@ -248,7 +247,7 @@ def harm(small: Path) -> list[Path]:
 
 def test_bad_recordings_are_listed_and_tolerated_up_to_a_share(small, tmp_path, capsys):
     bad = harm(small)
-    common = ("--dataset", "librispeech", "--raw", small, "--out", tmp_path / "out", "--heldout-speakers", 1)
+    common = ("--dataset", "librispeech", "--raw", small, "--out", tmp_path / "out", "--heldout-speakers", 2)
     assert run(*common) == 3
     captured = capsys.readouterr()
     assert captured.err.startswith("error: 4 of 52 recordings (7.7%) are unusable") and captured.out == ""
@@ -266,7 +265,7 @@ def test_a_recording_fixed_since_is_used_even_if_its_size_is_the_same(small, tmp
     path = small / "train-small" / "101" / "1011" / "101-1011-0000.flac"
     whole = path.read_bytes()
     path.write_bytes(bytes(len(whole)))
-    common = ("--dataset", "librispeech", "--raw", small, "--out", tmp_path / "out", "--heldout-speakers", 1)
+    common = ("--dataset", "librispeech", "--raw", small, "--out", tmp_path / "out", "--heldout-speakers", 2)
     assert run(*common) == 3
     path.write_bytes(whole)
     assert run(*common) == 0
@@ -287,7 +286,7 @@ def test_nothing_but_bad_recordings(tmp_path, capsys):
 def test_two_runs_at_once_are_refused(small, tmp_path, capsys):
     import filelock
 
-    common = ("--dataset", "librispeech", "--raw", small, "--out", tmp_path / "out", "--heldout-speakers", 1)
+    common = ("--dataset", "librispeech", "--raw", small, "--out", tmp_path / "out", "--heldout-speakers", 2)
     (tmp_path / "out").mkdir()
     answers = []
     with filelock.FileLock(tmp_path / "out" / ".lock"):
@@ -377,7 +376,7 @@ def test_folders_without_transcripts_suit_task_speaker_and_not_tts(small, tmp_pa
     assert run(*common, "--task", "tts") == 2
     assert "13 of 52 recordings have no transcript (in train-small; " in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
-    assert run(*common, "--heldout-speakers", 1) == 0
+    assert run(*common, "--heldout-speakers", 2) == 0
     store = FeatureStore.open(tmp_path / "out")
     silent = [i for i, row in enumerate(store.rows) if row.text is None]
     assert {store.rows[i].speaker for i in silent} == {"106"} and len(silent) == 13

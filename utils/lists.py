@@ -16,7 +16,7 @@ from utils.files import read_json, read_text, sha256_text, shown, staging_direct
 
 SPLITS_FORMAT = 1  # of protocol.json
 DEFAULT_PROTOCOL = "default"
-BLANKS = " \t\r"  # of lists; those of Unicode belong to names
+BLANKS = " \t"  # of lists; those of Unicode belong to names
 
 
 class Trial(NamedTuple):
@@ -96,7 +96,7 @@ def unlistable(name: str) -> str | None:
 
 def split_fields(line: str) -> list[str]:
     """Inverse of `join_fields`; also accepts several blanks between fields."""
-    line = line.rstrip("\r\n")
+    line = line.rstrip("\n")
     fields = line.split("\t" if "\t" in line else " ")
     return [field.strip(" ") for field in fields if field.strip(" ")]
 
