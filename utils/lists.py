@@ -85,6 +85,8 @@ def unlistable(name: str) -> str | None:
     """The reason why a name cannot be an item of a list; None if it can."""
     if not name or name != name.strip(BLANKS):
         return "is empty, or begins or ends with a blank"
+    if name.startswith("\ufeff"):
+        return "begins with a byte-order mark"
     if any(character in name for character in "\t\n\r"):
         return "contains a tab or a line break"
     try:
