@@ -299,3 +299,21 @@ def test_ignored_files_are_listed(tmp_path):
     assert [u.path for u in utterances] == used[:2]
     found = ignored_files(tmp_path, "librispeech", utterances)
     assert sorted(found) == sorted([*ignored, os.fsdecode(b"ben/x/caf\xe9.wav")])
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_tables_of_other_editors_are_read_alike(tmp_path, end):
+    """With a byte-order mark and any line ends, and with blanks of Unicode inside lines."""
+    voice, books = tmp_path / "voice", tmp_path / "books"
+    touch(voice, "wavs/\u3000a.wav", "wavs/b\u2028.wav")
+    rows = ["\u3000a|One.\u2028Two.|", "b\u2028|Three|3\x85", ""]
+    (voice / "metadata.csv").write_bytes(b"\xef\xbb\xbf" + end.join(rows).encode())
+    found = {u.utterance: (u.path, u.text) for u in read_corpus(voice, "ljspeech")}
+    expected = {"\u3000a": ("wavs/\u3000a.wav", "One.\u2028Two."), "b\u2028": ("wavs/b\u2028.wav", "3")}
+    assert found == expected
+    touch(books, "1/2/\u00a01.wav", "1/2/2 3.wav", "4/5/6.wav")
+    lines = ["\u00a01 ONE\u2028TWO", "2 3\tTHREE", ""]
+    (books / "1" / "2" / "1-2.trans.txt").write_bytes(b"\xef\xbb\xbf" + end.join(lines).encode())
+    (books / "SPEAKERS.TXT").write_bytes(b"\xef\xbb\xbf" + end.join(["; a comment", "1 | F | x", ""]).encode())
+    found = {u.utterance: (u.sex, u.text) for u in read_corpus(books, "librispeech")}
+    assert found == {"1-2-\u00a01": ("F", "ONE\u2028TWO"), "1-2-2 3": ("F", "THREE"), "4-5-6": ("", None)}

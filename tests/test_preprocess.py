@@ -15,7 +15,6 @@ import soundfile
 import yaml
 
 import preprocess
-from utils.corpus.layouts import LAYOUTS
 from utils.errors import UserError
 from utils.features.store import FeatureStore
 from utils.speaker.protocol import read_protocol
@@ -272,17 +271,6 @@ def test_a_recording_fixed_since_is_used_even_if_its_size_is_the_same(small, tmp
     assert len(FeatureStore.open(tmp_path / "out")) == 52 and tree(tmp_path / "out")["bad_files.txt"] == b""
 
 
-def test_nothing_but_bad_recordings(tmp_path, capsys):
-    for speaker in range(4):
-        for number in range(2):
-            path = tmp_path / "raw" / "s" / f"{speaker}" / "1" / f"{speaker}-1-{number}.flac"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text("not audio")
-    assert run("--dataset", "librispeech", "--raw", tmp_path / "raw", "--out", tmp_path / "out", "--max-bad", 1) == 2
-    assert "none of the 8 recordings is usable" in capsys.readouterr().err
-    assert not (tmp_path / "out" / "meta.json").exists()
-
-
 def test_two_runs_at_once_are_refused(small, tmp_path, capsys):
     import filelock
 
@@ -400,47 +388,6 @@ def test_refusals_leave_nothing_behind(small, tmp_path, capsys):
     (tmp_path / "mine" / "thesis.txt").write_text("mine")
     assert run("--dataset", "librispeech", "--raw", small, "--out", tmp_path / "mine") == 2
     assert "holds other files" in capsys.readouterr().err and len(list((tmp_path / "mine").iterdir())) == 1
-
-
-def refused(capsys, *words: object) -> list[str]:
-    """Returns the sentences with which the flags are refused."""
-    with pytest.raises(SystemExit) as caught:
-        preprocess.main([str(word) for word in words])
-    assert caught.value.code == 2
-    return [line.removeprefix("preprocess.py: error: ") for line in capsys.readouterr().err.splitlines()[:-1]]
-
-
-def test_all_bad_flags_are_shown_at_once(capsys):
-    words = ["--dataset", "ljspeech", "--num-proc", "0", "--protocol", "../up", "--heldout-speakers", "gone.txt"]
-    errors = "\n".join(refused(capsys, *words))
-    for flag in ("--num-proc", "--protocol", "--heldout-speakers"):
-        assert f"argument {flag}" in errors
-
-
-@pytest.mark.parametrize(
-    ("words", "sentences"),
-    [
-        (
-            "--dataset ljspeech --heldout-speakers 3 --valid-speakers 1",
-            ["--heldout-speakers needs --task speaker", "--valid-speakers needs --task speaker"],
-        ),
-        ("--dataset librispeech --units phoneme", ["--units needs --task tts"]),
-        ("--raw here", ["no corpus: give --dataset, or --layout with --raw and --out"]),
-        ("--layout voxceleb", ["--layout needs --raw", "--layout needs --out"]),
-        ("--layout voxceleb --raw here --units char", ["--layout needs --out", "--units needs --task tts"]),
-        (
-            "--dataset demo --layout ljspeech --units char --task speaker",
-            ["--dataset and --layout contradict: a dataset implies its layout", "--units needs --task tts"],
-        ),
-    ],
-)
-def test_flags_that_contradict_each_other(words, sentences, capsys):
-    assert refused(capsys, *words.split()) == sentences
-
-
-def test_every_layout_is_offered(capsys):
-    (error,) = refused(capsys, "--layout", "timit", "--raw", "here", "--out", "there")
-    assert "invalid choice: 'timit'" in error and all(name in error for name in LAYOUTS)
 
 
 def test_a_layout_reads_like_the_dataset_that_has_it(processed, librispeech_root, tmp_path):

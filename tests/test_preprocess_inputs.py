@@ -163,6 +163,17 @@ def test_any_error_of_a_recording_is_an_entry_and_the_others_are_used(raw, error
     assert bad == [("1/a/0.wav", " ".join(f"{type(error).__name__}: {error}".split()))]
 
 
+def test_nothing_but_bad_recordings(tmp_path, capsys):
+    for speaker in range(4):
+        for number in range(2):
+            path = tmp_path / "raw" / "s" / f"{speaker}" / "1" / f"{speaker}-1-{number}.flac"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text("not audio")
+    assert run("--dataset", "librispeech", "--raw", tmp_path / "raw", "--out", tmp_path / "out", "--max-bad", 1) == 2
+    assert "none of the 8 recordings is usable" in capsys.readouterr().err
+    assert not (tmp_path / "out" / "meta.json").exists()
+
+
 def test_what_is_not_downloaded_yet_is_a_command_away(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     for arguments, command in (

@@ -134,7 +134,8 @@ def process_lock(path: Path, timeout: float = -1) -> Iterator[None]:
 
     path.parent.mkdir(parents=True, exist_ok=True)
     with filelock.FileLock(path, timeout=timeout):
-        path.write_text(f"{os.getpid()}\n", encoding="ascii")
+        with contextlib.suppress(OSError):  # a full disk; the lock holds all the same
+            path.write_text(f"{os.getpid()}\n", encoding="ascii")
         yield
 
 
