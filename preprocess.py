@@ -151,7 +151,7 @@ def _require_utf8(*folders: Path) -> None:
     """Raises `UserError` for a folder whose name the files that describe a store could not hold."""
     for folder in map(Path.resolve, folders):
         if shown(folder) != str(folder):
-            raise UserError(f"{shown(folder)} is not a name in UTF-8: rename the folder")
+            raise UserError(f"{shown(folder)} is not a name in UTF-8: rename the folder, or set PYTHONUTF8=1 if it is")
 
 
 def _read_corpus(args: argparse.Namespace) -> list[Utterance]:

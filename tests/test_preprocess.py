@@ -5,7 +5,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
@@ -269,20 +268,6 @@ def test_a_recording_fixed_since_is_used_even_if_its_size_is_the_same(small, tmp
     path.write_bytes(whole)
     assert run(*common) == 0
     assert len(FeatureStore.open(tmp_path / "out")) == 52 and tree(tmp_path / "out")["bad_files.txt"] == b""
-
-
-def test_two_runs_at_once_are_refused(small, tmp_path, capsys):
-    import filelock
-
-    common = ("--dataset", "librispeech", "--raw", small, "--out", tmp_path / "out", "--heldout-speakers", 2)
-    (tmp_path / "out").mkdir()
-    answers = []
-    with filelock.FileLock(tmp_path / "out" / ".lock"):
-        worker = threading.Thread(target=lambda: answers.append(run(*common)))
-        worker.start()
-        worker.join()
-    assert answers == [2] and "another preprocess.py is running" in capsys.readouterr().err
-    assert run(*common) == 0
 
 
 def test_text_to_mel(ljspeech_root, tmp_path, capsys):

@@ -12,7 +12,7 @@ import pytest
 import soundfile
 
 import preprocess
-from tests.test_preprocess import run, start, tree, write_noise
+from tests.test_preprocess import run, tree, write_noise
 from utils.errors import UserError
 from utils.features.extract import _extract
 from utils.features.mel import MelExtractor
@@ -101,7 +101,9 @@ def test_a_corpus_of_names_that_no_list_can_hold_is_refused(raw, capsys):
     assert run(*words(raw, "--raw", raw.parent, "--layout", "librispeech")[2:]) == 2
     assert "holds no recording with a name that a list can hold" in capsys.readouterr().err
     assert run(*words(raw, "--raw", other)) == 2
-    assert capsys.readouterr().err.endswith("/caf\\udce9 is not a name in UTF-8: rename the folder\n")
+    assert capsys.readouterr().err.endswith(
+        "/caf\\udce9 is not a name in UTF-8: rename the folder, or set PYTHONUTF8=1 if it is\n"
+    )
     assert not (raw.parent / "out").exists()
 
 
@@ -195,16 +197,22 @@ def test_features_are_not_looked_for_in_raw_audio(raw):
             FeatureStore.open(folder)
 
 
-def test_a_second_run_says_which_process_is_in_the_way(raw):
-    for speaker in "567":
-        shutil.copytree(raw / "1", raw / speaker)
-    first = start(*words(raw))
-    lock = raw.parent / "out" / ".lock"
-    while not (lock.exists() and lock.read_text()) and first.poll() is None:
-        pass
-    second = script("preprocess.py", *words(raw))
-    assert first.wait() == 0
-    first.communicate()
-    assert second.returncode == 0 or second.stderr == (
-        f"error: another preprocess.py (process {first.pid}) is running in {raw.parent / 'out'}\n"
-    )
+HOLDER = """
+import pathlib, sys
+from utils.files import process_lock
+with process_lock(pathlib.Path(sys.argv[1])):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_two_runs_at_once_are_refused(raw, capsys):
+    command = [sys.executable, "-c", HOLDER, raw.parent / "out" / ".lock"]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, cwd=REPOSITORY, **pipes) as other:
+        assert other.stdout.readline() == "held\n"
+        assert run(*words(raw)) == 2
+        reason = f"another preprocess.py (process {other.pid}) is running in {raw.parent / 'out'}"
+        assert capsys.readouterr().err == f"error: {reason}\n"
+        other.stdin.close()
+    assert run(*words(raw)) == 0

@@ -188,7 +188,7 @@ def _fetch(archive: Archive, part: Path, patience: Patience, say: Say) -> None:
 def _given_up(archive: Archive, part: Path, reasons: Mapping[str, _Failed]) -> UserError:
     causes = "; ".join(f"{url} {reason}" for url, reason in reasons.items())
     kept = f" ({_size(part):,} bytes are kept, and the next run resumes there)" if part.exists() else ""
-    by_hand = f"got in another way it belongs at {part.parent / archive.name}, where the next run finds it"
+    by_hand = f"an archive that was fetched by hand belongs at {part.parent / archive.name}"
     return UserError(f"{archive.name} could not be downloaded: {causes}{kept}; {by_hand}")
 
 

@@ -91,8 +91,8 @@ def _locked(out: Path) -> Iterator[None]:
             yield
     except filelock.Timeout as error:
         raise UserError(f"another preprocess.py{holder(out / '.lock')} is running in {out}") from error
-    except OSError as error:
-        raise UserError(f"making the features in {out} failed: {error}") from error
+    except (OSError, MemoryError) as error:
+        raise UserError(f"making the features in {out} failed: {str(error) or 'memory ran out'}") from error
 
 
 def _refuse_other_text(there: dict[str, Any], asked: dict[str, Any], out: Path) -> None:
