@@ -92,6 +92,14 @@ def test_a_transcript_that_is_not_utf8_is_refused(splits):
         read_corpus(splits, "librispeech")
 
 
+def test_two_transcripts_of_one_recording_are_refused(splits):
+    table = next((splits / "dev-a").rglob("*.trans.txt"))
+    name = table.read_text().split()[0]
+    table.write_text(table.read_text() + f"{name} ANOTHER\n")
+    with pytest.raises(UserError, match=f"trans.txt holds two transcripts of {name}"):
+        read_corpus(splits, "librispeech")
+
+
 def test_speakers_table_is_found_above_and_below(librispeech_root, tmp_path):
     expected = {str(number): "M" if number < 105 else "F" for number in range(101, 109)}
     deep = librispeech_root / "LibriSpeech" / "train-tiny" / "101"

@@ -131,14 +131,17 @@ def test_a_copy_of_the_corpus_is_the_same_corpus(raw, capsys):
 
 
 def test_a_shard_of_an_interrupted_run_is_made_again_if_a_recording_was_replaced(raw):
-    write_noise(raw / "1" / "a" / "0.wav", 0.01)
-    assert run(*words(raw)) == 3  # its shards are kept, but not those with bad recordings
-    write_noise(raw / "1" / "a" / "0.wav", 0.6)
+    for number in range(10, 140):
+        write_noise(raw / "1" / "a" / f"{number}.wav", 0.1, number)
+    write_noise(raw / "4" / "a" / "5.wav", 0.01)
+    assert run(*words(raw, "--max-bad", 0)) == 3  # the first shard is kept, and not the second with a bad recording
+    write_noise(raw / "4" / "a" / "5.wav", 0.6)
+    write_noise(raw / "1" / "a" / "10.wav", 0.1, 999)
     assert run(*words(raw)) == 0
     store = FeatureStore.open(raw.parent / "out")
-    samples, _ = soundfile.read(raw / "1" / "a" / "0.wav", dtype="float32")
+    samples, _ = soundfile.read(raw / "1" / "a" / "10.wav", dtype="float32")
     expected = MelExtractor(RECIPES["speaker-16k"])(samples)
-    np.testing.assert_array_equal(store.mel(store.index["1-a-0"]), expected.astype(np.float16).astype(np.float32))
+    np.testing.assert_array_equal(store.mel(store.index["1-a-10"]), expected.astype(np.float16).astype(np.float32))
 
 
 def test_samples_beyond_all_range_are_a_fault_of_their_file(raw, trained_run):

@@ -266,6 +266,9 @@ def test_broken_lists_of_recordings_and_speakers_are_refused(tmp_path):
     path.write_text("speaker path\nspeaker\n")
     with pytest.raises(UserError, match="line 2 of .* is not `speaker path`"):
         read_identification(path)
+    path.write_text("ada a.wav\nben b.wav\nada b.wav\n")
+    with pytest.raises(UserError, match="line 3 of .* contradicts an earlier one: the recording has two speakers"):
+        read_identification(path)
     path.write_text("\n")
     with pytest.raises(UserError, match="lists no speakers"):
         read_speakers(path)

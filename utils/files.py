@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -120,7 +121,8 @@ def shown(text: object) -> str:
 def escape_in_streams() -> None:
     """Makes standard output and error show characters that their encoding lacks as backslash escapes."""
     for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="backslashreplace")
+        if isinstance(stream, io.TextIOWrapper):  # not where a caller replaced it
+            stream.reconfigure(errors="backslashreplace")
 
 
 @contextlib.contextmanager

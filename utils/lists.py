@@ -46,10 +46,12 @@ def read_trials(path: str | Path, allow_empty: bool = False) -> list[Trial]:
 
 def read_identification(path: str | Path) -> list[tuple[str, str]]:
     """Reads `speaker path` lines as pairs; `UserError` if a line is malformed, or if there are none."""
-    pairs = []
+    pairs, speakers = [], {}
     for number, fields in _split_lines(path):
         if len(fields) != 2:
             raise UserError(f"line {number} of {path} is not `speaker path`")
+        if speakers.setdefault(fields[1], fields[0]) != fields[0]:
+            raise UserError(f"line {number} of {path} contradicts an earlier one: the recording has two speakers")
         pairs.append((fields[0], fields[1]))
     if not pairs:
         raise UserError(f"{path} lists no recordings")

@@ -198,8 +198,8 @@ def _transcripts(chapter: Path) -> dict[str, str]:
     for file in sorted(chapter.glob("*.trans.txt")):
         for line in _read_lines(file):
             name, _, text = line.strip(BLANKS).partition("\t" if "\t" in line else " ")
-            if name and text:
-                texts[name] = text.strip()
+            if name and text and texts.setdefault(name, text.strip()) != text.strip():
+                raise UserError(f"{file} holds two transcripts of {name}")
     return texts
 
 
