@@ -20,6 +20,7 @@ from pathlib import Path
 from utils.cli import Parser, cores, non_negative_int, peek, positive_float, positive_int, run, save_config
 from utils.corpus.catalog import ARCHIVES, DATASETS, DEFAULT_SPLITS, SYNTHETIC_SPLITS, splits
 from utils.corpus.voices import VOICES
+from utils.files import escape_in_streams
 
 
 def build_parser(argv: Sequence[str] | None = None) -> Parser:
@@ -97,6 +98,7 @@ def _of_two_chapters(text: str) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parses the flags, makes the corpus, returns the exit code."""
+    escape_in_streams()
     args = build_parser(argv).parse_args(argv)
     args.split = list(dict.fromkeys(args.split or DEFAULT_SPLITS[args.dataset]))
     return run(obtain, args)

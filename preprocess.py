@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import shlex
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -26,10 +27,10 @@ from typing import TYPE_CHECKING, Any
 
 from utils.cli import Parser, cores, fraction, non_negative_int, positive_int, run, save_config
 from utils.corpus.catalog import DATASETS
-from utils.corpus.layouts import LAYOUTS, Utterance, read_corpus
+from utils.corpus.layouts import LAYOUTS, NoSpeech, Utterance, ignored_files, read_corpus
 from utils.errors import UserError
 from utils.features.recipe import DEFAULT_RECIPE, RECIPES
-from utils.files import read_json
+from utils.files import escape_in_streams, read_json, shown
 from utils.lists import DEFAULT_PROTOCOL
 
 if TYPE_CHECKING:
@@ -83,6 +84,7 @@ def _add_protocol_arguments(parser: Parser) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parses the flags, preprocesses, returns the exit code."""
+    escape_in_streams()
     parser = build_parser()
     args = parser.parse_args(argv)
     layout = _layout(args)
@@ -119,7 +121,8 @@ def find_problems(args: argparse.Namespace) -> list[str]:
 
 def preprocess(args: argparse.Namespace) -> None:
     """Makes the features, then splits and trials; refuses before the work whatever can be refused then."""
-    utterances = read_corpus(args.raw, _layout(args), args.split)
+    _require_utf8(args.raw, args.out)
+    utterances = _read_corpus(args)
     if args.task == "tts":
         _require_texts(utterances)
     _require_own_folder(args.out)
@@ -141,7 +144,27 @@ def preprocess(args: argparse.Namespace) -> None:
     reason = None if had_protocol else _make_protocol(args, store, request)
     if not is_new and had_protocol:
         print(f"{args.out} and its protocol {args.protocol} are complete: nothing to do")
-    _summarize(args, store, reason)
+    _summarize(args, store, reason, ignored_files(args.raw, _layout(args), utterances))
+
+
+def _require_utf8(*folders: Path) -> None:
+    """Raises `UserError` for a folder whose name the files that describe a store could not hold."""
+    for folder in map(Path.resolve, folders):
+        if shown(folder) != str(folder):
+            raise UserError(f"{shown(folder)} is not a name in UTF-8: rename the folder, or set PYTHONUTF8=1 if it is")
+
+
+def _read_corpus(args: argparse.Namespace) -> list[Utterance]:
+    """Reads the corpus; if download.py would make it, the error for a missing one says how."""
+    try:
+        return read_corpus(args.raw, _layout(args), args.split)
+    except NoSpeech as error:
+        if not args.dataset or args.raw.name != args.dataset:
+            raise
+        words = ["python", "download.py", "--dataset", args.dataset]
+        words += ["--split", *args.split] if args.split else []
+        words += ["--root", str(args.raw.parent)] if args.raw.parent != Path("data/raw") else []
+        raise UserError(f"{error}: run {shlex.join(words)} first") from error
 
 
 def _require_texts(utterances: Sequence[Utterance]) -> None:
@@ -225,7 +248,7 @@ def _make_protocol(args: argparse.Namespace, store: FeatureStore, request: dict[
     return None
 
 
-def _summarize(args: argparse.Namespace, store: FeatureStore, no_protocol: str | None) -> None:
+def _summarize(args: argparse.Namespace, store: FeatureStore, no_protocol: str | None, ignored: Sequence[str]) -> None:
     from utils.features.store import shard_paths
 
     shards = shard_paths(args.out, store.meta)
@@ -240,6 +263,10 @@ def _summarize(args: argparse.Namespace, store: FeatureStore, no_protocol: str |
     )
     if bad:
         print(f"bad files  {bad} recordings are unusable; {args.out}/bad_files.txt lists them")
+    if ignored:
+        suffixes = Counter(Path(path).suffix.lower() or "no suffix" for path in ignored)
+        kinds = ", ".join(f"{count} {suffix}" for suffix, count in suffixes.most_common())
+        print(f"ignored    {len(ignored)} files ({kinds}), the first: {shown(ignored[0])}")
     if unknown:
         print(f"unknown    not in the vocabulary: {', '.join(f'{s!r} x {n}' for s, n in unknown.items())}")
     if no_protocol:

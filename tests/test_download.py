@@ -2,7 +2,9 @@
 
 import dataclasses
 import hashlib
+import os
 import re
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -19,9 +21,9 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 QUICK = ["--attempts", "2", "--retry-wait", "0.01", "--timeout", "5"]
 
 
-def run_script(*words):
+def run_script(*words, **environment):
     command = [sys.executable, "download.py", *map(str, words)]
-    return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+    return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, env={**os.environ, **environment})
 
 
 def refused(capsys, *words):
@@ -89,7 +91,38 @@ def test_wrong_bytes_are_refused_with_a_sentence(tmp_path):
 def test_missing_server(tmp_path, capsys):
     words = ["--dataset", "ljspeech", "--root", str(tmp_path), "--base-url", "http://127.0.0.1:9", *QUICK]
     assert download.main(words) == 2
-    assert "could not be downloaded: http://127.0.0.1:9/LJSpeech-1.1.tar.bz2 failed" in capsys.readouterr().err
+    captured = capsys.readouterr()
+    assert "could not be downloaded: http://127.0.0.1:9/LJSpeech-1.1.tar.bz2 failed" in captured.err
+    assert "; retrying in 0.01 s\n" in captured.out
+
+
+def test_without_a_network_it_gives_up_at_once_and_says_where_an_archive_belongs(tmp_path):
+    words = ["--dataset", "ljspeech", "--root", tmp_path, "--base-url", "http://nowhere.invalid", "--retry-wait", "60"]
+    result = run_script(*words)
+    assert result.returncode == 2 and result.stderr.count("\n") == 1 and "retrying" not in result.stdout
+    place = tmp_path / "ljspeech" / "LJSpeech-1.1.tar.bz2"
+    assert result.stderr.endswith(f"; an archive that was fetched by hand belongs at {place}\n")
+
+
+def test_a_full_disk_names_the_file(tmp_path):
+    """The limit on the size of files stands for a full disk."""
+
+    def limit_files():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+
+    words = ["--dataset", "demo-voice", "--root", tmp_path, "--utterances-per-voice", "2"]
+    command = [sys.executable, "download.py", *map(str, words)]
+    result = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, preexec_fn=limit_files)
+    assert result.returncode == 2 and result.stderr.count("\n") == 1
+    assert "there is no space left under" in result.stderr and "DV001-0001.wav: File too large" in result.stderr
+    assert [path.name for path in (tmp_path / "demo-voice").iterdir()] == [".lock"]
+
+
+def test_a_terminal_that_lacks_characters_shows_escapes(tmp_path):
+    words = ["--dataset", "demo", "--voices", "1", "--utterances-per-voice", "2", "--root"]
+    for name, encoding, shown in (("caf\u00e9", "ascii", "caf\\xe9"), (os.fsdecode(b"caf\xe9"), "utf-8", "caf\\udce9")):
+        result = run_script(*words, tmp_path / name, PYTHONIOENCODING=encoding)
+        assert (result.returncode, result.stderr) == (0, "") and f"{tmp_path}/{shown}/demo" in result.stdout
 
 
 def test_public_corpus_from_the_command_line(tmp_path, capsys, monkeypatch):

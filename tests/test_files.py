@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 
+import filelock
 import pytest
 
 from utils import files
@@ -129,7 +130,7 @@ def test_unreadable_json_is_reported_in_a_sentence(tmp_path):
     with pytest.raises(UserError, match="broken.json is not JSON: "):
         files.read_json(tmp_path / "broken.json")
     (tmp_path / "binary.json").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(UserError, match="binary.json is not JSON: "):
+    with pytest.raises(UserError, match="binary.json cannot be read as text: "):
         files.read_json(tmp_path / "binary.json")
     with pytest.raises(UserError, match="missing.json cannot be read: No such file"):
         files.read_json(tmp_path / "missing.json")
@@ -140,3 +141,57 @@ def test_digests(tmp_path):
     (tmp_path / "file").write_bytes(content)
     assert files.sha256_file(tmp_path / "file") == hashlib.sha256(content).hexdigest()
     assert files.sha256_text("ß") == hashlib.sha256("ß".encode()).hexdigest()
+
+
+def test_a_replaced_file_keeps_mode_owner_and_link(tmp_path):
+    """A store that its owner made private stays private, also behind a link."""
+    target, link = tmp_path / "target.txt", tmp_path / "link.txt"
+    target.write_text("old")
+    target.chmod(0o600)
+    link.symlink_to(target)
+    files.write_text(link, "new")
+    assert link.is_symlink() and target.read_text() == "new"
+    assert target.stat().st_mode & 0o777 == 0o600
+    files.write_text(tmp_path / "fresh.txt", "new")
+    assert (tmp_path / "fresh.txt").stat().st_mode & 0o777 == 0o666 & ~files._umask()
+
+
+def test_text_is_read_without_mark_and_with_one_kind_of_line_end(tmp_path):
+    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfone\r\ntwo\xe2\x80\xa8three\rfour\x0c\n")
+    assert files.read_text(tmp_path / "a.txt") == "one\ntwo\u2028three\nfour\x0c\n"
+
+
+def test_names_that_utf8_lacks_are_shown_with_escapes():
+    assert files.shown(os.fsdecode(b"caf\xe9.wav")) == "caf\\udce9.wav"
+    assert files.shown("caf\u00e9.wav") == "caf\u00e9.wav"
+
+
+def test_a_replaced_folder_keeps_mode_and_link(umask, tmp_path):
+    umask(0o022)
+    target, link = tmp_path / "elsewhere" / "corpus", tmp_path / "corpus"
+    target.mkdir(parents=True)
+    target.chmod(0o700)
+    (target / "old").touch()
+    link.symlink_to(target)
+    with files.replacing_directory(link) as staging:
+        (staging / "new").touch()
+    assert link.is_symlink() and os.listdir(link) == ["new"] and os.listdir(target.parent) == ["corpus"]
+    assert target.stat().st_mode & 0o777 == 0o700
+
+
+def test_a_lock_says_which_process_holds_it(tmp_path):
+    code = (
+        "import sys, pathlib\nfrom utils.files import process_lock\n"
+        "with process_lock(pathlib.Path(sys.argv[1])):\n    print('held', flush=True); sys.stdin.read()\n"
+    )
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, "-c", code, str(tmp_path / ".lock")], **pipes) as other:
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(filelock.Timeout):
+            with files.process_lock(tmp_path / ".lock", timeout=0):
+                pass
+        assert files.holder(tmp_path / ".lock") == f" (process {other.pid})"
+        other.stdin.close()
+    with files.process_lock(tmp_path / ".lock", timeout=0):
+        assert files.holder(tmp_path / ".lock") == f" (process {os.getpid()})"
+    assert files.holder(tmp_path / "missing") == ""

@@ -1,5 +1,6 @@
 import csv
 import json
+import os
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -9,7 +10,7 @@ import soundfile
 
 import preprocess
 import test as test_script
-from utils.corpus.layouts import find_splits, parse_path, read_corpus, sexes
+from utils.corpus.layouts import find_splits, ignored_files, parse_path, read_corpus, sexes
 from utils.errors import UserError
 from utils.features.audio import read_audio
 from utils.features.store import FeatureStore
@@ -87,7 +88,15 @@ def test_missing_empty_and_other_folders_are_refused(tmp_path):
 
 def test_a_transcript_that_is_not_utf8_is_refused(splits):
     next((splits / "dev-a").rglob("*.trans.txt")).write_bytes(b"101-1011-0000 CAF\xc9\n")
-    with pytest.raises(UserError, match="101-101.\\.trans\\.txt cannot be read as UTF-8"):
+    with pytest.raises(UserError, match="101-101.\\.trans\\.txt cannot be read as text"):
+        read_corpus(splits, "librispeech")
+
+
+def test_two_transcripts_of_one_recording_are_refused(splits):
+    table = next((splits / "dev-a").rglob("*.trans.txt"))
+    name = table.read_text().split()[0]
+    table.write_text(table.read_text() + f"{name} ANOTHER\n")
+    with pytest.raises(UserError, match=f"trans.txt holds two transcripts of {name}"):
         read_corpus(splits, "librispeech")
 
 
@@ -210,12 +219,11 @@ def test_m4a_is_refused_with_a_sentence(voxceleb, tmp_path):
     video = tmp_path / "dev" / "aac" / "id00012" / "21Uxsk56VDQ"
     video.mkdir(parents=True)
     (video / "00001.m4a").write_bytes(b"\0\0\0\x20ftypM4A " + bytes(1000))
-    with pytest.raises(UserError, match="holds no speech in voxceleb layout .*convert .m4a"):
-        read_corpus(tmp_path, "voxceleb")
+    assert [u.path for u in read_corpus(tmp_path, "voxceleb")] == ["dev/aac/id00012/21Uxsk56VDQ/00001.m4a"]
     with pytest.raises(UserError, match="00001.m4a (is not audio that can be read|can be decoded by ffmpeg only)"):
         read_audio(video / "00001.m4a")
     shutil.copy(source, video / "00002.wav")
-    assert [u.utterance for u in read_corpus(tmp_path, "voxceleb")] == ["id00012-21Uxsk56VDQ-00002"]
+    assert [u.utterance[-5:] for u in read_corpus(tmp_path, "voxceleb")] == ["00001", "00002"]
 
 
 def test_voxceleb_from_folders_to_a_report(voxceleb, trained_run, tmp_path):
@@ -259,3 +267,61 @@ def test_real_ljspeech_folders(real_data):
     utterances = read_corpus(real_data / "tts_dev", "ljspeech")
     assert Counter(u.speaker for u in utterances) == {"LJSpeech-1.1": 186, "Kathleen": 300}
     assert all((real_data / "tts_dev" / u.path).is_file() and u.text for u in utterances)
+
+
+def touch(root: Path, *names: str) -> None:
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).touch()
+
+
+def test_recordings_in_a_speakers_own_folder_are_one_chapter(tmp_path):
+    touch(tmp_path, "ada/1.wav", "ada/2.wav", "ben/x/1.wav")
+    found = [(u.speaker, u.chapter, u.utterance) for u in read_corpus(tmp_path, "librispeech")]
+    assert found == [("ada", "ada", "ada-ada-1"), ("ada", "ada", "ada-ada-2"), ("ben", "x", "ben-x-1")]
+    assert parse_path("ada/1.wav") == ("ada", "ada")
+
+
+def test_folders_with_names_of_splits_are_splits(tmp_path):
+    touch(tmp_path, "train/ada/1.wav", "train/ben/1.wav", "test/eve/1.wav")
+    assert {(u.split, u.speaker) for u in read_corpus(tmp_path, "librispeech")} == {
+        ("train", "ada"),
+        ("train", "ben"),
+        ("test", "eve"),
+    }
+
+
+def test_the_chapters_of_one_speaker_are_no_speakers(tmp_path):
+    touch(tmp_path, "101/1011/101-1011-0001.wav", "101/1012/101-1012-0001.wav")
+    assert {u.speaker for u in read_corpus(tmp_path, "librispeech")} == {"101"}
+    with pytest.raises(UserError, match="no speech in librispeech layout"):
+        read_corpus(tmp_path / "101", "librispeech")
+
+
+def test_ignored_files_are_listed(tmp_path):
+    """Too deep, of unknown suffixes, and with names that no list can contain; hidden files and transcripts are not."""
+    used = ["ada/x/1.wav", "ada/x/2.flac", "ada/x/ada-x.trans.txt", "ada/x/.hidden.wav"]
+    ignored = ["ada/x/deep/1.wav", "ada/x/3.pcm", "ada/x/notes", "ben/x/a\tb.wav", "ben/x/c\nd.wav"]
+    touch(tmp_path, *used, *ignored, os.fsdecode(b"ben/x/caf\xe9.wav"))
+    utterances = read_corpus(tmp_path, "librispeech")
+    assert [u.path for u in utterances] == used[:2]
+    found = ignored_files(tmp_path, "librispeech", utterances)
+    assert sorted(found) == sorted([*ignored, os.fsdecode(b"ben/x/caf\xe9.wav")])
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_tables_of_other_editors_are_read_alike(tmp_path, end):
+    """With a byte-order mark and any line ends, and with blanks of Unicode inside lines."""
+    voice, books = tmp_path / "voice", tmp_path / "books"
+    touch(voice, "wavs/\u3000a.wav", "wavs/b\u2028.wav")
+    rows = ["\u3000a|One.\u2028Two.|", "b\u2028|Three|3\x85", ""]
+    (voice / "metadata.csv").write_bytes(b"\xef\xbb\xbf" + end.join(rows).encode())
+    found = {u.utterance: (u.path, u.text) for u in read_corpus(voice, "ljspeech")}
+    expected = {"\u3000a": ("wavs/\u3000a.wav", "One.\u2028Two."), "b\u2028": ("wavs/b\u2028.wav", "3")}
+    assert found == expected
+    touch(books, "1/2/\u00a01.wav", "1/2/2 3.wav", "4/5/6.wav")
+    lines = ["\u00a01 ONE\u2028TWO", "2 3\tTHREE", ""]
+    (books / "1" / "2" / "1-2.trans.txt").write_bytes(b"\xef\xbb\xbf" + end.join(lines).encode())
+    (books / "SPEAKERS.TXT").write_bytes(b"\xef\xbb\xbf" + end.join(["; a comment", "1 | F | x", ""]).encode())
+    found = {u.utterance: (u.sex, u.text) for u in read_corpus(books, "librispeech")}
+    assert found == {"1-2-\u00a01": ("F", "ONE\u2028TWO"), "1-2-2 3": ("F", "THREE"), "4-5-6": ("", None)}

@@ -299,3 +299,23 @@ def test_very_long_texts_take_linear_time(unit):
 def test_a_thousand_words_are_all_kept():
     text = "The 2 dogs of Mr. Jones ran 5 km. " * 125
     assert normalize(text).split() == "the two dogs of mister jones ran five kilometers.".split() * 125
+
+
+@pytest.mark.parametrize(
+    ("text", "spoken"),
+    [
+        ("the 5 W's", "the five w's"),
+        ("the 5 W\u2019s", "the five w's"),
+        ("my 2 m's", "my two m's"),
+        ("size 10 L's", "size ten l's"),
+        ("size 10L's", "size ten l's"),
+        ("3 g's of force", "three g's of force"),
+        ("the 4 C's", "the four c's"),
+        ("5 W.", "five watts."),
+        ("'It is 5 km'", "'it is five kilometers'"),
+        ("5' tall", "five feet tall"),
+        ("the 1980's", "the nineteen eighties"),
+    ],
+)
+def test_a_letter_with_a_plural_is_no_unit(text, spoken):
+    assert normalize(text) == spoken

@@ -54,13 +54,13 @@ def test_chapter_b_is_the_one_with_least_audio_over_all_folders():
         Row("x-9-000", "b/x/9/x-9-000.flac", "b", "x", "9", "", None, 3.0, 300),
         Row("y-9-000", "b/y/9/y-9-000.flac", "b", "y", "9", "", None, 3.0, 300),
     ]
-    protocol = make_protocol(rows, heldout=["z"])
+    protocol = make_protocol(rows, heldout=["z", "w"])
     assert protocol.chapter_test == ["x-9-000", "y-9-000"]
-    assert len([u for part in PARTS for u in getattr(protocol, part)]) == len(rows) - 8
+    assert len([u for part in PARTS for u in getattr(protocol, part)]) == len(rows) - 13
 
 
 def test_speakers_with_little_in_chapter_a_only_train():
-    protocol = make_protocol(rows_of({"x": [4], "y": [5], "z": [1], "w": [9]}), heldout=["w"])
+    protocol = make_protocol(rows_of({"x": [4], "y": [5], "z": [1], "v": [9], "w": [9]}), heldout=["v", "w"])
     assert [u for u in protocol.train if u.startswith(("x", "z"))] == [
         "x-0-000",
         "x-0-001",
@@ -94,12 +94,15 @@ def test_a_protocol_depends_on_the_seed_and_not_on_the_order_of_rows():
     rows = rows_of(CORPUS)
     assert make_protocol(rows, seed=3) == make_protocol(rows[::-1], seed=3)
     assert make_protocol(rows, seed=3).heldout_speakers != make_protocol(rows, seed=4).heldout_speakers
-    assert make_protocol(rows, seed=3, heldout=["s01"]).train != make_protocol(rows, seed=4, heldout=["s01"]).train
+    assert (
+        make_protocol(rows, seed=3, heldout=["s01", "s04"]).train
+        != make_protocol(rows, seed=4, heldout=["s01", "s04"]).train
+    )
 
 
 def test_the_split_of_a_speaker_does_not_depend_on_the_others():
     few, many = rows_of(CORPUS), rows_of({**CORPUS, "t99": [7, 7]})
-    one, other = (make_protocol(rows, heldout=["s01"]) for rows in (few, many))
+    one, other = (make_protocol(rows, heldout=["s01", "s04"]) for rows in (few, many))
     assert [u for u in other.train if not u.startswith("t99")] == one.train
 
 
@@ -134,7 +137,7 @@ corpora = st.dictionaries(
 def test_any_corpus_is_split_without_a_leak(chapters, seed, data):
     rows = rows_of(chapters)
     speakers = sorted(chapters)
-    heldout = data.draw(st.lists(st.sampled_from(speakers), min_size=1, max_size=len(speakers) - 3, unique=True))
+    heldout = data.draw(st.lists(st.sampled_from(speakers), min_size=2, max_size=len(speakers) - 3, unique=True))
     protocol = make_protocol(rows, seed, heldout=heldout)
     by_id = {row.utterance: row for row in rows}
     used = [utterance for part in PARTS for utterance in getattr(protocol, part)]
@@ -153,6 +156,8 @@ def test_any_corpus_is_split_without_a_leak(chapters, seed, data):
     [
         ({"heldout": ["s01", "nobody"]}, "no speaker nobody"),
         ({"heldout": []}, "no speaker is held out"),
+        ({"heldout": 1}, "one held-out speaker gives no trials between speakers"),
+        ({"heldout": ["s01", "s01"]}, "one held-out speaker gives no trials between speakers"),
         ({"heldout": 21}, "21 speakers cannot be held out .* of 20 in the data, 20 have two"),
         ({"heldout": 2, "valid": 1}, "use two or more"),
         ({"heldout": 19}, "fewer than two speakers remain"),
@@ -185,7 +190,7 @@ def test_a_corpus_of_single_recordings_has_no_verification():
 )
 def test_every_leak_is_found(harm, sentence):
     rows = rows_of(CORPUS)
-    protocol = make_protocol(rows, heldout=["s01"])
+    protocol = make_protocol(rows, heldout=["s01", "s04"])
     check_disjoint(protocol, rows)
     if "s02" in sentence:
         protocol.valid_speakers.append("s02")
@@ -245,6 +250,7 @@ def test_a_missing_protocol_names_those_that_exist(written):
         ("1 a b\n\n2 a b\n", "line 3 of .* is not `1|0 path path`"),
         ("1 a b c\n", "line 1 of .* is not"),
         ("1 a a\n", "line 1 of .* pairs a recording with itself"),
+        ("1 a b\n0 b a\n", "line 2 of .* contradicts an earlier one: the pair has both labels"),
         ("", "holds no trials"),
         ("1 caf\xe9 b\n", "cannot be read as text"),
     ],
@@ -259,6 +265,9 @@ def test_broken_lists_of_recordings_and_speakers_are_refused(tmp_path):
     path = tmp_path / "list.txt"
     path.write_text("speaker path\nspeaker\n")
     with pytest.raises(UserError, match="line 2 of .* is not `speaker path`"):
+        read_identification(path)
+    path.write_text("ada a.wav\nben b.wav\nada b.wav\n")
+    with pytest.raises(UserError, match="line 3 of .* contradicts an earlier one: the recording has two speakers"):
         read_identification(path)
     path.write_text("\n")
     with pytest.raises(UserError, match="lists no speakers"):

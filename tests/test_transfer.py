@@ -156,7 +156,7 @@ def test_two_processes_make_one_transfer(tmp_path):
         obtain([archive], tmp_path, PATIENCE, say=told.append)
         assert process.wait() == 0
         assert len(server.requests) == 1
-    assert "waiting" in told[0] and "already complete" in told[-1]
+    assert f"another download.py (process {process.pid}) is writing in " in told[0] and "already complete" in told[-1]
     assert_whole(tmp_path)
 
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import json
 import os
 import shutil
+import stat
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +21,7 @@ from utils.errors import UserError
 @contextlib.contextmanager
 def atomic_write(path: str | Path, mode: str = "wb") -> Iterator[IO[Any]]:
     """Opens a temporary file beside `path` that is renamed to `path` only if the block ends without an exception."""
-    path = Path(path)
+    path = Path(path).resolve() if Path(path).is_symlink() else Path(path)  # a link is kept, and its target replaced
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     try:
@@ -26,7 +29,7 @@ def atomic_write(path: str | Path, mode: str = "wb") -> Iterator[IO[Any]]:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(name, 0o666 & ~_umask())  # mkstemp makes files private; these are to be shared
+        take_owner_and_mode(name, path)
         os.replace(name, path)
         _sync_directory(path.parent)
     except BaseException:
@@ -36,22 +39,46 @@ def atomic_write(path: str | Path, mode: str = "wb") -> Iterator[IO[Any]]:
 
 
 @contextlib.contextmanager
-def staging_directory(path: str | Path) -> Iterator[Path]:
+def staging_directory(path: str | Path, like: Path | None = None) -> Iterator[Path]:
     """Makes a temporary folder beside `path` that is renamed to `path` if the block succeeds, and removed otherwise.
 
-    `path` must not exist at that time.
+    `path` must not exist at that time. The folder gets the owner and mode of `like`, if that exists then.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp"))
     try:
         yield staging
-        os.chmod(staging, 0o777 & ~_umask())
+        take_owner_and_mode(staging, like or path)
         os.rename(staging, path)
         _sync_directory(path.parent)
     except BaseException:
         shutil.rmtree(staging, ignore_errors=True)
         raise
+
+
+@contextlib.contextmanager
+def replacing_directory(path: Path) -> Iterator[Path]:
+    """Replaces `path` by a new folder of the same owner and mode if the block succeeds; else as `staging_directory`."""
+    path = path.resolve() if path.is_symlink() else path  # a link is kept, and its target replaced
+    replaced = path.with_name(f".{path.name}.replaced.tmp")
+    with staging_directory(path, like=replaced) as staging:
+        yield staging
+        if path.exists():
+            os.rename(path, replaced)
+    shutil.rmtree(replaced, ignore_errors=True)
+
+
+def take_owner_and_mode(name: str | Path, path: Path) -> None:
+    """Gives a new file or folder owner and mode of the one that it replaces, or the usual mode if there is none."""
+    try:
+        before = path.stat()
+    except FileNotFoundError:  # temporary files and folders are private; these are to be shared
+        os.chmod(name, (0o777 if os.path.isdir(name) else 0o666) & ~_umask())
+        return
+    with contextlib.suppress(PermissionError):  # only root may give files away
+        os.chown(name, before.st_uid, before.st_gid)
+    os.chmod(name, stat.S_IMODE(before.st_mode))
 
 
 def _umask() -> int:
@@ -76,6 +103,51 @@ def write_text(path: str | Path, text: str) -> None:
         file.write(text)
 
 
+def read_text(path: str | Path) -> str:
+    """Reads UTF-8 text without a byte-order mark, with "\\n" for every line end; `UserError` if it cannot be read."""
+    try:
+        return Path(path).read_bytes().decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
+    except OSError as error:
+        raise UserError(f"{shown(path)} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{shown(path)} cannot be read as text: {error}") from error
+
+
+def shown(text: object) -> str:
+    """Text that any stream can hold: what UTF-8 lacks, such as bytes of file names, becomes backslash escapes."""
+    return str(text).encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def escape_in_streams() -> None:
+    """Makes standard output and error show characters that their encoding lacks as backslash escapes."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # not where a caller replaced it
+            stream.reconfigure(errors="backslashreplace")
+
+
+@contextlib.contextmanager
+def process_lock(path: Path, timeout: float = -1) -> Iterator[None]:
+    """Holds a lock file, which names this process meanwhile; the lock ends with the process, however that ends.
+
+    Raises:
+        filelock.Timeout: another process held it for `timeout` s; a negative one is never over.
+    """
+    import filelock
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with filelock.FileLock(path, timeout=timeout):
+        with contextlib.suppress(OSError):  # a full disk; the lock holds all the same
+            path.write_text(f"{os.getpid()}\n", encoding="ascii")
+        yield
+
+
+def holder(path: Path) -> str:
+    """Names the process that holds a lock file for a message: " (process 1234)", or "" if the file does not say."""
+    with contextlib.suppress(OSError, ValueError):
+        return f" (process {int(path.read_text(encoding='ascii'))})"
+    return ""
+
+
 def write_json(path: str | Path, content: Any) -> None:
     """Writes strict JSON (no NaN) atomically: indented, keys in the given order."""
     write_text(path, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
@@ -84,9 +156,7 @@ def write_json(path: str | Path, content: Any) -> None:
 def read_json(path: str | Path) -> Any:
     """Reads a JSON file; `UserError` if it is missing or not JSON."""
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+        return json.loads(read_text(path))
     except ValueError as error:
         raise UserError(f"{path} is not JSON: {error}") from error
 

@@ -1,6 +1,7 @@
 """Lists of recordings, speakers and trials as text files, one item a line; and the record of a folder of splits.
 
-The fields of a line are separated by blanks, or by tabs if a field contains a blank.
+The fields of a line are separated by blanks, or by tabs if a field contains a blank. No other character separates:
+names may contain any blank of Unicode.
 """
 
 from __future__ import annotations
@@ -11,10 +12,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from utils.errors import UserError
-from utils.files import read_json, sha256_text, staging_directory, write_json, write_text
+from utils.files import read_json, read_text, sha256_text, shown, staging_directory, write_json, write_text
 
 SPLITS_FORMAT = 1  # of protocol.json
 DEFAULT_PROTOCOL = "default"
+BLANKS = " \t"  # of lists; those of Unicode belong to names
 
 
 class Trial(NamedTuple):
@@ -27,12 +29,15 @@ class Trial(NamedTuple):
 
 def read_trials(path: str | Path, allow_empty: bool = False) -> list[Trial]:
     """Reads a trial list; `UserError` if a line is not a trial, or, unless `allow_empty`, if there are none."""
-    trials = []
+    trials, labels = [], {}
     for number, fields in _split_lines(path):
         if len(fields) != 3 or fields[0] not in ("0", "1"):
             raise UserError(f"line {number} of {path} is not `1|0 path path`")
         if fields[1] == fields[2]:
             raise UserError(f"line {number} of {path} pairs a recording with itself")
+        pair = tuple(sorted(fields[1:]))
+        if labels.setdefault(pair, fields[0]) != fields[0]:
+            raise UserError(f"line {number} of {path} contradicts an earlier one: the pair has both labels")
         trials.append(Trial(fields[0] == "1", fields[1], fields[2]))
     if not trials and not allow_empty:
         raise UserError(f"{path} holds no trials")
@@ -41,10 +46,12 @@ def read_trials(path: str | Path, allow_empty: bool = False) -> list[Trial]:
 
 def read_identification(path: str | Path) -> list[tuple[str, str]]:
     """Reads `speaker path` lines as pairs; `UserError` if a line is malformed, or if there are none."""
-    pairs = []
+    pairs, speakers = [], {}
     for number, fields in _split_lines(path):
         if len(fields) != 2:
             raise UserError(f"line {number} of {path} is not `speaker path`")
+        if speakers.setdefault(fields[1], fields[0]) != fields[0]:
+            raise UserError(f"line {number} of {path} contradicts an earlier one: the recording has two speakers")
         pairs.append((fields[0], fields[1]))
     if not pairs:
         raise UserError(f"{path} lists no recordings")
@@ -53,7 +60,7 @@ def read_identification(path: str | Path) -> list[tuple[str, str]]:
 
 def read_speakers(path: str | Path) -> list[str]:
     """Reads a list of speakers, one per line; `UserError` if it is empty."""
-    speakers = [line.strip() for line in read_lines(path)]
+    speakers = [line.strip(BLANKS) for line in read_lines(path)]
     if not speakers:
         raise UserError(f"{path} lists no speakers")
     return speakers
@@ -65,14 +72,37 @@ def trial_lines(trials: Iterable[Trial]) -> str:
 
 
 def join_fields(*fields: str) -> str:
-    """Formats one line of a list: blanks between the fields, or tabs if a field contains a blank."""
+    """Formats one line of a list: blanks between the fields, or tabs if a field contains a blank.
+
+    Raises:
+        UserError: a field that no line can hold; see `unlistable`.
+    """
+    for field in fields:
+        if unlistable(field):
+            raise UserError(f"{shown(repr(field))} cannot be written into a list: it {unlistable(field)}")
     return ("\t" if any(" " in field for field in fields) else " ").join(fields) + "\n"
+
+
+def unlistable(name: str) -> str | None:
+    """The reason why a name cannot be an item of a list; None if it can."""
+    if not name or name != name.strip(BLANKS):
+        return "is empty, or begins or ends with a blank"
+    if name.startswith("\ufeff"):
+        return "begins with a byte-order mark"
+    if any(character in name for character in "\t\n\r"):
+        return "contains a tab or a line break"
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return "is not UTF-8"
+    return None
 
 
 def split_fields(line: str) -> list[str]:
     """Inverse of `join_fields`; also accepts several blanks between fields."""
     line = line.rstrip("\n")
-    return line.split("\t") if "\t" in line else line.split()
+    fields = line.split("\t" if "\t" in line else " ")
+    return [field.strip(" ") for field in fields if field.strip(" ")]
 
 
 def _split_lines(path: str | Path) -> list[tuple[int, list[str]]]:
@@ -91,11 +121,8 @@ def read_lines(path: str | Path) -> list[str]:
 
 def _numbered_lines(path: str | Path) -> list[tuple[int, str]]:
     """Reads the lines of a text file that are not blank, with their numbers from 1."""
-    try:
-        lines = Path(path).read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} cannot be read as text: {getattr(error, 'strerror', None) or error}") from error
-    return [(number, line) for number, line in enumerate(lines, start=1) if line.strip()]
+    lines = read_text(path).split("\n")  # splitlines would also cut at U+2028
+    return [(number, line) for number, line in enumerate(lines, start=1) if line.strip(BLANKS)]
 
 
 def shuffled(names: Iterable[str], seed: str) -> list[str]:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from utils.corpus.records import Say, Synthetic, in_threads
+from utils.corpus.records import Say, Synthetic, in_threads, write_audio
 from utils.corpus.sentences import sentences, transcript
 from utils.corpus.voices import VOICES, Voice
 from utils.espeak import synthesize
@@ -156,7 +156,6 @@ def _write_table(path: Path, plan: Sequence[Speaker], seconds: Sequence[float]) 
 def _record_speaker(job: tuple[Speaker, Path, int]) -> float:
     """Synthesizes and writes one speaker's chapters; returns their total length in s."""
     import numpy as np
-    import soundfile
 
     speaker, split, seed = job
     rate, spoken = synthesize(
@@ -179,7 +178,7 @@ def _record_speaker(job: tuple[Speaker, Path, int]) -> float:
             name = f"{speaker.name}-{chapter.name}-{number:04}"
             random_state = np.random.default_rng([seed, int(chapter.name), number])
             samples = _in_session(_resample(next(samples_left), rate), chapter, random_state)
-            soundfile.write(folder / f"{name}.flac", samples, SAMPLE_RATE, subtype="PCM_16")
+            write_audio(folder / f"{name}.flac", samples, SAMPLE_RATE)
             lines.append(f"{name} {transcript(text)}\n")
             total += len(samples)
         write_text(folder / f"{speaker.name}-{chapter.name}.trans.txt", "".join(lines))

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from utils.corpus.catalog import SYNTHETIC_SPLITS
-from utils.corpus.records import Say, Synthetic, in_threads
+from utils.corpus.records import Say, Synthetic, in_threads, write_audio
 from utils.corpus.sentences import varied_sentences
 from utils.corpus.voices import VOICES
 from utils.espeak import synthesize_with_phones
@@ -109,15 +109,13 @@ def _write_tables(folder: Path, spoken: Sequence[Spoken]) -> None:
 
 def _record_block(block: Block, wavs: Path) -> list[Spoken]:
     """Synthesizes and writes the sentences of a block."""
-    import soundfile
-
     items = [{"text": text, "rate": RATE, "pitch": VOICE.pitch} for text in block.texts]
     rate, recordings, phones = synthesize_with_phones({"voice": VOICE.name, "sentences": items})
     silence = round(SILENCE * rate)
     spoken = []
     for number, (text, samples, found) in enumerate(zip(block.texts, recordings, phones, strict=True), start=1):
         name = f"{block.name}-{number:04}"
-        soundfile.write(wavs / f"{name}.wav", _leveled(samples, silence), rate, subtype="PCM_16")
+        write_audio(wavs / f"{name}.wav", _leveled(samples, silence), rate)
         starts = [(phone.symbol, round((silence + phone.start) / rate, 6)) for phone in found]
         spoken.append(Spoken(name, text, starts, round((len(samples) + 2 * silence) / rate, 6)))
     return spoken

@@ -6,14 +6,25 @@ preprocess.py offers every entry.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from utils.errors import UserError
+from utils.files import read_text
+from utils.lists import BLANKS, unlistable
 
-AUDIO_SUFFIXES = (".flac", ".wav", ".ogg", ".opus", ".mp3")
+FFMPEG_SUFFIXES = (".m4a", ".mp4", ".aac", ".webm", ".mkv", ".mov", ".avi", ".wma", ".amr", ".3gp")
+AUDIO_SUFFIXES = (".flac", ".wav", ".ogg", ".opus", ".mp3", *FFMPEG_SUFFIXES)
+_TABLES = (".trans.txt", "metadata.csv", "SPEAKERS.TXT", "vox1_meta.csv", "vox2_meta.csv")
+_COMPANIONS = (*_TABLES, "README", "README.TXT", "phones.jsonl")  # files beside recordings that nobody misses
+_SPLIT_NAME = re.compile(r"(train|dev|valid|test|eval)([-_].*)?")
+
+
+class NoSpeech(UserError):
+    """A folder does not hold the speech that was asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +70,8 @@ def find_splits(raw: str | Path, layout: str) -> dict[str, Path]:
         Name to the folder that holds the recordings, sorted by name. A split is named after its folder.
 
     Raises:
-        UserError: `raw` is missing, empty, or not in this layout, or two splits have one name.
+        NoSpeech: `raw` is missing, empty, or not in this layout.
+        UserError: two splits have one name.
     """
     raw, kind = _require_folder(raw), LAYOUTS[layout]
     if kind.is_split(raw):
@@ -71,7 +83,7 @@ def find_splits(raw: str | Path, layout: str) -> dict[str, Path]:
             raise UserError(f"{raw} holds two splits of the same name: give the folder of one of them")
         if splits:
             return splits
-    raise UserError(f"{raw} holds no speech in {layout} layout ({kind.expected})")
+    raise NoSpeech(f"{raw} holds no speech in {layout} layout ({kind.expected})")
 
 
 def _recordings_of(split: Path, layout: Layout) -> Path | None:
@@ -84,20 +96,49 @@ def read_corpus(raw: str | Path, layout: str, splits: Sequence[str] | None = Non
     """Reads the utterances of `splits` (all that exist if None), sorted by utterance id.
 
     Raises:
-        UserError: a missing or empty folder, an unknown split, a broken transcript, or an id that occurs twice.
+        NoSpeech: a missing or empty folder, an unknown split, or no recording that can be listed.
+        UserError: a broken transcript, or an id that occurs twice.
     """
     raw = Path(raw)
     found = find_splits(raw, layout)
     unknown = [split for split in splits or () if split not in found]
     if unknown:
-        raise UserError(f"{raw} has no split {', '.join(unknown)}; it has {', '.join(found)}")
+        raise NoSpeech(f"{raw} has no split {', '.join(unknown)}; it has {', '.join(found)}")
     by_id: dict[str, Utterance] = {}
     for split in dict.fromkeys(splits or found):
         for utterance in LAYOUTS[layout].read(raw, split, found[split]):
+            if any(map(unlistable, (utterance.utterance, utterance.path, utterance.speaker, utterance.chapter))):
+                continue  # `ignored_files` reports it
             other = by_id.setdefault(utterance.utterance, utterance)
             if other is not utterance:
                 raise UserError(f"utterance {other.utterance} occurs twice: {other.path} and {utterance.path}")
+    if not by_id:
+        raise NoSpeech(f"{raw} holds no recording with a name that a list can hold: UTF-8 without tabs and line breaks")
     return [by_id[name] for name in sorted(by_id)]
+
+
+def ignored_files(raw: str | Path, layout: str, utterances: Sequence[Utterance]) -> list[str]:
+    """Lists the files that are not among `utterances`, as paths relative to `raw`.
+
+    These are all files in the splits of `utterances`, and the recordings outside of all splits.
+    """
+    raw = Path(raw)
+    read, splits = {utterance.path for utterance in utterances}, {utterance.split for utterance in utterances}
+    folders_of = find_splits(raw, layout)
+    chosen, others = [], []
+    for split, folder in folders_of.items():
+        (chosen if split in splits else others).append(folder)
+    found = []
+    for place, folders, names in os.walk(raw):
+        here = Path(place)
+        folders[:] = sorted(name for name in folders if not name.startswith(".") and here / name not in others)
+        is_inside = any(here.is_relative_to(folder) for folder in chosen)
+        for name in sorted(names):
+            of_interest = not name.endswith(_COMPANIONS) if is_inside else _is_audio(name)
+            path = (here / name).relative_to(raw).as_posix()
+            if of_interest and not name.startswith(".") and path not in read:
+                found.append(path)
+    return found
 
 
 def sexes(folder: str | Path) -> dict[str, str]:
@@ -118,9 +159,10 @@ def sexes(folder: str | Path) -> dict[str, str]:
 
 
 def parse_path(path: str | Path) -> tuple[str, str]:
-    """Derives speaker and chapter from SPEAKER/CHAPTER/ folders, or from a SPEAKER-CHAPTER-NUMBER name."""
+    """Derives speaker and chapter from SPEAKER/CHAPTER/ or SPEAKER/ folders, or from a SPEAKER-CHAPTER-NUMBER name."""
     path = Path(path)
-    chapter, speaker = path.parent.name, path.parent.parent.name
+    chapter = path.parent.name
+    speaker = path.parent.parent.name or chapter
     if path.stem.startswith(f"{speaker}-{chapter}-"):
         return speaker, chapter
     match = re.fullmatch(r"([^-]+)-([^-]+)-[^-]+", path.stem)
@@ -128,10 +170,13 @@ def parse_path(path: str | Path) -> tuple[str, str]:
 
 
 def _read_speakers(raw: Path, split: str, folder: Path) -> Iterator[Utterance]:
-    """SPEAKER/CHAPTER/* recordings, with LibriSpeech's transcripts where a chapter has them."""
+    """SPEAKER/CHAPTER/* recordings, with LibriSpeech's transcripts where a chapter has them.
+
+    Recordings that lie in SPEAKER/ itself are one chapter.
+    """
     sex = sexes(folder)
     for speaker in _folders(folder):
-        for chapter in _folders(speaker):
+        for chapter in (speaker, *_folders(speaker)):
             texts = _transcripts(chapter)
             prefix = f"{speaker.name}-{chapter.name}-"
             for audio in _audio_files(chapter):
@@ -152,9 +197,9 @@ def _transcripts(chapter: Path) -> dict[str, str]:
     texts = {}
     for file in sorted(chapter.glob("*.trans.txt")):
         for line in _read_lines(file):
-            name, _, text = line.strip().partition(" ")
-            if name and text:
-                texts[name] = text.strip()
+            name, _, text = line.strip(BLANKS).partition("\t" if "\t" in line else " ")
+            if name and text and texts.setdefault(name, text.strip()) != text.strip():
+                raise UserError(f"{file} holds two transcripts of {name}")
     return texts
 
 
@@ -165,11 +210,11 @@ def _read_ljspeech(raw: Path, split: str, folder: Path) -> Iterator[Utterance]:
     for number, line in enumerate(_read_lines(table), start=1):
         if not line.strip():
             continue
-        row = [field.strip() for field in line.split("|")]  # nothing is quoted
-        name = row[0]
-        if len(row) not in (2, 3) or not name or Path(name).name != name:
+        name, *row = line.split("|")  # nothing is quoted
+        name, row = name.strip(BLANKS), [field.strip() for field in row]
+        if len(row) not in (1, 2) or not name or Path(name).name != name:
             raise UserError(f"line {number} of {table} is not `id|text` or `id|text|normalized text`")
-        text = row[-1] or row[1]  # the second where nobody normalized it
+        text = row[-1] or row[0]  # the first where nobody normalized it
         yield Utterance(
             utterance=name,
             path=_clip(folder, name).relative_to(raw).as_posix(),
@@ -188,21 +233,28 @@ def _clip(folder: Path, name: str) -> Path:
 
 
 def _holds_speakers(folder: Path) -> bool:
-    chapters = (chapter for speaker in _folders(folder) for chapter in _folders(speaker))
-    return any(_audio_files(chapter) for chapter in chapters)
+    """Whether the folders in `folder` are speakers, and neither splits nor the chapters of one speaker."""
+    speakers = _folders(folder)
+    if speakers and all(_SPLIT_NAME.fullmatch(speaker.name) for speaker in speakers):
+        return False
+    chapters = (chapter for speaker in speakers for chapter in _folders(speaker))
+    if any(_audio_files(chapter) for chapter in chapters):
+        return True
+    named = ((f"{folder.resolve().name}-{speaker.name}-", _audio_files(speaker)) for speaker in speakers)
+    return any(not audio.stem.startswith(chapter) for chapter, files in named for audio in files)
 
 
 def _librispeech_sexes(table: Path) -> list[tuple[str, str]]:
     """Lines of `ID | SEX | ...`; comments begin with a semicolon."""
     rows = [line.split("|") for line in _read_lines(table) if not line.startswith(";")]
-    return [(row[0].strip(), row[1].strip()) for row in rows if len(row) > 1]
+    return [(row[0].strip(BLANKS), row[1].strip()) for row in rows if len(row) > 1]
 
 
 def _voxceleb_sexes(table: Path) -> list[tuple[str, str]]:
     """A header and lines of ID, VGGFace ID, gender; VoxCeleb1 separates them by tabs, VoxCeleb2 by " ,"."""
     lines = _read_lines(table)
     mark = "\t" if "\t" in lines[0] else ","
-    rows = [[field.strip() for field in line.split(mark)] for line in lines if line.strip()]
+    rows = [[field.strip(BLANKS) for field in line.split(mark)] for line in lines if line.strip()]
     if not rows or "Gender" not in rows[0]:
         raise UserError(f"{table} has no column Gender")
     column = rows[0].index("Gender")
@@ -222,25 +274,24 @@ def _folders(folder: Path) -> list[Path]:
 
 
 def _audio_files(folder: Path) -> list[Path]:
-    return sorted(
-        path for path in folder.iterdir() if path.suffix.lower() in AUDIO_SUFFIXES and not path.name.startswith(".")
-    )
+    return sorted(path for path in folder.iterdir() if _is_audio(path.name) and not path.name.startswith("."))
+
+
+def _is_audio(name: str) -> bool:
+    return name.lower().endswith(AUDIO_SUFFIXES)
 
 
 def _require_folder(path: str | Path) -> Path:
     path = Path(path)
     if not path.is_dir():
-        raise UserError(f"the folder {path} is missing" if not path.exists() else f"{path} is not a folder")
+        raise NoSpeech(f"the folder {path} is missing" if not path.exists() else f"{path} is not a folder")
     if not any(path.iterdir()):
-        raise UserError(f"the folder {path} is empty")
+        raise NoSpeech(f"the folder {path} is empty")
     return path
 
 
 def _read_lines(path: Path) -> list[str]:
-    try:
-        return path.read_text(encoding="utf-8-sig").split("\n")  # splitlines would also cut at U+2028
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} cannot be read as UTF-8 text: {error}") from error
+    return read_text(path).split("\n")  # splitlines would also cut at U+2028
 
 
 LAYOUTS = {
@@ -251,7 +302,7 @@ LAYOUTS = {
         task="speaker",
     ),
     "voxceleb": Layout(
-        expected="SPEAKER/VIDEO/*.wav folders, also below wav/, dev/ and test/; convert .m4a to .wav or .flac first",
+        expected="SPEAKER/VIDEO/*.wav folders, also below wav/, dev/ and test/",
         is_split=_holds_speakers,
         read=_read_speakers,
         task="speaker",

@@ -6,6 +6,7 @@ import concurrent.futures
 import contextlib
 import errno
 import importlib.metadata
+import io
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -16,7 +17,7 @@ from typing import Any, TypeVar
 from utils.cli import progress
 from utils.errors import UserError
 from utils.espeak import require_espeak
-from utils.files import read_json, staging_directory, write_json, write_text
+from utils.files import holder, process_lock, read_json, replacing_directory, write_json, write_text
 
 RECORD = ".complete"  # inside the folder that it describes, so that both appear and vanish together
 
@@ -132,15 +133,16 @@ def in_threads(work: Callable[[T], R], jobs: Sequence[T], num_proc: int, unit: s
         workers.shutdown(cancel_futures=True)
 
 
-@contextlib.contextmanager
-def replacing_directory(path: Path) -> Iterator[Path]:
-    """Replaces `path` by a new folder if the block succeeds; otherwise as `staging_directory`."""
-    replaced = path.with_name(f".{path.name}.replaced.tmp")
-    with staging_directory(path) as staging:
-        yield staging
-        if path.exists():
-            os.rename(path, replaced)
-    shutil.rmtree(replaced, ignore_errors=True)
+def write_audio(path: Path, samples: Any, rate: int) -> None:
+    """Writes 16-bit samples `(S,)`; encoded in memory, because libsndfile hides what the disk refuses."""
+    import soundfile
+
+    encoded = io.BytesIO()
+    soundfile.write(encoded, samples, rate, subtype="PCM_16", format=path.suffix[1:].upper())
+    try:
+        path.write_bytes(encoded.getbuffer())
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def count_recordings(folder: Path, suffix: str) -> int:
@@ -153,17 +155,14 @@ def only_one(folder: Path, say: Say) -> Iterator[None]:
     """Waits until no other process writes in `folder`; the lock ends with its process, however that ends."""
     import filelock
 
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = filelock.FileLock(folder / ".lock")
-    try:
-        lock.acquire(timeout=0)
-    except filelock.Timeout:
-        say(f"another process is writing in {folder}: waiting for it")
-        lock.acquire()
-    try:
+    lock = folder / ".lock"
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(process_lock(lock, timeout=0))
+        except filelock.Timeout:
+            say(f"another download.py{holder(lock)} is writing in {folder}: waiting for it")
+            stack.enter_context(process_lock(lock))
         yield
-    finally:
-        lock.release()
 
 
 @contextlib.contextmanager
@@ -174,7 +173,8 @@ def disk_errors(folder: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             kept = "what has been downloaded is kept: free some space and run again"
-            raise UserError(f"there is no space left under {folder} ({error.strerror}); {kept}") from error
+            reason = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+            raise UserError(f"there is no space left under {folder} ({reason}); {kept}") from error
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
             raise UserError(f"{error.filename or folder} cannot be written: {error.strerror}") from error
         raise

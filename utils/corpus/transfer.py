@@ -10,8 +10,9 @@ import hashlib
 import os
 import re
 import shutil
+import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,10 @@ class Patience:
 
 class _Failed(Exception):
     """An attempt failed; a retry may succeed."""
+
+
+class _Nameless(_Failed):
+    """The server's name has no address: there is no network, or no such server."""
 
 
 class _Useless(_Failed):
@@ -156,28 +161,35 @@ def _mismatch(path: Path, archive: Archive, say: Say) -> str | None:
 def _fetch(archive: Archive, part: Path, patience: Patience, say: Say) -> None:
     """Appends to `part` until it has the official size, alternating between mirrors with growing pauses."""
     urls = list(archive.urls)
-    reasons: dict[str, str] = {}
-    failures = 0
+    reasons: dict[str, _Failed] = {}
+    failures, start = 0, _size(part)
     with requests.Session() as session, progress(unit="B", unit_scale=True, total=archive.bytes) as bar:
         while (before := _size(part)) < archive.bytes:
             url = urls[failures % len(urls)]
             say(f"{archive.name}: {_gigabytes(before)} of {_gigabytes(archive.bytes)} present; requesting {url}")
             try:
                 _attempt(session, url, archive, part, patience, bar)
-                reasons[url] = "closed the connection early"
+                reasons[url] = _Failed("closed the connection early")
             except _Failed as failure:
-                reasons[url] = str(failure)
+                reasons[url] = failure
                 if isinstance(failure, _Useless):
                     urls.remove(url)
             failures = 0 if _size(part) - before >= ENOUGH_PROGRESS else failures + 1
             if _size(part) >= archive.bytes:
                 return
-            say(f"{archive.name}: {url} {reasons[url]}")
-            if not urls or failures >= patience.attempts:
-                causes = "; ".join(f"{url} {reason}" for url, reason in reasons.items())
-                kept = f" ({_size(part):,} bytes are kept, and the next run resumes there)" if part.exists() else ""
-                raise UserError(f"{archive.name} could not be downloaded: {causes}{kept}")
-            time.sleep(min(patience.wait * 2 ** max(failures - 1, 0), LONGEST_WAIT))
+            is_offline = _size(part) == start and all(isinstance(reasons.get(each), _Nameless) for each in urls)
+            if not urls or is_offline or failures >= patience.attempts:
+                raise _given_up(archive, part, reasons)
+            wait = min(patience.wait * 2 ** max(failures - 1, 0), LONGEST_WAIT)
+            say(f"{archive.name}: {url} {reasons[url]}; retrying in {wait:g} s")
+            time.sleep(wait)
+
+
+def _given_up(archive: Archive, part: Path, reasons: Mapping[str, _Failed]) -> UserError:
+    causes = "; ".join(f"{url} {reason}" for url, reason in reasons.items())
+    kept = f" ({_size(part):,} bytes are kept, and the next run resumes there)" if part.exists() else ""
+    by_hand = f"an archive that was fetched by hand belongs at {part.parent / archive.name}"
+    return UserError(f"{archive.name} could not be downloaded: {causes}{kept}; {by_hand}")
 
 
 def _attempt(session: requests.Session, url: str, archive: Archive, part: Path, patience: Patience, bar: Any) -> None:
@@ -197,7 +209,10 @@ def _attempt(session: requests.Session, url: str, archive: Archive, part: Path, 
     except requests.Timeout as error:
         raise _Failed(f"did not respond within {patience.timeout:g} s") from error
     except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
-        raise _Failed(f"failed ({_cause(error)})") from error
+        cause = _cause(error)
+        kind = _Nameless if isinstance(cause, socket.gaierror) else _Failed
+        text = re.sub(r"<[^>]*>:? ?", "", str(cause)) or type(cause).__name__  # without addresses of objects
+        raise kind(f"failed ({text})") from error
 
 
 def _offset(response: requests.Response, have: int, archive: Archive) -> int:
@@ -248,11 +263,11 @@ def _validator_of(part: Path, url: str) -> str | None:
     return note["validator"] if note["url"] == url else None
 
 
-def _cause(error: BaseException) -> str:
-    """Innermost cause of an error of requests, without addresses of objects."""
+def _cause(error: BaseException) -> BaseException:
+    """Innermost cause of an error of requests."""
     while error.__cause__ or error.__context__:
         error = error.__cause__ or error.__context__
-    return re.sub(r"<[^>]*>:? ?", "", str(error)) or type(error).__name__
+    return error
 
 
 def _size(path: Path) -> int:

@@ -15,7 +15,7 @@ from utils.cli import progress
 from utils.corpus.catalog import Archive
 from utils.corpus.records import RECORD, count_recordings, remove_leftovers
 from utils.errors import UserError
-from utils.files import write_json
+from utils.files import take_owner_and_mode, write_json
 
 STAGING = ".unpacking-"
 BLOCK = 1 << 20
@@ -53,6 +53,7 @@ def unpack(path: Path, archive: Archive, folder: Path) -> dict[str, Any]:
         if source.parent != staging:
             for beside in source.parent.iterdir():
                 if beside.is_file():
+                    take_owner_and_mode(beside, target.parent / beside.name)
                     os.replace(beside, target.parent / beside.name)
         os.rename(source, target)
     return record

@@ -15,11 +15,10 @@ from typing import IO, Any
 
 import numpy as np
 
+from utils.corpus.layouts import FFMPEG_SUFFIXES
 from utils.errors import UserError
 from utils.features.containers import checked
 
-SUFFIXES = (".flac", ".wav", ".ogg", ".opus", ".mp3")  # that soundfile reads
-FFMPEG_SUFFIXES = (".m4a", ".mp4", ".aac", ".webm", ".mkv", ".mov", ".avi", ".wma", ".amr", ".3gp")
 BLOCK = 1 << 20  # samples that are decoded at once
 _MAX_KERNEL = 50_000_000  # float32 taps, 200 MB; the usual pairs of rates need fewer than 100,000
 

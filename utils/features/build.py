@@ -33,8 +33,9 @@ from utils.corpus.layouts import Utterance
 from utils.errors import TooMuchBadData, UserError
 from utils.features.extract import Shard, make_shard
 from utils.features.recipe import MelRecipe, require_same
+from utils.features.recordings import read_stamps, restamp, stamps_of, write_stamps
 from utils.features.store import FORMAT, FeatureStore, read_meta
-from utils.files import read_json, write_json, write_text
+from utils.files import holder, process_lock, read_json, shown, write_json, write_text
 from utils.text.frontend import VERSION
 from utils.text.vocabulary import VOCABULARIES
 
@@ -86,13 +87,12 @@ def _locked(out: Path) -> Iterator[None]:
     import filelock
 
     try:
-        out.mkdir(parents=True, exist_ok=True)
-        with filelock.FileLock(out / ".lock", timeout=0):
+        with process_lock(out / ".lock", timeout=0):
             yield
     except filelock.Timeout as error:
-        raise UserError(f"another preprocess.py is running in {out}") from error
-    except OSError as error:
-        raise UserError(f"making the features in {out} failed: {error}") from error
+        raise UserError(f"another preprocess.py{holder(out / '.lock')} is running in {out}") from error
+    except (OSError, MemoryError) as error:
+        raise UserError(f"making the features in {out} failed: {str(error) or 'memory ran out'}") from error
 
 
 def _refuse_other_text(there: dict[str, Any], asked: dict[str, Any], out: Path) -> None:
@@ -112,17 +112,24 @@ def _plan(utterances: Sequence[Utterance], raw: Path, out: Path, recipe: MelReci
     if meta["splits"]:
         require_same(MelRecipe.from_dict(read_json(out / "recipe.json")), recipe, str(out), "the requested features")
     shards: list[Shard] = []
+    stamps = read_stamps(out)
     in_order = sorted(utterances, key=lambda utterance: (utterance.split, utterance.utterance))
     for split, group in itertools.groupby(in_order, key=lambda utterance: utterance.split):
         members = tuple(group)
         done = meta["splits"].get(split)
         if done is None:
             shards.extend(_shards_of(split, members, raw, out, recipe, meta["text"]))
-        elif done["source"] != _key(members, raw, recipe, meta["text"]):
+            continue
+        known = {utterance.path: stamps[utterance.path] for utterance in members if utterance.path in stamps}
+        now, changed = restamp(raw, known)
+        if changed or done["source"] != _key(members, raw, recipe, meta["text"]):
+            which = f" ({len(changed)} changed, the first is {changed[0]})" if changed else ""
             raise UserError(
-                f"split {split} in {out} was made from other recordings or transcripts than {raw} now holds: "
+                f"split {split} in {out} was made from other recordings or transcripts than {raw} now holds{which}: "
                 f"choose another --out, or delete {out}"
             )
+        if now != known:
+            write_stamps(out, stamps := stamps | now)  # the next run need not read these recordings again
     if shards and meta["splits"]:
         _refuse_mixture(shards, raw, out, meta)
     return shards
@@ -139,7 +146,7 @@ def _shards_of(
 
 
 def _key(utterances: Iterable[Utterance], raw: Path, recipe: MelRecipe, text: dict[str, Any]) -> str:
-    """Hashes everything that determines a shard's bytes; file sizes stand for the recordings' contents."""
+    """Hashes everything that determines a shard's bytes; sizes stand for the contents, which are stamped apart."""
     table = VOCABULARIES[text["units"]].to_dict()
     digest = hashlib.sha256(json.dumps([FORMAT, recipe.to_dict(), text, table]).encode())
     for utterance in utterances:
@@ -181,10 +188,13 @@ def _make_shards(shards: Sequence[Shard], num_proc: int) -> list[dict[str, Any]]
 def _kept_record(shard: Shard) -> dict[str, Any] | None:
     """The record of a shard that an earlier run finished; one with bad files is made again, as they may be fixed."""
     try:
-        record = json.loads(shard.record_path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        record = read_json(shard.record_path)
+    except UserError:
         return None
-    return record if shard.path.exists() and record["key"] == shard.key and not record["bad"] else None
+    if not shard.path.exists() or record["key"] != shard.key or record["bad"] or "recordings" not in record:
+        return None
+    _, changed = restamp(shard.raw, stamps_of(record["recordings"]))
+    return None if changed else record
 
 
 def _sweep(shards: Sequence[Shard]) -> None:
@@ -241,7 +251,8 @@ def _refuse_bad(shards: Sequence[Shard], records: Sequence[dict], out: Path, met
     """Writes bad_files.txt; raises if all recordings are bad, or too many."""
     bad = [pair for record in records for pair in record["bad"]]
     earlier = [pair for split in meta["splits"].values() for pair in split["bad"]]
-    write_text(out / "bad_files.txt", "".join(f"{path}\t{reason}\n" for path, reason in sorted([*earlier, *bad])))
+    lines = (f"{shown(path)}\t{reason}\n" for path, reason in sorted([*earlier, *bad]))
+    write_text(out / "bad_files.txt", "".join(lines))
     total = sum(len(shard.utterances) for shard in shards)
     if bad and len(bad) == total:
         raise UserError(f"none of the {total} recordings is usable; the first: {': '.join(bad[0])}")
@@ -268,6 +279,7 @@ def _complete(shards: Sequence[Shard], records: Sequence[dict], out: Path, recip
     write_json(out / "recipe.json", recipe.to_dict())
     if any(utterance.text for shard in shards for utterance in shard.utterances):
         write_json(out / "vocabulary.json", VOCABULARIES[meta["text"]["units"]].to_dict())
+    write_stamps(out, read_stamps(out) | stamps_of(pair for record in records for pair in record["recordings"]))
     write_json(out / "meta.json", meta)
     for shard in shards:
         shard.record_path.unlink(missing_ok=True)

@@ -18,7 +18,8 @@ from utils.corpus.layouts import Utterance
 from utils.errors import UserError
 from utils.features.audio import load_audio
 from utils.features.recipe import MelRecipe
-from utils.files import write_json
+from utils.features.recordings import stamp
+from utils.files import shown, take_owner_and_mode, write_json
 from utils.text.frontend import EncodedText, FrontEnd
 
 BATCH = 32  # recordings held in memory at once, and rows of a record batch
@@ -60,8 +61,8 @@ class Stopped(Exception):
 def make_shard(shard: Shard, stopped: Callable[[], bool]) -> dict[str, Any]:
     """Writes the shard's file and its record, and returns the record.
 
-    The record holds `key`, `utterances`, `frames`, `seconds`, `bad` (pairs of path and reason) and `unknown`
-    (symbols missing from the vocabulary, with counts).
+    The record holds `key`, `recordings` (pairs of path and stamp), `utterances`, `frames`, `seconds`, `bad` (pairs of
+    path and reason) and `unknown` (symbols missing from the vocabulary, with counts).
 
     Raises:
         Stopped: `stopped()` became true.
@@ -75,9 +76,11 @@ def make_shard(shard: Shard, stopped: Callable[[], bool]) -> dict[str, Any]:
     torch.set_num_threads(1)  # products split over threads round differently: one thread, whoever makes the shard
     try:
         staged = shard.workplace / "data.arrow"
-        record = {"key": shard.key, **_map(shard, staged, stopped)}
+        stamps = [(utterance.path, stamp(shard.raw / utterance.path)) for utterance in shard.utterances]
+        record = {"key": shard.key, "recordings": stamps, **_map(shard, staged, stopped)}
         with open(staged, "rb") as file:
             os.fsync(file.fileno())  # before it takes its place
+        take_owner_and_mode(staged, shard.path)
         os.replace(staged, shard.path)
         write_json(shard.record_path, record)
         return record
@@ -150,9 +153,10 @@ def _extract(
         try:
             samples = load_audio(path, rate)
             mel = extractor(samples)
-        except UserError as error:
-            # Without the raw root, which the list need not repeat and which differs between machines.
-            bad.append((row["path"], str(error).removeprefix(f"{path} ")))
+        except MemoryError:
+            raise
+        except Exception as error:  # whatever is wrong with one file, the others can be used
+            bad.append((row["path"], _reason(error, path)))
             continue
         text = texts.get(row["utterance"])
         row |= {"seconds": len(samples) / rate, "frames": len(mel), "mel": mel.astype(np.float16).ravel()}
@@ -160,6 +164,12 @@ def _extract(
         for name, value in row.items():
             columns[name].append(value)
     return columns
+
+
+def _reason(error: Exception, path: Path) -> str:
+    """One line without the raw root, which the list need not repeat and which differs between machines."""
+    text = shown(error).removeprefix(f"{path} ")
+    return " ".join((text if isinstance(error, UserError) else f"{type(error).__name__}: {text}").split())
 
 
 def _encode_texts(shard: Shard) -> dict[str, EncodedText]:

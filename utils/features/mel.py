@@ -74,7 +74,7 @@ class MelExtractor:
         T is `recipe.frames(S)`.
 
         Raises:
-            UserError: T would be 0.
+            UserError: T would be 0, or samples are so large that the energies are not finite.
         """
         recipe = self.recipe
         if recipe.frames(len(waveform)) == 0:
@@ -87,6 +87,8 @@ class MelExtractor:
         power = self._spectrogram(padded)[0] + recipe.power_floor  # (n_fft / 2 + 1, T)
         spectrum = power.sqrt() if recipe.power == 1.0 else power
         mel = self._mel_scale(spectrum)  # (n_mels, T)
+        if not mel.isfinite().all():
+            raise UserError(f"the features are not finite: samples reach {np.abs(waveform).max():.3g}")
         return mel.clamp_min(recipe.log_floor).log().T.contiguous().numpy()
 
 

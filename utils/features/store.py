@@ -8,6 +8,7 @@ A store is a folder:
     vocabulary.json       symbol table, if there are transcripts
     features/*.arrow      Arrow streams as Hugging Face `datasets` writes them (`Dataset.from_file` reads them), one row
                           per utterance: the columns of `Row`, `mel` (flat float16, frames x n_mels), `tokens` (int32)
+    recordings.txt        the recordings as they were (utils/features/recordings.py)
     bad_files.txt         unusable recordings, with the reason
     config.yaml           arguments of the last preprocess.py
     speaker_embeddings/   one embedding of each recording (biometric data), if train_tacomamba.py --voice embedding made
@@ -17,6 +18,7 @@ A store is a folder:
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -25,7 +27,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from utils.corpus.layouts import Utterance
+from utils.corpus.layouts import AUDIO_SUFFIXES, Utterance
 from utils.errors import UserError
 from utils.features.recipe import MelRecipe
 from utils.files import read_json
@@ -82,6 +84,8 @@ class FeatureStore:
         if not directory.is_dir():
             raise UserError(f"there are no features in {directory}: make them by preprocess.py")
         meta = read_meta(directory)
+        if meta is None and _holds_audio(directory):
+            raise UserError(f"{directory} looks like raw audio, not like features: make those by preprocess.py")
         if meta is None:
             raise UserError(f"the features in {directory} are incomplete: run the same preprocess.py command again")
         recipe = MelRecipe.from_dict(read_json(directory / "recipe.json"))
@@ -174,6 +178,11 @@ def read_meta(directory: Path) -> dict[str, Any] | None:
             "preprocess.py again"
         )
     return meta
+
+
+def _holds_audio(directory: Path) -> bool:
+    """Whether there is a recording among the first files below a folder."""
+    return any(path.suffix.lower() in AUDIO_SUFFIXES for path in itertools.islice(directory.rglob("*"), 10_000))
 
 
 def shard_paths(directory: Path, meta: dict[str, Any]) -> list[Path]:

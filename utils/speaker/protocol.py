@@ -126,6 +126,8 @@ def make_protocol(
 
 
 def _heldout_speakers(by_speaker: Mapping[str, list[Row]], seed: int, heldout: Sequence[str] | int | None) -> list[str]:
+    if heldout == 1 or (not isinstance(heldout, int) and heldout is not None and len(set(heldout)) == 1):
+        raise UserError("one held-out speaker gives no trials between speakers: hold out two or more")
     if heldout is not None and not isinstance(heldout, int):
         unknown = [speaker for speaker in heldout if speaker not in by_speaker]
         if unknown or not heldout:

@@ -96,6 +96,7 @@ UNITS = {
     **{sign: names[:2] for sign, names in CURRENCIES.items()},
 }
 _UNIT = "|".join(re.escape(unit) for unit in sorted(UNITS, key=len, reverse=True))
+_UNIT_END = rf"{END}(?!'[^\W\d_])"  # "the 5 W's" are letters
 _SQUARE = {**UNITS, "in": INCH}  # "in" alone is a word
 
 
@@ -251,7 +252,7 @@ _RULES: tuple[tuple[re.Pattern[str], Callable[[Match], str] | str], ...] = tuple
         (
             # Without a unit only round thousands are distinguished from consecutive numbers: "rooms 12 345".
             rf"(?<![\w.,/:+-])(?<![0-9]\s)(?:(?<=[{_SIGNS}])|(?=[0-9]{{1,3}}(?:\s[0-9]{{3}}){{0,3}}\s000)"
-            rf"|(?={_BLANKS}(?:\.[0-9]+)?\s?(?:{_UNIT}){END})){_BLANKS}(?!\s?[0-9])",
+            rf"|(?={_BLANKS}(?:\.[0-9]+)?\s?(?:{_UNIT}){_UNIT_END})){_BLANKS}(?!\s?[0-9])",
             _join_thousands,
         ),
         (rf"((?:{_COUNTRY})?[{_SIGNS}])\s?({NUMBER})(tn|bn|[kKmMbB]|)\s?[-–]\s?({NUMBER})", _money_range),
@@ -271,7 +272,7 @@ _RULES: tuple[tuple[re.Pattern[str], Callable[[Match], str] | str], ...] = tuple
         (rf"(?:\b([Aa]n?)\s)?{LEFT}({NUMBER})'(?=[\s-](?:tall|long|wide|high|deep|thick|across)\b)", _feet),
         (rf"{LEFT}({NUMBER})\s?in\.{END}", _inches),
         (r"(?<=°)\s(?=[CF]\b)", ""),
-        (rf"{LEFT}({NUMBER})\s?({_UNIT}){END}{_PERIOD}", _measure),
+        (rf"{LEFT}({NUMBER})\s?({_UNIT}){_UNIT_END}{_PERIOD}", _measure),
         (
             rf"(?:{LEFT}({NUMBER})\s?|\b([Pp]er )|\b)sq(?:\.\s?|\s)({_UNIT}|in(?=\.)){END}{_PERIOD}",
             _square,
