@@ -95,6 +95,8 @@ def wide(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def assert_close(got: dict[str, Tensor], want: dict[str, Tensor], bound: float) -> None:
     for name, expected in want.items():
+        if name == TERMS:
+            continue
         assert torch.isfinite(got[name]).all(), name
         error = (got[name].double() - expected).abs().max() / _scale(name, want).clamp(min=1e-30)
         assert error <= bound, f"{name}: {error:.1e}"
@@ -103,22 +105,53 @@ def assert_close(got: dict[str, Tensor], want: dict[str, Tensor], bound: float) 
 def _scale(name: str, want: dict[str, Tensor]) -> Tensor:
     """Returns the scale of errors: the largest value.
 
-    The gradient of dt_bias is the sum of those of dt. They may cancel, but their rounding does not: it grows with their
-    norm.
+    The gradient of dt_bias is the sum of those of dt; those of A and D and the state are sums over frames as well.
+    Summands may cancel, but their rounding does not: it grows with their norm, which `terms` holds.
     """
     largest = want[name].abs().max()
-    if name != "gradient of dt_bias":
-        return largest
-    return torch.maximum(largest, want["gradient of dt"].square().sum((0, 1)).sqrt().max())
+    if name == "gradient of dt_bias":
+        return torch.maximum(largest, want["gradient of dt"].square().sum((0, 1)).sqrt().max())
+    terms = want.get(TERMS, {})
+    return torch.maximum(largest, terms[name].max()) if name in terms else largest
 
 
 OPTIONAL = ("D", "z", "dt_bias", "initial_state", "seq_idx")
+TERMS = "terms"
+
+
+def scan_definition(inputs: dict[str, Tensor], softplus: bool) -> dict[str, Tensor]:
+    """Results of the definition in float64, and how large the terms are of the state and of the gradients of A and D.
+
+    For the gradients the definition is run frame by frame, each frame with an A and a D of its own.
+    """
+    exact = wide(inputs)
+    positive = {name: exact[name].abs() if name in exact else None for name in ("u", "B", "initial_state")}
+    _, of_state = reference.selective_scan(**{**exact, **positive}, dt_softplus=softplus)
+    length, state, outputs = exact["u"].shape[1], exact.get("initial_state"), []
+    own = {name: exact[name].expand(length, *exact[name].shape).clone() for name in ("A", "D") if name in exact}
+    leaves = [value.requires_grad_() for value in own.values()]
+    for t in range(length):
+        frame = {name: exact[name][:, t : t + 1] for name in ("u", "dt", "B", "C", "z") if name in exact}
+        if t and "seq_idx" in exact:
+            begins = exact["seq_idx"][:, t] != exact["seq_idx"][:, t - 1]
+            state = state.masked_fill(begins[:, None, None], 0.0)
+        frame |= {name: value[t] for name, value in own.items()} | {"dt_bias": exact.get("dt_bias")}
+        y, state = reference.selective_scan(**frame, initial_state=state, dt_softplus=softplus)
+        outputs.append(y)
+    draw = torch.Generator().manual_seed(7)
+    outputs = torch.cat(outputs, 1), state
+    loss = sum((out * torch.randn(out.shape, generator=draw)).sum() for out in outputs)
+    terms = {"output 1": of_state}
+    for name, gradient in zip(own, torch.autograd.grad(loss, leaves), strict=True):
+        terms[f"gradient of {name}"] = gradient.square().sum(0).sqrt()
+    return results(reference.selective_scan, exact, dt_softplus=softplus) | {TERMS: terms}
 
 
 @BACKENDS
 @settings(max_examples=15, deadline=None)
 @example(sizes=(3, 20, 1, 1), missing=set(), softplus=True, seed=21)  # the gradients of dt nearly cancel
 @example(sizes=(2, 15, 1, 19), missing={"z", "D"}, softplus=True, seed=10)  # so they do here
+@example(sizes=(1, 23, 2, 1), missing=set(), softplus=False, seed=42)  # and the terms of the states here
 @given(
     sizes=st.tuples(st.integers(1, 4), st.integers(2, 50), st.integers(1, 37), st.integers(1, 19)),
     missing=st.sets(st.sampled_from(OPTIONAL)),
@@ -128,13 +161,13 @@ OPTIONAL = ("D", "z", "dt_bias", "initial_state", "seq_idx")
 def test_scan_equals_the_definition(backend, sizes, missing, softplus, seed):
     """Bound 2e-6 in float32: any size, any of the optional inputs, outputs and all gradients.
 
-    Of the maximum; of the norm of what it sums up for the gradient of dt_bias, where that is more.
+    Of the maximum; of the norm of their summands for the gradients of dt_bias, A and D and the state, where that is more.
     """
     inputs = {name: value for name, value in scan_inputs(*sizes, seed).items() if name not in missing}
     if not softplus:
         inputs["dt"] = inputs["dt"].exp()
         inputs.pop("dt_bias", None)
-    want = results(reference.selective_scan, wide(inputs), dt_softplus=softplus)
+    want = scan_definition(inputs, softplus)
     got = results(interface.selective_scan, inputs, dt_softplus=softplus, backend=backend)
     assert_close(got, want, 2e-6)
 
