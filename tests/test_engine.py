@@ -161,7 +161,7 @@ def scan_definition(inputs: dict[str, Tensor], softplus: bool) -> dict[str, Tens
 def test_scan_equals_the_definition(backend, sizes, missing, softplus, seed):
     """Bound 2e-6 in float32: any size, any of the optional inputs, outputs and all gradients.
 
-    Of the maximum; of the norm of their summands for the gradients of dt_bias, A and D and the state, where that is more.
+    Of the maximum; of the norm of the summands for the state and the gradients of dt_bias, A and D, if that is more.
     """
     inputs = {name: value for name, value in scan_inputs(*sizes, seed).items() if name not in missing}
     if not softplus:
