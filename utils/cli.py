@@ -11,16 +11,32 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from models.config import Config, kinds, option, options, problem_of
+from models.engine import BACKENDS
 from utils.errors import ExitCode, UserError
 from utils.files import write_text
-from utils.training.options import MachineOptions
 
 T = TypeVar("T")
 C = TypeVar("C", bound=Config)
+
+
+@dataclass(frozen=True)
+class DeviceOptions(Config):
+    """The device that computes, and the implementation of the Mamba mixers on it."""
+
+    title = "machine"
+
+    device: str = option("auto", "auto, cpu, cuda or mps", may_change=True)
+    backend: str = option(
+        "auto",
+        "implementation of the Mamba mixers: auto selects the fastest that works on the device, and logs its name",
+        choices=BACKENDS,
+        may_change=True,
+    )
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter):
@@ -71,14 +87,15 @@ class Parser(argparse.ArgumentParser):
 
     def add_options(self, *configs: type[Config]) -> None:
         """Adds a flag for each option of configurations, grouped by the class that defines it."""
+        groups: dict[str, argparse._ArgumentGroup] = {}
         for config in configs:
             for owner in config.__mro__:
                 fields = [field for field in options(config) if field.name in vars(owner).get("__annotations__", {})]
-                if fields:
-                    group = self.add_argument_group(owner.title)
-                    for field in fields:
-                        _add_option(group, field, *kinds(config)[field.name])
-                        self.may_change |= {field.name} if field.metadata["may_change"] else set()
+                for field in fields:
+                    group = groups.get(owner.title) or self.add_argument_group(owner.title)
+                    groups[owner.title] = group
+                    _add_option(group, field, *kinds(config)[field.name])
+                    self.may_change |= {field.name} if field.metadata["may_change"] else set()
 
     def read_options(self, args: argparse.Namespace, *configs: type[C], also: Sequence[str] = ()) -> list[C]:
         """Configurations from parsed flags; exits with all contradictions among them and the problems `also`."""
@@ -287,9 +304,8 @@ def cores() -> int:
 
 def add_device_arguments(group: argparse._ArgumentGroup) -> None:
     """Adds the flags of the device and of the backend of the Mamba mixers."""
-    for field in options(MachineOptions):
-        if field.name in ("device", "backend"):
-            _add_option(group, field, *kinds(MachineOptions)[field.name])
+    for field in options(DeviceOptions):
+        _add_option(group, field, *kinds(DeviceOptions)[field.name])
 
 
 def run(body: Callable[[argparse.Namespace], int | None], args: argparse.Namespace, notes: bool = False) -> int:

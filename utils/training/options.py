@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from models.config import Config, option
-from models.engine import BACKENDS
+from utils.cli import DeviceOptions
 
 
 @dataclass(frozen=True)
@@ -75,18 +75,11 @@ class RunOptions(Config):
 
 
 @dataclass(frozen=True)
-class MachineOptions(Config):
+class MachineOptions(DeviceOptions):
     """The use of the machine, which changes results by rounding only."""
 
     title = "machine"
 
-    device: str = option("auto", "auto, cpu, cuda or mps", may_change=True)
-    backend: str = option(
-        "auto",
-        "implementation of the Mamba mixers: auto selects the fastest that works on the device, and logs its name",
-        choices=BACKENDS,
-        may_change=True,
-    )
     threads: int = option(0, "CPU threads of torch; 0 for its own choice", least=0, may_change=True)
     workers: int = option(0, "processes that load data; 0 for none", least=0, may_change=True)
     compile: bool = option(
