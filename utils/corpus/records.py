@@ -140,7 +140,7 @@ def write_audio(path: Path, samples: Any, rate: int) -> None:
     encoded = io.BytesIO()
     soundfile.write(encoded, samples, rate, subtype="PCM_16", format=path.suffix[1:].upper())
     try:
-        path.write_bytes(encoded.getbuffer())
+        path.write_bytes(encoded.getvalue())  # not getbuffer: Python 3.12 crashes if its view outlives the buffer
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(path)) from error
 
