@@ -21,7 +21,7 @@ TORCH := $(shell grep '^torch==' requirements.txt)
 help:
 	@echo "make demo         sets up .venv, then recognition and text to mel on synthetic speech; ends with a table"
 	@echo "make test         sets up .venv, then lint and the tests that are not slow"
-	@echo "make test-slow    sets up .venv, then the long tests"
+	@echo "make test-slow    sets up .venv, then the tests of benchmarks/studies and the long tests"
 	@echo "make test-studies sets up .venv, then the tests of benchmarks/studies"
 	@echo "make env          sets up .venv for users: requirements.txt and requirements-demo.txt"
 	@echo "make lint         ruff check and ruff format --check"
@@ -36,7 +36,7 @@ demo: env
 test: lint
 	$(PY) -m pytest -m "not slow"
 
-test-slow: $(VENV)/.dev
+test-slow: test-studies
 	$(PY) -m pytest -m slow
 
 test-studies: $(VENV)/.dev

@@ -91,26 +91,23 @@ def ljspeech_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+def _preprocess(dataset: str, raw: Path, out: Path) -> Path:
+    import preprocess
+
+    assert preprocess.main(["--dataset", dataset, "--raw", str(raw), "--out", str(out), "--num-proc", "1"]) == 0
+    return out
+
+
 @pytest.fixture(scope="session")
 def processed(librispeech_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What preprocess.py makes of `librispeech_root`, with the protocol "default" (two speakers held out)."""
-    import preprocess
-
-    out = tmp_path_factory.mktemp("processed") / "tiny"
-    arguments = ["--dataset", "librispeech", "--raw", str(librispeech_root), "--out", str(out), "--num-proc", "1"]
-    assert preprocess.main(arguments) == 0
-    return out
+    return _preprocess("librispeech", librispeech_root, tmp_path_factory.mktemp("processed") / "tiny")
 
 
 @pytest.fixture(scope="session")
 def processed_voice(ljspeech_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What preprocess.py makes of `ljspeech_root`: features of one voice, in characters."""
-    import preprocess
-
-    out = tmp_path_factory.mktemp("processed") / "voice"
-    words = ["--dataset", "ljspeech", "--raw", str(ljspeech_root), "--out", str(out), "--num-proc", "1"]
-    assert preprocess.main(words) == 0
-    return out
+    return _preprocess("ljspeech", ljspeech_root, tmp_path_factory.mktemp("processed") / "voice")
 
 
 @pytest.fixture(scope="session")

@@ -177,18 +177,7 @@ def test_pictures_show_mels_and_alignment(tmp_path: Path, tokens: int):
 
 
 @pytest.fixture(scope="module")
-def voice_data(ljspeech_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The features of `ljspeech_root` by preprocess.py for text to mel."""
-    import preprocess
-
-    out = tmp_path_factory.mktemp("processed") / "voice"
-    arguments = ["--dataset", "ljspeech", "--raw", str(ljspeech_root), "--out", str(out), "--num-proc", "1"]
-    assert preprocess.main(arguments) == 0
-    return out
-
-
-@pytest.fixture(scope="module")
-def synthesizer(voice_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Synthesizer:
+def synthesizer(processed_voice: Path, tmp_path_factory: pytest.TempPathFactory) -> Synthesizer:
     """A small model that train_tacomamba.py has hardly trained."""
     import train_tacomamba
     from utils.tts.synthesizer import Synthesizer
@@ -196,8 +185,18 @@ def synthesizer(voice_data: Path, tmp_path_factory: pytest.TempPathFactory) -> S
     run = tmp_path_factory.mktemp("runs") / "voice"
     model = ["--d-model", "16", "--n-layers", "1", "--encoder-layers", "1", "--headdim", "8", "--d-state", "8"]
     training = ["--steps", "2", "--save-every", "2", "--batch-size", "4", "--postnet-channels", "16"]
-    arguments = ["--task", "tts", "--data", str(voice_data), "--out", str(run), "--threads", "1", "--no-tensorboard"]
-    assert train_tacomamba.main([*arguments, *model, *training, "--device", "cpu"]) == 0
+    arguments = [
+        "--task",
+        "tts",
+        "--data",
+        str(processed_voice),
+        "--out",
+        str(run),
+        "--threads",
+        "1",
+        "--no-tensorboard",
+    ]
+    assert train_tacomamba.main([*arguments, *model, *training, "--device", "cpu", "--no-tensorboard"]) == 0
     return Synthesizer.load(run, "cpu")
 
 
@@ -205,10 +204,10 @@ def without_times(result: SynthesisEvaluation) -> dict:
     return {key: value for key, value in report_of(result).items() if key != "real_time_factor"}
 
 
-def test_a_model_is_measured_beside_copies_of_its_recordings(synthesizer: Synthesizer, voice_data: Path):
+def test_a_model_is_measured_beside_copies_of_its_recordings(synthesizer: Synthesizer, processed_voice: Path):
     """Three utterances of the longest list; the metrics are the same the second time."""
-    store, lists = FeatureStore.open(voice_data), read_text_lists(voice_data / "protocols" / "default")
-    result = evaluate_synthesis(synthesizer, voice_data, "default", ["train"], limit=3, seed=1)
+    store, lists = FeatureStore.open(processed_voice), read_text_lists(processed_voice / "protocols" / "default")
+    result = evaluate_synthesis(synthesizer, processed_voice, "default", ["train"], limit=3, seed=1)
     report = report_of(result)
     assert len({one.row.utterance for one in result.judged} & set(lists.train)) == 3 and not result.warnings
     assert [one.copy.frames for one in result.judged] == [one.row.frames for one in result.judged]
@@ -218,7 +217,7 @@ def test_a_model_is_measured_beside_copies_of_its_recordings(synthesizer: Synthe
     assert all(value > 0 for times in report["real_time_factor"].values() for value in times.values())
     expected = [forced_error(synthesizer, store, one.row) for one in result.judged]
     assert [one.mel_l1 for one in result.judged] == pytest.approx(expected)
-    again = evaluate_synthesis(synthesizer, voice_data, "default", ["train"], limit=3, seed=1)
+    again = evaluate_synthesis(synthesizer, processed_voice, "default", ["train"], limit=3, seed=1)
     assert without_times(again) == without_times(result)
 
 
@@ -229,19 +228,21 @@ def forced_error(synthesizer: Synthesizer, store: FeatureStore, row: Row) -> flo
     return float((synthesizer.model.compare(tokens, lengths[0], mel, lengths[1], None).mel - mel).abs().mean())
 
 
-def test_splits_are_judged_together(synthesizer: Synthesizer, voice_data: Path):
-    lists = read_text_lists(voice_data / "protocols" / "default")
-    result = evaluate_synthesis(synthesizer, voice_data, "default", ["valid", "test"])
+def test_splits_are_judged_together(synthesizer: Synthesizer, processed_voice: Path):
+    lists = read_text_lists(processed_voice / "protocols" / "default")
+    result = evaluate_synthesis(synthesizer, processed_voice, "default", ["valid", "test"])
     assert [one.row.utterance for one in result.judged] == [*lists.valid, *lists.test]
     assert len(lists.valid) and len(lists.test)
     assert list(result.source["splits"]) == ["valid", "test"]
-    hashes = [sha256_file(voice_data / "protocols" / "default" / f"{name}.txt") for name in ("valid", "test")]
+    hashes = [sha256_file(processed_voice / "protocols" / "default" / f"{name}.txt") for name in ("valid", "test")]
     assert list(result.source["splits"].values()) == hashes
 
 
-def test_without_recordings_f0_is_held_against_the_copies(synthesizer: Synthesizer, voice_data: Path, tmp_path: Path):
+def test_without_recordings_f0_is_held_against_the_copies(
+    synthesizer: Synthesizer, processed_voice: Path, tmp_path: Path
+):
     """The store was moved to a machine that lacks the audio, and another training list was made there."""
-    moved = shutil.copytree(voice_data, tmp_path / "moved")
+    moved = shutil.copytree(processed_voice, tmp_path / "moved")
     meta = read_json(moved / "meta.json")
     write_json(moved / "meta.json", {**meta, "raw": str(tmp_path / "nowhere")})
     train = moved / "protocols" / "default" / "train.txt"
@@ -254,10 +255,10 @@ def test_without_recordings_f0_is_held_against_the_copies(synthesizer: Synthesiz
 
 
 def test_without_librosa_mcd_and_f0_are_left_out(
-    synthesizer: Synthesizer, voice_data: Path, monkeypatch, tmp_path: Path
+    synthesizer: Synthesizer, processed_voice: Path, monkeypatch, tmp_path: Path
 ):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    result = evaluate_synthesis(synthesizer, voice_data, "default", limit=1)
+    result = evaluate_synthesis(synthesizer, processed_voice, "default", limit=1)
     report = report_of(result)
     assert report["synthesis"]["mcd"] is None and report["copy_synthesis"]["f0_rmse_hz"] is None
     shown = synthesis_table(report)
@@ -267,12 +268,12 @@ def test_without_librosa_mcd_and_f0_are_left_out(
     assert json.loads((tmp_path / UTTERANCES).read_text(encoding="utf-8"))["synthesis"] == {}
 
 
-def test_what_does_not_fit_is_refused(synthesizer: Synthesizer, voice_data: Path, processed: Path, tmp_path: Path):
+def test_what_does_not_fit_is_refused(synthesizer: Synthesizer, processed_voice: Path, processed: Path, tmp_path: Path):
     with pytest.raises(UserError, match="there is no protocol .*; there is default"):
-        evaluate_synthesis(synthesizer, voice_data, "other")
+        evaluate_synthesis(synthesizer, processed_voice, "other")
     with pytest.raises(UserError, match="mel recipe"):
         evaluate_synthesis(synthesizer, processed, "default")
     with pytest.raises(UserError, match="there is no vocoder nothing"):
-        evaluate_synthesis(synthesizer, voice_data, "default", vocoder="nothing")
+        evaluate_synthesis(synthesizer, processed_voice, "default", vocoder="nothing")
     with pytest.raises(UserError, match="not a model folder of faster-whisper"):
-        evaluate_synthesis(synthesizer, voice_data, "default", asr=tmp_path)
+        evaluate_synthesis(synthesizer, processed_voice, "default", asr=tmp_path)

@@ -32,7 +32,7 @@ def save_checkpoint(path: Path, checkpoint: dict[str, Any]) -> None:
     """
     buffer = io.BytesIO()  # not the file, because torch reports a full disk as an internal error
     torch.save({"format": FORMAT, **checkpoint}, buffer)
-    content = buffer.getbuffer()
+    content = buffer.getvalue()  # without a copy; a view may not outlive the buffer
     try:
         with atomic_write(path) as file:
             file.write(content)
