@@ -14,6 +14,7 @@ from utils import cli
 from utils.commands import add_command, print_json, show_report
 from utils.errors import UserError
 from utils.lists import DEFAULT_PROTOCOL
+from utils.locks import only_writer
 
 if TYPE_CHECKING:
     import numpy as np
@@ -43,9 +44,9 @@ def add_evaluate_arguments(parser: cli.Parser) -> None:
     """Adds the flags of `evaluate` that only text to mel has."""
     group, splits = parser.add_argument_group("text to mel"), ("train", "valid", "test")
     group.add_argument("--split", nargs="+", choices=splits, help="lists of texts to evaluate, pooled (default: test)")
-    group.add_argument("--vocoder", help=f"{_VOCODERS} (default: griffin-lim)")
+    group.add_argument("--vocoder", metavar="VOCODER", help=f"{_VOCODERS} (default: griffin-lim)")
     group.add_argument("--asr", type=Path, metavar="FOLDER", help="faster-whisper model folder, for error rates")
-    group.add_argument("--limit", type=cli.positive_int, help="largest number of utterances")
+    group.add_argument("--limit", type=cli.positive_int, metavar="N", help="largest number of utterances")
 
 
 def evaluate(args: argparse.Namespace) -> None:
@@ -69,23 +70,23 @@ def add_commands(commands: Any) -> None:
     switch = {"action": argparse.BooleanOptionalAction, "default": False}
     parser = add_command(commands, "synthesize", _synthesize, _SYNTHESIZE, _problems)
     group = parser.add_argument_group("text")
-    group.add_argument("--text", help="text to speak")
+    group.add_argument("--text", metavar="TEXT", help="text to speak")
     group.add_argument("--text-file", type=Path, metavar="FILE", help="UTF-8 file of the text to speak")
     group.add_argument(
         "--each-line", help="speak each line of --text-file into its own file: OUT/0001.wav, ...", **switch
     )
     group = parser.add_argument_group("voice")
-    group.add_argument(
-        "--speaker", help="a training speaker, or a recording of the voice to imitate (default: the first)"
-    )
-    group.add_argument("--pace", type=_pace, default=1.0, help="1.2 speaks 20 %% faster")
-    group.add_argument("--vocoder", default="griffin-lim", help=_VOCODERS)
+    help = "a training speaker, or a recording of the voice to imitate (default: the first)"
+    group.add_argument("--speaker", metavar="VOICE", help=help)
+    group.add_argument("--pace", type=_pace, default=1.0, metavar="X", help="1.2 speaks 20 %% faster")
+    group.add_argument("--vocoder", default="griffin-lim", metavar="VOCODER", help=_VOCODERS)
     group = parser.add_argument_group("output")
     group.add_argument("--out", required=True, metavar="WAV", help="file; with --each-line a folder; - for stdout")
     help = "picture of the mel and, for up to a minute of speech, of the alignment"
     group.add_argument("--picture", type=Path, metavar="PNG", help=help)
     group.add_argument("--stream", help="generate and write audio piece by piece", **switch)
-    group.add_argument("--chunk", type=cli.positive_int, help=f"mel frames per piece with --stream (default: {CHUNK})")
+    help = f"mel frames per piece with --stream (default: {CHUNK})"
+    group.add_argument("--chunk", type=cli.positive_int, metavar="N", help=help)
 
 
 def _pace(text: str) -> float:
@@ -127,9 +128,10 @@ def _synthesize(args: argparse.Namespace) -> None:
         return
     done = []
     bar = cli.progress(readings, unit="text", disable=None if len(readings) > 1 else True)
-    for number, (text, reading) in enumerate(zip(texts, bar, strict=True), start=1):
-        path = Path(args.out) / f"{number:04d}.wav" if args.each_line else args.out
-        done.append(_speak(args, synthesizer, vocoder, text, reading, path))
+    with only_writer(Path(args.out)) if args.each_line else contextlib.nullcontext():
+        for number, (text, reading) in enumerate(zip(texts, bar, strict=True), start=1):
+            path = Path(args.out) / f"{number:04d}.wav" if args.each_line else args.out
+            done.append(_speak(args, synthesizer, vocoder, text, reading, path))
     if args.json:
         print_json({"model_hash": synthesizer.model_hash, "vocoder": vocoder.name, "spoken": done})
 
@@ -210,17 +212,14 @@ def _print_beside(out: str | Path, sentence: str) -> None:
 @contextlib.contextmanager
 def _audio_file(out: str | Path, rate: int) -> Iterator[Callable[[np.ndarray], None]]:
     """Yields a function that appends samples (n,) to a 16-bit WAV file, or for "-" to stdout without a header."""
-    import soundfile
+    from utils.wav import pcm16, wav_file
 
-    from utils.files import atomic_write
+    def write_raw(samples: np.ndarray) -> None:
+        sys.stdout.buffer.write(pcm16(samples))
+        sys.stdout.buffer.flush()
 
     if str(out) == "-":
-        yield _write_raw
+        yield write_raw
         return
-    with atomic_write(out) as file, soundfile.SoundFile(file, "w", rate, 1, "PCM_16", format="WAV") as sound:
-        yield sound.write
-
-
-def _write_raw(samples: np.ndarray) -> None:
-    sys.stdout.buffer.write((samples.clip(-1, 1) * 32767).round().astype("<i2").tobytes())
-    sys.stdout.buffer.flush()
+    with wav_file(out, rate) as write:
+        yield write

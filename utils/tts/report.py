@@ -13,12 +13,14 @@ from typing import Any
 import numpy as np
 
 from utils.commands import REPORT
-from utils.files import atomic_write, write_json, write_text
+from utils.escapes import json_text
+from utils.files import write_text
 from utils.plots import percent
 from utils.tts import plots
 from utils.tts.asr import ErrorCounts
 from utils.tts.evaluate import Judged, Measured, Sample, SynthesisEvaluation
 from utils.tts.speech_metrics import PitchErrors, bootstrap_ratio
+from utils.wav import wav_file
 
 UTTERANCES, DURATIONS, AUDIO = "utterances.jsonl", "durations.png", "samples"
 SYSTEMS = {"synthesis": "synthesis", "copy_synthesis": "copy-synthesis"}
@@ -181,7 +183,7 @@ def write_synthesis_report(out: Path, report: dict[str, Any], evaluation: Synthe
         _write_sample(out / AUDIO, sample, evaluation)
     predicted, true = _lengths(evaluation.judged) * evaluation.recipe.seconds(1)
     plots.draw_durations(out / DURATIONS, true, predicted, f"{evaluation.title}: lengths")
-    write_json(out / REPORT, report)
+    write_text(out / REPORT, json_text(report) + "\n")
 
 
 def _utterance(one: Judged, evaluation: SynthesisEvaluation) -> dict[str, Any]:
@@ -212,11 +214,9 @@ def _measured(measured: Measured) -> dict[str, Any]:
 
 
 def _write_sample(folder: Path, sample: Sample, evaluation: SynthesisEvaluation) -> None:
-    import soundfile
-
     recipe, name, spoken = evaluation.recipe, sample.row.utterance, sample.spoken
     for system, audio in (("synthesis", sample.synthesis), ("copy", sample.copy)):
-        with atomic_write(folder / f"{name}.{system}.wav") as file:
-            soundfile.write(file, audio, recipe.sample_rate, format="WAV", subtype="PCM_16")
+        with wav_file(folder / f"{name}.{system}.wav", recipe.sample_rate) as write:
+            write(audio)
     shown = spoken.mel, spoken.alignment, spoken.symbols, recipe, name, sample.recording
     plots.draw_speech(folder / f"{name}.png", *shown)
