@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from utils import cli
-from utils.commands import CONFIG, add_command, add_report_arguments, require_out
+from utils.commands import CONFIG, add_command, add_report_arguments, report_folder
 from utils.errors import UserError
 from utils.lists import DEFAULT_PROTOCOL
 from utils.speaker import commands as speaker
@@ -66,8 +66,8 @@ def main(argv: list[str] | None = None) -> int:
 def _add_evaluate(commands: Any) -> None:
     parser = add_command(commands, "evaluate", _evaluate, _EVALUATE, _evaluate_problems)
     stored = parser.add_argument_group("stored features")
-    stored.add_argument("--data", type=Path, help="folder that preprocess.py wrote")
-    stored.add_argument("--protocol", help=f"protocol of the data (default: {DEFAULT_PROTOCOL})")
+    stored.add_argument("--data", type=Path, metavar="FOLDER", help="folder that preprocess.py wrote")
+    stored.add_argument("--protocol", metavar="NAME", help=f"protocol of the data (default: {DEFAULT_PROTOCOL})")
     for task in TASKS.values():
         task.add_evaluate_arguments(parser)
     add_report_arguments(parser)
@@ -94,14 +94,14 @@ def _evaluate_problems(args: argparse.Namespace) -> list[str]:
 def _evaluate(args: argparse.Namespace) -> None:
     from utils.checkpoint import load_checkpoint
 
-    require_out(args.out)
-    task = load_checkpoint(args.checkpoint)["task"]
-    foreign = [name for other, module in TASKS.items() if other != task for name in _own_flags(module)]
-    given = [f"--{name.replace('_', '-')}" for name in foreign if getattr(args, name) is not None]
-    if given:
-        raise UserError(f"{args.checkpoint} holds a model for {task}, which has no use for {' and '.join(given)}")
-    TASKS[task].evaluate(args)
-    cli.save_config(args.out / CONFIG, args)
+    with report_folder(args.out):
+        task = load_checkpoint(args.checkpoint)["task"]
+        foreign = [name for other, module in TASKS.items() if other != task for name in _own_flags(module)]
+        given = [f"--{name.replace('_', '-')}" for name in foreign if getattr(args, name) is not None]
+        if given:
+            raise UserError(f"{args.checkpoint} holds a model for {task}, which has no use for {' and '.join(given)}")
+        TASKS[task].evaluate(args)
+        cli.save_config(args.out / CONFIG, args)
 
 
 def _own_flags(task: Any) -> list[str]:

@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import dataclasses
 import difflib
+import io
 import itertools
 import logging
 import os
@@ -50,6 +51,17 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter):
         return f"{action.help} (default: %(default)s)" if has_default else action.help or ""
 
 
+class _ShowVersion(argparse.Action):
+    """`--version`: prints the version of the project, which pyproject.toml states."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *args: Any) -> None:
+        import tomllib
+
+        content = (Path(__file__).resolve().parents[1] / "pyproject.toml").read_text(encoding="utf-8")
+        print(f"TacoMamba {tomllib.loads(content)['project']['version']}")
+        parser.exit()
+
+
 class Parser(argparse.ArgumentParser):
     """`ArgumentParser` with `--config FILE.yaml` for defaults, and all errors reported at once.
 
@@ -60,6 +72,9 @@ class Parser(argparse.ArgumentParser):
         kwargs.setdefault("formatter_class", HelpFormatter)
         kwargs.setdefault("allow_abbrev", False)
         super().__init__(*args, **kwargs)
+        if self.add_help:
+            version = {"action": _ShowVersion, "nargs": 0, "default": argparse.SUPPRESS}
+            self.add_argument("--version", help="show the version and exit", **version)
         self._problems: list[str] = []
         self.may_change = {"config", "out"}  # flags that a resumed run may give other values
         self.elsewhere: dict[str, str] = {}  # flags of other cases, each with the words that name the case
@@ -131,8 +146,7 @@ class Parser(argparse.ArgumentParser):
     def _no_flag(self, flag: str) -> str:
         if case := self.elsewhere.get(flag.lstrip("-").replace("-", "_")):
             return f"{flag} is for {case}"
-        close = difflib.get_close_matches(flag[2:], [known.lstrip("-") for known in self._option_string_actions], n=1)
-        return f"there is no flag {flag}" + (f"; did you mean --{close[0]}?" if close else "")
+        return f"there is no flag {flag}{_did_you_mean(flag, self._option_string_actions)}"
 
     def _apply_config(self, words: list[str]) -> None:
         path = _last_value(words, "--config")
@@ -149,7 +163,7 @@ class Parser(argparse.ArgumentParser):
         for key, value in content.items():
             dest = str(key).replace("-", "_")
             action = actions.get(dest)
-            if action is not None and action.dest not in ("config", "help"):
+            if action is not None and action.dest not in ("config", "help", "version"):
                 action.default = self._config_value(action, value)
                 action.required = action.required and value is None
             elif action is not None or dest not in self._ignored:
@@ -193,12 +207,12 @@ class Parser(argparse.ArgumentParser):
             return arg_string if action.choices is None else next(iter(action.choices))
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
-        if isinstance(action, argparse._SubParsersAction):
-            return super()._check_value(action, value)
         try:
             super()._check_value(action, value)
         except argparse.ArgumentError as error:
-            self._problems.append(str(error))
+            self._problems.append(f"{error}{_did_you_mean(str(value), map(str, action.choices))}")
+            if isinstance(action, argparse._SubParsersAction):
+                self._exit_with(self._problems)
 
     def error(self, message: str) -> NoReturn:
         """Exits with the problems collected before and `message`."""
@@ -209,6 +223,13 @@ class Parser(argparse.ArgumentParser):
             print(f"{self.prog}: error: {problem}", file=sys.stderr)
         print(f"{self.prog} --help shows the flags", file=sys.stderr)
         raise SystemExit(int(ExitCode.BAD_INPUT))
+
+
+def _did_you_mean(word: str, known: Iterable[str]) -> str:
+    """The end of a sentence about an unknown flag, choice or subcommand: the nearest known one, if one is near."""
+    names = {name.lstrip("-"): name for name in known}
+    close = difflib.get_close_matches(word.lstrip("-"), names, n=1)
+    return f"; did you mean {names[close[0]]}?" if close else ""
 
 
 def _last_value(words: Sequence[str], flag: str) -> str | None:
@@ -268,7 +289,8 @@ def _add_option(group: argparse._ArgumentGroup, field: dataclasses.Field, kind: 
     if metadata["choices"] is not None:
         common |= {"choices": tuple(metadata["choices"])}
     else:
-        metavar = metadata["metavar"] or {int: "N", float: "X", Path: "FILE"}.get(kind)
+        by_kind = {int: "N", float: "S" if field.name.endswith("seconds") else "X", Path: "FILE"}
+        metavar = metadata["metavar"] or by_kind.get(kind)
         common |= {"type": _checked_type(kind, metadata), "metavar": metavar}
     group.add_argument(_flag(field.name), **common)
 
@@ -311,8 +333,12 @@ def add_device_arguments(group: argparse._ArgumentGroup) -> None:
 def run(body: Callable[[argparse.Namespace], int | None], args: argparse.Namespace, notes: bool = False) -> int:
     """Calls a script's body and returns the exit code; a `UserError` or `OSError` becomes one sentence on stderr.
 
-    Warnings of the project's logger are shown on stderr too, and with `notes` its other messages.
+    Warnings of the project's logger are shown on stderr too, and with `notes` its other messages. Characters that the
+    encoding of a stream lacks, such as bytes of file names that are not UTF-8, are shown as backslash escapes.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         with _logging(logging.INFO if notes else logging.WARNING):
             return int(body(args) or ExitCode.DONE)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import json
+import contextlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from utils import cli
 from utils.errors import UserError
+from utils.escapes import json_text
+from utils.locks import LOCK, only_writer
 
 REPORT, CONFIG = "report.json", "config.yaml"
 PARTS_OF_REPORTS = ("recordings.txt", "identification.txt", "utterances.jsonl")  # left by an interrupted report
@@ -27,7 +29,9 @@ def add_command(
     if model:
         parser.add_config()
         group = parser.add_argument_group("model")
-        group.add_argument("--checkpoint", type=Path, required=True, help="checkpoint file, or run folder")
+        group.add_argument(
+            "--checkpoint", type=Path, required=True, metavar="PATH", help="checkpoint file, or run folder"
+        )
         cli.add_device_arguments(group)
     parser.add_argument("--json", action=argparse.BooleanOptionalAction, default=False, help="print the result as JSON")
     return parser
@@ -35,32 +39,29 @@ def add_command(
 
 def print_json(content: Any) -> None:
     """Prints plain values as indented JSON."""
-    print(json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False))
+    print(json_text(content, sys.stdout.encoding or "utf-8"))
 
 
 def add_report_arguments(parser: cli.Parser) -> None:
     """Adds the flags of commands that write a report."""
     group = parser.add_argument_group("report")
-    group.add_argument("--out", type=Path, required=True, help="folder for the report and its pictures")
-    group.add_argument(
-        "--bootstrap",
-        type=cli.positive_int,
-        default=1000,
-        help="bootstrap samples for an interval",
-    )
-    group.add_argument("--seed", type=cli.non_negative_int, default=0, help="seed of the bootstrap")
+    help = "folder for the report and its pictures"
+    group.add_argument("--out", type=Path, required=True, metavar="FOLDER", help=help)
+    help = "bootstrap samples for an interval"
+    group.add_argument("--bootstrap", type=cli.positive_int, default=1000, metavar="N", help=help)
+    group.add_argument("--seed", type=cli.non_negative_int, default=0, metavar="N", help="seed of the bootstrap")
 
 
-def require_out(out: Path) -> None:
-    """Creates the folder of a report before the work begins; `UserError` if a report cannot be written there."""
+@contextlib.contextmanager
+def report_folder(out: Path) -> Iterator[None]:
+    """Creates the folder of a report, for this process alone; `UserError` if a report cannot be written there."""
     if out.exists() and not out.is_dir():
         raise UserError(f"--out {out} is a file; a folder is needed")
-    if out.is_dir() and any(out.iterdir()) and not any((out / name).exists() for name in (REPORT, *PARTS_OF_REPORTS)):
-        raise UserError(f"{out} contains other files and no {REPORT}: choose a new or empty folder for --out")
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"the folder {out} cannot be created: {error.strerror}") from error
+    with only_writer(out):
+        names = {path.name for path in out.iterdir()} - {LOCK}
+        if names and not names.intersection((REPORT, *PARTS_OF_REPORTS)):
+            raise UserError(f"{out} contains other files and no {REPORT}: choose a new or empty folder for --out")
+        yield
 
 
 def show_report(args: argparse.Namespace, report: dict[str, Any], table: str) -> None:

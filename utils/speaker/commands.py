@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from utils import cli
-from utils.commands import REPORT, add_command, add_report_arguments, print_json, require_out, show_report
+from utils.commands import REPORT, add_command, add_report_arguments, print_json, report_folder, show_report
 from utils.lists import DEFAULT_PROTOCOL
 
 if TYPE_CHECKING:
@@ -17,8 +17,10 @@ if TYPE_CHECKING:
 def add_evaluate_arguments(parser: cli.Parser) -> None:
     """Adds the flags of `evaluate` that only speaker recognition has."""
     raw = parser.add_argument_group("raw audio")
-    raw.add_argument("--audio-root", type=Path, help="folder that the paths in the lists are relative to")
-    raw.add_argument("--trials", type=Path, help="trial list of `1|0 path path` lines")
+    raw.add_argument(
+        "--audio-root", type=Path, metavar="FOLDER", help="folder that the paths in the lists are relative to"
+    )
+    raw.add_argument("--trials", type=Path, metavar="FILE", help="trial list of `1|0 path path` lines")
     raw.add_argument(
         "--identification", type=Path, nargs=2, metavar=("TRAIN", "TEST"), help="lists of `speaker path` lines"
     )
@@ -55,13 +57,14 @@ def add_commands(commands: Any) -> None:
     description = "Print or store the embedding of each recording, scaled to length 1."
     parser = add_command(commands, "embed", _embed, description, _embed_problems)
     _add_recordings(parser, "recordings")
-    parser.add_argument("--out", type=Path, help="safetensors file for the embeddings, instead of printing them")
+    help = "safetensors file for the embeddings, instead of printing them"
+    parser.add_argument("--out", type=Path, metavar="FILE", help=help)
 
     description = "Enroll a speaker: add the mean embedding of the recordings to a store."
     parser = add_command(commands, "enroll", _enroll, description, _enroll_problems)
     _add_recordings(parser, "recordings of the one speaker")
-    parser.add_argument("--store", type=Path, required=True, help="store of enrolled speakers; created if missing")
-    parser.add_argument("--name", required=True, help="the speaker's name")
+    _add_store(parser, "store of enrolled speakers; created if missing")
+    parser.add_argument("--name", required=True, metavar="NAME", help="the speaker's name")
     parser.add_argument(
         "--replace", action=argparse.BooleanOptionalAction, default=False, help="replace a speaker of this name"
     )
@@ -69,7 +72,7 @@ def add_commands(commands: Any) -> None:
     description = "Name the enrolled speaker who is speaking, or report that it is none of them."
     parser = add_command(commands, "identify", _identify, description)
     _add_recordings(parser, "recordings, each judged by itself")
-    parser.add_argument("--store", type=Path, required=True, help="store of enrolled speakers")
+    _add_store(parser, "store of enrolled speakers")
     _add_threshold(parser)
 
     parser = add_command(commands, "verify", _verify, "Decide whether two recordings are of the same speaker.")
@@ -82,9 +85,13 @@ def _add_recordings(parser: cli.Parser, help: str) -> None:
     parser.add_argument("audio", nargs="+", type=Path, metavar="AUDIO", help=help)
 
 
+def _add_store(parser: cli.Parser, help: str) -> None:
+    parser.add_argument("--store", type=Path, required=True, metavar="FILE", help=help)
+
+
 def _add_threshold(parser: cli.Parser) -> None:
     help = "least cosine of the same speaker (default: the checkpoint's, at the EER of its validation trials)"
-    parser.add_argument("--threshold", type=_cosine, help=help)
+    parser.add_argument("--threshold", type=_cosine, metavar="X", help=help)
 
 
 def _cosine(text: str) -> float:
@@ -101,9 +108,9 @@ def _pool(args: argparse.Namespace) -> None:
     evaluations = [read_evaluation(folder) for folder in args.evaluations]
     reports = [read_json(folder / REPORT) for folder in args.evaluations]
     models = [model for report in reports for model in report.get("models", [report.get("model")])]
-    require_out(args.out)
     names = " and ".join(sorted({model["name"] for model in models}))
-    _finish(args, pool(f"{names}, {len(evaluations)} evaluations pooled", evaluations), {"models": models})
+    with report_folder(args.out):
+        _finish(args, pool(f"{names}, {len(evaluations)} evaluations pooled", evaluations), {"models": models})
 
 
 def _embed_problems(args: argparse.Namespace) -> list[str]:

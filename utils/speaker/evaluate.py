@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from utils.corpus.layouts import parse_path, sexes
 from utils.errors import UserError
+from utils.escapes import shown
 from utils.features.recipe import require_same
 from utils.features.store import FeatureStore
 from utils.files import read_json, sha256_file
@@ -38,7 +39,7 @@ def evaluate_features(recognizer: SpeakerRecognizer, data: Path, protocol_name: 
     _refuse_trained(recognizer, protocol)
     trial_file = folder / read_json(folder / "protocol.json")["files"]["trials"]
     source = {"data": str(data), "protocol": protocol_name, **_list_source("trials", trial_file)}
-    evaluation = Evaluation(f"{recognizer.name} on {data.resolve().name}", source, recognizer.threshold)
+    evaluation = Evaluation(f"{recognizer.name} on {shown(data.resolve().name)}", source, recognizer.threshold)
     if protocol.trials:
         rows = {row.path: row for row in store.rows}
         origins = {path: Origin(row.speaker, row.chapter, row.sex) for path, row in rows.items()}
@@ -105,7 +106,7 @@ def evaluate_audio(
     if identification:
         _check_identification(*lists, *identification)
 
-    title, source = f"{recognizer.name} on {root.resolve().name}", {"audio_root": str(root)}
+    title, source = f"{recognizer.name} on {shown(root.resolve().name)}", {"audio_root": str(root)}
     evaluation = Evaluation(title, source, recognizer.threshold)
     embeddings: Embeddings = {}
     if trial_file:

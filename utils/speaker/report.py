@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from utils.commands import REPORT
 from utils.errors import UserError
-from utils.files import read_json, write_json, write_text
+from utils.escapes import json_text
+from utils.files import read_json, write_text
 from utils.lists import Trial, join_fields, split_fields
 from utils.plots import percent
 from utils.speaker import plots
@@ -188,7 +189,7 @@ def write_report(out: Path, report: dict[str, Any], evaluation: Evaluation) -> N
         write_text(out / ANSWERS, "".join(lines))
         parts = {f"by {part}": confusion_matrix(answers) for part, answers in given.items()}
         plots.draw_confusions(out / "confusion.png", parts, f"{evaluation.title}: identification")
-    write_json(out / REPORT, report)
+    write_text(out / REPORT, json_text(report) + "\n")
 
 
 def _draw_verification(

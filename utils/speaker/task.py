@@ -155,7 +155,14 @@ class SpeakerTask:
 
     def inputs(self, batch: dict[str, Tensor], step: int) -> dict[str, Any]:
         """The model's arguments: the batch, and the share of the margin at this step."""
-        return {**batch, "margin_share": linear_warmup(step, self.training.steps, self.options.margin_warmup)}
+        return {**batch, "margin_share": self._margin_share(step)}
+
+    def schedule(self, step: int) -> dict[str, float]:
+        """The margin of the loss at a step."""
+        return {"margin": self.config.margin * self._margin_share(step)}
+
+    def _margin_share(self, step: int) -> float:
+        return linear_warmup(step, self.training.steps, self.options.margin_warmup)
 
     def frames(self, batch: dict[str, Tensor]) -> int:
         """Mel frames in a batch, without padding."""

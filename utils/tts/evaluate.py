@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from utils.cli import progress
 from utils.errors import UserError
+from utils.escapes import shown
 from utils.features.audio import load_audio
 from utils.features.mel import MelExtractor
 from utils.features.recipe import MelRecipe, require_same
@@ -150,7 +151,7 @@ def evaluate_synthesis(
         "asr": None if asr is None else str(asr),
         "asr_sha256": None if asr is None else sha256_file(asr / "model.bin"),
     }
-    evaluation = SynthesisEvaluation(f"{synthesizer.name} on {data.resolve().name}", source, store.recipe)
+    evaluation = SynthesisEvaluation(f"{synthesizer.name} on {shown(data.resolve().name)}", source, store.recipe)
     rows = _rows(evaluation, synthesizer, store, lists, limit, seed)
     _explain(evaluation, store, rows, transcriber)
     bench = _Bench(evaluation, synthesizer, store, voice, transcriber)

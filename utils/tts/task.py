@@ -181,6 +181,10 @@ class TextToMelTask:
         """The model's arguments: the batch."""
         return batch
 
+    def schedule(self, step: int) -> dict[str, float]:
+        """Nothing: no part of the loss changes with the step."""
+        return {}
+
     def frames(self, batch: dict[str, Tensor]) -> int:
         """Mel frames in a batch, without padding."""
         return int(batch["mel_lengths"].sum())
