@@ -87,7 +87,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = build_parser(argv)
     args = parser.parse_args(argv)
     (config,) = parser.read_options(args, TASKS[args.task].model_config, also=_problems(args))
-    return cli.run(lambda args: _profile(args, config), args)
+    return cli.run(lambda args: _profile(args, config), args, notes=True)
 
 
 def _problems(args: argparse.Namespace) -> list[str]:

@@ -7,12 +7,16 @@ torchrun --nproc-per-node 2 train_tacomamba.py --task speaker --data data/proces
 
 Writes OUT/best.pt (lowest validation error, to use), OUT/last.pt (to resume from), OUT/last-1.pt (the one before it),
 log.jsonl, config.yaml, run.json, and TensorBoard's scalars, pictures and sounds. Exit codes: 0 done, 2 bad input,
-128 + n if signal n stopped the run, which is saved first; a second signal ends it at once.
+128 + n if signal n stopped the run, which is saved first; a second signal ends it at once. One process at a time may
+train in OUT.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import os
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,11 +25,12 @@ from typing import Any
 import torch
 
 from utils import cli
-from utils.checkpoint import load_checkpoint
+from utils.checkpoint import BEST, load_checkpoint
 from utils.device import keep_few_compiled_operations, keep_freed_memory
 from utils.errors import ExitCode, UserError
 from utils.features.store import FeatureStore
 from utils.lists import DEFAULT_PROTOCOL
+from utils.locks import LOCK, only_writer
 from utils.tasks import TASKS, flags_of_other_tasks
 from utils.training import distributed
 from utils.training.checkpoints import CheckpointStore
@@ -42,9 +47,11 @@ def build_parser(argv: Sequence[str] | None = None) -> cli.Parser:
     parser.add_config()
     data = parser.add_argument_group("data")
     data.add_argument("--task", choices=tuple(TASKS), default="speaker", help="what to train")
-    data.add_argument("--data", type=Path, required=True, help="folder that preprocess.py wrote")
-    data.add_argument("--protocol", default=DEFAULT_PROTOCOL, help="protocol of the data, which defines the splits")
-    data.add_argument("--out", type=Path, required=True, help="run folder; empty or new, except with --resume")
+    data.add_argument("--data", type=Path, required=True, metavar="FOLDER", help="folder that preprocess.py wrote")
+    help = "protocol of the data, which defines the splits"
+    data.add_argument("--protocol", default=DEFAULT_PROTOCOL, metavar="NAME", help=help)
+    help = "run folder; empty or new, except with --resume"
+    data.add_argument("--out", type=Path, required=True, metavar="FOLDER", help=help)
     parser.add_options(TrainingOptions, task.model_config, *task.option_classes())
     parser.elsewhere = flags_of_other_tasks(task.name)
     parser.may_change.add("data")  # a folder may have moved; the training data are compared by their hash
@@ -53,40 +60,63 @@ def build_parser(argv: Sequence[str] | None = None) -> cli.Parser:
 
 def main(argv: list[str] | None = None) -> int:
     """Parses the flags, trains, returns the exit code."""
-    parser = build_parser(argv)
-    args = parser.parse_args(argv)
+    words = sys.argv[1:] if argv is None else argv
+    parser = build_parser(words)
+    args = parser.parse_args(words)
     task = TASKS[args.task]
+    is_locked = (args.out / LOCK).exists()  # perhaps by a running process, which is then what to report
     training, config, *options = parser.read_options(
-        args, TrainingOptions, task.model_config, *task.option_classes(), also=_problems_of_out(args)
+        args,
+        TrainingOptions,
+        task.model_config,
+        *task.option_classes(),
+        also=[] if is_locked else _problems_of_out(args),
     )
     parser.report(task.problems(config, training, options))
-    return cli.run(lambda args: _train(args, parser, training, config, options), args, notes=True)
+    return cli.run(lambda args: _train(args, words, parser, training, config, options), args, notes=True)
 
 
 def _problems_of_out(args: argparse.Namespace) -> list[str]:
     if args.out.exists() and not args.out.is_dir():
         return [f"--out {args.out} is a file, not a folder"]
-    if args.resume == "off" and args.out.is_dir() and any(args.out.iterdir()):
+    if args.resume == "off" and args.out.is_dir() and {path.name for path in args.out.iterdir()} - {LOCK}:
         return [f"{args.out} is not empty: resume its run with --resume auto, or begin a new one with another --out"]
     return []
 
 
-def _train(args: argparse.Namespace, parser: cli.Parser, training: TrainingOptions, *configs: Any) -> int:
+def _train(
+    args: argparse.Namespace, words: Sequence[str], parser: cli.Parser, training: TrainingOptions, *configs: Any
+) -> int:
     keep_freed_memory()
     keep_few_compiled_operations()
     if training.threads:
         torch.set_num_threads(training.threads)
     ranks = distributed.join(training.device)
     try:
-        code = _fit(args, parser, ranks, training, *configs)
-        ranks.wait()  # a rank that leaves early would close connections in use
+        with contextlib.ExitStack() as stack:
+            ranks.on_main(lambda: _claim(args, stack))
+            code = _fit(args, words, parser, ranks, training, *configs)
+            ranks.wait()  # a rank that leaves early would close connections in use
         return code
     finally:
         distributed.leave()
 
 
+def _claim(args: argparse.Namespace, stack: contextlib.ExitStack) -> None:
+    """Keeps other processes out of the run folder; `UserError` if one is there, or has left a run in the meantime."""
+    stack.enter_context(only_writer(args.out))
+    for problem in _problems_of_out(args):
+        raise UserError(problem)
+
+
 def _fit(
-    args: argparse.Namespace, parser: cli.Parser, ranks: Ranks, training: TrainingOptions, config: Any, options: Any
+    args: argparse.Namespace,
+    words: Sequence[str],
+    parser: cli.Parser,
+    ranks: Ranks,
+    training: TrainingOptions,
+    config: Any,
+    options: Any,
 ) -> int:
     resumed = ranks.on_main(lambda: _checkpoint_to_resume(args.out, training))
     flags = cli.plain_arguments(args)
@@ -108,7 +138,43 @@ def _fit(
             trainer.store.begin_from(Path(training.resume))
         trainer.store.sweep()
         _write_records(args, flags, task, trainer.step, ranks)
-    return trainer.fit()
+    code = trainer.fit()
+    if ranks.is_main:
+        print(_next_step(args, task.score_name) if code == ExitCode.DONE else _how_to_resume(words, trainer.step))
+    return code
+
+
+def _how_to_resume(words: Sequence[str], step: int) -> str:
+    """The sentence after a stopped run: the command with `--resume auto`."""
+    resumed = [word for word in words if not word.startswith("--resume=")]
+    while "--resume" in resumed:
+        place = resumed.index("--resume")
+        del resumed[place : place + 2]
+    ranks = int(os.environ.get("WORLD_SIZE", "1"))
+    start = ["python"] if ranks == 1 else ["torchrun", "--nproc-per-node", os.environ["LOCAL_WORLD_SIZE"]]
+    command = [*start, os.path.relpath(__file__), *resumed, "--resume", "auto"]
+    return f"saved step {step}; continue with: {shlex.join(command)}"
+
+
+def _next_step(args: argparse.Namespace, score: str) -> str:
+    """The lines after a finished run: the best checkpoint, and the command that evaluates it."""
+    best = load_checkpoint(args.out)
+    shown = f", {score} {best['metrics'][score]:.4g}" if score in best["metrics"] else ""
+    script = Path(os.path.relpath(__file__)).with_name("test.py")
+    command = [
+        "python",
+        script,
+        "evaluate",
+        "--checkpoint",
+        args.out,
+        "--data",
+        args.data,
+        "--out",
+        args.out / "report",
+    ]
+    if args.protocol != DEFAULT_PROTOCOL:
+        command += ["--protocol", args.protocol]
+    return f"best step {best['step']}{shown}: {args.out / BEST}\nnext: {shlex.join(map(str, command))}"
 
 
 def _checkpoint_to_resume(out: Path, training: TrainingOptions) -> dict[str, Any] | None:

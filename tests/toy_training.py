@@ -13,6 +13,7 @@ import json
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,8 @@ class ToyTask:
     """A `utils.training.task.Task` on sequences of 3 to 20 frames.
 
     `poison` are items full of NaN, `stop` = [step, rank] gets a SIGTERM before that step's forward pass, `evaluated`
-    items make a validation, and a `broken` model has an infinite weight.
+    items make a validation, a `broken` model has an infinite weight, and of two places one is `stuck` for ten minutes
+    and one `unreadable`.
     """
 
     name, score_name = "toy", "valid_loss"
@@ -75,6 +77,8 @@ class ToyTask:
         stop: tuple[int, int] = (-1, 0),
         evaluated: int = 5,
         broken: bool = False,
+        stuck: int = -1,
+        unreadable: int = -1,
     ) -> None:
         torch.manual_seed(options.seed)
         self.dtype = torch.float64 if wide else torch.float32
@@ -90,10 +94,15 @@ class ToyTask:
         self.order = make_order(lengths, options)
         self.dataset = self
         self.rank, self.stop, self.evaluated = rank, tuple(stop), evaluated
+        self.stuck, self.unreadable = stuck, unreadable
         self.trained: list[tuple[int, list[int]]] = []
         self.validated: list[list[int]] = []
 
     def __getitem__(self, place: int) -> int:
+        if place == self.stuck:
+            time.sleep(600)
+        if place == self.unreadable:
+            raise UserError(f"item {place} cannot be read: for a reason")
         return place
 
     def collate(self, places: list[int]) -> dict[str, Tensor]:
@@ -115,6 +124,9 @@ class ToyTask:
         if self.stop == (step, self.rank):
             os.kill(os.getpid(), signal.SIGTERM)
         return {name: batch[name] for name in ("x", "lengths", "labels")}
+
+    def schedule(self, step: int) -> dict[str, float]:
+        return {}
 
     def frames(self, batch: dict[str, Tensor]) -> int:
         return int(batch["lengths"].sum())

@@ -54,7 +54,8 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     if beside.exists() and beside.read_text(encoding="utf-8").split()[:1] != [sha256_file(path)]:
         raise UserError(f"the checkpoint {path} does not have the sha256 in {beside.name}: it is damaged")
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        with path.open("rb") as file:  # torch itself cannot open names that are not UTF-8
+            checkpoint = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises EOFError, RuntimeError, UnpicklingError ...
         reason = str(error).strip().split("\n")[0] or type(error).__name__
         raise UserError(f"{path} is not a checkpoint that can be loaded: {reason}") from error

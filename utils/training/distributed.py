@@ -98,7 +98,7 @@ def join(device_name: str) -> Ranks:
     if world == 1:
         return Ranks(0, 1, device)
     if device.type == "cuda":
-        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        device = gpu_of(int(os.environ["LOCAL_RANK"]), torch.cuda.device_count())
         torch.cuda.set_device(device)
     store, rank, world = next(iter(dist.rendezvous("env://")))
     if os.environ.get("GROUP_WORLD_SIZE", "1") == "1":
@@ -106,6 +106,16 @@ def join(device_name: str) -> Ranks:
     backend = "nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(backend, store=store, rank=rank, world_size=world)
     return Ranks(rank, world, device)
+
+
+def gpu_of(local_rank: int, count: int) -> torch.device:
+    """The GPU of a rank among the `count` of its machine; `UserError` if there are more ranks than GPUs."""
+    if local_rank >= count:
+        raise UserError(
+            f"torchrun started at least {local_rank + 1} processes on a machine with {count} GPUs: "
+            f"start at most {count} (--nproc-per-node), or use --device cpu"
+        )
+    return torch.device("cuda", local_rank)
 
 
 def leave() -> None:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import resource
 import sys
 import time
-from collections.abc import Iterable, Iterator
-from typing import TypeVar
+from collections.abc import Iterator, Mapping
 
 import torch
 
-T = TypeVar("T")
 MIB = 2**20
 
 
@@ -28,17 +27,12 @@ class Meter:
         self._waited = 0.0
         self._wall, self._cpu = time.perf_counter(), time.process_time()
 
-    def timed(self, batches: Iterable[T]) -> Iterator[T]:
-        """Yields the batches, and counts the time until each arrives as waiting for the loader."""
-        iterator = iter(batches)
-        while True:
-            asked = time.perf_counter()
-            try:
-                batch = next(iterator)
-            except StopIteration:
-                return
-            self._waited += time.perf_counter() - asked
-            yield batch
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Counts the time within the block as waiting for the loader."""
+        asked = time.perf_counter()
+        yield
+        self._waited += time.perf_counter() - asked
 
     def add(self, frames: float) -> None:
         """Counts one step, of `frames` frames over all ranks."""
@@ -62,6 +56,22 @@ class Meter:
         }
         self.restart()
         return values
+
+
+class Averages:
+    """Means over the steps since the last reading."""
+
+    def __init__(self) -> None:
+        self._steps: list[Mapping[str, float]] = []
+
+    def add(self, values: Mapping[str, float]) -> None:
+        """Counts one step."""
+        self._steps.append(values)
+
+    def read(self) -> dict[str, float]:
+        """The mean of each value; then restarts."""
+        steps, self._steps = self._steps, []
+        return {name: sum(step[name] for step in steps) / len(steps) for name in steps[-1]}
 
 
 def _peak_memory(device: torch.device) -> int:

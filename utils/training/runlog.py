@@ -14,7 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from utils.files import atomic_write, write_json, write_text
+from utils.escapes import json_text
+from utils.files import write_text
+from utils.wav import wav_file
 
 LOG = "log.jsonl"
 
@@ -53,8 +55,7 @@ class RunLog:
         if self._board is not None:
             for name, value in values.items():
                 if isinstance(value, (int, float)):
-                    part = "valid" if name.startswith("valid_") else "train"
-                    self._board.add_scalar(f"{part}/{name.removeprefix('valid_')}", value, step)
+                    self._board.add_scalar(_tag(name), value, step)
 
     def picture(self, step: int, name: str, draw: Callable[[Path], None]) -> None:
         """Keeps the picture of `draw(path)` as `pictures/NAME-STEP.png`; does nothing without TensorBoard."""
@@ -68,12 +69,20 @@ class RunLog:
     def sound(self, step: int, name: str, samples: np.ndarray, sample_rate: int) -> None:
         """Keeps samples (s,) within -1 and 1 as `sounds/NAME-STEP.wav`; does nothing without TensorBoard."""
         if self._board is not None:
-            import soundfile
-
-            path = self._directory / "sounds" / f"{name}-{step:08d}.wav"
-            with atomic_write(path) as file:
-                soundfile.write(file, samples, sample_rate, format="WAV", subtype="PCM_16")
+            with wav_file(self._directory / "sounds" / f"{name}-{step:08d}.wav", sample_rate) as write:
+                write(samples)
             self._board.add_audio(name, samples[None], step, sample_rate)
+
+    def finish(self, config: dict[str, Any], metrics: dict[str, float]) -> None:
+        """Adds the flags and the final metrics to TensorBoard's table of hyperparameters."""
+        if self._board is not None:
+            from torch.utils.tensorboard.summary import hparams
+
+            flags = {name: v if isinstance(v, (bool, int, float, str)) else str(v) for name, v in config.items()}
+            scores = {_tag(name): value for name, value in metrics.items()}
+            # Not by add_hparams, which would make a second run in a folder of its own.
+            for summary in hparams(flags, scores):
+                self._board.file_writer.add_summary(summary)
 
     def sync(self) -> None:
         """Flushes lines to disk, before a checkpoint is saved that the log must not fall behind."""
@@ -86,6 +95,11 @@ class RunLog:
             self._file.close()
         if self._board is not None:
             self._board.close()
+
+
+def _tag(name: str) -> str:
+    """The name of a value in TensorBoard."""
+    return f"valid/{name.removeprefix('valid_')}" if name.startswith("valid_") else f"train/{name}"
 
 
 def read_log(directory: Path) -> list[dict[str, Any]]:
@@ -101,17 +115,15 @@ def write_run_record(directory: Path, config: dict[str, Any], facts: dict[str, A
     """Writes `run.json`: command, revision, versions, machine, `facts` and configuration."""
     import torch
 
-    write_json(
-        directory / "run.json",
-        {
-            "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
-            "git_revision": _git_revision(),
-            "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
-            "machine": {"platform": platform.platform(), "threads": torch.get_num_threads()},
-            **facts,
-            "config": config,
-        },
-    )
+    content = {
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "git_revision": _git_revision(),
+        "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
+        "machine": {"platform": platform.platform(), "threads": torch.get_num_threads()},
+        **facts,
+        "config": config,
+    }
+    write_text(directory / "run.json", json_text(content) + "\n")
 
 
 def _git_revision() -> str | None:

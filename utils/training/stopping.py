@@ -12,9 +12,13 @@ FORWARDING = 1.0  # seconds in which torchrun may repeat a signal of the termina
 
 
 class StopSignals:
-    """Sets `number`, 0 before, at the first signal within the block; a second signal ends the process at once."""
+    """Sets `number`, 0 before, at the first signal within the block; a second signal ends the process at once.
 
-    def __init__(self) -> None:
+    The main rank says so on stderr.
+    """
+
+    def __init__(self, is_main: bool) -> None:
+        self._is_main = is_main
         self.number = 0
         self._first = 0.0
         self._forwarded = "TORCHELASTIC_RUN_ID" in os.environ
@@ -30,6 +34,8 @@ class StopSignals:
     def _note(self, number: int, frame: Any) -> None:
         if not self.number:
             self.number, self._first = number, time.monotonic()
+            if self._is_main:  # not by print: the signal may have come within another print
+                os.write(2, b"\nstopping after this step; once more ends at once\n")
             if not self._forwarded:  # the system acts on the second at once, even during a kernel
                 for each in STOP_SIGNALS:
                     signal.signal(each, signal.SIG_DFL)

@@ -32,6 +32,9 @@ class Task(Protocol):
     def inputs(self, batch: dict[str, Tensor], step: int) -> dict[str, Any]:
         """The model's arguments at a step: the batch, and values that change with the step."""
 
+    def schedule(self, step: int) -> dict[str, float]:
+        """Values that change with the step alone, for the log."""
+
     def frames(self, batch: dict[str, Tensor]) -> int:
         """Mel frames in a batch, without padding, for the speed in the log."""
 

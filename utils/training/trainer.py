@@ -4,23 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import math
-from itertools import islice
 from pathlib import Path
 from typing import Any
-
-import torch
-from torch.utils.data import DataLoader
 
 from utils.cli import progress
 from utils.errors import UserError
 from utils.training.checkpoints import CheckpointStore
 from utils.training.distributed import Ranks
-from utils.training.meter import Meter
+from utils.training.loading import Batches, loading_errors
+from utils.training.meter import Averages, Meter
 from utils.training.options import TrainingOptions
 from utils.training.random_state import random_state, restore_random_state, seed_everything
 from utils.training.runlog import RunLog
-from utils.training.sampling import ShareBatches
-from utils.training.stopping import StopSignals, ignore_stop_signals
+from utils.training.stopping import StopSignals
 from utils.training.task import Task
 from utils.training.update import StepResult, Update
 
@@ -65,26 +61,37 @@ class Trainer:
         """Trains to the last step, or to the first signal; returns 0, or 128 + the signal's number."""
         log = RunLog(self.directory, self.ranks.is_main, self.step, self.options.tensorboard)
         bar = progress(total=self.options.steps, initial=self.step, unit="step")
-        with contextlib.closing(log), contextlib.closing(bar), StopSignals() as signals:
-            number = self._loop(log, bar, signals)
+        with contextlib.closing(log), contextlib.closing(bar), StopSignals(self.ranks.is_main) as signals:
+            with loading_errors(), contextlib.closing(self._batches()) as batches:
+                number = self._loop(batches, log, bar, signals)
+            if not number:
+                log.finish(self.config, self.metrics)
         return 128 + number if number else 0
 
-    def _loop(self, log: RunLog, bar: Any, signals: StopSignals) -> int:
+    def _loop(self, batches: Batches, log: RunLog, bar: Any, signals: StopSignals) -> int:
         """Trains; returns the number of the signal that ended it, or 0."""
-        options = self.options
-        batches, meter = iter(self._loader()), Meter(self.ranks.device)
+        options, alone = self.options, self.ranks.world == 1
+        meter, averages = Meter(self.ranks.device), Averages()
         while self.step < options.steps:
             places = self.task.order.batch(self.samples)
-            result = self.update(meter.timed(islice(batches, options.accumulate)), places, self.step, signals.number)
+            with meter.waiting():
+                parts = batches.of_step(lambda: alone and signals.number > 0)
+            if parts is None:
+                self._save(log, is_validated=False)
+                return signals.number
+            result = self.update(parts, places, self.step, signals.number)
             self.step, self.samples = self.step + 1, places.stop
             meter.add(result.frames)
+            if not result.problem:
+                averages.add(result.values)
             is_due = self.step % options.save_every == 0 or self.step == options.steps
             if is_due or result.problem or self.step % options.log_every == 0:
-                values = {**result.values, "samples": self.samples, **meter.read(options.steps - self.step)}
+                values = result.values if result.problem else averages.read()
+                values = {**values, **self._schedule(), **meter.read(options.steps - self.step)}
                 self._log(log, bar, values | (self._validate(log) if is_due else {}), result)
             self._count_problem(result)
             # All ranks must stop at the same step, so a signal counts once it has reached all, in the next step.
-            stop = result.signal if self.ranks.world > 1 else signals.number
+            stop = signals.number if alone else result.signal
             if is_due or stop:
                 self._save(log, is_validated=is_due)
             if is_due:
@@ -94,8 +101,14 @@ class Trainer:
                 return stop
         return 0
 
+    def _schedule(self) -> dict[str, float]:
+        """Values of the last step that depend on its number alone."""
+        step = self.step - 1
+        return {"lr": self.update.learning_rate(step), **self.task.schedule(step), "samples": self.samples}
+
     def _log(self, log: RunLog, bar: Any, values: dict[str, float], result: StepResult) -> None:
-        line = {"loss": values["loss"], "loss_hex": values["loss"].hex(), **values}
+        """Logs `values`, which are means since the last line, and the exact loss of the last step."""
+        line = {"loss": values["loss"], "loss_hex": result.values["loss"].hex(), **values}
         if result.problem:
             names = [self.task.utterance(place) for place in result.suspects]
             line |= {"skipped": result.problem, "utterances": names}
@@ -190,18 +203,8 @@ class Trainer:
         if different:
             raise UserError(f"the checkpoint to resume from was trained with other {', '.join(different)}")
 
-    def _loader(self) -> DataLoader:
-        options, ranks = self.options, self.ranks
-        left = options.steps - self.step
-        return DataLoader(
-            self.task.dataset,
-            batch_sampler=ShareBatches(self.task.order, self.samples, left, ranks, options.accumulate),
-            collate_fn=self.task.collate,
-            num_workers=options.workers,
-            worker_init_fn=ignore_stop_signals,
-            pin_memory=ranks.device.type == "cuda",
-            generator=torch.Generator(),  # otherwise it would draw from the global one
-        )
+    def _batches(self) -> Batches:
+        return Batches(self.task, self.options, self.ranks, self.samples, self.options.steps - self.step)
 
 
 def require_resumable(checkpoint: dict[str, Any]) -> None:

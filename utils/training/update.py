@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,23 +56,21 @@ class Update:
         self.scaler = torch.amp.GradScaler(ranks.device.type, enabled=options.amp == "fp16")
         self._wide = torch.float32 if ranks.device.type == "mps" else torch.float64  # MPS has no float64
 
-    def __call__(self, batches: Iterable[dict[str, Tensor]], places: range, step: int, signal: int) -> StepResult:
+    def __call__(self, batches: Sequence[dict[str, Tensor]], places: range, step: int, signal: int) -> StepResult:
         """Step number `step` (from 0) on this rank's micro-batches of the batch at `places`."""
-        lr = self._set_learning_rate(step)
+        self._set_learning_rate(step)
         buffers = [buffer.clone() for buffer in self.model.buffers()]  # a bad batch would spoil running statistics
         self.wrapped.train()
         self.optimizer.zero_grad(set_to_none=True)
-        seen: list[dict[str, Tensor]] = []
-        names, totals = self._accumulate(batches, seen, step, signal)
+        names, totals = self._accumulate(batches, step, signal)
         result = self._read(names, totals.tolist(), self._gradient_norm(names, totals).item())
-        result.values["lr"] = lr
         if result.problem is None:
             self.scaler.step(self.optimizer)
             if self.average:
                 self.average.update_parameters(self.model)
         else:
             torch._foreach_copy_(list(self.model.buffers()), buffers)
-            result.suspects.extend(self._suspects(seen, places))
+            result.suspects.extend(self._suspects(batches, places))
         self.scaler.update()
         return result
 
@@ -88,17 +86,17 @@ class Update:
             if own:
                 self.model.load_state_dict(own)
 
-    def _set_learning_rate(self, step: int) -> float:
+    def learning_rate(self, step: int) -> float:
+        """The learning rate of a step (from 0)."""
         options = self.options
-        lr = options.lr * warmup_cosine(step, options.steps, options.warmup, options.final_lr)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
-        return lr
+        return options.lr * warmup_cosine(step, options.steps, options.warmup, options.final_lr)
 
-    def _accumulate(
-        self, batches: Iterable[dict[str, Tensor]], seen: list[dict[str, Tensor]], step: int, signal: int
-    ) -> tuple[list[str], Tensor]:
-        """Adds up gradients; returns names and global sums (micro-batches, names + world), and fills `seen`.
+    def _set_learning_rate(self, step: int) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate(step)
+
+    def _accumulate(self, batches: Sequence[dict[str, Tensor]], step: int, signal: int) -> tuple[list[str], Tensor]:
+        """Adds up gradients; returns names and global sums (micro-batches, names + world).
 
         The named sums are followed by the stop signal of each rank. Gradients are those of the loss as if every
         micro-batch had the first one's count.
@@ -106,7 +104,6 @@ class Update:
         parts, world = self.options.accumulate, self.ranks.world
         totals: list[Tensor] = []
         for micro, batch in enumerate(batches):
-            seen.append(batch)
             synchronized = world == 1 or micro == parts - 1
             with contextlib.nullcontext() if synchronized else self.wrapped.no_sync():
                 outputs = self._forward(batch, step)
@@ -150,11 +147,11 @@ class Update:
         problem = "loss" if not math.isfinite(values["loss"]) else None if math.isfinite(norm) else "gradient"
         return StepResult(values, frames, problem, [], int(max(totals[-1][len(names) :])))
 
-    def _suspects(self, seen: list[dict[str, Tensor]], places: range) -> list[int]:
+    def _suspects(self, batches: Sequence[dict[str, Tensor]], places: range) -> list[int]:
         """The places of samples that are not finite, on any rank; all places if there are none."""
         found = []
-        for micro, batch in enumerate(seen):
-            share = self.ranks.micro_batch(places, micro, len(seen))
+        for micro, batch in enumerate(batches):
+            share = self.ranks.micro_batch(places, micro, len(batches))
             for tensor in batch.values():
                 rows = (~tensor.isfinite()).flatten(1).any(1) if tensor.ndim > 1 else ~tensor.isfinite()
                 found += [share[row] for row in rows.nonzero().flatten().tolist()]

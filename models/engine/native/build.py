@@ -127,7 +127,7 @@ def find_compiler() -> Compiler:
             continue
         if answer.returncode == 0 and answer.stdout.strip():
             return Compiler(words, answer.stdout)
-    raise NativeUnavailable("no C++ compiler is on the path (tried $CXX, c++, g++ and clang++)")
+    raise NativeUnavailable("no C++ compiler is on the path (tried $CXX, c++, g++ and clang++): apt-get install g++")
 
 
 def cache_folder() -> Path:

@@ -1,0 +1,80 @@
+"""Loading processes that fail: too little shared memory, a death, a wait without end; real processes and signals."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from test_training import ROOT, flags, losses
+
+from utils.checkpoint import load_checkpoint
+
+
+def start(command: list[str], **options) -> subprocess.Popen:
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
+
+
+def wait_for_step(process: subprocess.Popen, run: Path, step: int) -> None:
+    while max(losses(run), default=0) < step:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.02)
+
+
+def toy(tmp_path: Path, **task: object) -> list[str]:
+    """A command that trains the toy task with two loading processes."""
+    words = ["--steps", "1000", "--save-every", "1000", "--workers", "2"]
+    scenarios = [{"out": str(tmp_path / "run"), "flags": words, "task": task}]
+    (tmp_path / "scenarios.json").write_text(json.dumps(scenarios))
+    return [sys.executable, "tests/toy_training.py", str(tmp_path / "scenarios.json")]
+
+
+@pytest.mark.parametrize("filled", ["", "dd if=/dev/zero of=/dev/shm/full bs=1k count=64 status=none;"])
+def test_too_little_shared_memory_is_a_sentence(processed, tmp_path, filled):
+    """64 KiB of it, in part and completely in use."""
+    mount = ["unshare", "-m", "mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", "/dev/shm"]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("this user cannot mount a file system")
+    words = flags(processed, tmp_path / "run", "--steps", "6", "--workers", "2", "--batch-size", "32")
+    train = shlex.join([sys.executable, "train_tacomamba.py", *words])
+    script = f"{shlex.join(mount[2:])}; {filled} exec {train}"
+    process = start(["unshare", "-m", "bash", "-c", script])
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 2 and "Traceback" not in error
+    sentence = error.strip().splitlines()[-1]
+    assert sentence.startswith("error: ") and "fewer --workers" in sentence and "/dev/shm" in sentence
+
+
+def test_the_death_of_a_loading_process_is_a_sentence(processed, tmp_path):
+    words = flags(processed, tmp_path / "run", "--steps", "100000", "--workers", "2")
+    process = start([sys.executable, "train_tacomamba.py", *words])
+    wait_for_step(process, tmp_path / "run", 3)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    os.kill(int(children[0]), signal.SIGKILL)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 2 and "Traceback" not in error
+    assert "a process of --workers was lost (killed by signal: Killed)" in error.splitlines()[-1]
+
+
+def test_an_error_in_a_loading_process_is_its_sentence(tmp_path):
+    process = start(toy(tmp_path, unreadable=40))
+    process.communicate(timeout=60)
+    import torch
+
+    assert torch.load(tmp_path / "run" / "ranks" / "0.pt")["error"] == "item 40 cannot be read: for a reason"
+
+
+def test_sigterm_ends_a_run_whose_loader_hangs(tmp_path):
+    """The last complete step is saved."""
+    process = start(toy(tmp_path, stuck=44))
+    wait_for_step(process, tmp_path / "run", 5)
+    process.send_signal(signal.SIGTERM)
+    _, error = process.communicate(timeout=40)
+    assert process.returncode == 0 and "stopping after this step; once more ends at once" in error
+    assert load_checkpoint(tmp_path / "run" / "last.pt")["step"] == 5
