@@ -28,6 +28,7 @@ from utils import cli
 from utils.checkpoint import BEST, load_checkpoint
 from utils.device import keep_few_compiled_operations, keep_freed_memory
 from utils.errors import ExitCode, UserError
+from utils.escapes import shown
 from utils.features.store import FeatureStore
 from utils.lists import DEFAULT_PROTOCOL
 from utils.locks import LOCK, only_writer
@@ -79,6 +80,8 @@ def main(argv: list[str] | None = None) -> int:
 def _problems_of_out(args: argparse.Namespace) -> list[str]:
     if args.out.exists() and not args.out.is_dir():
         return [f"--out {args.out} is a file, not a folder"]
+    if args.tensorboard and shown(args.out) != str(args.out):
+        return [f"TensorBoard cannot write into {args.out}, whose name is not UTF-8: add --no-tensorboard"]
     if args.resume == "off" and args.out.is_dir() and {path.name for path in args.out.iterdir()} - {LOCK}:
         return [f"{args.out} is not empty: resume its run with --resume auto, or begin a new one with another --out"]
     return []
@@ -159,7 +162,7 @@ def _how_to_resume(words: Sequence[str], step: int) -> str:
 def _next_step(args: argparse.Namespace, score: str) -> str:
     """The lines after a finished run: the best checkpoint, and the command that evaluates it."""
     best = load_checkpoint(args.out)
-    shown = f", {score} {best['metrics'][score]:.4g}" if score in best["metrics"] else ""
+    rated = f", {score} {best['metrics'][score]:.4g}" if score in best["metrics"] else ""
     script = Path(os.path.relpath(__file__)).with_name("test.py")
     command = [
         "python",
@@ -174,7 +177,7 @@ def _next_step(args: argparse.Namespace, score: str) -> str:
     ]
     if args.protocol != DEFAULT_PROTOCOL:
         command += ["--protocol", args.protocol]
-    return f"best step {best['step']}{shown}: {args.out / BEST}\nnext: {shlex.join(map(str, command))}"
+    return f"best step {best['step']}{rated}: {args.out / BEST}\nnext: {shlex.join(map(str, command))}"
 
 
 def _checkpoint_to_resume(out: Path, training: TrainingOptions) -> dict[str, Any] | None:

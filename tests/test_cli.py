@@ -133,6 +133,10 @@ def test_missing_file_and_empty_file(config, refused, tmp_path):
         (["--lr", "nan"], "argument --lr: must be a number, not nan"),
         (["--lr", "fast"], "argument --lr: must be a number, not 'fast'"),
         (["--dropout", "1.01"], "argument --dropout: must be at most 1, not 1.01"),
+        (
+            ["--mixer", "mamab"],
+            "argument --mixer: invalid choice: 'mamab' (choose from 'mamba', 'conv'); did you mean mamba?",
+        ),
         (["--batch", "3"], "there is no flag --batch; did you mean --batch-size?"),  # an abbreviation of --batch-size
     ],
 )
@@ -176,6 +180,20 @@ def test_subcommand_takes_its_own_configuration(config, capsys):
             parser.parse_args(words)
         assert stop.value.code == 2
         assert sentence in capsys.readouterr().err
+
+
+def test_an_unknown_subcommand_gets_the_nearest(capsys):
+    parser = cli.Parser(prog="script")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    for name in ("evaluate", "embed"):
+        commands.add_parser(name, help="a command")
+    with pytest.raises(SystemExit) as stop:
+        parser.parse_args(["evalute"])
+    assert stop.value.code == 2
+    assert (
+        "invalid choice: 'evalute' (choose from evaluate, embed); did you mean evaluate?"
+        in capsys.readouterr().err.replace("'evaluate', 'embed'", "evaluate, embed")
+    )
 
 
 def test_help_shows_defaults(capsys):

@@ -5,6 +5,7 @@ import re
 import resource
 import subprocess
 import sys
+import tomllib
 
 import pytest
 from shown_commands import MODULES, ROOT, SCRIPTS, build_parser, lines_of, parse, split_command, subparsers
@@ -72,6 +73,25 @@ def test_flags_are_kebab_case_and_explained(name):
             assert action.help or isinstance(action, argparse._SubParsersAction), f"{words}: {action.dest} has no help"
             for flag in action.option_strings:
                 assert re.fullmatch(r"-h|--[a-z][a-z0-9]*(-[a-z0-9]+)*", flag), f"{words}: {flag}"
+
+
+@pytest.mark.parametrize("words", [*SCRIPTS, *MODULES, "test.py evaluate"])
+def test_every_script_states_the_version(words, capsys):
+    name, *rest = words.split()
+    with pytest.raises(SystemExit) as stop:
+        build_parser(name).parse_args([*rest, "--version"])
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["version"]
+    assert stop.value.code == 0 and capsys.readouterr().out == f"TacoMamba {version}\n"
+
+
+@pytest.mark.parametrize("name", ["test.py", "train_tacomamba.py", "profile_model.py"])
+def test_values_of_flags_have_short_names(name):
+    for words, parser in parsers(name).items():
+        for action in parser._actions:
+            if action.option_strings and action.nargs != 0 and not action.choices:
+                is_device = action.dest == "device"  # its name is as good as any
+                assert is_device or action.metavar, f"{words}: {action.option_strings[0]} has no metavar"
+                assert (action.type is not cli.positive_int) or action.metavar == "N"
 
 
 @pytest.mark.parametrize("name", SCRIPTS + MODULES)

@@ -306,7 +306,8 @@ def test_auto_says_once_what_it_picked(caplog):
 WITHOUT_COMPILER = """
 import os, sys
 os.environ.update(PATH="/nonexistent", CXX="", TACOMAMBA_CACHE=sys.argv[1])
-import torch
+import logging, torch
+logging.basicConfig(level=logging.INFO)
 from models.mamba import Mamba
 mixer = Mamba(8)
 mixer(torch.randn(1, 20, 8)).sum().backward()
@@ -319,4 +320,4 @@ def test_without_a_compiler_auto_falls_back_with_one_line(tmp_path):
     result = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=120)
     assert result.returncode == 0, result.stderr
     lines = [line for line in result.stderr.splitlines() if "backend" in line]
-    assert len(lines) == 1 and "backend torch, since native does not work here: no C++ compiler" in lines[0]
+    assert len(lines) == 1 and "native does not work here: no C++ compiler" in lines[0]

@@ -231,8 +231,9 @@ def test_package_that_imports_but_cannot_run_is_passed_over(tmp_path):
     """In a process of its own, with the CPU for a CUDA device: `auto` takes Mamba-2 and leaves Mamba-1 to torch."""
     packages = write_packages(tmp_path, selective_scan=LEFT_OUT)
     script = """
-import sys, torch
+import logging, sys, torch
 from models.engine import backends, mamba_ssm
+logging.basicConfig(level=logging.INFO)
 print("causal_conv1d" in sys.modules or "mamba_ssm" in sys.modules)
 print(torch.cuda.is_available() or mamba_ssm.probe("mamba"))
 mamba_ssm.probe = lambda mixer: mamba_ssm._try(mixer, torch.device("cpu"))

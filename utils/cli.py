@@ -348,6 +348,11 @@ def run(body: Callable[[argparse.Namespace], int | None], args: argparse.Namespa
     except OSError as error:
         print(f"error: {_os_sentence(error)}", file=sys.stderr)
         return int(ExitCode.BAD_INPUT)
+    except UnicodeEncodeError as error:
+        if error.reason != "surrogates not allowed":
+            raise
+        print(f"error: {error.object} cannot be opened, because its name is not UTF-8", file=sys.stderr)
+        return int(ExitCode.BAD_INPUT)
     except KeyboardInterrupt:
         print("error: interrupted", file=sys.stderr)
         return int(ExitCode.INTERRUPTED)

@@ -62,8 +62,11 @@ class Trainer:
         log = RunLog(self.directory, self.ranks.is_main, self.step, self.options.tensorboard)
         bar = progress(total=self.options.steps, initial=self.step, unit="step")
         with contextlib.closing(log), contextlib.closing(bar), StopSignals(self.ranks.is_main) as signals:
-            with loading_errors(), contextlib.closing(self._batches()) as batches:
-                number = self._loop(batches, log, bar, signals)
+            with loading_errors():
+                left = self.options.steps - self.step
+                batches = Batches(self.task, self.options, self.ranks, self.samples, left)
+                with contextlib.closing(batches):
+                    number = self._loop(batches, log, bar, signals)
             if not number:
                 log.finish(self.config, self.metrics)
         return 128 + number if number else 0
@@ -202,9 +205,6 @@ class Trainer:
         different = _differences(checkpoint, self.task.description())
         if different:
             raise UserError(f"the checkpoint to resume from was trained with other {', '.join(different)}")
-
-    def _batches(self) -> Batches:
-        return Batches(self.task, self.options, self.ranks, self.samples, self.options.steps - self.step)
 
 
 def require_resumable(checkpoint: dict[str, Any]) -> None:
