@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -121,4 +122,5 @@ def gpu_of(local_rank: int, count: int) -> torch.device:
 def leave() -> None:
     """Leaves the process group, if one was joined."""
     if dist.is_initialized():
+        gc.collect()  # DistributedDataParallel is in cycles, and at exit its connections would end with an abort
         dist.destroy_process_group()
