@@ -28,8 +28,8 @@ from utils import cli
 from utils.checkpoint import BEST, load_checkpoint
 from utils.device import keep_few_compiled_operations, keep_freed_memory
 from utils.errors import ExitCode, UserError
-from utils.escapes import shown
 from utils.features.store import FeatureStore
+from utils.files import shown
 from utils.lists import DEFAULT_PROTOCOL
 from utils.locks import LOCK, only_writer
 from utils.tasks import TASKS, flags_of_other_tasks

@@ -6,7 +6,6 @@ import argparse
 import contextlib
 import dataclasses
 import difflib
-import io
 import itertools
 import logging
 import os
@@ -19,7 +18,8 @@ from typing import Any, NoReturn, TypeVar
 from models.config import Config, kinds, option, options, problem_of
 from models.engine import BACKENDS
 from utils.errors import ExitCode, UserError
-from utils.files import write_text
+from utils.files import escape_in_streams, write_text
+from utils.version import ShowVersion
 
 T = TypeVar("T")
 C = TypeVar("C", bound=Config)
@@ -51,17 +51,6 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter):
         return f"{action.help} (default: %(default)s)" if has_default else action.help or ""
 
 
-class _ShowVersion(argparse.Action):
-    """`--version`: prints the version of the project, which pyproject.toml states."""
-
-    def __call__(self, parser: argparse.ArgumentParser, *args: Any) -> None:
-        import tomllib
-
-        content = (Path(__file__).resolve().parents[1] / "pyproject.toml").read_text(encoding="utf-8")
-        print(f"TacoMamba {tomllib.loads(content)['project']['version']}")
-        parser.exit()
-
-
 class Parser(argparse.ArgumentParser):
     """`ArgumentParser` with `--config FILE.yaml` for defaults, and all errors reported at once.
 
@@ -73,7 +62,7 @@ class Parser(argparse.ArgumentParser):
         kwargs.setdefault("allow_abbrev", False)
         super().__init__(*args, **kwargs)
         if self.add_help:
-            version = {"action": _ShowVersion, "nargs": 0, "default": argparse.SUPPRESS}
+            version = {"action": ShowVersion, "nargs": 0, "default": argparse.SUPPRESS}
             self.add_argument("--version", help="show the version and exit", **version)
         self._problems: list[str] = []
         self.may_change = {"config", "out"}  # flags that a resumed run may give other values
@@ -336,9 +325,7 @@ def run(body: Callable[[argparse.Namespace], int | None], args: argparse.Namespa
     Warnings of the project's logger are shown on stderr too, and with `notes` its other messages. Characters that the
     encoding of a stream lacks, such as bytes of file names that are not UTF-8, are shown as backslash escapes.
     """
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
+    escape_in_streams()
     try:
         with _logging(logging.INFO if notes else logging.WARNING):
             return int(body(args) or ExitCode.DONE)

@@ -1,4 +1,4 @@
-"""Text that UTF-8 or a stream can hold, from names of files that are bytes of another encoding."""
+"""JSON that an encoding can hold, also of names of files that are bytes of another one."""
 
 from __future__ import annotations
 
@@ -14,8 +14,3 @@ def json_text(content: Any, encoding: str = "utf-8") -> str:
     except UnicodeEncodeError:
         return json.dumps(content, indent=2, allow_nan=False)
     return text
-
-
-def shown(text: object) -> str:
-    """Text that UTF-8 can hold: bytes of file names that are not UTF-8 become backslash escapes."""
-    return str(text).encode("utf-8", "backslashreplace").decode("utf-8")

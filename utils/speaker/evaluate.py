@@ -10,10 +10,9 @@ from numpy.typing import NDArray
 
 from utils.corpus.layouts import parse_path, sexes
 from utils.errors import UserError
-from utils.escapes import shown
 from utils.features.recipe import require_same
 from utils.features.store import FeatureStore
-from utils.files import read_json, sha256_file
+from utils.files import read_json, sha256_file, shown
 from utils.lists import Trial, read_identification, read_trials, training_list_hash
 from utils.speaker.identification import PARTS, answers, by_part, enroll
 from utils.speaker.protocol import Protocol, check_disjoint, read_protocol

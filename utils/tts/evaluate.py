@@ -22,12 +22,11 @@ from numpy.typing import NDArray
 
 from utils.cli import progress
 from utils.errors import UserError
-from utils.escapes import shown
 from utils.features.audio import load_audio
 from utils.features.mel import MelExtractor
 from utils.features.recipe import MelRecipe, require_same
 from utils.features.store import FeatureStore, Row
-from utils.files import sha256_file
+from utils.files import sha256_file, shown
 from utils.lists import training_list_hash
 from utils.tts.asr import Transcriber, Transcript, judge
 from utils.tts.speech_metrics import PitchErrors, pitch, pitch_errors, warp
