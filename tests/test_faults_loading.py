@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -59,7 +60,8 @@ def test_the_death_of_a_loading_process_is_a_sentence(processed, tmp_path):
     os.kill(int(children[0]), signal.SIGKILL)
     _, error = process.communicate(timeout=60)
     assert process.returncode == 2 and "Traceback" not in error
-    assert "a process of --workers was lost (killed by signal: Killed)" in error.splitlines()[-1]
+    sentence = error.splitlines()[-1]  # torch hears of the death by a signal, or finds the process missing first
+    assert re.search(r"a process of --workers was lost \((killed by signal: Killed|exited unexpectedly)\)", sentence)
 
 
 def test_an_error_in_a_loading_process_is_its_sentence(tmp_path):
