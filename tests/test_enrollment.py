@@ -1,4 +1,4 @@
-"""Enrolled speakers: detection of speech, content and refusals of a store, identification."""
+"""Enrolled speakers: content and refusals of a store, identification."""
 
 from __future__ import annotations
 
@@ -14,43 +14,14 @@ from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
 from utils.errors import UserError
-from utils.speaker.enrollment import UNKNOWN, EnrollmentStore, locked_store, speech_seconds, write_embeddings
+from utils.speaker.enrollment import UNKNOWN, EnrollmentStore, locked_store, write_embeddings
 from utils.speaker.identification import enrollment_mean, unit
 
 MODEL, RECIPE = "0123456789abcdef", "recipe"
-RATE = 16_000
-
-
-def tone(seconds: float, level_db: float) -> np.ndarray:
-    """A sine of `level_db` dB of full scale (RMS)."""
-    time = np.arange(round(seconds * RATE)) / RATE
-    return (10 ** (level_db / 20) * np.sqrt(2) * np.sin(2 * np.pi * 220 * time)).astype(np.float32)
 
 
 def embeddings(*vectors: list[float]) -> np.ndarray:
     return unit(np.array(vectors, dtype=np.float32))
-
-
-@pytest.mark.parametrize(
-    ("waveform", "expected"),
-    [
-        (np.zeros(0, np.float32), 0),
-        (np.zeros(RATE, np.float32), 0),
-        (tone(1.0, -70), 0),  # all of it below the floor
-        (tone(2.0, -20), 2.0),
-        (tone(0.3, -20), 0.3),
-        (np.concatenate([tone(1.0, -20), np.zeros(2 * RATE, np.float32)]), 1.0),
-        (np.concatenate([tone(1.0, -10), tone(2.0, -40)]), 3.0),  # 30 dB down is still speech
-        (np.concatenate([tone(1.0, -10), tone(2.0, -50)]), 1.0),  # 40 dB down is not
-    ],
-)
-def test_speech_seconds(waveform, expected):
-    assert speech_seconds(waveform, RATE) == pytest.approx(expected, abs=0.035)
-
-
-def test_speech_does_not_depend_on_the_rate_of_the_file():
-    samples = np.concatenate([tone(0.7, -20), np.zeros(RATE, np.float32)])
-    assert speech_seconds(samples, RATE) == pytest.approx(speech_seconds(np.repeat(samples, 3), 3 * RATE), abs=0.02)
 
 
 @given(st.integers(1, 5), st.floats(0.1, 100), st.integers(0, 1000))

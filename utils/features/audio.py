@@ -20,6 +20,7 @@ from utils.errors import UserError
 from utils.features.containers import checked
 
 BLOCK = 1 << 20  # samples that are decoded at once
+RESAMPLED_SECONDS = 60  # of a recording that are resampled at once when it is read in blocks
 _MAX_KERNEL = 50_000_000  # float32 taps, 200 MB; the usual pairs of rates need fewer than 100,000
 
 
@@ -163,18 +164,50 @@ def load_audio(path: str | Path, sample_rate: int) -> np.ndarray:
         UserError: as `read_audio`, or the ratio of the rates is too complex.
     """
     samples, rate = read_audio(path)
-    if rate == sample_rate:
-        return samples
-    if (rate // math.gcd(rate, sample_rate)) * (sample_rate // math.gcd(rate, sample_rate)) > _MAX_KERNEL:
-        raise UserError(f"{path} has a sample rate of {rate} Hz, which cannot be resampled to {sample_rate} Hz")
+    return samples if rate == sample_rate else _resample(_resampler(path, rate, sample_rate), samples)
+
+
+def read_blocks(path: str | Path, sample_rate: int) -> Iterator[np.ndarray]:
+    """Blocks (s,) float32 of what `load_audio` returns, read and resampled one after another; errors as there.
+
+    A recording of up to `RESAMPLED_SECONDS` is resampled at once. The blocks of a longer one are resampled with the
+    samples that the filter reaches on both sides, which changes the result by rounding alone.
+    """
+    with open_audio(path) as (rate, blocks):
+        if rate == sample_rate:
+            yield from blocks
+            return
+        resampler = _resampler(path, rate, sample_rate)
+        shared = math.gcd(rate, sample_rate)
+        down, up = rate // shared, sample_rate // shared
+        reach = down * (1 + math.ceil(resampler.width / down))
+        size = down * math.ceil(RESAMPLED_SECONDS * rate / down)
+        held, before = np.empty(0, np.float32), 0
+        for block in blocks:
+            held = np.concatenate([held, block])
+            while len(held) > before + size + reach:
+                result = _resample(resampler, held[: before + size + reach])
+                yield result[before // down * up : (before + size) // down * up]
+                held, before = held[before + size - reach :], reach
+        yield _resample(resampler, held)[before // down * up :]
+
+
+def _resample(resampler: Any, samples: np.ndarray) -> np.ndarray:
     import torch
 
     with torch.no_grad():
-        return _resampler(rate, sample_rate)(torch.from_numpy(samples)).numpy()
+        return resampler(torch.from_numpy(samples)).numpy()
+
+
+def _resampler(path: str | Path, rate: int, sample_rate: int) -> Any:
+    shared = math.gcd(rate, sample_rate)
+    if (rate // shared) * (sample_rate // shared) > _MAX_KERNEL:
+        raise UserError(f"{path} has a sample rate of {rate} Hz, which cannot be resampled to {sample_rate} Hz")
+    return _cached_resampler(rate, sample_rate)
 
 
 @functools.lru_cache(maxsize=8)
-def _resampler(rate: int, sample_rate: int) -> Any:
+def _cached_resampler(rate: int, sample_rate: int) -> Any:
     from utils.features.mel import import_torchaudio
 
     return import_torchaudio().transforms.Resample(rate, sample_rate)

@@ -25,35 +25,7 @@ from utils.speaker.identification import enrollment_mean
 UNKNOWN = "unknown"
 """The answer when no enrolled speaker reaches the threshold; a reserved name."""
 
-MIN_SPEECH_SECONDS = 0.5
 _KEY, _FORMAT = "enrolment", "tacomamba-enrolment-1"  # spelled as in the first version's files
-_FRAME_SECONDS, _HOP_SECONDS = 0.025, 0.010
-_RANGE_DB = 35.0  # speech spans about 30 dB from its vowels to its weak consonants
-_FLOOR_DBFS = -60.0  # quieter than any usable recording, so that the noise of an empty one is not speech
-
-
-def speech_seconds(waveform: NDArray[np.float32], sample_rate: int) -> float:
-    """Seconds of a waveform (n,), full scale 1, that may contain speech, by energy.
-
-    Counts the 25 ms frames, 10 ms apart, whose level lies within 35 dB of the 95th percentile and above -60 dB of full
-    scale. Energy does not distinguish speech from music or loud noise: the test finds recordings that are empty or
-    nearly so.
-    """
-    frame, hop = round(_FRAME_SECONDS * sample_rate), round(_HOP_SECONDS * sample_rate)
-    if len(waveform) < frame:
-        return 0.0
-    power = np.concatenate([[0.0], np.cumsum(np.square(waveform, dtype=np.float64))])
-    starts = np.arange(0, len(waveform) - frame + 1, hop)
-    level = 10 * np.log10(np.maximum((power[starts + frame] - power[starts]) / frame, 1e-12))
-    counted = level >= max(np.percentile(level, 95) - _RANGE_DB, _FLOOR_DBFS)
-    return float(counted.sum() * hop / sample_rate)
-
-
-def require_speech(path: str | Path, waveform: NDArray[np.float32], sample_rate: int) -> None:
-    """`UserError` if a recording has less than `MIN_SPEECH_SECONDS` of speech."""
-    seconds = speech_seconds(waveform, sample_rate)
-    if seconds < MIN_SPEECH_SECONDS:
-        raise UserError(f"{path} has {seconds:.2f} s of speech; at least {MIN_SPEECH_SECONDS} s are needed")
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,10 @@ Embeddings are unit-normalized, so that the cosine of two recordings is their do
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -23,13 +24,27 @@ from utils.cli import progress
 from utils.errors import UserError
 from utils.features.audio import load_audio
 from utils.features.mel import MelExtractor
-from utils.speaker.enrollment import require_speech
+from utils.features.speech import speech_seconds
+from utils.features.windows import Window, cut_windows, read_windows
+from utils.speaker.identification import unit
 from utils.trained import TrainedModel
 
 Mel = NDArray[np.float32]
 
+WINDOW_SECONDS = 60
+"""A longer recording is embedded in windows of 30 to 60 s, whose embeddings are averaged."""
+
+MIN_SPEECH_SECONDS = 0.5
+
 _BATCH_FRAMES = 16_000  # padded frames in one forward: 160 s of audio; a longer recording forms a batch of its own
 _READ_AHEAD = 128  # recordings held at once; lengths are sorted among them, so that little is padding
+
+
+class Part(NamedTuple):
+    """The log-mel spectrogram (t, n_mels) of a window of a recording, and its weight in the recording's embedding."""
+
+    mel: Mel
+    weight: float
 
 
 class SpeakerRecognizer(TrainedModel):
@@ -80,9 +95,41 @@ class SpeakerRecognizer(TrainedModel):
         except UserError as error:
             raise UserError(f"{path}: {error}") from error
 
+    def _windows(self, path: str | Path) -> Iterator[Window]:
+        """Windows of samples whose frames are those of `cut_windows` of the entire spectrogram."""
+        recipe = self.recipe
+        hop = self._frames(WINDOW_SECONDS) * recipe.hop_length
+        overlap = recipe.n_fft - sum(recipe.pad) - recipe.hop_length
+        return read_windows(path, recipe.sample_rate, hop + overlap, hop, recipe.hop_length)
+
     def embed_mels(self, mels: Sequence[Mel]) -> NDArray[np.float32]:
-        """Unit-normalized embeddings (n, d) of log-mel spectrograms (t_i, n_mels), in batches of like length."""
-        return embed_mels(self.model, mels, self.device)
+        """Unit-normalized embeddings (n, d) of log-mel spectrograms (t_i, n_mels), in batches of like length.
+
+        One of more than `WINDOW_SECONDS` gets the mean of its windows' embeddings, weighted by their lengths.
+        """
+        length = self._frames(WINDOW_SECONDS)
+        return self._embed([(Part(mel, len(mel)) for _, mel in cut_windows([mel], length, length)) for mel in mels])
+
+    def _embed(self, recordings: Iterable[Iterator[Part]]) -> NDArray[np.float32]:
+        """Embeddings (n, d) of recordings in parts; those of one part are embedded together, longer ones at once."""
+        rows: list[Any] = []
+        whole: list[Mel] = []
+        for parts in recordings:
+            first, second = next(parts), next(parts, None)
+            if second is None:
+                whole.append(first.mel)
+                rows.append(None)
+            else:
+                rows.append(self._embed_parts(itertools.chain([first, second], parts)))
+        embedded = iter(embed_mels(self.model, whole, self.device))
+        rows = [next(embedded) if row is None else row for row in rows]
+        return np.array(rows, dtype=np.float32).reshape(len(rows), self.model.embedding_dim)
+
+    def _embed_parts(self, parts: Iterable[Part]) -> NDArray[np.float32]:
+        total = np.zeros(self.model.embedding_dim)
+        for mel, weight in parts:
+            total += weight * embed_mels(self.model, [mel], self.device)[0].astype(np.float64)
+        return unit(total)
 
     def embed_durations(
         self, sources: Sequence[Any], read: Callable[[Any], Mel], durations: Iterable[float | None], **bar: Any
@@ -93,14 +140,14 @@ class SpeakerRecognizer(TrainedModel):
         """
         frames = [None if seconds is None else self._frames(seconds) for seconds in durations]
         parts: list[list[NDArray[np.float32]]] = [[] for _ in frames]
-        with progress(total=len(sources), unit="file", **bar) as shown:
-            for start in range(0, len(sources), _READ_AHEAD):
-                mels = [read(source) for source in sources[start : start + _READ_AHEAD]]
-                for part, length in zip(parts, frames, strict=True):
-                    part.append(self.embed_mels([middle(mel, length) for mel in mels]))
-                shown.update(len(mels))
-        none = np.empty((0, self.model.embedding_dim), dtype=np.float32)
-        return [np.concatenate([none, *part]) for part in parts]
+        for group in _groups(sources, **bar):
+            mels = [read(source) for source in group]
+            for part, length in zip(parts, frames, strict=True):
+                part.append(self.embed_mels([middle(mel, length) for mel in mels]))
+        return [self._joined(part) for part in parts]
+
+    def _joined(self, groups: Iterable[NDArray[np.float32]]) -> NDArray[np.float32]:
+        return np.concatenate([np.empty((0, self.model.embedding_dim), dtype=np.float32), *groups])
 
     def _frames(self, seconds: float) -> int:
         frames = self.recipe.frames(round(seconds * self.recipe.sample_rate))
@@ -109,29 +156,57 @@ class SpeakerRecognizer(TrainedModel):
         return frames
 
     def embed_files(self, paths: Sequence[str | Path], seconds: float | None = None, **bar: Any) -> NDArray[np.float32]:
-        """Embeddings (n, d) of audio files, of the middle `seconds` of each (None: of the entire file)."""
-        return self.embed_durations(paths, self.mel_of_file, [seconds], **bar)[0]
+        """Embeddings (n, d) of audio files, of the middle `seconds` of each (None: of the entire file).
+
+        Entire files are read in windows, as `embed_mels` cuts their spectrograms: an hour needs no more memory than a
+        minute.
+        """
+        if seconds is not None:
+            return self.embed_durations(paths, self.mel_of_file, [seconds], **bar)[0]
+        return self._joined(self._embed(map(self._parts, group)) for group in _groups(paths, **bar))
+
+    def _parts(self, path: str | Path) -> Iterator[Part]:
+        for window in self._windows(path):
+            mel = self._mel(path, window.values)
+            yield Part(mel, len(mel))
 
     def embed_file(self, path: str | Path, seconds: float | None = None) -> NDArray[np.float32]:
         """Embedding (d,) of an audio file, of its middle `seconds` (None: of the entire file)."""
         return self.embed_files([path], seconds, disable=True)[0]
 
     def embed_speech(self, paths: Sequence[str | Path]) -> tuple[NDArray[np.float32], list[float]]:
-        """Embeddings (n, d) and seconds of recordings; `UserError` if one contains too little speech."""
-        rate, seconds = self.recipe.sample_rate, []
+        """Embeddings (n, d) and seconds of recordings; `UserError` if one contains too little speech.
 
-        def read(path: str | Path) -> Mel:
-            waveform = load_audio(path, rate)
-            require_speech(path, waveform, rate)
-            seconds.append(len(waveform) / rate)
-            return self._mel(path, waveform)
+        As `embed_files`, but windows count by their seconds of speech: those without any do not.
+        """
+        seconds: list[float] = []
+        groups = [self._embed(self._spoken_parts(path, seconds) for path in group) for group in _groups(paths)]
+        return self._joined(groups), seconds
 
-        return self.embed_durations(paths, read, [None])[0], seconds
+    def _spoken_parts(self, path: str | Path, seconds: list[float]) -> Iterator[Part]:
+        """Parts with speech; in the end appends the length of the recording to `seconds`."""
+        rate, speech = self.recipe.sample_rate, 0.0
+        for window in self._windows(path):
+            spoken = speech_seconds(window.values, rate)
+            speech += spoken
+            if spoken:
+                yield Part(self._mel(path, window.values), spoken)
+        if speech < MIN_SPEECH_SECONDS:
+            raise UserError(f"{path} has {speech:.2f} s of speech; at least {MIN_SPEECH_SECONDS} s are needed")
+        seconds.append((window.start + len(window.values)) / rate)
 
     @torch.inference_mode()
     def classify(self, embeddings: NDArray[np.float32]) -> NDArray[np.float32]:
         """Cosines (n, s) of embeddings (n, d) with the training speakers."""
         return self.model.classify(torch.from_numpy(embeddings).to(self.device)).cpu().numpy()
+
+
+def _groups(sources: Sequence[Any], **bar: Any) -> Iterator[Sequence[Any]]:
+    """Groups of at most `_READ_AHEAD`, with progress."""
+    with progress(total=len(sources), unit="file", **bar) as shown:
+        for start in range(0, len(sources), _READ_AHEAD):
+            yield (group := sources[start : start + _READ_AHEAD])
+            shown.update(len(group))
 
 
 def middle(mel: Mel, frames: int | None) -> Mel:
