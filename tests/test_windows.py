@@ -72,7 +72,7 @@ def test_resampling_in_blocks_is_resampling_at_once(tmp_path, rate):
     path = write(tmp_path / "a.wav", samples, 130.01, rate)
     blocks = list(read_blocks(path, RATE))
     whole = load_audio(path, RATE)
-    assert [len(block) // RATE for block in blocks] == [60, 60, 10]
+    assert len(blocks) >= 13 and max(map(len, blocks)) < 11 * RATE
     np.testing.assert_allclose(np.concatenate(blocks), whole, rtol=0, atol=1e-5)
     short = write(tmp_path / "b.wav", samples, 60, rate)
     np.testing.assert_array_equal(np.concatenate(list(read_blocks(short, RATE))), load_audio(short, RATE))
@@ -165,6 +165,7 @@ def test_memory_does_not_grow_with_a_recording(tmp_path, speech, trained_run, na
     (first, least), (second, most) = run("embed", *model, short), run("embed", *model, long)
     assert most < least + MARGIN
     assert float(embedding(first) @ embedding(second)) > 0.999
+    least = run("verify", *model, short, short)[1]
     verdict, most = run("verify", *model, short, long)
     assert most < least + MARGIN
     assert verdict["score"] > 0.999

@@ -19,8 +19,8 @@ from utils.corpus.layouts import FFMPEG_SUFFIXES
 from utils.errors import UserError
 from utils.features.containers import checked
 
-BLOCK = 1 << 20  # samples that are decoded at once
-RESAMPLED_SECONDS = 60  # of a recording that are resampled at once when it is read in blocks
+BLOCK = 1 << 18  # samples that are decoded at once
+RESAMPLED_AT_ONCE, RESAMPLED_BLOCK = 60, 10  # s: the longest recording without blocks, and the blocks of a longer one
 _MAX_KERNEL = 50_000_000  # float32 taps, 200 MB; the usual pairs of rates need fewer than 100,000
 
 
@@ -170,8 +170,8 @@ def load_audio(path: str | Path, sample_rate: int) -> np.ndarray:
 def read_blocks(path: str | Path, sample_rate: int) -> Iterator[np.ndarray]:
     """Blocks (s,) float32 of what `load_audio` returns, read and resampled one after another; errors as there.
 
-    A recording of up to `RESAMPLED_SECONDS` is resampled at once. The blocks of a longer one are resampled with the
-    samples that the filter reaches on both sides, which changes the result by rounding alone.
+    A recording of up to `RESAMPLED_AT_ONCE` seconds is resampled at once. The blocks of a longer one are resampled with
+    the samples that the filter reaches on both sides, which changes the result by rounding alone.
     """
     with open_audio(path) as (rate, blocks):
         if rate == sample_rate:
@@ -181,14 +181,14 @@ def read_blocks(path: str | Path, sample_rate: int) -> Iterator[np.ndarray]:
         shared = math.gcd(rate, sample_rate)
         down, up = rate // shared, sample_rate // shared
         reach = down * (1 + math.ceil(resampler.width / down))
-        size = down * math.ceil(RESAMPLED_SECONDS * rate / down)
-        held, before = np.empty(0, np.float32), 0
+        size = down * math.ceil(RESAMPLED_BLOCK * rate / down)
+        held, before, at_once = np.empty(0, np.float32), 0, RESAMPLED_AT_ONCE * rate
         for block in blocks:
             held = np.concatenate([held, block])
-            while len(held) > before + size + reach:
+            while len(held) > max(at_once, before + size + reach):
                 result = _resample(resampler, held[: before + size + reach])
                 yield result[before // down * up : (before + size) // down * up]
-                held, before = held[before + size - reach :], reach
+                held, before, at_once = held[before + size - reach :], reach, 0
         yield _resample(resampler, held)[before // down * up :]
 
 
