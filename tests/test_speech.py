@@ -90,7 +90,9 @@ def test_speech_counts_at_every_level(voice):
     for decibels in (-50, -40, -20):
         scaled = in_16_bits(samples / samples.std() * 10 ** (decibels / 20))
         assert speech_seconds(scaled, RATE) == pytest.approx(found, abs=0.1)
-    for decibels in (0, 10):  # beyond full scale
+    for scale in (1e3, 1e38):  # files of floats
+        assert speech_seconds(samples * np.float32(scale), RATE) == pytest.approx(found, abs=0.1)
+    for decibels in (0, 10):  # clipped
         assert speech_seconds(in_16_bits(samples / samples.std() * 10 ** (decibels / 20)), RATE) > 1.5
 
 

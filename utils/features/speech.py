@@ -30,6 +30,9 @@ def speech_seconds(samples: NDArray[np.float32], sample_rate: int) -> float:
     frame, hop = round(_FRAME * sample_rate), round(_HOP * sample_rate)
     if len(samples) < frame:
         return 0.0
+    peak = np.abs(samples).max()
+    if peak > 1:  # files of floats may exceed full scale by so much that powers overflow
+        samples = samples / peak
     levels = _median(_levels(samples, frame, hop, sample_rate), 3)
     width = 2 * round(_LASTING / _HOP / 2) + 1
     floor = _highest(-_highest(-levels, width), width)
