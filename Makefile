@@ -5,7 +5,11 @@
 
 VENV := .venv
 PY := $(VENV)/bin/python
-PIP := $(PY) -m pip --disable-pip-version-check install --quiet
+INSTALL := -m pip --disable-pip-version-check install
+
+# The environment of the tests: sees the packages of .venv, and has those that only lint and tests need.
+TESTS := .venv-test
+TEST_PY := $(TESTS)/bin/python
 
 # Which interpreter makes .venv: by default the first of these that runs and is Python 3.11 to 3.13 with venv and pip.
 PYTHON ?=
@@ -16,17 +20,18 @@ CHECK := import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info[:
 TORCH_INDEX ?=
 TORCH := $(shell grep '^torch==' requirements.txt)
 
-.PHONY: demo test test-slow test-studies env lint format clean help missing
+.PHONY: demo test test-slow test-bare test-studies env lint format clean help missing
 
 help:
 	@echo "make demo         sets up .venv, then recognition and text to mel on synthetic speech; ends with a table"
-	@echo "make test         sets up .venv, then lint and the tests that are not slow"
-	@echo "make test-slow    sets up .venv, then the tests of benchmarks/studies and the long tests"
-	@echo "make test-studies sets up .venv, then the tests of benchmarks/studies"
+	@echo "make test         sets up .venv and .venv-test, then lint and the tests that are not slow"
+	@echo "make test-slow    the tests of benchmarks/studies, the long tests, and tests of random inputs with 200 seeds"
+	@echo "make test-bare    the tests that are not slow again: no compiler on the path, stray files in the checkout"
+	@echo "make test-studies the tests of benchmarks/studies"
 	@echo "make env          sets up .venv for users: requirements.txt and requirements-demo.txt"
 	@echo "make lint         ruff check and ruff format --check"
 	@echo "make format       ruff format, and the fixes that ruff makes itself"
-	@echo "make clean        removes .venv, caches, and what make demo made; no other data and no other runs"
+	@echo "make clean        removes .venv, .venv-test, caches, and what make demo made; no other data and no other runs"
 	@echo "PYTHON=...        the Python 3.11 to 3.13 that makes .venv"
 	@echo "TORCH_INDEX=...   the package index that torch comes from"
 
@@ -34,42 +39,52 @@ demo: env
 	$(PY) -m utils.demo
 
 test: lint
-	$(PY) -m pytest -m "not slow"
+	$(TEST_PY) -m pytest -m "not slow"
 
 test-slow: test-studies
-	$(PY) -m pytest -m slow
+	$(TEST_PY) -m pytest -m slow
+	$(TEST_PY) -m pytest -m "drawn or hypothesis" --seeds 200
 
-test-studies: $(VENV)/.dev
-	$(PY) -m pytest benchmarks/studies/tests
+test-bare: $(TESTS)/.dev
+	tests/bare.sh $(TEST_PY)
+
+test-studies: $(TESTS)/.dev
+	$(TEST_PY) -m pytest benchmarks/studies/tests
 
 env: $(VENV)/.demo
 
-lint: $(VENV)/.dev
-	$(PY) -m ruff check .
-	$(PY) -m ruff format --check .
+lint: $(TESTS)/.dev
+	$(TEST_PY) -m ruff check .
+	$(TEST_PY) -m ruff format --check .
 
-format: $(VENV)/.dev
-	$(PY) -m ruff check --fix-only .
-	$(PY) -m ruff format .
+format: $(TESTS)/.dev
+	$(TEST_PY) -m ruff check --fix-only .
+	$(TEST_PY) -m ruff format .
 
 clean:
-	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis data/raw/demo data/processed/demo runs/demo \
+	rm -rf $(VENV) $(TESTS) .pytest_cache .ruff_cache .hypothesis data/raw/demo data/processed/demo runs/demo \
 	  data/raw/demo-voice data/processed/demo-voice runs/demo-voice
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Installations. Each stamp is as old as its requirement file's last installation.
-$(VENV)/.dev: requirements-dev.txt requirements-eval.txt $(VENV)/.demo
-	$(PIP) -r requirements-dev.txt -r requirements-eval.txt
+$(TESTS)/.dev: requirements-dev.txt requirements-eval.txt $(VENV)/.demo $(TESTS)/.made
+	$(TEST_PY) $(INSTALL) -r requirements-dev.txt -r requirements-eval.txt
+	@touch $@
+
+# The path in users.pth is relative, so that a checkout can move.
+$(TESTS)/.made: $(VENV)/.made
+	$(PY) -m venv --clear $(TESTS)
+	cd $(TESTS)/lib/python3.* && echo "../../../../$(VENV)/lib/$${PWD##*/}/site-packages" > site-packages/users.pth
 	@touch $@
 
 $(VENV)/.demo: requirements-demo.txt $(VENV)/.base
-	$(PIP) -r requirements-demo.txt
+	$(PY) $(INSTALL) -r requirements-demo.txt
 	@touch $@
 
 $(VENV)/.base: requirements.txt $(VENV)/.made
 	@echo "Installing requirements.txt into $(VENV): torch is large, so this takes a few minutes."
-	$(if $(TORCH_INDEX),$(PIP) --no-deps --index-url "$(TORCH_INDEX)" "$(TORCH)")
-	$(PIP) -r requirements.txt
+	$(if $(TORCH_INDEX),$(PY) $(INSTALL) --no-deps --index-url "$(TORCH_INDEX)" "$(TORCH)")
+	$(PY) $(INSTALL) -r requirements.txt
 	@touch $@
 
 # A .venv whose Python has gone (an upgrade, a copy from another machine) is made again, and one that works is kept.

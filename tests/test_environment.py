@@ -114,7 +114,7 @@ def test_continuous_integration_runs_both_test_targets():
     lines = script.read_text(encoding="utf-8").splitlines()
     assert lines[0] == "#!/usr/bin/env bash"
     assert "set -euo pipefail" in lines
-    assert lines.index("make test") < lines.index("make test-slow")
+    assert lines.index("make test") < lines.index("make test-slow") < lines.index("make test-bare")
 
 
 @pytest.fixture
@@ -198,7 +198,7 @@ def test_requirements_are_installed_once_and_torch_from_where_it_is_asked(clone)
     (folder / "requirements-demo.txt").write_text("x==1.0\n")
     log = folder / "log"
     fake = f"""if [ "$1 $2" = "-m venv" ]; then mkdir -p "$4/bin" && cp "$0" "$4/bin/python"; exit; fi
-if [ "$1 $2 $4" = "-m pip install" ]; then shift 5; echo "$*" >> "{log}"; exit; fi
+if [ "$1 $2 $4" = "-m pip install" ]; then shift 4; echo "$*" >> "{log}"; exit; fi
 exec "{sys.executable}" "$@" """
     program(path / "python3", fake)
     index = "https://example.org/whl/cpu"
@@ -214,9 +214,19 @@ exec "{sys.executable}" "$@" """
 
 
 @pytest.mark.slow
-def test_real_virtual_environment_in_a_folder_with_a_space(clone):
+def test_real_virtual_environments_in_a_folder_with_a_space(clone, tmp_path):
+    """The tests' environment sees the users', adds nothing to it, and does so in a checkout that was moved."""
     folder, path = clone
     program(path / "python3", f'exec "{sys.executable}" "$@"')
-    assert make(folder, path, ".venv/.made").returncode == 0
-    answer = subprocess.run([folder / ".venv" / "bin" / "python", "-m", "pip", "--version"], capture_output=True)
-    assert answer.returncode == 0
+    assert make(folder, path, ".venv-test/.made").returncode == 0
+    for environment, module in ((".venv", "of_users"), (".venv-test", "of_tests")):
+        (library,) = (folder / environment).glob("lib/python3.*/site-packages")
+        (library / f"{module}.py").write_text("")
+    moved = folder.rename(tmp_path / "moved")
+    for environment, seen in ((".venv", "of_users"), (".venv-test", "of_users, of_tests")):
+        python = moved / environment / "bin" / "python"
+        assert subprocess.run([python, "-c", f"import {seen}"]).returncode == 0
+        assert subprocess.run([python, "-m", "pip", "--version"], capture_output=True).returncode == 0
+    assert subprocess.run([moved / ".venv/bin/python", "-c", "import of_tests"], capture_output=True).returncode
+    assert make(moved, path, "clean").returncode == 0
+    assert not list(moved.glob(".venv*"))
