@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import shutil
+import sys
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -207,7 +207,7 @@ def without_times(result: SynthesisEvaluation) -> dict:
 def test_a_model_is_measured_beside_copies_of_its_recordings(synthesizer: Synthesizer, processed_voice: Path):
     """Three utterances of the longest list; the metrics are the same the second time."""
     store, lists = FeatureStore.open(processed_voice), read_text_lists(processed_voice / "protocols" / "default")
-    result = evaluate_synthesis(synthesizer, processed_voice, "default", ["train"], limit=3, seed=1)
+    result = evaluate_synthesis(synthesizer, processed_voice, "default", ["train"], mcd=True, limit=3, seed=1)
     report = report_of(result)
     assert len({one.row.utterance for one in result.judged} & set(lists.train)) == 3 and not result.warnings
     assert [one.copy.frames for one in result.judged] == [one.row.frames for one in result.judged]
@@ -217,7 +217,7 @@ def test_a_model_is_measured_beside_copies_of_its_recordings(synthesizer: Synthe
     assert all(value > 0 for times in report["real_time_factor"].values() for value in times.values())
     expected = [forced_error(synthesizer, store, one.row) for one in result.judged]
     assert [one.mel_l1 for one in result.judged] == pytest.approx(expected)
-    again = evaluate_synthesis(synthesizer, processed_voice, "default", ["train"], limit=3, seed=1)
+    again = evaluate_synthesis(synthesizer, processed_voice, "default", ["train"], mcd=True, limit=3, seed=1)
     assert without_times(again) == without_times(result)
 
 
@@ -247,23 +247,25 @@ def test_without_recordings_f0_is_held_against_the_copies(
     write_json(moved / "meta.json", {**meta, "raw": str(tmp_path / "nowhere")})
     train = moved / "protocols" / "default" / "train.txt"
     train.write_text("\n".join(train.read_text().split()[1:]), encoding="utf-8")
-    result = evaluate_synthesis(synthesizer, moved, "default")
+    result = evaluate_synthesis(synthesizer, moved, "default", mcd=True)
     report = report_of(result)
     assert "nowhere" in report["reasons"]["copy_f0"] and report["copy_synthesis"]["f0_rmse_hz"] is None
     assert 0 <= report["synthesis"]["voicing_error"] <= 1
     assert len(result.warnings) == 1 and "may have included these utterances" in result.warnings[0]
 
 
-def test_without_librosa_mcd_and_f0_are_left_out(
+def test_mcd_and_f0_are_measured_only_where_they_are_asked_for(
     synthesizer: Synthesizer, processed_voice: Path, monkeypatch, tmp_path: Path
 ):
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "librosa", None)
+    with pytest.raises(UserError, match="^--mcd needs the package librosa: pip install -r requirements-demo.txt$"):
+        evaluate_synthesis(synthesizer, processed_voice, "default", mcd=True)
     result = evaluate_synthesis(synthesizer, processed_voice, "default", limit=1)
     report = report_of(result)
     assert report["synthesis"]["mcd"] is None and report["copy_synthesis"]["f0_rmse_hz"] is None
     shown = synthesis_table(report)
     for metric in ("MCD", "F0"):
-        assert f"{metric:<26}librosa is not installed (pip install -r requirements-demo.txt)" in shown
+        assert f"{metric:<26}no --mcd was given" in shown
     write_synthesis_report(tmp_path, report, result)
     assert json.loads((tmp_path / UTTERANCES).read_text(encoding="utf-8"))["synthesis"] == {}
 

@@ -129,7 +129,7 @@ def test_an_evaluation_by_the_script_judges_with_the_recognizer_that_was_given(
 ):
     asr = fake_whisper.install(tmp_path, monkeypatch)
     words = ["evaluate", "--checkpoint", str(run), "--data", str(data), "--out", str(tmp_path / "report"), "--json"]
-    assert test_script.main([*words, "--split", "valid", "test", "--limit", "2", "--asr", str(asr)]) == 0
+    assert test_script.main([*words, "--split", "valid", "test", "--limit", "2", "--mcd", "--asr", str(asr)]) == 0
     report = json.loads(capsys.readouterr().out)
     assert report == json.loads((tmp_path / "report" / "report.json").read_text(encoding="utf-8"))
     assert report["utterances"] == 2 and list(report["source"]["splits"]) == ["valid", "test"]

@@ -7,7 +7,6 @@ acoustic model's. Both are measured on the mels of the resulting audio, so that 
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import resource
 import time
 from collections import Counter
@@ -29,7 +28,7 @@ from utils.features.store import FeatureStore, Row
 from utils.files import sha256_file, shown
 from utils.lists import training_list_hash
 from utils.tts.asr import Transcriber, Transcript, judge
-from utils.tts.speech_metrics import PitchErrors, pitch, pitch_errors, warp
+from utils.tts.speech_metrics import PitchErrors, import_librosa, pitch, pitch_errors, warp
 from utils.tts.text_lists import TextLists, read_text_lists
 from utils.tts.vocoder import Vocoder, load_vocoder
 
@@ -122,6 +121,7 @@ def evaluate_synthesis(
     splits: Sequence[str] = ("test",),
     vocoder: str = "griffin-lim",
     asr: Path | None = None,
+    mcd: bool = False,
     limit: int | None = None,
     seed: int = 0,
 ) -> SynthesisEvaluation:
@@ -131,10 +131,11 @@ def evaluate_synthesis(
         splits: of train, valid and test; their utterances are pooled.
         vocoder: a name for `load_vocoder`.
         asr: folder of a faster-whisper model; None leaves error rates out.
+        mcd: whether to measure MCD and F0, which need librosa.
         limit: largest number of utterances, drawn by `seed`.
 
     Raises:
-        UserError: data, protocol, vocoder or recognizer are missing or do not fit the checkpoint.
+        UserError: data, protocol, vocoder, recognizer or librosa are missing or do not fit the checkpoint.
     """
     store = FeatureStore.open(data)
     require_same(store.recipe, synthesizer.recipe, f"the features in {data}", "the checkpoint")
@@ -142,6 +143,8 @@ def evaluate_synthesis(
     lists = read_text_lists(folder)
     voice = load_vocoder(vocoder, store.recipe, synthesizer.device)
     transcriber = None if asr is None else Transcriber.load(asr)
+    if mcd:
+        import_librosa("--mcd")  # a missing package is reported before the first synthesis
     source = {
         "data": str(data),
         "protocol": protocol_name,
@@ -152,7 +155,7 @@ def evaluate_synthesis(
     }
     evaluation = SynthesisEvaluation(f"{synthesizer.name} on {shown(data.resolve().name)}", source, store.recipe)
     rows = _rows(evaluation, synthesizer, store, lists, limit, seed)
-    _explain(evaluation, store, rows, transcriber)
+    _explain(evaluation, store, rows, transcriber, mcd)
     bench = _Bench(evaluation, synthesizer, store, voice, transcriber)
     bench.warm_up(rows[0])
     for row in progress(rows, unit="utt", desc=" and ".join(evaluation.source["splits"])):
@@ -213,14 +216,13 @@ def _with_voices(evaluation: SynthesisEvaluation, synthesizer: Synthesizer, rows
 
 
 def _explain(
-    evaluation: SynthesisEvaluation, store: FeatureStore, rows: list[Row], transcriber: Transcriber | None
+    evaluation: SynthesisEvaluation, store: FeatureStore, rows: list[Row], transcriber: Transcriber | None, mcd: bool
 ) -> None:
     """Gives the reasons for missing metrics."""
     if transcriber is None:
         evaluation.reasons["asr"] = "no --asr was given"
-    if importlib.util.find_spec("librosa") is None:
-        missing = "librosa is not installed (pip install -r requirements-demo.txt)"
-        evaluation.reasons |= {"mcd": missing, "f0": missing}
+    if not mcd:
+        evaluation.reasons |= {"mcd": "no --mcd was given", "f0": "no --mcd was given"}
     elif not all(_recording(store, row).is_file() for row in rows):
         evaluation.reasons["copy_f0"] = (
             f"the recordings are not in {store.meta['raw']}, so F0 is compared with the copies"
@@ -243,7 +245,7 @@ class _Bench:
 
     def __post_init__(self) -> None:
         self.recipe, self.extractor = self.store.recipe, MelExtractor(self.store.recipe)
-        self.has_librosa = "mcd" not in self.evaluation.reasons
+        self.has_mcd = "mcd" not in self.evaluation.reasons
 
     def speaker(self, row: Row) -> str | None:
         """The voice to speak in; None for a model of a single voice."""
@@ -275,7 +277,7 @@ class _Bench:
         short = max(0, self.recipe.min_samples - len(audio))  # audio shorter than one frame
         mel = self.extractor(np.pad(audio, (0, short)))
         distortion = errors = transcript = None
-        if self.has_librosa:
+        if self.has_mcd:
             warped = warp(mel, recording, self.recipe.power)
             distortion = Distortion(float(warped.distances.sum()), len(warped.path))
             errors = None if reference is None else pitch_errors(pitch(audio, self.recipe), reference, warped.path)
@@ -285,7 +287,7 @@ class _Bench:
 
     def _reference_pitch(self, row: Row, copied: Frames) -> NDArray | None:
         """The pitch (t,) of the recording, or of its copy if the recording is missing."""
-        if not self.has_librosa:
+        if not self.has_mcd:
             return None
         if "copy_f0" in self.evaluation.reasons:
             return pitch(copied, self.recipe)

@@ -36,8 +36,11 @@ def mel_cepstra(mel: ArrayLike, power: float = 1.0) -> Floats:
     return mel @ (2 / channels * np.cos(np.pi / channels * phases))
 
 
-def _librosa(user: str) -> ModuleType:
-    """Imports librosa, whose functions compile for some 20 s at their first call."""
+def import_librosa(user: str) -> ModuleType:
+    """Imports librosa, whose functions compile for some 20 s at their first call.
+
+    `UserError`, which names the `user` who asked for it, if it is not installed.
+    """
     try:
         import librosa
     except ImportError as error:
@@ -64,7 +67,7 @@ def warp(a: ArrayLike, b: ArrayLike, power: float = 1.0) -> Warped:
     from the first pair of frames to the last; `UserError` if librosa is not installed.
     """
     first, second = mel_cepstra(a, power), mel_cepstra(b, power)
-    _, backwards = _librosa("MCD").sequence.dtw(first.T, second.T)
+    _, backwards = import_librosa("MCD").sequence.dtw(first.T, second.T)
     path = backwards[::-1]
     return Warped(path, _DECIBEL * np.linalg.norm(first[path[:, 0]] - second[path[:, 1]], axis=1))
 
@@ -114,7 +117,7 @@ def pitch(samples: ArrayLike, recipe: MelRecipe) -> Floats:
 
     Probabilistic YIN (Mauch and Dixon 2014) by librosa, 60 to 500 Hz; `UserError` if librosa is not installed.
     """
-    librosa = _librosa("F0")
+    librosa = import_librosa("F0")
     low, high = F0_RANGE
     length = recipe.n_fft
     while length // 2 < recipe.sample_rate / low + 2:  # YIN compares half a frame with the half one period later

@@ -254,6 +254,7 @@ def evaluate(args: argparse.Namespace, checkpoint: Path, out: Path, data: Path |
         "data": str(data or args.data),
         "vocoder": str(args.vocoder),
         "asr": None if args.asr is None else str(args.asr),
+        "mcd": True,
         "limit": args.limit,
         "split": list(SPLITS),
         "device": "cpu",
@@ -261,7 +262,8 @@ def evaluate(args: argparse.Namespace, checkpoint: Path, out: Path, data: Path |
     report = out / "report.json"
     if not (report.exists() and is_of(read_json(report), words, judged_by(checkpoint, data or args.data))):
         given = {name: value for name, value in words.items() if value is not None}
-        flags = [(f"--{name}", *(value if isinstance(value, list) else [value])) for name, value in given.items()]
+        values = {name: value if isinstance(value, list) else [value] for name, value in (given | {"mcd": []}).items()}
+        flags = [(f"--{name}", *value) for name, value in values.items()]
         run_script("test.py", out, "evaluate", *(word for flag in flags for word in flag))
     return read_json(report)
 
