@@ -39,7 +39,7 @@ identification of the training speakers. --audio-root evaluates on raw audio, by
 lists of `speaker path` lines, of which the first enrolls speakers and the second has recordings to identify.
 
 Text to mel: texts of --data are synthesized and compared with their recordings, sent through the same vocoder: by
-mel-cepstral distortion, pitch, length and time, and with --asr by the errors of a speech recognizer.
+length and time, with --mcd by mel-cepstral distortion and pitch, and with --asr by the errors of a speech recognizer.
 """
 
 TASKS = {"speaker": speaker, "tts": tts}
@@ -57,9 +57,8 @@ def build_parser() -> cli.Parser:
 
 def main(argv: list[str] | None = None) -> int:
     """Parses the flags, runs the subcommand, returns the exit code."""
-    parser = build_parser()
-    args = parser.parse_args(argv)
-    parser.report(args.problems(args))
+    args = build_parser().parse_args(argv)
+    args.check(args)
     return cli.run(args.body, args)
 
 

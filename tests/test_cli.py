@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from utils import cli
+from utils.commands import counted
 from utils.errors import ExitCode, TooMuchBadData, UserError
 
 
@@ -93,16 +94,16 @@ def test_saved_arguments_are_a_configuration_that_gives_them_again(tmp_path):
         ("n-layers: 3", "{path}: there is no flag --n-layers"),
         ("config: other.yaml", "{path}: there is no flag --config"),
         ("help: true", "{path}: there is no flag --help"),
-        ("batch-size: many", "argument --batch-size: must be a whole number, not 'many'"),
-        ("batch-size: 1.5", "argument --batch-size: must be a whole number, not '1.5'"),
-        ("batch-size: 0", "argument --batch-size: must be at least 1, not 0"),
-        ("batch-size: [1, 2]", "argument --batch-size: expected one value, not [1, 2]"),
-        ("batch-size: null", "argument --batch-size: expected a value, not null"),
-        ("lists: [a]", "argument --lists: expected 2 values, not ['a']"),
-        ("lr: {a: 1}", "argument --lr: expected one value, not {{'a': 1}}"),
-        ("mixer: gru", "argument --mixer: invalid choice: 'gru' (choose from"),
-        ("causal: 1", "argument --causal: expected true or false, not 1"),
-        ("json: yes please", "argument --json: expected true or false, not 'yes please'"),
+        ("batch-size: many", "{path}: argument --batch-size: must be a whole number, not 'many'"),
+        ("batch-size: 1.5", "{path}: argument --batch-size: must be a whole number, not '1.5'"),
+        ("batch-size: 0", "{path}: argument --batch-size: must be at least 1, not 0"),
+        ("batch-size: [1, 2]", "{path}: argument --batch-size: expected one value, not [1, 2]"),
+        ("batch-size: null", "{path}: argument --batch-size: expected a value, not null"),
+        ("lists: [a]", "{path}: argument --lists: expected 2 values, not ['a']"),
+        ("lr: {a: 1}", "{path}: argument --lr: expected one value, not {{'a': 1}}"),
+        ("mixer: gru", "{path}: argument --mixer: invalid choice: 'gru' (choose from"),
+        ("causal: 1", "{path}: argument --causal: expected true or false, not 1"),
+        ("json: yes please", "{path}: argument --json: expected true or false, not 'yes please'"),
         ("- batch-size", "the configuration {path} must consist of `flag: value` lines"),
         ("lr: [", "the configuration {path} is not YAML: "),
     ],
@@ -149,7 +150,7 @@ def test_all_errors_are_shown_at_once(config, refused):
     problems = refused(["--config", path, "--lr", "-1", "--mixer", "gru", "--color", "red"])
     assert [problem.split(" (")[0] for problem in problems] == [
         f"{path}: there is no flag --n-layers",
-        "argument --batch-size: must be a whole number, not 'many'",
+        f"{path}: argument --batch-size: must be a whole number, not 'many'",
         "there is no flag --color",
         "argument --lr: must be above 0, not -1",
         "argument --mixer: invalid choice: 'gru'",
@@ -166,6 +167,21 @@ def test_contradictions_are_reported_together_and_once(capsys):
     assert capsys.readouterr().err == (
         "script: error: --json contradicts --causal\nscript: error: --lr is too high\nscript --help shows the flags\n"
     )
+
+
+def test_contradictions_of_a_subcommand_point_to_its_own_help(tmp_path, capsys):
+    import test as test_script
+
+    words = ["embed", "--checkpoint", str(tmp_path), "--out", str(tmp_path / "x"), "--json", "a.wav"]
+    with pytest.raises(SystemExit):
+        test_script.main(words)
+    error, pointer = capsys.readouterr().err.splitlines()
+    assert "--out and --json contradict" in error
+    assert pointer.endswith(" embed --help shows the flags")
+
+
+def test_one_thing_is_singular():
+    assert [counted(number, "speaker") for number in (0, 1, 2)] == ["0 speakers", "1 speaker", "2 speakers"]
 
 
 def test_subcommand_takes_its_own_configuration(config, capsys):

@@ -98,10 +98,10 @@ def test_whole_demo_and_its_repetition(tmp_path):
     shown = [*(f"wall time, {name} " for name in names), "identification accuracy by chapter", "95 % interval"]
     shown += [
         "det.png",
-        "MCD, copy_synthesis",
+        "MCD, copy-synthesis",
         " dB",
         "duration bias",
-        "real-time factor, acoustic_model",
+        "RTF, acoustic model",
         "identified:",
     ]
     sound, picture = paths["voice-out"] / "sentence.wav", paths["voice-out"] / "sentence.png"

@@ -153,7 +153,10 @@ class Parser(argparse.ArgumentParser):
             dest = str(key).replace("-", "_")
             action = actions.get(dest)
             if action is not None and action.dest not in ("config", "help", "version"):
-                action.default = self._config_value(action, value)
+                known = len(self._problems)
+                checked = self._config_value(action, value)
+                action.default = checked if len(self._problems) == known else action.default
+                self._problems[known:] = [f"{path}: {problem}" for problem in self._problems[known:]]
                 action.required = action.required and value is None
             elif action is not None or dest not in self._ignored:
                 self._problems.append(f"{path}: {self._no_flag(_flag(str(key)))}")

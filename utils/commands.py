@@ -23,9 +23,12 @@ Problems = Callable[[argparse.Namespace], list[str]]
 def add_command(
     commands: Any, name: str, body: Any, description: str, problems: Problems = lambda args: [], model: bool = True
 ) -> cli.Parser:
-    """Adds a subcommand, with flags of a model, that runs `body(args)` unless `problems(args)` finds contradictions."""
+    """Adds a subcommand, with flags of a model, that sets two functions of the arguments.
+
+    `check` exits with the sentences of `problems`, if there are any; `body` runs the subcommand.
+    """
     parser = commands.add_parser(name, help=description.partition("\n")[0], description=description)
-    parser.set_defaults(body=body, problems=problems)
+    parser.set_defaults(body=body, check=lambda args: parser.report(problems(args)))
     if model:
         parser.add_config()
         group = parser.add_argument_group("model")
@@ -35,6 +38,11 @@ def add_command(
         cli.add_device_arguments(group)
     parser.add_argument("--json", action=argparse.BooleanOptionalAction, default=False, help="print the result as JSON")
     return parser
+
+
+def counted(number: int, noun: str) -> str:
+    """A number and its noun, which takes an s unless there is one: "1 speaker", "2 speakers"."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def print_json(content: Any) -> None:

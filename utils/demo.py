@@ -31,7 +31,7 @@ evaluate: test.py evaluate --checkpoint {out} --data {data} --out {out}/report
 download voice: download.py --dataset demo-voice --root {root}
 preprocess voice: preprocess.py --dataset demo-voice --raw {root}/demo-voice --units phoneme --out {voice_data}
 train voice: train_tacomamba.py --task tts --data {voice_data} --config {voice_preset} --out {voice_out} --resume auto
-evaluate voice: test.py evaluate --checkpoint {voice_out} --data {voice_data} --out {voice_out}/report
+evaluate voice: test.py evaluate --checkpoint {voice_out} --data {voice_data} --mcd --out {voice_out}/report
 synthesize: test.py synthesize --checkpoint {voice_out} --text {text} --out {voice_out}/sentence.wav \
 --picture {voice_out}/sentence.png
 """
@@ -64,6 +64,8 @@ def run_command(words: list[str], stdout: int | None = None) -> tuple[int, str]:
 
 def table(out: Path, voice_out: Path) -> Iterator[tuple[str, str]]:
     """Yields labels and values: the metrics of both reports, and the files to look at and to listen to."""
+    from utils.tts.report import SYSTEMS, TIMES
+
     report, voice = (read_json(folder / "report" / "report.json") for folder in (out, voice_out))
     for part in ("utterance", "chapter"):
         found = report["identification"][part]
@@ -72,12 +74,11 @@ def table(out: Path, voice_out: Path) -> Iterator[tuple[str, str]]:
         found = report["verification"][condition]
         low, high = found["eer_ci"]
         yield f"equal error rate, {label}", f"{found['eer']:.1%} (95 % interval {low:.1%} to {high:.1%})"
-    for system in ("synthesis", "copy_synthesis"):
-        mcd = voice[system]["mcd"]
-        yield f"MCD, {system}", voice["reasons"]["mcd"] if mcd is None else f"{mcd:.2f} dB"
+    for system, label in SYSTEMS.items():
+        yield f"MCD, {label}", f"{voice[system]['mcd']:.2f} dB"
     yield "duration bias", f"{voice['duration']['bias']:+.1%} over {voice['utterances']} texts not trained on"
     for part, times in voice["real_time_factor"].items():
-        yield f"real-time factor, {part}", f"{times['cpu']:.3f} s of CPU per second of speech"
+        yield TIMES[part], f"{times['cpu']:.3f} s of CPU per second of speech"
     for path in [*out.glob("report/*.png"), *voice_out.glob("report/*.png"), voice_out / "sentence.png"]:
         yield "picture", str(path)
     yield "sentence, spoken by the model", f"{SENTENCE} ({voice_out / 'sentence.wav'})"

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from utils import cli
-from utils.commands import REPORT, add_command, add_report_arguments, print_json, report_folder, show_report
+from utils.commands import REPORT, add_command, add_report_arguments, counted, print_json, report_folder, show_report
 from utils.lists import DEFAULT_PROTOCOL
 
 if TYPE_CHECKING:
@@ -138,7 +138,7 @@ def _embed(args: argparse.Namespace) -> None:
         from utils.speaker.enrollment import write_embeddings
 
         write_embeddings(args.out, names, embeddings, recognizer.model_hash)
-        print(f"wrote {len(names)} embeddings of {embeddings.shape[1]} numbers to {args.out}")
+        print(f"wrote {counted(len(names), 'embedding')} of {embeddings.shape[1]} numbers to {args.out}")
     elif args.json:
         items = [{"audio": name, "embedding": row.tolist()} for name, row in zip(names, embeddings, strict=True)]
         print_json({"model_hash": recognizer.model_hash, "embeddings": items})
@@ -162,8 +162,8 @@ def _enroll(args: argparse.Namespace) -> None:
         print_json({"store": str(args.store), "model_hash": recognizer.model_hash, "enrolled": asdict(added)})
     else:
         print(
-            f"enrolled {added.name} from {added.count} recordings, {added.seconds:.1f} s; "
-            f"{args.store} holds {len(store.speakers)} speakers"
+            f"enrolled {added.name} from {counted(added.count, 'recording')}, {added.seconds:.1f} s; "
+            f"{args.store} holds {counted(len(store.speakers), 'speaker')}"
         )
 
 

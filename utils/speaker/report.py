@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from utils.commands import REPORT
+from utils.commands import REPORT, counted
 from utils.errors import UserError
 from utils.escapes import json_text
 from utils.files import read_json, write_text
@@ -166,7 +166,7 @@ def table(report: dict[str, Any]) -> str:
         if result["accuracy"] is None:
             lines.append(f"by {part:<12}{'-':>9}  {result['reason']}")
         else:
-            shown = f"{result['n']} of {result['speakers']} speakers"
+            shown = f"{result['n']} of {counted(result['speakers'], 'speaker')}"
             lines.append(f"by {part:<12}{percent(result['accuracy']):>9}  {shown}")
     return "\n".join(lines)
 

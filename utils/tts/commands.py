@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from utils import cli
-from utils.commands import add_command, print_json, show_report
+from utils.commands import add_command, counted, print_json, show_report
 from utils.errors import UserError
 from utils.lists import DEFAULT_PROTOCOL
 from utils.locks import only_writer
@@ -45,6 +45,8 @@ def add_evaluate_arguments(parser: cli.Parser) -> None:
     group, splits = parser.add_argument_group("text to mel"), ("train", "valid", "test")
     group.add_argument("--split", nargs="+", choices=splits, help="lists of texts to evaluate, pooled (default: test)")
     group.add_argument("--vocoder", metavar="VOCODER", help=f"{_VOCODERS} (default: griffin-lim)")
+    help = "measure MCD and F0 by librosa, whose functions compile for some 20 s at their first use (default: no)"
+    group.add_argument("--mcd", action=argparse.BooleanOptionalAction, help=help)
     group.add_argument("--asr", type=Path, metavar="FOLDER", help="faster-whisper model folder, for error rates")
     group.add_argument("--limit", type=cli.positive_int, metavar="N", help="largest number of utterances")
 
@@ -57,7 +59,7 @@ def evaluate(args: argparse.Namespace) -> None:
 
     synthesizer = Synthesizer.load(args.checkpoint, args.device, args.backend)
     protocol, vocoder = args.protocol or DEFAULT_PROTOCOL, args.vocoder or "griffin-lim"
-    chosen = args.split or ["test"], vocoder, args.asr, args.limit, args.seed
+    chosen = args.split or ["test"], vocoder, args.asr, bool(args.mcd), args.limit, args.seed
     evaluation = evaluate_synthesis(synthesizer, args.data, protocol, *chosen)
     about = {**synthesizer.description(args.checkpoint), "config": cli.plain_arguments(args)}
     report = build_synthesis_report(evaluation, about, args.bootstrap, args.seed)
@@ -179,7 +181,7 @@ def _speak(
         print("warning: the model did not end a sentence, which was cut at the limit on its length", file=sys.stderr)
     seconds, symbols = len(samples) / synthesizer.recipe.sample_rate, len(spoken.symbols)
     if not args.json:
-        _print_beside(out, f"{seconds:.2f} s, {symbols} symbols, read as: {spoken.spoken}")
+        _print_beside(out, f"{seconds:.2f} s, {counted(symbols, 'symbol')}, read as: {spoken.spoken}")
     result = {"out": str(out), "seconds": seconds, "symbols": symbols, "read_as": spoken.spoken}
     return {**result, "unknown": dict(spoken.unknown), "truncated": spoken.truncated}
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from utils.commands import REPORT
+from utils.commands import REPORT, counted
 from utils.escapes import json_text
 from utils.files import write_text
 from utils.plots import percent
@@ -24,6 +24,7 @@ from utils.wav import wav_file
 
 UTTERANCES, DURATIONS, AUDIO = "utterances.jsonl", "durations.png", "samples"
 SYSTEMS = {"synthesis": "synthesis", "copy_synthesis": "copy-synthesis"}
+TIMES = {"text": "RTF, text", "acoustic_model": "RTF, acoustic model", "vocoder": "RTF, vocoder", "whole": "RTF, total"}
 Interval = Callable[..., tuple[float, float] | None]  # of numerators and denominators, see `bootstrap_ratio`
 _PITCH = ("f0_rmse_hz", "f0_rmse_cents", "voicing_error", "voiced_frames")
 
@@ -123,7 +124,8 @@ def synthesis_table(report: dict[str, Any]) -> str:
             lines.append(f"{label:<26}" + "".join(f"{_with_interval(metrics, key, show):<36}" for metrics in systems))
     lines += [f"{_MISSING[key]:<26}{reason}" for key, reason in report["reasons"].items()]
     lines += ["", *_synthesis_lines(report)]
-    counts = f"{report['utterances']} utterances of {report['speakers']} speakers, {report['seconds']:.0f} s"
+    counts = f"{counted(report['utterances'], 'utterance')} of {counted(report['speakers'], 'speaker')}, "
+    counts += f"{report['seconds']:.0f} s"
     cut = f"; {report['truncated']} cut at the limit on their length" if report["truncated"] else ""
     return "\n".join([*(line.rstrip() for line in lines), "", counts + cut])
 
@@ -137,8 +139,7 @@ def _synthesis_lines(report: dict[str, Any]) -> list[str]:
         f"{'teacher-forced mel L1':<26}{'-' if l1 is None else f'{l1:.3f} (natural log)'}",
     ]
     for part, times in report["real_time_factor"].items():
-        label = f"RTF, {'total' if part == 'whole' else part.replace('_', ' ')}"
-        lines.append(f"{label:<26}{times['cpu']:.3f} in CPU time, {times['wall']:.3f} in wall time")
+        lines.append(f"{TIMES[part]:<26}{times['cpu']:.3f} in CPU time, {times['wall']:.3f} in wall time")
     return lines
 
 
