@@ -222,9 +222,10 @@ def test_pooling_what_was_not_evaluated_is_refused(tmp_path: Path):
         read_evaluation(tmp_path)
 
 
-def test_paths_with_blanks_survive(tmp_path: Path):
-    origins = {path.replace(".flac", " x.flac"): origin for path, origin in ORIGINS.items()}
-    trials = [Trial(t.target, t.a.replace(".", " x."), t.b.replace(".", " x.")) for t in ALL_PAIRS]
+@pytest.mark.parametrize("blank", [" ", "\u3000", "\u2028", "\x85"])
+def test_paths_with_blanks_survive(tmp_path: Path, blank: str):
+    origins = {path.replace(".", f"{blank}x."): origin for path, origin in ORIGINS.items()}
+    trials = [Trial(t.target, *(path.replace(".", f"{blank}x.") for path in (t.a, t.b))) for t in ALL_PAIRS]
     result = Evaluation("blanks", {})
     result.trials = TrialSet.build(trials, origins)
     result.scores = {name: np.linspace(-1, 1, len(trials)) for name in DURATIONS}

@@ -141,7 +141,8 @@ def test_an_evaluation_by_the_script_judges_with_the_recognizer_that_was_given(
 
 
 def test_each_line_of_a_file_gets_a_wav(run, tmp_path):
-    (tmp_path / "lines.txt").write_text("One window.\n\nThe river.\n", encoding="utf-8")
+    """As of an editor that marks UTF-8; U+2028 ends no line, in no list."""
+    (tmp_path / "lines.txt").write_bytes("\ufeffOne\u2028window.\r\n\r\nThe river.\r\n".encode())
     assert synthesize(run, tmp_path / "out", "--text-file", str(tmp_path / "lines.txt"), "--each-line") == 0
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["0001.wav", "0002.wav"]
     assert synthesize(run, tmp_path / "all.wav", "--text-file", str(tmp_path / "lines.txt"), "--pace", "2") == 0

@@ -9,6 +9,7 @@ import math
 import shutil
 import struct
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -53,7 +54,7 @@ def open_audio(path: str | Path) -> Iterator[tuple[int, Iterator[np.ndarray]]]:
     try:
         with decode(path) as (rate, blocks):
             yield rate, _checked_blocks(path, blocks)
-    except (UserError, GeneratorExit):
+    except (UserError, MemoryError, GeneratorExit):
         raise
     except Exception as error:  # decoders raise what they like: LibsndfileError, RuntimeError, TypeError, ValueError
         reason = getattr(error, "error_string", None) or str(error) or type(error).__name__
@@ -128,29 +129,35 @@ def _ffmpeg(path: Path) -> Iterator[tuple[int, Iterator[np.ndarray]]]:
             f"by ffmpeg -i {path.name} {path.stem}.flac"
         )
     command = [program, "-nostdin", "-v", "error", "-i", path, "-vn", "-f", "au", "-c:a", "pcm_f32be", "-"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+    # Messages go to a file: ffmpeg would wait for a reader of a full pipe, and we for ffmpeg.
+    with (
+        tempfile.TemporaryFile() as messages,
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=messages) as process,
+    ):
         try:
             head = process.stdout.read(24)
             if len(head) < 24:
-                raise UserError(f"{path} is not audio that can be read: {_reason(path, process.stderr)}")
+                process.wait()
+                raise UserError(f"{path} is not audio that can be read: {_reason(path, messages)}")
             begin, _, _, rate, channels = struct.unpack(">4x5I", head)
             process.stdout.read(begin - len(head))
-            yield rate, _ffmpeg_blocks(path, process, channels)
+            yield rate, _ffmpeg_blocks(path, process, channels, messages)
         finally:
             process.kill()  # one that has ended already does not mind
 
 
-def _ffmpeg_blocks(path: Path, process: subprocess.Popen, channels: int) -> Iterator[np.ndarray]:
+def _ffmpeg_blocks(path: Path, process: subprocess.Popen, channels: int, messages: IO[bytes]) -> Iterator[np.ndarray]:
     size = 4 * channels * (BLOCK // channels)
     while content := process.stdout.read(size):
         yield np.frombuffer(content, ">f4").reshape(-1, channels).astype(np.float32)
     if process.wait():
-        raise UserError(f"{path} is truncated or damaged: {_reason(path, process.stderr)}")
+        raise UserError(f"{path} is truncated or damaged: {_reason(path, messages)}")
 
 
-def _reason(path: Path, stream: IO[bytes]) -> str:
+def _reason(path: Path, messages: IO[bytes]) -> str:
     """The last line of ffmpeg's messages, without the path."""
-    lines = stream.read().decode(errors="replace").strip().splitlines()
+    messages.seek(0)
+    lines = messages.read().decode(errors="replace").strip().splitlines()
     return lines[-1].removeprefix(f"{path}: ") if lines else "ffmpeg reports no reason"
 
 

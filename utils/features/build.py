@@ -211,7 +211,7 @@ def _sweep(shards: Sequence[Shard]) -> None:
 def _make_in_workers(shards: Sequence[Shard], num_proc: int) -> Iterator[tuple[Shard, dict[str, Any]]]:
     """Yields shards as they are finished; on an exception the workers stop at their next recording."""
     context = multiprocessing.get_context("spawn")  # forking a process with threads (torch, Arrow) can hang
-    stop = context.Event()
+    stop = context.RawValue("b", 0)  # an Event has a lock, which a worker that is killed would hold forever
     workers = min(num_proc, len(shards))
     with ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(stop,)) as pool:
         try:
@@ -224,7 +224,7 @@ def _make_in_workers(shards: Sequence[Shard], num_proc: int) -> Iterator[tuple[S
                 "run the same command again, perhaps with a smaller --num-proc"
             ) from error
         finally:
-            stop.set()
+            stop.value = 1
             pool.shutdown(cancel_futures=True)
 
 
@@ -244,7 +244,7 @@ def _start_worker(stop: Any) -> None:
 
 
 def _work(shard: Shard) -> dict[str, Any]:
-    return make_shard(shard, stopped=_stop.is_set)
+    return make_shard(shard, stopped=lambda: bool(_stop.value))
 
 
 def _refuse_bad(shards: Sequence[Shard], records: Sequence[dict], out: Path, meta: dict, max_bad: float) -> None:

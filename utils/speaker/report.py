@@ -14,7 +14,7 @@ from utils.commands import REPORT, counted
 from utils.errors import UserError
 from utils.escapes import json_text
 from utils.files import read_json, write_text
-from utils.lists import Trial, join_fields, split_fields
+from utils.lists import Trial, join_fields, read_lines, split_fields
 from utils.plots import percent
 from utils.speaker import plots
 from utils.speaker.identification import PARTS, Answer, confusion_matrix
@@ -263,6 +263,6 @@ def read_evaluation(folder: Path) -> Evaluation:
 
 def _read(path: Path) -> list[list[str]]:
     try:
-        return [split_fields(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}; run evaluate again") from error
+        return [split_fields(line) for line in read_lines(path)]
+    except UserError as error:
+        raise UserError(f"{error}; run evaluate again") from error

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from utils import cli
 from utils.commands import add_command, counted, print_json, show_report
 from utils.errors import UserError
+from utils.files import read_text
 from utils.lists import DEFAULT_PROTOCOL
 from utils.locks import only_writer
 
@@ -152,11 +153,8 @@ def _texts(args: argparse.Namespace) -> list[str]:
         except UnicodeEncodeError as error:  # Python keeps bytes of the command line that are not UTF-8 as surrogates
             raise UserError("--text is not UTF-8 text") from error
         return [args.text]
-    try:
-        content = args.text_file.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{args.text_file} is not UTF-8 text") from error
-    lines = [line.strip() for line in content.splitlines() if line.strip()]
+    content = read_text(args.text_file)
+    lines = [line.strip() for line in content.split("\n") if line.strip()]
     if not lines:
         raise UserError(f"{args.text_file} is empty: there is nothing to speak")
     return lines if args.each_line else [content]
