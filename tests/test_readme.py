@@ -212,3 +212,14 @@ def test_table_of_exit_codes_is_that_of_the_code():
     codes = {int(code): ExitCode(int(code)).name for code in rows if int(code) in set(ExitCode)}
     assert set(codes) == {int(code) for code in ExitCode}
     assert all(rows[str(code)].replace(" ", "_").upper().startswith(name) for code, name in codes.items())
+
+
+def test_every_test_that_the_documents_name_exists():
+    files = [*ROOT.glob("tests/*.py"), *ROOT.glob("benchmarks/studies/tests/*.py")]
+    written = "".join(path.read_text(encoding="utf-8") for path in files)
+    for document in DOCUMENTS:
+        text = (ROOT / document).read_text(encoding="utf-8")
+        shown = re.findall(r"\btests/\w+\.py", text)
+        assert [name for name in shown if not (ROOT / name).is_file()] == [], document
+        named = re.findall(r"\btest_\w+\b(?!\.py)", text)
+        assert [name for name in named if f"def {name}(" not in written] == [], document

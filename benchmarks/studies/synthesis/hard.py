@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from benchmarks.studies.synthesis.runs import evaluate, evaluation_of, machine
 from utils.cli import progress
 from utils.errors import UserError
-from utils.files import atomic_write, read_json, write_json
+from utils.files import read_json, write_json
 
 if TYPE_CHECKING:
     import numpy as np
@@ -157,12 +157,11 @@ def _judged(
 
 
 def _judge(sentence: Sentence, spoken: Spoken, rate: int, transcriber: Transcriber, folder: Path) -> dict[str, Any]:
-    import soundfile
-
     from utils.tts.asr import comparable, judge
+    from utils.wav import wav_file
 
-    with atomic_write(folder / f"{sentence.number:03d}.wav") as file:
-        soundfile.write(file, spoken.samples, rate, format="WAV", subtype="PCM_16")
+    with wav_file(folder / f"{sentence.number:03d}.wav", rate) as write:
+        write(spoken.samples)
     heard = judge(sentence.text, transcriber(spoken.samples, rate))
     return {
         **sentence._asdict(),

@@ -29,7 +29,7 @@ from benchmarks.studies.synthesis.runs import (
 from benchmarks.studies.synthesis.systems import SYSTEMS
 from utils.corpus.layouts import Utterance, read_corpus
 from utils.errors import UserError
-from utils.files import atomic_write, read_json, sha256_text, write_json, write_text
+from utils.files import read_json, sha256_text, write_json, write_text
 
 if TYPE_CHECKING:
     from utils.features.store import FeatureStore, Row
@@ -166,10 +166,9 @@ def _speak(
 
     `said_by` has the recording that each text takes the voice from; without it the checkpoint knows the voices.
     """
-    import soundfile
-
     from utils.tts.synthesizer import Synthesizer
     from utils.tts.vocoder import load_vocoder
+    from utils.wav import wav_file
 
     synthesizer: Synthesizer = Synthesizer.load(checkpoint, "cpu")
     vocoder = load_vocoder(str(args.vocoder), synthesizer.recipe)
@@ -182,8 +181,8 @@ def _speak(
             files[path] = ("spoken", speaker)
             if not path.exists():
                 audio = vocoder(synthesizer.speak(text, voice).mel)
-                with atomic_write(path) as file:
-                    soundfile.write(file, audio, synthesizer.recipe.sample_rate, format="WAV", subtype="PCM_16")
+                with wav_file(path, synthesizer.recipe.sample_rate) as write:
+                    write(audio)
     return files
 
 
