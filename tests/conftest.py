@@ -12,6 +12,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 import soundfile  # noqa: E402
+from hypothesis import settings  # noqa: E402
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 WORDS = "the river carried small boats past quiet houses while children watched from an open window".split()
@@ -28,6 +29,26 @@ VOICES = {
     "107": ("F", 230, 1.10, 3200),
     "108": ("F", 265, 1.25, 1800),
 }
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`--seeds`: how often a test whose inputs are drawn is repeated, with other inputs each time."""
+    help = "seeds of each test that takes a `seed`, and examples of each test of Hypothesis if that is more"
+    parser.addoption("--seeds", type=int, default=1, metavar="N", help=help)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Hypothesis draws the same examples in each run."""
+    examples = max(15, config.getoption("--seeds"))
+    settings.register_profile("seeds", derandomize=True, deadline=None, max_examples=examples)
+    settings.load_profile("seeds")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """A test that takes a `seed` is marked `drawn`, and runs with as many of them as `--seeds` says."""
+    if "seed" in metafunc.fixturenames:
+        seeds = range(metafunc.config.getoption("--seeds"))
+        metafunc.parametrize("seed", [pytest.param(seed, marks=pytest.mark.drawn) for seed in seeds])
 
 
 def speak(draw: np.random.Generator, voice: str, seconds: float, rate: int = 16_000) -> np.ndarray:

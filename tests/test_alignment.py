@@ -24,8 +24,8 @@ def brute_force(score: np.ndarray) -> tuple[float, list[int]]:
 
 
 @pytest.mark.parametrize("tokens, frames", [(1, 1), (1, 6), (2, 2), (3, 7), (5, 9), (7, 7)])
-def test_the_path_is_the_best_of_all(tokens, frames):
-    draw = np.random.default_rng(tokens * 100 + frames)
+def test_the_path_is_the_best_of_all(tokens, frames, seed):
+    draw = np.random.default_rng([tokens, frames, seed])
     for _ in range(20):
         score = draw.standard_normal((tokens, frames))
         total, durations = brute_force(score)
@@ -37,8 +37,8 @@ def test_the_path_is_the_best_of_all(tokens, frames):
         assert reached == pytest.approx(total, abs=1e-6)
 
 
-def test_padding_of_text_and_mel_changes_no_path():
-    torch.manual_seed(0)
+def test_padding_of_text_and_mel_changes_no_path(seed):
+    torch.manual_seed(seed)
     score = torch.randn(3, 6, 20)
     tokens, frames = torch.tensor([6, 3, 1]), torch.tensor([20, 11, 4])
     together = monotonic_path(score, tokens, frames)
@@ -51,9 +51,9 @@ def test_padding_of_text_and_mel_changes_no_path():
         assert (together[row, : tokens[row]] >= 1).all() and (together[row, tokens[row] :] == 0).all()
 
 
-def test_long_sums_do_not_decide_for_small_differences():
+def test_long_sums_do_not_decide_for_small_differences(seed):
     """A shift of every score of a frame changes no path, and 2,000 frames of -1e4 must not drown differences of 1."""
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     score = torch.randn(1, 40, 2000)
     lengths = torch.tensor([40]), torch.tensor([2000])
     assert torch.equal(monotonic_path(score, *lengths), monotonic_path(score - 8192.0, *lengths))
@@ -64,8 +64,8 @@ def test_fewer_frames_than_tokens_is_an_error():
         monotonic_path(torch.zeros(1, 3, 2), torch.tensor([3]), torch.tensor([2]))
 
 
-def test_the_score_is_the_gaussian_log_likelihood():
-    torch.manual_seed(0)
+def test_the_score_is_the_gaussian_log_likelihood(seed):
+    torch.manual_seed(seed)
     x, mean = torch.randn(2, 5, 4), torch.randn(2, 3, 4)
     normal = torch.distributions.Normal(mean.unsqueeze(2), 1.0)
     expected = normal.log_prob(x.unsqueeze(1)).sum(-1) + 2 * np.log(2 * np.pi)  # 4 channels of log(2 pi) / 2

@@ -8,7 +8,7 @@ import pytest
 import soundfile
 
 from utils.errors import UserError
-from utils.features.audio import load_audio, read_audio
+from utils.features.audio import load_audio, open_audio, read_audio
 
 
 @pytest.fixture
@@ -51,11 +51,11 @@ def test_a_file_cut_short_is_refused(tmp_path, samples, name, share):
         read_audio(path)
 
 
-def test_every_flipped_bit_of_a_flac_is_detected(tmp_path, samples):
+def test_every_flipped_bit_of_a_flac_is_detected(tmp_path, samples, seed):
     path = write(tmp_path / "a.flac", samples)
     content = path.read_bytes()
     expected = read_audio(path)[0]
-    draw = np.random.default_rng(6)
+    draw = np.random.default_rng(seed)
     refused = 0
     audio_starts = content.index(b"\xff\xf8")  # beyond the header, whose tags may change unnoticed
     for place in draw.integers(audio_starts, len(content), size=60):
@@ -182,6 +182,35 @@ def test_formats_of_ffmpeg_are_decoded_or_name_the_command(tmp_path, samples, mo
             file.truncate(200)
         with pytest.raises(UserError, match=name):
             read_audio(tmp_path / name)
+
+
+MANY_MESSAGES = r"""#!/bin/sh
+yes "a packet is damaged" | head -n 50000 >&2
+printf '.snd\0\0\0\030\377\377\377\377\0\0\0\006\0\0\076\200\0\0\0\001\077\0\0\0'
+yes "the last packet is missing" | head -n 50000 >&2
+exit $STATUS
+"""
+
+
+@pytest.mark.parametrize("status", ["0", "1"])
+def test_a_decoder_with_more_messages_than_a_pipe_holds_does_not_wait_for_us(tmp_path, monkeypatch, status):
+    program = tmp_path / "ffmpeg"
+    program.write_text(MANY_MESSAGES, encoding="utf-8")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("STATUS", status)
+    (tmp_path / "a.m4a").write_bytes(b"\0\0\0\x20ftypM4A ")
+    if status == "0":
+        samples, rate = read_audio(tmp_path / "a.m4a")
+        assert (samples.tolist(), rate) == ([0.5], 16_000)
+    else:
+        with pytest.raises(UserError, match="a.m4a is truncated or damaged: the last packet is missing"):
+            read_audio(tmp_path / "a.m4a")
+
+
+def test_memory_that_ends_is_not_the_fault_of_the_file(tmp_path, samples):
+    with pytest.raises(MemoryError), open_audio(write(tmp_path / "a.wav", samples)):
+        raise MemoryError
 
 
 def test_a_wav_that_says_more_than_it_holds_names_both(tmp_path, samples):

@@ -7,7 +7,7 @@ from functools import partial
 
 import pytest
 import torch
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -63,7 +63,6 @@ def with_gradients(function: Callable[..., tuple[Tensor, Tensor]], inputs: dict[
     return [*outputs, *torch.autograd.grad(outputs, wanted, projections, materialize_grads=True)]  # no decay in 1 frame
 
 
-@settings(max_examples=15, deadline=None)
 @given(
     length=st.integers(1, 2 * CHUNK + 2),
     groups=st.integers(1, 2),

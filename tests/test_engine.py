@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from inside import Inside
 from torch import Tensor
@@ -148,7 +148,6 @@ def scan_definition(inputs: dict[str, Tensor], softplus: bool) -> dict[str, Tens
 
 
 @BACKENDS
-@settings(max_examples=15, deadline=None)
 @example(sizes=(3, 20, 1, 1), missing=set(), softplus=True, seed=21)  # the gradients of dt nearly cancel
 @example(sizes=(2, 15, 1, 19), missing={"z", "D"}, softplus=True, seed=10)  # so they do here
 @example(sizes=(1, 23, 2, 1), missing=set(), softplus=False, seed=42)  # and the terms of the states here
@@ -173,7 +172,6 @@ def test_scan_equals_the_definition(backend, sizes, missing, softplus, seed):
 
 
 @BACKENDS
-@settings(max_examples=15, deadline=None)
 @given(
     sizes=st.tuples(st.integers(1, 5), st.integers(1, 40), st.integers(1, 37), st.integers(2, 5)),
     missing=st.sets(st.sampled_from(("bias", "initial_state", "seq_idx"))),
@@ -237,9 +235,9 @@ def test_precision_where_others_lose_it(backend, case):
 
 @BACKENDS
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_low_precision_activations_keep_a_wide_state(backend, dtype):
+def test_low_precision_activations_keep_a_wide_state(backend, dtype, seed):
     """u, z, B, C rounded to 16 bits: the outputs' own rounding is all that is lost (1 part in 128 or 1024)."""
-    inputs = scan_inputs(2, 40, 8, 4)
+    inputs = scan_inputs(2, 40, 8, 4, seed)
     for name in ("u", "z", "B", "C"):
         inputs[name] = inputs[name].to(dtype)
     want = results(reference.selective_scan, wide(inputs), dt_softplus=True)

@@ -32,9 +32,9 @@ def random_generator(config: HiFiGANConfig, seed: int = 0) -> HiFiGAN:
     return model
 
 
-def unfold(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def unfold(state: dict[str, torch.Tensor], seed: int = 1) -> dict[str, torch.Tensor]:
     """The state dict as it is published: every weight as a direction of any length and a gain."""
-    torch.manual_seed(1)
+    torch.manual_seed(seed)
     published = {}
     for name, tensor in state.items():
         if name.endswith(".weight"):
@@ -78,10 +78,15 @@ def reference(state: dict[str, torch.Tensor], config: HiFiGANConfig, mel: torch.
     return convolve(torch.where(x > 0, x, 0.01 * x), "conv_post").tanh()[:, 0]
 
 
+def assert_close(got: torch.Tensor, want: torch.Tensor) -> None:
+    """To 1e-4 of the spread of the samples, which with some random weights is far below their mean."""
+    assert got.shape == want.shape and (got - want).abs().max() <= 1e-4 * want.std()
+
+
 @GEOMETRIES
-def test_the_folded_generator_equals_torchs_weight_norm_on_the_published_names(config):
-    model = random_generator(config)
-    published = unfold(model.state_dict())
+def test_the_folded_generator_equals_torchs_weight_norm_on_the_published_names(config, seed):
+    model = random_generator(config, seed)
+    published = unfold(model.state_dict(), seed + 1)
     normed = HiFiGAN(config).eval()
     for layer in list(normed.modules()):
         if isinstance(layer, (nn.Conv1d, nn.ConvTranspose1d)):
@@ -91,18 +96,18 @@ def test_the_folded_generator_equals_torchs_weight_norm_on_the_published_names(c
     model.load_state_dict(fold_weight_norm(published), strict=True)
     mel = torch.randn(2, config.num_mels, 9)
     samples = model(mel)
-    assert samples.shape == (2, 9 * config.hop_length) and 0.05 < samples.std() < 1
+    assert samples.shape == (2, 9 * config.hop_length)
     with torch.no_grad():
-        torch.testing.assert_close(samples, normed(mel), atol=1e-5, rtol=0)
+        assert_close(samples, normed(mel))
 
 
 @GEOMETRIES
-def test_the_generator_is_that_of_the_paper(config):
-    published = unfold(random_generator(config).state_dict())
+def test_the_generator_is_that_of_the_paper(config, seed):
+    published = unfold(random_generator(config, seed).state_dict(), seed + 1)
     model = HiFiGAN(config).eval().requires_grad_(False)
     model.load_state_dict(fold_weight_norm(published))
     mel = torch.randn(1, config.num_mels, 9)
-    torch.testing.assert_close(model(mel).double(), reference(published, config, mel), atol=1e-5, rtol=0)
+    assert_close(model(mel).double(), reference(published, config, mel))
 
 
 def test_names_and_shapes_are_those_of_the_published_v1():
@@ -156,12 +161,12 @@ def test_pieces_equal_one_pass(config, frames):
         torch.testing.assert_close(torch.cat(parts), complete, atol=1e-5, rtol=0)
 
 
-def test_the_last_piece_may_hold_frames():
-    model = random_generator(V1)
+def test_the_last_piece_may_hold_frames(seed):
+    model = random_generator(V1, seed)
     mel = torch.randn(2, 80, 20)
     stream = HiFiGANStream(model)
     parts = [stream.push(mel[:, :, :7]), stream.push(mel[:, :, 7:], last=True)]
-    torch.testing.assert_close(torch.cat(parts, dim=1), model(mel), atol=1e-5, rtol=0)
+    assert_close(torch.cat(parts, dim=1), model(mel))
 
 
 def test_what_a_stream_keeps_does_not_grow():

@@ -1,7 +1,7 @@
 """Lists survive what editors, other systems and file names do to them."""
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from utils.errors import UserError
@@ -47,7 +47,6 @@ def _is_utf8(name: str) -> bool:
     return name.encode("utf-8", "replace").decode() == name
 
 
-@settings(max_examples=50, deadline=None)
 @given(st.lists(st.tuples(st.booleans(), listable, listable), min_size=1, max_size=4))
 def test_lists_survive_their_files(tmp_path_factory, drawn):
     path = tmp_path_factory.mktemp("lists") / "list.txt"

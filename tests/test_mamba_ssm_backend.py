@@ -25,7 +25,7 @@ from models.engine.inputs import ConvInputs, ScanInputs, SSDInputs
 from models.mamba import Mamba, Mamba2
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-OPTIONS = settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+OPTIONS = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 needs_kernels = pytest.mark.skipif(
     not torch.cuda.is_available() or importlib.util.find_spec("mamba_ssm") is None,
     reason="needs a CUDA device and mamba-ssm",
@@ -89,7 +89,7 @@ def kernel(op: str, **options: bool) -> Callable:
 
 
 @pytest.mark.parametrize(("offset", "width"), [(0, 16), (3, 24), (0, 21)])
-@settings(OPTIONS, max_examples=8)
+@OPTIONS
 @given(data=st.data(), batch=st.integers(1, 3), length=st.integers(1, 9), taps=st.integers(2, 4), silu=st.booleans())
 def test_convolution_is_laid_out_for_the_kernel(install, offset, width, data, batch, length, taps, silu):
     """Slices of wider tensors, states and packed sequences agree with the sum over taps."""

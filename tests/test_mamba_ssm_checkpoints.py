@@ -51,16 +51,16 @@ def sequential_mamba2(state: dict[str, Tensor], x: Tensor, headdim: int, groups:
     return torch.stack(outputs)
 
 
-def load(module: nn.Module, shapes: dict[str, tuple[int, ...]]) -> tuple[nn.Module, dict[str, Tensor]]:
+def load(module: nn.Module, shapes: dict[str, tuple[int, ...]], seed: int) -> tuple[nn.Module, dict[str, Tensor]]:
     """The module in float64 with random parameters of these names and shapes, loaded strictly, and these parameters."""
-    draw = torch.Generator().manual_seed(1)
+    draw = torch.Generator().manual_seed(seed)
     state = {name: torch.randn(shape, generator=draw) / math.sqrt(shape[-1]) for name, shape in shapes.items()}
     module.load_state_dict(state, strict=True)
     return module.double(), {name: value.double() for name, value in state.items()}
 
 
 @pytest.mark.parametrize(("d_state", "d_conv", "expand"), [(16, 4, 2), (5, 3, 3)])
-def test_mamba_loads_checkpoints_of_mamba_ssm(d_state, d_conv, expand):
+def test_mamba_loads_checkpoints_of_mamba_ssm(d_state, d_conv, expand, seed):
     d_model, rank = 20, 2
     inner = expand * d_model
     shapes = {
@@ -74,14 +74,14 @@ def test_mamba_loads_checkpoints_of_mamba_ssm(d_state, d_conv, expand):
         "dt_proj.bias": (inner,),
         "out_proj.weight": (d_model, inner),
     }
-    module, state = load(Mamba(d_model, d_state, d_conv, expand), shapes)
-    x = torch.randn(2, 37, d_model, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    module, state = load(Mamba(d_model, d_state, d_conv, expand), shapes, seed)
+    x = torch.randn(2, 37, d_model, generator=torch.Generator().manual_seed(seed + 1), dtype=torch.float64)
     expected = torch.stack([sequential_mamba(state, row) for row in x])
     torch.testing.assert_close(module(x), expected, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize(("d_state", "headdim", "groups"), [(16, 8, 1), (5, 4, 2)])
-def test_mamba2_loads_checkpoints_of_mamba_ssm(d_state, headdim, groups):
+def test_mamba2_loads_checkpoints_of_mamba_ssm(d_state, headdim, groups, seed):
     d_model, inner = 16, 32
     heads, conv = inner // headdim, inner + 2 * groups * d_state
     shapes = {
@@ -94,7 +94,7 @@ def test_mamba2_loads_checkpoints_of_mamba_ssm(d_state, headdim, groups):
         "norm.weight": (inner,),
         "out_proj.weight": (d_model, inner),
     }
-    module, state = load(Mamba2(d_model, d_state, headdim=headdim, ngroups=groups), shapes)
-    x = torch.randn(2, 37, d_model, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    module, state = load(Mamba2(d_model, d_state, headdim=headdim, ngroups=groups), shapes, seed)
+    x = torch.randn(2, 37, d_model, generator=torch.Generator().manual_seed(seed + 1), dtype=torch.float64)
     expected = torch.stack([sequential_mamba2(state, row, headdim, groups, d_state) for row in x])
     torch.testing.assert_close(module(x), expected, rtol=1e-9, atol=1e-9)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from test_engine import assert_close, conv_inputs, conv_reference, results, scan_inputs, wide
 
@@ -63,7 +63,6 @@ def compiler_script(folder: Path, body: str) -> str:
 ROWS, CHANNELS = st.integers(1, 2), st.sampled_from([15, 16, 17, 33, 127, 129, 260])
 
 
-@settings(max_examples=12, deadline=None)
 @given(
     sizes=st.tuples(ROWS, st.sampled_from([2, 63, 64, 65, 130]), CHANNELS, st.integers(2, 37)), seed=st.integers(0, 99)
 )
@@ -73,7 +72,6 @@ def test_scan_across_the_kernels_boundaries(sizes, seed):
     assert_close(results(native_scan, inputs, dt_softplus=True), want, 2e-6)
 
 
-@settings(max_examples=12, deadline=None)
 @given(
     sizes=st.tuples(ROWS, st.sampled_from([2, 31, 32, 33, 70]), CHANNELS, st.sampled_from([1, 2, 4, 15, 40])),
     seed=st.integers(0, 99),

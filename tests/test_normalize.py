@@ -265,7 +265,7 @@ PIECES = st.sampled_from(
 )
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(
     st.lists(st.tuples(PIECES, st.sampled_from(["", " "])), max_size=9).map(lambda parts: "".join(map("".join, parts)))
 )
@@ -276,7 +276,7 @@ def test_any_mixture_is_normalized_completely_and_once(text):
     assert spoken == spoken.strip() and "  " not in spoken
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.text(max_size=30))
 def test_no_letter_of_another_script_is_lost(text):
     spoken = normalize(text)

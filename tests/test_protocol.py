@@ -3,7 +3,7 @@ import dataclasses
 from collections import defaultdict
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from utils.corpus.layouts import read_corpus
@@ -132,7 +132,6 @@ corpora = st.dictionaries(
 )
 
 
-@settings(max_examples=60, deadline=None)
 @given(corpora, st.integers(0, 2**32), st.data())
 def test_any_corpus_is_split_without_a_leak(chapters, seed, data):
     rows = rows_of(chapters)
