@@ -75,6 +75,7 @@ def short_preset(source: str, out: Path) -> Path:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_whole_demo_and_its_repetition(tmp_path):
     """The real corpora and scripts with trainings of 10 steps, in a folder with a blank."""
     folder = tmp_path / "a folder"
