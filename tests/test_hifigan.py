@@ -79,8 +79,9 @@ def reference(state: dict[str, torch.Tensor], config: HiFiGANConfig, mel: torch.
 
 
 def assert_close(got: torch.Tensor, want: torch.Tensor) -> None:
-    """To 1e-4 of the spread of the samples, which with some random weights is far below their mean."""
-    assert got.shape == want.shape and (got - want).abs().max() <= 1e-4 * want.std()
+    """To 1e-4 of the spread of the samples, and a few roundings of the largest: with some weights all are near 1."""
+    bound = 1e-4 * want.std() + 4 * torch.finfo(torch.float32).eps * want.abs().max()
+    assert got.shape == want.shape and (got - want).abs().max() <= bound
 
 
 @GEOMETRIES
