@@ -61,6 +61,8 @@ def _add_feature_arguments(parser: Parser) -> None:
     add = parser.add_argument_group("features").add_argument
     task = "task that the features are for; tts needs transcripts (default: tts for LJSpeech's layout, else speaker)"
     add("--task", choices=sorted(DEFAULT_RECIPE), help=task)
+    store = "what to store: mels, or samples, which training can degrade and makes mels of as it goes"
+    add("--store", choices=("mel", "audio"), default="mel", help=store)
     add("--recipe", choices=sorted(RECIPES), help="mel recipe (default: the task's)")
     units = "symbols of the tokens of --task tts; phonemes need espeak-ng, requirements-demo.txt (default: char)"
     add("--units", choices=("char", "phoneme"), help=units)
@@ -138,7 +140,7 @@ def preprocess(args: argparse.Namespace) -> None:
     from utils.features.build import build
 
     recipe, units = RECIPES[args.recipe], args.units or "char"
-    store, is_new = build(utterances, args.raw, args.out, recipe, args.num_proc, args.max_bad, units)
+    store, is_new = build(utterances, args.raw, args.out, recipe, args.num_proc, args.max_bad, units, args.store)
     if is_new:
         save_config(args.out / "config.yaml", args)
     reason = None if had_protocol else _make_protocol(args, store, request)

@@ -7,7 +7,7 @@ import pytest
 
 from utils.features.store import FeatureStore
 from utils.speaker.augment import Noise, SpecAugment, add_noise
-from utils.speaker.task import CropDataset
+from utils.speaker.crops import CropDataset
 from utils.training.sampling import EpochOrder
 
 FILL = np.arange(80, dtype=np.float32) + 100

@@ -14,7 +14,7 @@ import soundfile
 import preprocess
 from tests.test_preprocess import run, tree, write_noise
 from utils.errors import UserError
-from utils.features.extract import _extract
+from utils.features.extract import Shard, _extract
 from utils.features.mel import MelExtractor
 from utils.features.recipe import RECIPES
 from utils.features.store import FeatureStore
@@ -156,14 +156,14 @@ def test_samples_beyond_all_range_are_a_fault_of_their_file(raw, trained_run):
 
 @pytest.mark.parametrize("error", [ValueError("two\nlines"), OSError(5, "Input/output error"), AssertionError()])
 def test_any_error_of_a_recording_is_an_entry_and_the_others_are_used(raw, error):
-    def extractor(samples):
+    def make(samples):
         if len(bad) < 1:
             raise error
-        return np.zeros((2, 80), np.float32)
+        return np.zeros(160, np.float16)
 
-    extractor.recipe, bad = RECIPES["speaker-16k"], []
+    shard, bad = Shard("", "", (), "", raw, raw, RECIPES["speaker-16k"], "char", "mel"), []
     batch = {"path": ["1/a/0.wav", "1/a/1.wav"], "utterance": ["1-a-0", "1-a-1"]}
-    columns = _extract(raw, extractor, {}, bad, lambda: False, batch)
+    columns = _extract(shard, make, {}, bad, lambda: False, batch)
     assert columns["path"] == ["1/a/1.wav"]
     assert bad == [("1/a/0.wav", " ".join(f"{type(error).__name__}: {error}".split()))]
 

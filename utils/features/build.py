@@ -34,7 +34,7 @@ from utils.errors import TooMuchBadData, UserError
 from utils.features.extract import Shard, make_shard
 from utils.features.recipe import MelRecipe, require_same
 from utils.features.recordings import read_stamps, restamp, stamps_of, write_stamps
-from utils.features.store import FORMAT, FeatureStore, read_meta
+from utils.features.store import FORMAT, FeatureStore, kind_of, read_meta
 from utils.files import holder, process_lock, read_json, shown, write_json, write_text
 from utils.text.frontend import VERSION
 from utils.text.vocabulary import VOCABULARIES
@@ -51,6 +51,7 @@ def build(
     num_proc: int = 1,
     max_bad: float = 0.01,
     units: str = "char",
+    kind: str = "mel",
 ) -> tuple[FeatureStore, bool]:
     """Makes those features of `utterances` that `out` does not hold yet.
 
@@ -59,20 +60,24 @@ def build(
         num_proc: number of worker processes; the result does not depend on it.
         max_bad: tolerated share of unusable recordings; above it, no split is marked complete.
         units: symbols of the transcripts' tokens, "char" or "phoneme".
+        kind: what is stored of a recording, "mel" or "audio".
 
     Returns:
         The store, and whether anything was made.
 
     Raises:
-        UserError: `out` holds features of another recipe, of other units or of other files, no recording is usable, or
-            phonemes are requested and espeak-ng is missing.
+        UserError: `out` holds features of another recipe, kind, of other units or of other files, no recording is
+            usable, or phonemes are requested and espeak-ng is missing.
         TooMuchBadData: more than `max_bad` of the recordings are unusable.
     """
     raw, out = Path(raw), Path(out)
     with _locked(out):
         text = {"units": units, "version": VERSION}
-        meta = read_meta(out) or {"format": FORMAT, "raw": str(raw), "recipe": recipe.hash, "text": text, "splits": {}}
+        new = {"format": FORMAT, "raw": str(raw), "recipe": recipe.hash, "text": text, "splits": {}}
+        meta = read_meta(out) or (new if kind == "mel" else {**new, "store": kind})
         _refuse_other_text(meta["text"], text, out)
+        if kind_of(meta) != kind:
+            raise UserError(f"{out} was made with --store {kind_of(meta)}, not {kind}: choose another --out")
         shards = _plan(utterances, raw, out, recipe, meta)
         if shards:
             records = _make_shards(shards, num_proc)
@@ -118,11 +123,11 @@ def _plan(utterances: Sequence[Utterance], raw: Path, out: Path, recipe: MelReci
         members = tuple(group)
         done = meta["splits"].get(split)
         if done is None:
-            shards.extend(_shards_of(split, members, raw, out, recipe, meta["text"]))
+            shards.extend(_shards_of(split, members, raw, out, recipe, meta))
             continue
         known = {utterance.path: stamps[utterance.path] for utterance in members if utterance.path in stamps}
         now, changed = restamp(raw, known)
-        if changed or done["source"] != _key(members, raw, recipe, meta["text"]):
+        if changed or done["source"] != _key(members, raw, recipe, meta):
             which = f" ({len(changed)} changed, the first is {changed[0]})" if changed else ""
             raise UserError(
                 f"split {split} in {out} was made from other recordings or transcripts than {raw} now holds{which}: "
@@ -136,19 +141,21 @@ def _plan(utterances: Sequence[Utterance], raw: Path, out: Path, recipe: MelReci
 
 
 def _shards_of(
-    split: str, members: tuple[Utterance, ...], raw: Path, out: Path, recipe: MelRecipe, text: dict[str, Any]
+    split: str, members: tuple[Utterance, ...], raw: Path, out: Path, recipe: MelRecipe, meta: dict[str, Any]
 ) -> Iterator[Shard]:
     count = min(-(-len(members) // UTTERANCES_PER_SHARD), MAX_SHARDS)
     for number in range(count):
         part = members[number * len(members) // count : (number + 1) * len(members) // count]
         name = f"{split}-{number:05d}-of-{count:05d}.arrow"
-        yield Shard(name, split, part, _key(part, raw, recipe, text), raw, out, recipe, text["units"])
+        key = _key(part, raw, recipe, meta)
+        yield Shard(name, split, part, key, raw, out, recipe, meta["text"]["units"], kind_of(meta))
 
 
-def _key(utterances: Iterable[Utterance], raw: Path, recipe: MelRecipe, text: dict[str, Any]) -> str:
+def _key(utterances: Iterable[Utterance], raw: Path, recipe: MelRecipe, meta: dict[str, Any]) -> str:
     """Hashes everything that determines a shard's bytes; sizes stand for the contents, which are stamped apart."""
-    table = VOCABULARIES[text["units"]].to_dict()
-    digest = hashlib.sha256(json.dumps([FORMAT, recipe.to_dict(), text, table]).encode())
+    table = VOCABULARIES[meta["text"]["units"]].to_dict()
+    kind = [meta["store"]] if "store" in meta else []
+    digest = hashlib.sha256(json.dumps([FORMAT, recipe.to_dict(), meta["text"], table, *kind]).encode())
     for utterance in utterances:
         try:
             size = os.stat(raw / utterance.path).st_size
@@ -269,7 +276,7 @@ def _complete(shards: Sequence[Shard], records: Sequence[dict], out: Path, recip
         made = list(group)
         members = [utterance for shard, _ in made for utterance in shard.utterances]
         meta["splits"][split] = {
-            "source": _key(members, shards[0].raw, recipe, meta["text"]),
+            "source": _key(members, shards[0].raw, recipe, meta),
             **{key: sum(record[key] for _, record in made) for key in ("utterances", "frames", "seconds")},
             "shards": [shard.name for shard, _ in made],
             "bad": [pair for _, record in made for pair in record["bad"]],

@@ -19,6 +19,7 @@ from utils.errors import UserError
 from utils.features.audio import load_audio
 from utils.features.recipe import MelRecipe
 from utils.features.recordings import stamp
+from utils.features.store import KINDS, to_pcm
 from utils.files import shown, take_owner_and_mode, write_json
 from utils.text.frontend import EncodedText, FrontEnd
 
@@ -37,6 +38,7 @@ class Shard:
     out: Path
     recipe: MelRecipe
     units: str
+    kind: str
 
     @property
     def path(self) -> Path:
@@ -67,17 +69,16 @@ def make_shard(shard: Shard, stopped: Callable[[], bool]) -> dict[str, Any]:
     Raises:
         Stopped: `stopped()` became true.
     """
-    import torch
+    from utils.features.mel import one_thread
 
     shutil.rmtree(shard.workplace, ignore_errors=True)
     shard.workplace.mkdir(parents=True)
     shard.path.parent.mkdir(exist_ok=True)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # products split over threads round differently: one thread, whoever makes the shard
     try:
         staged = shard.workplace / "data.arrow"
         stamps = [(utterance.path, stamp(shard.raw / utterance.path)) for utterance in shard.utterances]
-        record = {"key": shard.key, "recordings": stamps, **_map(shard, staged, stopped)}
+        with one_thread():  # whoever makes the shard, its bytes are the same
+            record = {"key": shard.key, "recordings": stamps, **_map(shard, staged, stopped)}
         with open(staged, "rb") as file:
             os.fsync(file.fileno())  # before it takes its place
         take_owner_and_mode(staged, shard.path)
@@ -85,25 +86,23 @@ def make_shard(shard: Shard, stopped: Callable[[], bool]) -> dict[str, Any]:
         write_json(shard.record_path, record)
         return record
     finally:
-        torch.set_num_threads(threads)
         shutil.rmtree(shard.workplace, ignore_errors=True)
 
 
 def _map(shard: Shard, staged: Path, stopped: Callable[[], bool]) -> dict[str, Any]:
     """Extracts the shard's recordings into the Arrow file `staged`; returns the record's counts."""
-    from utils.features.mel import MelExtractor
-
     datasets = _import_datasets(shard.workplace)
     strings = {field.name: datasets.Value("string") for field in dataclasses.fields(Utterance)}
     numbers = {"seconds": datasets.Value("float64"), "frames": datasets.Value("int32")}
-    lists = {"mel": datasets.List(datasets.Value("float16")), "tokens": datasets.List(datasets.Value("int32"))}
+    types = {shard.kind: KINDS[shard.kind], "tokens": "int32"}
+    lists = {name: datasets.List(datasets.Value(type)) for name, type in types.items()}
     source = datasets.Dataset.from_list(
         [dataclasses.asdict(utterance) for utterance in shard.utterances], features=datasets.Features(strings)
     )
     texts = _encode_texts(shard)
     bad: list[tuple[str, str]] = []
     extracted = source.map(
-        functools.partial(_extract, shard.raw, MelExtractor(shard.recipe), texts, bad, stopped),
+        functools.partial(_extract, shard, _maker(shard), texts, bad, stopped),
         batched=True,
         batch_size=BATCH,
         remove_columns=source.column_names,  # a batch may return fewer rows than it had
@@ -135,35 +134,46 @@ def _import_datasets(cache: Path) -> Any:
 
 
 def _extract(
-    raw: Path,
-    extractor: Any,
+    shard: Shard,
+    make: Callable[[np.ndarray], np.ndarray],
     texts: Mapping[str, EncodedText],
     bad: list[tuple[str, str]],
     stopped: Callable[[], bool],
     batch: Mapping[str, list[Any]],
 ) -> dict[str, list[Any]]:
     """Maps a batch of utterances to rows with features; recordings that cannot be used go to `bad` instead."""
-    columns: dict[str, list[Any]] = {name: [] for name in (*batch, "seconds", "frames", "mel", "tokens")}
-    rate = extractor.recipe.sample_rate
+    columns: dict[str, list[Any]] = {name: [] for name in (*batch, "seconds", "frames", shard.kind, "tokens")}
+    rate = shard.recipe.sample_rate
     for values in zip(*batch.values(), strict=True):
         if stopped():
             raise Stopped
         row = dict(zip(batch, values, strict=True))
-        path = raw / row["path"]
+        path = shard.raw / row["path"]
         try:
             samples = load_audio(path, rate)
-            mel = extractor(samples)
+            shard.recipe.require_frame(len(samples))
+            stored = make(samples)
         except MemoryError:
             raise
         except Exception as error:  # whatever is wrong with one file, the others can be used
             bad.append((row["path"], _reason(error, path)))
             continue
         text = texts.get(row["utterance"])
-        row |= {"seconds": len(samples) / rate, "frames": len(mel), "mel": mel.astype(np.float16).ravel()}
+        row |= {"seconds": len(samples) / rate, "frames": shard.recipe.frames(len(samples)), shard.kind: stored}
         row["tokens"] = text.tokens if text else np.empty(0, np.int32)
         for name, value in row.items():
             columns[name].append(value)
     return columns
+
+
+def _maker(shard: Shard) -> Callable[[np.ndarray], np.ndarray]:
+    """The function from samples (S,) float32 to what the shard stores of them."""
+    if shard.kind == "audio":
+        return to_pcm
+    from utils.features.mel import MelExtractor
+
+    extractor = MelExtractor(shard.recipe)
+    return lambda samples: extractor(samples).astype(np.float16).ravel()
 
 
 def _reason(error: Exception, path: Path) -> str:

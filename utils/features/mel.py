@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import sys
 import types
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -43,6 +45,17 @@ def _stub_extension() -> types.ModuleType:
     return module
 
 
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Makes torch compute on one thread: products split over threads round differently."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 class MelExtractor:
     """Extractor of log-mel frames from a waveform, as a `MelRecipe` says."""
 
@@ -77,10 +90,7 @@ class MelExtractor:
             UserError: T would be 0, or samples are so large that the energies are not finite.
         """
         recipe = self.recipe
-        if recipe.frames(len(waveform)) == 0:
-            seconds = len(waveform) / recipe.sample_rate
-            needed = recipe.min_samples / recipe.sample_rate
-            raise UserError(f"audio of {seconds:.3f} s is too short: a frame needs {needed:.3f} s")
+        recipe.require_frame(len(waveform))
         mode = "reflect" if recipe.padding == "hifigan" else "constant"
         samples = torch.from_numpy(np.ascontiguousarray(waveform, dtype=np.float32))
         padded = torch.nn.functional.pad(samples[None], recipe.pad, mode=mode)

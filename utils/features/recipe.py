@@ -117,6 +117,16 @@ class MelRecipe:
             return 0
         return 1 + (samples + sum(self.pad) - self.n_fft) // self.hop_length
 
+    def samples(self, frames: int) -> int:
+        """Length of the shortest audio that gives `frames` frames, at least one."""
+        return max(self.min_samples, (frames - 1) * self.hop_length + self.n_fft - sum(self.pad))
+
+    def require_frame(self, samples: int) -> None:
+        """Raises `UserError` if audio of `samples` samples is too short for a frame."""
+        if self.frames(samples) == 0:
+            seconds, needed = samples / self.sample_rate, self.min_samples / self.sample_rate
+            raise UserError(f"audio of {seconds:.3f} s is too short: a frame needs {needed:.3f} s")
+
     def seconds(self, frames: int) -> float:
         """Time in s that `frames` frames span."""
         return frames * self.hop_length / self.sample_rate

@@ -1,4 +1,4 @@
-"""Features on disk: log-mel frames and tokens in memory-mapped Arrow shards, with their recipe.
+"""Features on disk: log-mel frames or samples, and tokens, in memory-mapped Arrow shards, with their recipe.
 
 A store is a folder:
 
@@ -7,7 +7,8 @@ A store is a folder:
     recipe.json           the `MelRecipe`
     vocabulary.json       symbol table, if there are transcripts
     features/*.arrow      Arrow streams as Hugging Face `datasets` writes them (`Dataset.from_file` reads them), one row
-                          per utterance: the columns of `Row`, `mel` (flat float16, frames x n_mels), `tokens` (int32)
+                          per utterance: the columns of `Row`, `mel` (flat float16, frames x n_mels), `tokens` (int32);
+                          if meta.json says so, `audio` (int16 at the recipe's rate, full scale 32,768) for `mel`
     recordings.txt        the recordings as they were (utils/features/recordings.py)
     bad_files.txt         unusable recordings, with the reason
     config.yaml           arguments of the last preprocess.py
@@ -18,11 +19,12 @@ A store is a folder:
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -33,9 +35,14 @@ from utils.features.recipe import MelRecipe
 from utils.files import read_json
 from utils.text.vocabulary import Vocabulary
 
+if TYPE_CHECKING:
+    from utils.features.mel import MelExtractor
+
 FORMAT = 2
 STATISTICS_UTTERANCES = 2000
 MIN_STD = 1e-3
+KINDS = {"mel": "float16", "audio": "int16"}  # what a store can hold, and the type of its values
+FULL_SCALE = 32_768  # of int16, as decoders take it, so that samples of 16 bits are stored as they are
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +66,7 @@ class FeatureStore:
     def __init__(self, directory: Path, meta: dict[str, Any], recipe: MelRecipe, vocabulary: Vocabulary | None) -> None:
         self.directory = directory
         self.meta = meta
+        self.kind = kind_of(meta)
         self.recipe = recipe
         self.vocabulary = vocabulary
         self.rows: list[Row] = []
@@ -68,7 +76,7 @@ class FeatureStore:
             columns = [batch.column(name).to_pylist() for name in COLUMNS]
             self.rows.extend(Row(*values) for values in zip(*columns, strict=True))
             places.extend((len(self._blocks), row) for row in range(batch.num_rows))
-            self._blocks.append(_Block(batch))
+            self._blocks.append(_Block(batch, self.kind))
         order = sorted(range(len(self.rows)), key=lambda place: self.rows[place].utterance)
         self.rows = [self.rows[place] for place in order]
         self._places = [places[place] for place in order]
@@ -106,12 +114,43 @@ class FeatureStore:
     def mel(self, i: int, start: int = 0, frames: int | None = None) -> np.ndarray:
         """Reads log-mel frames (T, n_mels) float32 of row `i`, from frame `start`, at most `frames` of them.
 
-        Only the pages that hold these frames are read.
+        Only the pages that hold these frames are read. A store of audio computes them.
         """
+        if self.kind == "audio":
+            return self._computed(i, start, self.rows[i].frames if frames is None else start + frames)
+        n_mels, flat = self.recipe.n_mels, self._values(i)
+        stop = None if frames is None else (start + frames) * n_mels
+        return flat[start * n_mels : stop].astype(np.float32).reshape(-1, n_mels)
+
+    def audio(self, i: int, start: int = 0, samples: int | None = None) -> np.ndarray:
+        """Reads samples (S,) float32 of row `i` of a store of audio, from `start`, at most `samples` of them."""
+        stop = None if samples is None else start + samples
+        return self._values(i)[start:stop].astype(np.float32) / np.float32(FULL_SCALE)
+
+    def extract(self, samples: np.ndarray) -> np.ndarray:
+        """Computes log-mel frames (T, n_mels) float32 of samples (S,) at the recipe's rate, on one thread."""
+        from utils.features.mel import one_thread
+
+        with one_thread():
+            return self._extractor(samples)
+
+    @functools.cached_property
+    def _extractor(self) -> MelExtractor:
+        from utils.features.mel import MelExtractor
+
+        return MelExtractor(self.recipe)
+
+    def _computed(self, i: int, start: int, stop: int) -> np.ndarray:
+        """Frames from `start` to `stop` of row `i` of audio; without padding they depend on their samples alone."""
+        if self.recipe.padding != "none":
+            return self.extract(self.audio(i))[start:stop]
+        frames = min(stop, self.rows[i].frames) - start
+        return self.extract(self.audio(i, start * self.recipe.hop_length, self.recipe.samples(frames)))
+
+    def _values(self, i: int) -> np.ndarray:
+        """A view of the values that are stored of row `i`."""
         block, row = self._places[i]
-        flat = self._blocks[block].mel(row)
-        stop = None if frames is None else (start + frames) * self.recipe.n_mels
-        return flat[start * self.recipe.n_mels : stop].astype(np.float32).reshape(-1, self.recipe.n_mels)
+        return self._blocks[block].values(row)
 
     def tokens(self, i: int) -> np.ndarray:
         """Reads the tokens (N,) int32 of the transcript of row `i`, from BOS to EOS; empty if it has none."""
@@ -154,13 +193,13 @@ class FeatureStore:
 class _Block:
     """Views of the two list columns of a record batch in the mapped file."""
 
-    def __init__(self, batch: pa.RecordBatch) -> None:
-        mel, tokens = batch.column("mel"), batch.column("tokens")
-        self._mel, self._mel_offsets = mel.values.to_numpy(), mel.offsets.to_numpy()
+    def __init__(self, batch: pa.RecordBatch, kind: str) -> None:
+        values, tokens = batch.column(kind), batch.column("tokens")
+        self._values, self._offsets = values.values.to_numpy(), values.offsets.to_numpy()
         self._tokens, self._token_offsets = tokens.values.to_numpy(), tokens.offsets.to_numpy()
 
-    def mel(self, row: int) -> np.ndarray:
-        return self._mel[self._mel_offsets[row] : self._mel_offsets[row + 1]]
+    def values(self, row: int) -> np.ndarray:
+        return self._values[self._offsets[row] : self._offsets[row + 1]]
 
     def tokens(self, row: int) -> np.ndarray:
         return self._tokens[self._token_offsets[row] : self._token_offsets[row + 1]]
@@ -183,6 +222,17 @@ def read_meta(directory: Path) -> dict[str, Any] | None:
 def _holds_audio(directory: Path) -> bool:
     """Whether there is a recording among the first files below a folder."""
     return any(path.suffix.lower() in AUDIO_SUFFIXES for path in itertools.islice(directory.rglob("*"), 10_000))
+
+
+def kind_of(meta: dict[str, Any]) -> str:
+    """What a store holds, a key of `KINDS`."""
+    return meta.get("store", "mel")
+
+
+def to_pcm(samples: np.ndarray) -> np.ndarray:
+    """Samples (S,) as int16; those of a recording that exceeds full scale are scaled down to it."""
+    peak = max(1.0, float(np.abs(samples).max()))
+    return np.rint(samples * (FULL_SCALE / peak)).clip(-FULL_SCALE, FULL_SCALE - 1).astype(np.int16)
 
 
 def shard_paths(directory: Path, meta: dict[str, Any]) -> list[Path]:

@@ -64,8 +64,9 @@ class SpeakerRecognizer(TrainedModel):
         self._extractor = MelExtractor(self.recipe)
 
     def build(self, content: dict[str, Any]) -> SpeakerModel:
-        """The untrained model."""
-        return SpeakerModel(self.config, len(content["speakers"]))
+        """The untrained model; after speed perturbation it has more classes than speakers."""
+        classes = content["model"].get("classifier.weight", content["speakers"])
+        return SpeakerModel(self.config, len(classes))
 
     @property
     def name(self) -> str:
@@ -198,7 +199,8 @@ class SpeakerRecognizer(TrainedModel):
     @torch.inference_mode()
     def classify(self, embeddings: NDArray[np.float32]) -> NDArray[np.float32]:
         """Cosines (n, s) of embeddings (n, d) with the training speakers."""
-        return self.model.classify(torch.from_numpy(embeddings).to(self.device)).cpu().numpy()
+        cosines = self.model.classify(torch.from_numpy(embeddings).to(self.device)).cpu().numpy()
+        return cosines[:, : len(self.speakers)]
 
 
 def _groups(sources: Sequence[Any], **bar: Any) -> Iterator[Sequence[Any]]:

@@ -11,21 +11,21 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from models.config import Config, option
 from models.speaker import ENCODERS, SpeakerConfig, SpeakerModel
 from utils.errors import UserError
 from utils.features.store import FeatureStore
 from utils.lists import training_list_hash
-from utils.speaker.augment import AUGMENTATIONS, Augmentation
+from utils.speaker.augment import AUGMENTATIONS, WaveAugmentation
+from utils.speaker.crops import SPEEDS, CropDataset
 from utils.speaker.metrics import eer
 from utils.speaker.protocol import read_protocol
 from utils.speaker.recognizer import embed_mels
 from utils.training.distributed import Ranks
 from utils.training.options import TrainingOptions
 from utils.training.runlog import RunLog
-from utils.training.sampling import Order, make_order
+from utils.training.sampling import make_order
 from utils.training.schedule import linear_warmup
 
 
@@ -36,40 +36,10 @@ class SpeakerOptions(Config):
     title = "speaker task"
 
     crop_seconds: float = option(2.0, "length of a training crop in seconds", above=0)
+    speed_perturbation: bool = option(
+        False, "play each crop at 0.9, 1 or 1.1 times its speed, as other speakers; needs a store of audio"
+    )
     margin_warmup: float = option(0.3, "share of the steps over which the margin grows from 0", least=0, most=1)
-
-
-@dataclass(eq=False)
-class CropDataset(Dataset):
-    """Random crops, augmented; the sample at a place depends on the seed and the place alone.
-
-    `crop` is their length in frames; None takes entire utterances. An utterance shorter than the crop is repeated.
-    """
-
-    store: FeatureStore
-    items: Sequence[int]
-    labels: Sequence[int]
-    fill: np.ndarray
-    order: Order
-    crop: int | None
-    augmentations: Sequence[Augmentation]
-    seed: int
-
-    def __getitem__(self, place: int) -> tuple[np.ndarray, int]:
-        position = self.order[place]
-        generator = np.random.default_rng([self.seed, 2, place])
-        mel = self._cut(self.items[position], generator)
-        for augment in self.augmentations:
-            mel = augment(mel, generator, self.fill)
-        return mel, self.labels[position]
-
-    def _cut(self, item: int, generator: np.random.Generator) -> np.ndarray:
-        if self.crop is None:
-            return self.store.mel(item)
-        frames = self.store.rows[item].frames
-        start = int(generator.integers(max(1, frames - self.crop + 1)))
-        mel = self.store.mel(item, start, min(self.crop, frames - start))
-        return np.tile(mel, (-(-self.crop // len(mel)), 1))[: self.crop]
 
 
 class SpeakerTask:
@@ -87,9 +57,12 @@ class SpeakerTask:
     @staticmethod
     def problems(config: SpeakerConfig, training: TrainingOptions, options: Sequence[Config]) -> list[str]:
         """Sentences about options of the model, the loop and the task that contradict each other."""
+        found = []
         if training.batch_frames and not ENCODERS[config.model].takes_padding:
-            return [f"--batch-frames: {config.model} has batch norm over frames, which would include the padding"]
-        return []
+            found.append(f"--batch-frames: {config.model} has batch norm over frames, which would include the padding")
+        if training.batch_frames and options[0].speed_perturbation:
+            found.append("--speed-perturbation is for crops, not for --batch-frames: it would change their lengths")
+        return found
 
     def __init__(
         self,
@@ -100,20 +73,23 @@ class SpeakerTask:
         options: Sequence[Config],
         is_new: bool = True,
     ) -> None:
-        self.options, *augmentations = options
+        self.options, *self.augmentations = options
         self.store, self.protocol, self.training = store, read_protocol(protocol_folder), training
         items = store.listed(self.protocol.train, "training")
         self.speakers = sorted({store.rows[item].speaker for item in items})
         self._check()
+        self.sounds = {each.folder: each.sounds.digest for each in self._of_audio() if each.sounds}
+        speeds = SPEEDS if self.options.speed_perturbation else SPEEDS[:1]
         classes = {speaker: number for number, speaker in enumerate(self.speakers)}
         mean, std = store.statistics(items, training.seed)
         self.config = dataclasses.replace(config, n_mels=store.recipe.n_mels)
-        self.model = SpeakerModel(self.config, len(self.speakers))
+        self.model = SpeakerModel(self.config, len(speeds) * len(self.speakers))
         self.model.feature_norm.mean.copy_(torch.from_numpy(mean))
         self.model.feature_norm.std.copy_(torch.from_numpy(std))
         self.order = make_order([store.rows[item].frames for item in items], training)
         labels = [classes[store.rows[item].speaker] for item in items]
-        self.dataset = CropDataset(store, items, labels, mean, self.order, self._crop(), augmentations, training.seed)
+        data = store, items, labels, mean, self.order, self._crop(), self.augmentations, training.seed
+        self.dataset = CropDataset(*data, len(self.speakers), speeds)
         self.trials = self._validation_trials()
         self._scored: tuple[np.ndarray, np.ndarray, float] | None = None
 
@@ -132,6 +108,14 @@ class SpeakerTask:
             raise UserError(f"protocol {name}: held-out speakers {leaked} are in the training list")
         if len(self.speakers) < 2:
             raise UserError(f"protocol {name} has {len(self.speakers)} training speakers; 2 are needed")
+        needing = [each.share_name for each in self._of_audio()]
+        needing += ["speed_perturbation"] if self.options.speed_perturbation else []
+        if needing and self.store.kind != "audio":
+            raise UserError(f"--{needing[0].replace('_', '-')} needs a store of audio: preprocess.py --store audio")
+
+    def _of_audio(self) -> list[WaveAugmentation]:
+        """The augmentations of samples that are in use."""
+        return [each for each in self.augmentations if isinstance(each, WaveAugmentation) and each.share]
 
     def _validation_trials(self) -> list[tuple[bool, int, int]]:
         """Validation trials among at most `--valid-utterances` utterances, as store items."""
@@ -203,6 +187,7 @@ class SpeakerTask:
             "recipe_hash": self.store.recipe.hash,
             "speakers": self.speakers,
             "training_list": training_list_hash(self.protocol.train),
+            **({"sounds": self.sounds} if self.sounds else {}),
         }
 
     def attachments(self) -> dict[str, Any]:

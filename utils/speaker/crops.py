@@ -1,0 +1,93 @@
+"""Training samples of the speaker task: random crops of stored mels or audio, augmented."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from torch.utils.data import Dataset
+
+from utils.features.degrade import cut, speed
+from utils.features.store import FeatureStore
+from utils.speaker.augment import Augmentation, Scene, WaveAugmentation
+from utils.training.sampling import Order
+
+SPEEDS = (1.0, 0.9, 1.1)  # of speed perturbation; as in Kaldi, another speed makes another speaker
+
+
+@dataclass(eq=False)
+class CropDataset(Dataset):
+    """Random crops, augmented; the sample at a place depends on the seed and the place alone.
+
+    `crop` is their length in frames; None takes entire utterances. An utterance shorter than the crop is repeated. Of a
+    store of audio, the samples are augmented before the mel is computed. With several `speeds`, each crop is played at
+    one of them, and the speakers at speed k have the labels from k times `speakers` on.
+    """
+
+    store: FeatureStore
+    items: Sequence[int]
+    labels: Sequence[int]
+    fill: np.ndarray
+    order: Order
+    crop: int | None
+    augmentations: Sequence[Augmentation | WaveAugmentation]
+    seed: int
+    speakers: int = 0
+    speeds: Sequence[float] = SPEEDS[:1]
+
+    def __post_init__(self) -> None:
+        self._of_samples = [each for each in self.augmentations if isinstance(each, WaveAugmentation)]
+        self._of_mels = [each for each in self.augmentations if not isinstance(each, WaveAugmentation)]
+
+    def __getitem__(self, place: int) -> tuple[np.ndarray, int]:
+        position = self.order[place]
+        generator = np.random.default_rng([self.seed, 2, place])
+        item, label = self.items[position], self.labels[position]
+        if self.store.kind == "audio":
+            number = int(generator.integers(len(self.speeds))) if len(self.speeds) > 1 else 0
+            mel = self.store.extract(self._samples(item, label, self.speeds[number], generator))
+            label += number * self.speakers
+        else:
+            mel = self._cut(item, generator)
+        for augment in self._of_mels:
+            mel = augment(mel, generator, self.fill)
+        return mel, label
+
+    def _cut(self, item: int, generator: np.random.Generator) -> np.ndarray:
+        """A crop of a stored mel."""
+        if self.crop is None:
+            return self.store.mel(item)
+        frames = self.store.rows[item].frames
+        start = int(generator.integers(max(1, frames - self.crop + 1)))
+        mel = self.store.mel(item, start, min(self.crop, frames - start))
+        return np.tile(mel, (-(-self.crop // len(mel)), 1))[: self.crop]
+
+    def _samples(self, item: int, label: int, factor: float, generator: np.random.Generator) -> np.ndarray:
+        """The augmented samples of a crop."""
+        if self.crop is None:
+            samples = self.store.audio(item)
+        else:
+            needed = self.store.recipe.samples(self.crop)
+            samples = self._piece(item, math.ceil(needed * factor), generator)
+            samples = samples if factor == 1 else cut(speed(samples, factor), 0, needed)
+        scene = Scene(self.store.recipe.sample_rate, lambda length: self._voice(label, length, generator))
+        for augment in self._of_samples:
+            samples = augment(samples, generator, scene)
+        return samples
+
+    def _voice(self, label: int, length: int, generator: np.random.Generator) -> np.ndarray:
+        """Samples (length,) of a random recording of another speaker."""
+        other = label
+        while other == label:
+            position = int(generator.integers(len(self.items)))
+            other = self.labels[position]
+        return self._piece(self.items[position], length, generator)
+
+    def _piece(self, item: int, length: int, generator: np.random.Generator) -> np.ndarray:
+        """A random part (length,) of an item's audio that begins where a frame does; shorter audio is repeated."""
+        recipe = self.store.recipe
+        last = self.store.rows[item].frames - recipe.frames(length + recipe.hop_length - 1)
+        start = int(generator.integers(max(1, last + 1))) * recipe.hop_length
+        return cut(self.store.audio(item, start, length), 0, length)
