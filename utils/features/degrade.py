@@ -17,6 +17,7 @@ import numpy as np
 SPEED_OF_SOUND = 343.0  # m/s
 ACTIVE = 30.0  # dB below the loudest frame down to which a frame counts as speech
 FRAME = 400  # samples of a frame of that decision
+DIRECT = 0.25  # of the peak of an impulse response
 LOWEST = 1 / 800  # cycles per sample below which colored noise is flat: 20 Hz at 16 kHz
 EARLY_SECONDS = 0.05  # of a room's response that consist of single reflections
 CODECS = {
@@ -65,10 +66,14 @@ def babble(voices: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def reverberate(x: np.ndarray, response: np.ndarray) -> np.ndarray:
-    """Speech in a room with an impulse response (N,), aligned to its largest peak, the direct path; the level stays."""
+    """Speech in a room with an impulse response (N,), aligned to its direct path; the level stays.
+
+    The direct path is the first sample within 12 dB of the peak, which can be a later one where reflections coincide.
+    """
     size = _fast_length(len(x) + len(response) - 1)
     wet = np.fft.irfft(np.fft.rfft(x, size) * np.fft.rfft(response, size), size)
-    direct = int(np.abs(response).argmax())
+    sizes = np.abs(response)
+    direct = int((sizes > DIRECT * sizes.max()).argmax())
     wet = wet[direct : direct + len(x)]
     power = np.square(wet).mean()
     return (wet * np.sqrt(np.square(x).mean() / power) if power else x).astype(np.float32)
@@ -119,10 +124,14 @@ def room_response(
 
 def telephone(x: np.ndarray, rate: int, coding: str = "ulaw") -> np.ndarray:
     """Speech through a telephone: 300 to 3400 Hz at 8 kHz, 8-bit mu-law (G.711) or GSM full rate (`coding` "gsm")."""
+    narrow = _telephone_band(resample(x, rate, TELEPHONE_RATE))
+    heard = _telephone_band(codec(narrow, TELEPHONE_RATE, coding))
+    return cut(resample(heard, TELEPHONE_RATE, rate), 0, len(x))
+
+
+def _telephone_band(x: np.ndarray) -> np.ndarray:
     low, high = TELEPHONE_BAND
-    narrow = resample(_filtered(x, rate, lambda f: _edge(f, low, 6) * _edge(f, high, -24)), rate, TELEPHONE_RATE)
-    wide = resample(codec(narrow, TELEPHONE_RATE, coding), TELEPHONE_RATE, rate)
-    return cut(wide, 0, len(x))
+    return _filtered(x, TELEPHONE_RATE, lambda f: _edge(f, low, 6) * _edge(f, high, -60))
 
 
 def codecs_of(rate: int) -> list[str]:

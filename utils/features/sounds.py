@@ -77,9 +77,3 @@ class SoundFolder:
 @functools.lru_cache(maxsize=KEPT)
 def _kept(sound: Sound, rate: int) -> np.ndarray:
     return sound.read(rate)
-
-
-@functools.cache
-def sound_folder(folder: Path) -> SoundFolder:
-    """The folder's sounds, listed once in a process and its forks."""
-    return SoundFolder(folder)

@@ -8,6 +8,7 @@ training set's mean.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ import numpy as np
 
 from models.config import Config, Registry, option, options
 from utils.features import degrade
-from utils.features.sounds import SoundFolder, sound_folder
+from utils.features.sounds import SoundFolder
 
 TILT = 3.0  # largest difference in nepers between the levels of the noise at the two ends of the mel axis
 COLORS = (-1.0, 2.5)  # exponents of the spectra of synthetic noise, from blue to darker than brown
@@ -58,11 +59,11 @@ class WaveAugmentation(Config):
         """The share of the crops that get it."""
         return getattr(self, self.share_name)
 
-    @property
+    @functools.cached_property
     def sounds(self) -> SoundFolder | None:
-        """The sounds that it draws from, if a folder is given."""
+        """The sounds that it draws from, if a folder is given; `UserError` if it holds none."""
         path = getattr(self, self.folder) if self.folder else None
-        return path and sound_folder(path)
+        return path and SoundFolder(path)
 
     def problems(self) -> list[str]:
         """Sentences about ranges whose bounds are in the wrong order."""
