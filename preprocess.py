@@ -4,6 +4,7 @@
     python preprocess.py --dataset librispeech --split dev-clean test-clean --num-proc 8
     python preprocess.py --dataset ljspeech --units phoneme --out data/processed/ljspeech_phoneme
     python preprocess.py --layout librispeech --raw CORPUS --out data/processed/mine --heldout-speakers 10
+    python preprocess.py --layout librispeech --raw CORPUS --out data/processed/mine_audio --store audio
     python preprocess.py --layout voxceleb --raw VoxCeleb1 --out data/processed/voxceleb --protocol fold1 \\
         --heldout-speakers fold1_speakers.txt
 

@@ -64,9 +64,8 @@ class SpeakerRecognizer(TrainedModel):
         self._extractor = MelExtractor(self.recipe)
 
     def build(self, content: dict[str, Any]) -> SpeakerModel:
-        """The untrained model; after speed perturbation it has more classes than speakers."""
-        classes = content["model"].get("classifier.weight", content["speakers"])
-        return SpeakerModel(self.config, len(classes))
+        """The untrained model; after speed perturbation it has a class for each speaker at each speed."""
+        return SpeakerModel(self.config, content.get("speeds", 1) * len(content["speakers"]))
 
     @property
     def name(self) -> str:

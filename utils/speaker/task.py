@@ -188,6 +188,7 @@ class SpeakerTask:
             "speakers": self.speakers,
             "training_list": training_list_hash(self.protocol.train),
             **({"sounds": self.sounds} if self.sounds else {}),
+            **({"speeds": len(SPEEDS)} if self.options.speed_perturbation else {}),
         }
 
     def attachments(self) -> dict[str, Any]:
