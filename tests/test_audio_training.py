@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -169,9 +170,12 @@ def test_a_run_resumes_exactly_with_all_augmentations_and_other_workers(data, no
     weights, again = (load_checkpoint(run / "last.pt")["model"] for run in (whole, copy))
     assert all(torch.equal(weights[name], again[name]) for name in weights)
 
-    (moved / "free-sound" / "1.wav").unlink()
-    capsys.readouterr()
     resume = ["--out", str(tmp_path / "other"), "--steps", "6", "--resume", str(whole / "last-1.pt")]
+    without = [word for word in words if word not in ("--rir-folder", str(rooms))]
+    capsys.readouterr()
+    assert train_tacomamba.main([*without, *resume]) == ExitCode.BAD_INPUT
+    assert re.search(r"was trained with other sounds \(rir_folder \w+ there, None here\)", capsys.readouterr().err)
+    (moved / "free-sound" / "1.wav").unlink()
     assert train_tacomamba.main([*words, *resume]) == ExitCode.BAD_INPUT
     assert "was trained with other sounds (noise_folder " in capsys.readouterr().err
 

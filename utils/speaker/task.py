@@ -78,7 +78,7 @@ class SpeakerTask:
         items = store.listed(self.protocol.train, "training")
         self.speakers = sorted({store.rows[item].speaker for item in items})
         self._check()
-        self.sounds = {each.folder: each.sounds.digest for each in self._of_audio() if each.sounds}
+        self.sounds = {each.folder: each.sounds and each.sounds.digest for each in self._of_audio() if each.folder}
         speeds = SPEEDS if self.options.speed_perturbation else SPEEDS[:1]
         classes = {speaker: number for number, speaker in enumerate(self.speakers)}
         mean, std = store.statistics(items, training.seed)
