@@ -102,6 +102,17 @@ def _mamba2(config: MixerConfig, causal: bool) -> nn.Module:
     return (CausalMixer if causal else BidirectionalMixer)(lambda: Mamba2(config.d_model, **sizes))
 
 
+class ReversedMixer(nn.Module):
+    """A causal mixer that reads each sequence backward from its last valid frame."""
+
+    def __init__(self, mixer: nn.Module) -> None:
+        super().__init__()
+        self.mixer = mixer
+
+    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+        return reverse_by_length(self.mixer(reverse_by_length(x, lengths), lengths), lengths)
+
+
 @MIXERS.register("attention")
 class AttentionMixer(nn.Module):
     """Multi-head self-attention (Vaswani et al. 2017) with rotary positions (Su et al. 2021)."""

@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from models.config import option
 from models.mamba import MixerState, length_mask
-from models.mixers import MixerConfig, build_mixer
+from models.mixers import MixerConfig, ReversedMixer, build_mixer
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,12 @@ class StackConfig(MixerConfig):
 
     title = "stack of mixers"
 
-    n_layers: int = option(4, "blocks of tacomamba (text to mel: of its decoder)", least=1)
+    n_layers: int = option(4, "blocks of tacomamba (text to mel: of its decoder); 0 leaves no mixer", least=0)
+    directions: str = option(
+        "both",
+        "bidirectional stacks: both directions in every block, or one at a time: forward, backward, forward ...",
+        choices=("both", "alternate"),
+    )
     mlp_ratio: float = option(0.0, "hidden channels of an MLP per channel; 0 for none", least=0)
     dropout: float = option(0.0, "dropout on each residual branch", least=0, most=1)
 
@@ -62,6 +67,13 @@ class MixerBlock(nn.Module):
         return x if self.mlp is None else x + self.dropout(self.mlp(self.mlp_norm(x)))
 
 
+def _mixer_of_block(config: StackConfig, causal: bool, number: int) -> nn.Module:
+    if causal or config.directions == "both":
+        return build_mixer(config, causal)
+    mixer = build_mixer(config, causal=True)
+    return ReversedMixer(mixer) if number % 2 else mixer
+
+
 class MixerStack(nn.Module):
     """Residual blocks around interchangeable mixers, followed by a norm: (b, l, d), lengths (b,) -> (b, l, d).
 
@@ -72,20 +84,26 @@ class MixerStack(nn.Module):
     def __init__(self, config: StackConfig, causal: bool) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(
-            MixerBlock(config.d_model, build_mixer(config, causal), config.mlp_ratio, config.dropout)
-            for _ in range(config.n_layers)
+            MixerBlock(config.d_model, _mixer_of_block(config, causal, number), config.mlp_ratio, config.dropout)
+            for number in range(config.n_layers)
         )
         self.norm = nn.RMSNorm(config.d_model, eps=1e-5)
         self.checkpoint_layers = False
 
     def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+        return self.all_outputs(x, lengths)[-1]
+
+    def all_outputs(self, x: Tensor, lengths: Tensor) -> list[Tensor]:
+        """The residual stream before the first block and after each, (b, l, d); the last one is normalized."""
         x = x.to(torch.promote_types(x.dtype, torch.float32))  # bfloat16 is too coarse for sums of residuals
+        outputs = [x]
         for block in self.blocks:
             if self.checkpoint_layers and torch.is_grad_enabled():
                 x = checkpoint(block, x, lengths, use_reentrant=False)
             else:
                 x = block(x, lengths)
-        return self.norm(x) * length_mask(lengths, x.shape[1]).unsqueeze(-1)
+            outputs.append(x)
+        return [*outputs[:-1], self.norm(x) * length_mask(lengths, x.shape[1]).unsqueeze(-1)]
 
     @property
     def can_stream(self) -> bool:

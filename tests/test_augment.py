@@ -45,7 +45,7 @@ def crops(processed, crop: int = 50, *augmentations) -> CropDataset:
     items = list(range(0, len(store), 3))
     mean, _ = store.statistics(items, 0)
     order = EpochOrder(len(items), seed=0, smallest_batch=8)
-    return CropDataset(store, items, list(range(len(items))), mean, order, crop, augmentations, seed=0)
+    return CropDataset(store, items, list(range(len(items))), lambda mel: mean, order, crop, augmentations, seed=0)
 
 
 def test_a_sample_depends_on_its_place_alone(processed):

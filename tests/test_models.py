@@ -288,9 +288,13 @@ def test_a_configuration_survives_as_plain_values():
     """Also from a checkpoint that spells a field as earlier versions did, and lacks newer ones."""
     config = SpeakerConfig(mixer="mamba", d_state=8, dt_rank=3, dt_min=2e-3, normalize="global", embedding_dim=24)
     assert SpeakerConfig.from_dict(config.to_dict()) == config
+    old = {"level": False, "all_layers": False, "mel_statistics": False}
     assert SpeakerConfig.from_dict({"normalise": "global", "d_state": 16}) == SpeakerConfig(
-        normalize="global", d_state=16
+        normalize="global", d_state=16, **old
     )
+    for causal, kind in ((False, "utterance"), (True, "global")):
+        found = SpeakerConfig.from_dict({"normalize": "auto", "causal": causal})
+        assert found == SpeakerConfig(normalize=kind, causal=causal, **old)
 
 
 def test_checking_a_configuration_draws_no_random_numbers():

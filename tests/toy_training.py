@@ -152,6 +152,9 @@ class ToyTask:
     def description(self) -> dict[str, Any]:
         return {"items": {"count": ITEMS}}
 
+    def restore(self, checkpoint: dict[str, Any]) -> None:
+        pass
+
     def attachments(self) -> dict[str, Any]:
         return {}
 

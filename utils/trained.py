@@ -46,7 +46,8 @@ class TrainedModel:
         self.speakers: list[str] = list(content["speakers"])
         self.step: int = content["step"]
         self.training_list: str = content["training_list"]
-        self.model_hash = model_hash(content["model"], content["model_config"], content["recipe"])
+        tensors = {**content["model"], **content.get("back_end", {})}
+        self.model_hash = model_hash(tensors, content["model_config"], content["recipe"])
 
     @classmethod
     def load(cls, checkpoint: str | Path, device: str = "auto", backend: str = "auto") -> Self:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, Self
 
 from torch import nn
 
@@ -33,31 +33,38 @@ class SpeakerConfig(StackConfig, LossConfig):
     """A speaker encoder and its loss."""
 
     title = "speaker model"
-    renamed: ClassVar[dict[str, str]] = {"normalise": "normalize"}
-
     model: str = option("tacomamba", "encoder", choices=ENCODERS)
     causal: bool = option(False, "let the encoder see the past only, so that it can stream")
+    level: bool = option(True, "remove the level of the recording, for a causal encoder that of the frames so far")
     subsampling: int = option(2, "mel frames per encoder frame of tacomamba", least=1)
     pooling: str = option("attentive", "pooling over time of tacomamba", choices=POOLINGS, family="tacomamba")
+    all_layers: bool = option(True, "pool the outputs of all blocks of tacomamba, not of the last alone")
+    mel_statistics: bool = option(True, "join mean and deviation of the mels to what tacomamba pools")
     pooled_channels: int = option(512, "channels that tacomamba pools over time", least=1)
     embedding_dim: int = option(192, "size of a speaker embedding", least=1)
     channels: int = option(512, "channels of ecapa", least=1)
     normalize: str = option(
-        "auto",
+        "global",
         "normalization of features: global, by statistics of the training set, or utterance, by the mean of the "
-        "utterance as well; auto is global for a causal encoder, else utterance",
-        choices=("auto", "global", "utterance"),
+        "utterance as well, which removes the channel of the recording and much of the voice",
+        choices=("global", "utterance"),
     )
     n_mels: int = 80
 
-    @property
-    def per_utterance(self) -> bool:
-        """True if the mean of the utterance is subtracted."""
-        return self.normalize == "utterance" or (self.normalize == "auto" and not self.causal)
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """As `Config.from_dict`; checkpoints from before `level` keep the level, and may have `normalize` auto."""
+        values = dict(values)
+        if "level" not in values:
+            kind = values.pop("normalise", values.get("normalize", "auto"))
+            if kind == "auto":
+                kind = "global" if values.get("causal") else "utterance"
+            values |= {"level": False, "all_layers": False, "mel_statistics": False, "normalize": kind}
+        return super().from_dict(values)
 
     def problems(self) -> list[str]:
         """Contradictions, among them those that the encoder's constructor finds."""
         found = []
-        if self.causal and self.per_utterance:
+        if self.causal and self.normalize == "utterance":
             found.append("causal and normalize utterance contradict: the mean of a stream is not known before its end")
         return [*found, *attempt(ENCODERS[self.model], self)]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
 from models.norm import BatchNorm
 from models.speaker.config import ENCODERS, POOLINGS, SpeakerConfig
+from models.speaker.pooling import StatisticsPooling
 from models.stack import MixerStack
 
 
@@ -32,7 +34,12 @@ class Subsampling(nn.Module):
 
 @ENCODERS.register("tacomamba")
 class TacoMambaEncoder(nn.Module):
-    """Subsampling, mixer stack, attentive statistics pooling, embedding: (b, t, n_mels) -> (b, embedding_dim)."""
+    """Subsampling, mixer stack, pooling, embedding: (b, t, n_mels) -> (b, embedding_dim).
+
+    With `all_layers` the input of the stack and the outputs of all blocks are pooled together (multi-layer feature
+    aggregation, Desplanques et al. 2020, section 3.3); with `mel_statistics` the spectrum's mean and deviation reach
+    the embedding directly, so that depth need not carry them.
+    """
 
     takes_padding = True
 
@@ -40,12 +47,21 @@ class TacoMambaEncoder(nn.Module):
         super().__init__()
         self.subsampling = Subsampling(config.n_mels, config.d_model, config.subsampling)
         self.stack = MixerStack(config, config.causal)
-        self.expand = nn.Linear(config.d_model, config.pooled_channels)
+        self.all_layers = config.all_layers
+        self.expand = nn.Linear(
+            config.d_model * (config.n_layers + 1 if config.all_layers else 1), config.pooled_channels
+        )
         self.pooling = POOLINGS[config.pooling](config.pooled_channels)
-        self.pooled_norm = BatchNorm(self.pooling.out_dim)
-        self.embedding = nn.Linear(self.pooling.out_dim, config.embedding_dim)
+        self.mel_statistics = StatisticsPooling(config.n_mels) if config.mel_statistics else None
+        pooled = self.pooling.out_dim + (2 * config.n_mels if config.mel_statistics else 0)
+        self.pooled_norm = BatchNorm(pooled)
+        self.embedding = nn.Linear(pooled, config.embedding_dim)
 
-    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
-        x, lengths = self.subsampling(x, lengths)
-        x = F.gelu(self.expand(self.stack(x, lengths)))
-        return self.embedding(self.pooled_norm(self.pooling(x, lengths)))
+    def forward(self, mel: Tensor, lengths: Tensor) -> Tensor:
+        x, reduced = self.subsampling(mel, lengths)
+        outputs = self.stack.all_outputs(x, reduced)
+        x = torch.cat(outputs, dim=-1) if self.all_layers else outputs[-1]
+        pooled = [self.pooling(F.gelu(self.expand(x)), reduced)]
+        if self.mel_statistics is not None:
+            pooled.append(self.mel_statistics(mel, lengths))
+        return self.embedding(self.pooled_norm(torch.cat(pooled, dim=-1)))

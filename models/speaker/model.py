@@ -2,29 +2,50 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from models.mamba import length_mask
 from models.speaker.config import ENCODERS, LOSSES, SpeakerConfig
 
+FLOOR = -9.0  # nepers below the level: 78 dB, less than what 16 bits hold; silence is the same at any level
+
 
 class FeatureNorm(nn.Module):
-    """Standardizes log-mels with the training set's mean and deviation per channel: (b, t, n_mels) -> same.
+    """Log-mels without their level, standardized by the training set's mean and deviation: (b, t, n_mels) -> same.
 
-    With `per_utterance` the mean of the utterance is subtracted as well, which removes the channel of the recording
-    but needs the complete utterance, which a causal encoder does not have. Padding becomes zeros.
+    With `config.level` the log of the root mean square over all frames and channels is subtracted, which makes the
+    result independent of the recording's gain; a causal model uses the frames so far. With `config.normalize` utterance
+    the mean of the utterance is subtracted in the end, which needs the complete utterance. Padding becomes zeros.
     """
 
-    def __init__(self, n_mels: int, per_utterance: bool) -> None:
+    def __init__(self, config: SpeakerConfig) -> None:
         super().__init__()
-        self.per_utterance = per_utterance
-        self.register_buffer("mean", torch.zeros(n_mels))
-        self.register_buffer("std", torch.ones(n_mels))
+        self.level, self.causal, self.per_utterance = config.level, config.causal, config.normalize == "utterance"
+        self.register_buffer("mean", torch.zeros(config.n_mels))
+        self.register_buffer("std", torch.ones(config.n_mels))
+
+    def without_level(self, mel: Tensor, lengths: Tensor) -> Tensor:
+        """Log-mels relative to their level, from `FLOOR` upward; mel (b, t, n_mels), lengths (b,)."""
+        if not self.level:
+            return mel
+        wide = torch.float32 if mel.device.type == "mps" else torch.float64  # MPS has no float64
+        energy = (2 * mel).exp().mean(-1, dtype=wide)  # (b, t)
+        energy = energy.masked_fill(~length_mask(lengths, mel.shape[1]), 0)
+        if self.causal:
+            mean = energy.cumsum(1) / torch.arange(1, mel.shape[1] + 1, device=mel.device)
+        else:
+            mean = energy.sum(1, keepdim=True) / lengths.unsqueeze(1)
+        return (mel - 0.5 * mean.log().unsqueeze(-1).to(mel.dtype)).clamp_min(FLOOR)
+
+    def prepared(self, mel: np.ndarray) -> np.ndarray:
+        """`without_level` of one utterance (t, n_mels)."""
+        return self.without_level(torch.from_numpy(mel)[None], torch.tensor([len(mel)]))[0].numpy()
 
     def forward(self, mel: Tensor, lengths: Tensor) -> Tensor:
         mask = length_mask(lengths, mel.shape[1]).unsqueeze(-1)
-        x = (mel - self.mean) / self.std * mask
+        x = (self.without_level(mel, lengths) - self.mean) / self.std * mask
         if self.per_utterance:
             x = (x - x.sum(1, keepdim=True) / lengths[:, None, None]) * mask
         return x
@@ -35,7 +56,7 @@ class SpeakerModel(nn.Module):
 
     def __init__(self, config: SpeakerConfig, n_speakers: int) -> None:
         super().__init__()
-        self.feature_norm = FeatureNorm(config.n_mels, config.per_utterance)
+        self.feature_norm = FeatureNorm(config)
         self.encoder = ENCODERS[config.model](config)
         self.classifier = LOSSES[config.loss](config, n_speakers)
         self.embedding_dim = config.embedding_dim
@@ -43,10 +64,6 @@ class SpeakerModel(nn.Module):
     def embed(self, mel: Tensor, lengths: Tensor) -> Tensor:
         """Embeddings, not normalized: mel (b, t, n_mels), lengths (b,) in frames -> (b, embedding_dim) float32."""
         return self.encoder(self.feature_norm(mel, lengths), lengths).float()
-
-    def classify(self, embedding: Tensor) -> Tensor:
-        """Cosine with each training speaker: (b, embedding_dim) -> (b, n_speakers)."""
-        return self.classifier.cosines(embedding)
 
     def forward(self, mel: Tensor, lengths: Tensor, labels: Tensor, margin_share: float) -> dict[str, Tensor]:
         """`loss_sum` over the batch, `count` of utterances and `correct` decisions, each a scalar tensor.

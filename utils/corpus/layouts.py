@@ -64,7 +64,7 @@ class Layout:
 
 
 def find_splits(raw: str | Path, layout: str) -> dict[str, Path]:
-    """Finds the splits under `raw`: `raw` itself, or folders one or two levels below it.
+    """Finds the splits under `raw`: `raw` itself, or folders up to three levels below it.
 
     Returns:
         Name to the folder that holds the recordings, sorted by name. A split is named after its folder.
@@ -76,14 +76,23 @@ def find_splits(raw: str | Path, layout: str) -> dict[str, Path]:
     raw, kind = _require_folder(raw), LAYOUTS[layout]
     if kind.is_split(raw):
         return {raw.resolve().name: raw}
-    for level in (_folders(raw), [inner for folder in _folders(raw) for inner in _folders(folder)]):
-        found = [(folder.name, place) for folder in level if (place := _recordings_of(folder, kind))]
-        splits = dict(sorted(found))
-        if len(splits) < len(found):
-            raise UserError(f"{raw} holds two splits of the same name: give the folder of one of them")
-        if splits:
-            return splits
-    raise NoSpeech(f"{raw} holds no speech in {layout} layout ({kind.expected})")
+    found = list(_splits_below(raw, kind, levels=3))
+    splits = dict(sorted(found))
+    if len(splits) < len(found):
+        raise UserError(f"{raw} holds two splits of the same name: give the folder of one of them")
+    if not splits:
+        raise NoSpeech(f"{raw} holds no speech in {layout} layout ({kind.expected})")
+    return splits
+
+
+def _splits_below(folder: Path, layout: Layout, levels: int) -> Iterator[tuple[str, Path]]:
+    """Names and folders of the splits in `folder`, or in the folders of it that are none."""
+    for split in _folders(folder):
+        place = _recordings_of(split, layout)
+        if place:
+            yield split.name, place
+        elif levels > 1:
+            yield from _splits_below(split, layout, levels - 1)
 
 
 def _recordings_of(split: Path, layout: Layout) -> Path | None:

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -157,10 +157,13 @@ class FeatureStore:
         block, row = self._places[i]
         return self._blocks[block].tokens(row).copy()
 
-    def statistics(self, items: Sequence[int], seed: int) -> tuple[np.ndarray, np.ndarray]:
+    def statistics(
+        self, items: Sequence[int], seed: int, prepare: Callable[[np.ndarray], np.ndarray] = lambda mel: mel
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Computes mean and standard deviation of each mel channel over `items` (at most 2000, drawn by `seed`).
 
-        Utterances with NaN or infinite values are left out; training skips and logs steps that meet them.
+        `prepare` changes each mel (T, n_mels) first. Utterances with NaN or infinite values are left out; training
+        skips and logs steps that meet them.
 
         Returns:
             Mean and deviation, each (n_mels,) float32.
@@ -170,9 +173,10 @@ class FeatureStore:
             items = [items[position] for position in sorted(chosen)]
         count, total, squares = 0, 0.0, 0.0
         for item in items:
-            mel = self.mel(item).astype(np.float64)
+            mel = self.mel(item)
             if not np.isfinite(mel).all():
                 continue
+            mel = prepare(mel).astype(np.float64)
             count, total, squares = count + len(mel), total + mel.sum(0), squares + np.square(mel).sum(0)
         mean = total / count
         std = np.sqrt(np.maximum(squares / count - mean**2, MIN_STD**2))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,13 +23,14 @@ class CropDataset(Dataset):
 
     `crop` is their length in frames; None takes entire utterances. An utterance shorter than the crop is repeated. Of a
     store of audio, the samples are augmented before the mel is computed. With several `speeds`, each crop is played at
-    one of them, and the speakers at speed k have the labels from k times `speakers` on.
+    one of them, and the speakers at speed k have the labels from k times `speakers` on. `fill` returns the mean (n_mels,)
+    of the training set at the level of a mel.
     """
 
     store: FeatureStore
     items: Sequence[int]
     labels: Sequence[int]
-    fill: np.ndarray
+    fill: Callable[[np.ndarray], np.ndarray]
     order: Order
     crop: int | None
     augmentations: Sequence[Augmentation | WaveAugmentation]
@@ -52,7 +53,7 @@ class CropDataset(Dataset):
         else:
             mel = self._cut(item, generator)
         for augment in self._of_mels:
-            mel = augment(mel, generator, self.fill)
+            mel = augment(mel, generator, self.fill(mel))
         return mel, label
 
     def _cut(self, item: int, generator: np.random.Generator) -> np.ndarray:

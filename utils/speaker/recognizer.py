@@ -26,6 +26,7 @@ from utils.features.audio import load_audio
 from utils.features.mel import MelExtractor
 from utils.features.speech import speech_seconds
 from utils.features.windows import Window, cut_windows, read_windows
+from utils.speaker.back_end import BackEnd
 from utils.speaker.identification import unit
 from utils.trained import TrainedModel
 
@@ -61,6 +62,8 @@ class SpeakerRecognizer(TrainedModel):
     ) -> None:
         super().__init__(content, source, device, backend)
         self.threshold: float | None = content["metrics"].get("valid_threshold")
+        tensors = content.get("back_end")
+        self.back_end = BackEnd.from_tensors(tensors) if tensors else BackEnd.none(self.model.embedding_dim)
         self._extractor = MelExtractor(self.recipe)
 
     def build(self, content: dict[str, Any]) -> SpeakerModel:
@@ -123,7 +126,7 @@ class SpeakerRecognizer(TrainedModel):
                 rows.append(self._embed_parts(itertools.chain([first, second], parts)))
         embedded = iter(embed_mels(self.model, whole, self.device))
         rows = [next(embedded) if row is None else row for row in rows]
-        return np.array(rows, dtype=np.float32).reshape(len(rows), self.model.embedding_dim)
+        return self.back_end(np.array(rows, dtype=np.float32).reshape(len(rows), self.model.embedding_dim))
 
     def _embed_parts(self, parts: Iterable[Part]) -> NDArray[np.float32]:
         total = np.zeros(self.model.embedding_dim)
@@ -197,9 +200,9 @@ class SpeakerRecognizer(TrainedModel):
 
     @torch.inference_mode()
     def classify(self, embeddings: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Cosines (n, s) of embeddings (n, d) with the training speakers."""
-        cosines = self.model.classify(torch.from_numpy(embeddings).to(self.device)).cpu().numpy()
-        return cosines[:, : len(self.speakers)]
+        """Cosines (n, s) of embeddings (n, d) with the classifier's vectors of the training speakers."""
+        weight = torch.nn.functional.normalize(self.model.classifier.weight[: len(self.speakers)].float(), dim=-1)
+        return embeddings @ self.back_end(weight.cpu().numpy()).T
 
 
 def _groups(sources: Sequence[Any], **bar: Any) -> Iterator[Sequence[Any]]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from utils.errors import UserError
 from utils.features.store import FeatureStore
 from utils.lists import training_list_hash
 from utils.speaker.augment import AUGMENTATIONS, WaveAugmentation
+from utils.speaker.back_end import BackEnd
 from utils.speaker.crops import SPEEDS, CropDataset
 from utils.speaker.metrics import eer
 from utils.speaker.protocol import read_protocol
@@ -27,6 +29,8 @@ from utils.training.options import TrainingOptions
 from utils.training.runlog import RunLog
 from utils.training.sampling import make_order
 from utils.training.schedule import linear_warmup
+
+BACK_END_SAMPLES = 2000  # training samples that the back end is fitted to
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,11 @@ class SpeakerOptions(Config):
         False, "play each crop at 0.9, 1 or 1.1 times its speed, as other speakers; needs a store of audio"
     )
     margin_warmup: float = option(0.3, "share of the steps over which the margin grows from 0", least=0, most=1)
+
+
+def _fill(mean: np.ndarray, is_relative: bool, mel: np.ndarray) -> np.ndarray:
+    """`mean` (n_mels,) at the level of a mel (t, n_mels), if it is relative to that."""
+    return mean + np.float32(0.5 * np.log(np.exp(2 * mel).mean())) if is_relative else mean
 
 
 class SpeakerTask:
@@ -81,16 +90,18 @@ class SpeakerTask:
         self.sounds = {each.folder: each.sounds and each.sounds.digest for each in self._of_audio() if each.folder}
         speeds = SPEEDS if self.options.speed_perturbation else SPEEDS[:1]
         classes = {speaker: number for number, speaker in enumerate(self.speakers)}
-        mean, std = store.statistics(items, training.seed)
         self.config = dataclasses.replace(config, n_mels=store.recipe.n_mels)
         self.model = SpeakerModel(self.config, len(speeds) * len(self.speakers))
+        mean, std = store.statistics(items, training.seed, self.model.feature_norm.prepared)
         self.model.feature_norm.mean.copy_(torch.from_numpy(mean))
         self.model.feature_norm.std.copy_(torch.from_numpy(std))
         self.order = make_order([store.rows[item].frames for item in items], training)
         labels = [classes[store.rows[item].speaker] for item in items]
-        data = store, items, labels, mean, self.order, self._crop(), self.augmentations, training.seed
+        fill = functools.partial(_fill, mean, config.level)
+        data = store, items, labels, fill, self.order, self._crop(), self.augmentations, training.seed
         self.dataset = CropDataset(*data, len(self.speakers), speeds)
         self.trials = self._validation_trials()
+        self.back_end: BackEnd | None = None
         self._scored: tuple[np.ndarray, np.ndarray, float] | None = None
 
     def _crop(self) -> int | None:
@@ -157,18 +168,31 @@ class SpeakerTask:
         return self.store.rows[self.dataset.items[self.order[place]]].utterance
 
     def validate(self, ranks: Ranks) -> dict[str, float]:
-        """Equal error rate of the validation trials, and its threshold; empty without trials."""
+        """Fits the back end; equal error rate of the validation trials, and its threshold; empty without trials."""
+        self.back_end = self._fit_back_end(ranks)
         if not self.trials:
             return {}
         items = sorted({item for _, a, b in self.trials for item in (a, b)})
         place = {item: number for number, item in enumerate(items)}
         mels = [self.store.mel(items[number]) for number in ranks.share(len(items))]
-        embeddings = ranks.join_rows(embed_mels(self.model, mels, ranks.device), len(items))
+        embeddings = self.back_end(ranks.join_rows(embed_mels(self.model, mels, ranks.device), len(items)))
         targets, left, right = zip(*((target, place[a], place[b]) for target, a, b in self.trials), strict=True)
         scores, targets = (embeddings[list(left)] * embeddings[list(right)]).sum(1), np.array(targets)
         rate, threshold = eer(scores, targets)
         self._scored = scores, targets, threshold
         return {"valid_eer": rate, "valid_threshold": threshold}
+
+    def _fit_back_end(self, ranks: Ranks) -> BackEnd:
+        """Fits the back end to the first samples of the run, augmented as in training; finite ones only."""
+        count = min(BACK_END_SAMPLES, 4 * self.order.size)
+        samples = [self.dataset[place] for place in ranks.share(count)]
+        usable = np.array([[np.isfinite(mel).all()] for mel, _ in samples], dtype=np.float32).reshape(-1, 1)
+        mels = [mel if is_usable else np.zeros_like(mel) for (mel, _), is_usable in zip(samples, usable, strict=True)]
+        labels = np.array([label for _, label in samples], dtype=np.float32).reshape(-1, 1)
+        rows = np.concatenate([embed_mels(self.model, mels, ranks.device), labels, usable], axis=1)
+        rows = ranks.join_rows(rows, count)
+        rows = rows[rows[:, -1] > 0]
+        return BackEnd.fit(rows[:, :-2], rows[:, -2].astype(np.int64))
 
     def show(self, log: RunLog, step: int) -> None:
         """Logs histograms of the scores of the last validation."""
@@ -192,5 +216,10 @@ class SpeakerTask:
         }
 
     def attachments(self) -> dict[str, Any]:
-        """Nothing more."""
-        return {}
+        """The back end of the last validation."""
+        return {"back_end": self.back_end.to_tensors()} if self.back_end else {}
+
+    def restore(self, checkpoint: dict[str, Any]) -> None:
+        """Takes the back end of a checkpoint."""
+        if "back_end" in checkpoint:
+            self.back_end = BackEnd.from_tensors(checkpoint["back_end"])

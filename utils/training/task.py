@@ -53,5 +53,8 @@ class Task(Protocol):
     def description(self) -> dict[str, Any]:
         """Plain values in a checkpoint that use of the model needs, and that a resumed run must share."""
 
+    def restore(self, checkpoint: dict[str, Any]) -> None:
+        """Takes from a checkpoint what `attachments` put there and a validation made."""
+
     def attachments(self) -> dict[str, Any]:
         """Further content of a checkpoint that use of the model needs, such as tensors."""

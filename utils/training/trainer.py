@@ -194,6 +194,7 @@ class Trainer:
         update.optimizer.load_state_dict(training["optimizer"])
         update.scaler.load_state_dict(training["scaler"])
         self.step, self.metrics = checkpoint["step"], checkpoint["metrics"]
+        self.task.restore(checkpoint)
         for name in COUNTERS:
             setattr(self, name, training[name])
         if self.ranks.rank < len(training["random"]):

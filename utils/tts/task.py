@@ -291,6 +291,9 @@ class TextToMelTask:
             "recognizer_hash": None if self.voices.recognizer is None else self.voices.hash,
         }
 
+    def restore(self, checkpoint: dict[str, Any]) -> None:
+        """Nothing: attachments do not change in training."""
+
     def attachments(self) -> dict[str, Any]:
         """The recognizer for reference recordings, and the training speakers' embeddings (n_speakers, e)."""
         return {"recognizer": self.voices.recognizer, "speaker_embeddings": self.voices.means()}

@@ -20,7 +20,9 @@ from utils.speaker.recognizer import SpeakerRecognizer
 from utils.training.options import TrainingOptions
 
 # The entries of a speaker checkpoint that a checkpoint of text to mel holds, to embed reference recordings with.
-KEPT = ("model_config", "recipe", "recipe_hash", "speakers", "speeds", "metrics", "step", "training_list", "model")
+KEPT = (
+    "model_config", "recipe", "recipe_hash", "speakers", "speeds", "metrics", "step", "training_list", "model", "back_end"
+)  # fmt: skip
 
 
 def store_embeddings(store: FeatureStore, recognizer: SpeakerRecognizer) -> np.ndarray:
@@ -66,10 +68,8 @@ class Voices:
         if self.kind == "embedding":
             recognizer = SpeakerRecognizer.load(speaker_encoder, "cpu", training.backend)
             checkpoint = load_checkpoint(speaker_encoder)
-            self.recognizer, self.hash = (
-                {name: checkpoint[name] for name in KEPT if name in checkpoint},
-                recognizer.model_hash,
-            )
+            self.recognizer = {name: checkpoint[name] for name in KEPT if name in checkpoint}
+            self.hash = recognizer.model_hash
             self.embeddings = store_embeddings(store, recognizer)
             for item in items:
                 self.recordings[self.of_item[item]].append(item)
