@@ -20,6 +20,7 @@ import argparse
 import re
 import shlex
 import sys
+from argparse import BooleanOptionalAction
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -37,6 +38,11 @@ from utils.lists import DEFAULT_PROTOCOL
 if TYPE_CHECKING:
     from utils.features.store import FeatureStore, Row
     from utils.speaker.protocol import Protocol
+
+_EMPTY = {  # counts of a protocol that a user may not expect to be zero
+    "valid": "recordings to validate on: the last checkpoint will count as the best",
+    "trials": "trials of speakers held out, so that test.py evaluate needs other lists",
+}
 
 
 def build_parser() -> Parser:
@@ -79,8 +85,13 @@ def _add_protocol_arguments(parser: Parser) -> None:
         "least two recordings)"
     )
     add("--heldout-speakers", type=_count_or_file, metavar="FILE|N", help=heldout)
-    valid = "number of validation speakers (default: a tenth, if there are at least 30 to train on, else 0)"
-    add("--valid-speakers", type=non_negative_int, metavar="N", help=valid)
+    valid = (
+        "validation speakers: a file with one a line, or a number (default: a tenth, if there are at least 30 to train "
+        "on, else 0, and recordings of training speakers instead)"
+    )
+    add("--valid-speakers", type=_count_or_file, metavar="FILE|N", help=valid)
+    tests = "set recordings of training speakers aside for tests of identification; without them, all are for training"
+    add("--identification-tests", action=BooleanOptionalAction, default=True, help=tests)
     add("--max-trials", type=positive_int, default=20_000, help="limit on target trials, and on non-target trials")
     add("--seed", "--protocol-seed", type=non_negative_int, default=0, help="seed of splits and trials")
 
@@ -194,9 +205,11 @@ def _request(args: argparse.Namespace, utterances: Sequence[Utterance]) -> dict[
     splits = {utterance.split for utterance in utterances}.union(read_json(meta)["splits"] if meta.exists() else ())
     request = {"task": args.task, "seed": args.seed, "splits": sorted(splits)}
     if args.task == "speaker":
-        heldout = args.heldout_speakers
-        request["heldout"] = read_speakers(heldout) if isinstance(heldout, Path) else heldout
-        request |= {"valid": args.valid_speakers, "max_trials": args.max_trials}
+        for name, given in (("heldout", args.heldout_speakers), ("valid", args.valid_speakers)):
+            request[name] = read_speakers(given) if isinstance(given, Path) else given
+        request["max_trials"] = args.max_trials
+        if not args.identification_tests:  # requests of earlier versions lack it
+            request["identification"] = False
     return request
 
 
@@ -230,7 +243,7 @@ def _draw_protocol(args: argparse.Namespace, rows: Sequence[Row], request: dict[
     from utils.speaker.protocol import make_protocol
 
     settings = (request[name] for name in ("heldout", "valid", "max_trials"))
-    return make_protocol(rows, args.seed, args.protocol, *settings)
+    return make_protocol(rows, args.seed, args.protocol, *settings, args.identification_tests)
 
 
 def _make_protocol(args: argparse.Namespace, store: FeatureStore, request: dict[str, Any]) -> str | None:
@@ -278,6 +291,9 @@ def _summarize(args: argparse.Namespace, store: FeatureStore, no_protocol: str |
     folder = args.out / "protocols" / args.protocol
     counts = read_json(folder / "protocol.json")["counts"]
     print(f"protocol   {folder}: {', '.join(f'{name} {count}' for name, count in counts.items())}")
+    empty = [name for name in _EMPTY if counts.get(name) == 0]
+    if empty:
+        print(f"warning    no {' and no '.join(_EMPTY[name] for name in empty)}")
 
 
 def _plain_name(text: str) -> str:
@@ -290,7 +306,7 @@ def _plain_name(text: str) -> str:
 def _count_or_file(text: str) -> int | Path:
     """argparse type: a number of speakers, or a file that lists speakers."""
     if text.isdigit():
-        return positive_int(text)
+        return non_negative_int(text)
     if not Path(text).is_file():
         raise argparse.ArgumentTypeError(f"{text} is neither a number nor a file")
     return Path(text)

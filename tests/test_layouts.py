@@ -204,6 +204,13 @@ def test_the_folder_wav_of_voxceleb1_beside_a_split_is_a_split_too(voxceleb, tmp
     assert find_splits(tmp_path, "voxceleb") == {"dev": tmp_path / "dev" / "wav", "wav": tmp_path / "wav"}
 
 
+def test_tables_of_corpora_side_by_side_are_all_read(tmp_path):
+    for corpus, line in (("one", "19 | F | train | 1.0 | A"), ("two", "20 | M | train | 1.0 | B")):
+        (tmp_path / corpus).mkdir()
+        (tmp_path / corpus / "SPEAKERS.TXT").write_text(line + "\n")
+    assert sexes(tmp_path) == {"19": "F", "20": "M"}
+
+
 def test_both_tables_of_voxceleb_give_the_sexes(tmp_path):
     (tmp_path / "vox1_meta.csv").write_text(VOX1_META.format("id10001", "id10002"))
     (tmp_path / "vox2_meta.csv").write_text(VOX2_META.format("id00012", "id00015"))

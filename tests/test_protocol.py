@@ -327,3 +327,20 @@ def test_folds_of_real_speech_hold_speakers_out_of_both_folders(real_data):
             row.utterance in protocol.train for row in rows if folders[row.speaker] == {"train-clean-100-notext"}
         )
     assert sum(twice) == 14 and 3 in twice
+
+
+def test_everything_can_be_for_training():
+    rows = rows_of({name: [4, 6] for name in "vwxyz"})
+    protocol = make_protocol(rows, heldout=0, valid=["v", "w"], identification=False)
+    assert protocol.train == sorted(row.utterance for row in rows if row.speaker in "xyz")
+    assert sorted(protocol.valid) == sorted(row.utterance for row in rows if row.speaker in "vw")
+    assert not (protocol.heldout_speakers or protocol.trials or protocol.utterance_test or protocol.chapter_test)
+    assert protocol.valid_speakers == ["v", "w"] and protocol.valid_trials
+    everything = make_protocol(rows, heldout=0, valid=0, identification=False)
+    assert len(everything.train) + len(everything.valid) == len(rows)
+
+
+@pytest.mark.parametrize("listed, sentence", [(["a", "q"], "no speaker q"), (["a"], "fewer than two speakers")])
+def test_impossible_validation_speakers_are_refused(listed, sentence):
+    with pytest.raises(UserError, match=sentence):
+        make_protocol(rows_of({name: [4] for name in "abcde"}), heldout=["b", "c"], valid=listed)

@@ -151,20 +151,23 @@ def ignored_files(raw: str | Path, layout: str, utterances: Sequence[Utterance])
 
 
 def sexes(folder: str | Path) -> dict[str, str]:
-    """Reads the sex of each speaker from the nearest table: in `folder`, up to three levels above, or one below.
+    """Reads the sex of each speaker from all tables in `folder` and one level below, and from the nearest one above.
 
-    Tables are LibriSpeech's SPEAKERS.TXT, and VoxCeleb's vox1_meta.csv and vox2_meta.csv.
+    Tables are LibriSpeech's SPEAKERS.TXT, and VoxCeleb's vox1_meta.csv and vox2_meta.csv. The nearest ones count where
+    they contradict each other.
 
     Returns:
         Speaker to "F" or "M"; empty if there is no table.
     """
     folder = Path(folder).resolve()
-    for place in (folder, *folder.parents[:3], *_folders(folder)):
-        tables = [place / name for name in _SPEAKER_TABLES if (place / name).is_file()]
-        if tables:
-            pairs = [pair for table in tables for pair in _SPEAKER_TABLES[table.name](table)]
-            return {speaker: sex.upper() for speaker, sex in pairs if sex.upper() in ("F", "M")}
-    return {}
+    above = next((place for place in folder.parents[:3] if _speaker_tables(place)), folder)
+    tables = [table for place in (above, *_folders(folder), folder) for table in _speaker_tables(place)]
+    pairs = [pair for table in tables for pair in _SPEAKER_TABLES[table.name](table)]
+    return {speaker: sex.upper() for speaker, sex in pairs if sex.upper() in ("F", "M")}
+
+
+def _speaker_tables(folder: Path) -> list[Path]:
+    return [folder / name for name in _SPEAKER_TABLES if (folder / name).is_file()]
 
 
 def parse_path(path: str | Path) -> tuple[str, str]:

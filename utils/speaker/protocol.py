@@ -83,17 +83,19 @@ def make_protocol(
     seed: int = 0,
     name: str = DEFAULT_PROTOCOL,
     heldout: Sequence[str] | int | None = None,
-    valid: int | None = None,
+    valid: Sequence[str] | int | None = None,
     max_trials: int = MAX_TRIALS,
+    identification: bool = True,
 ) -> Protocol:
     """Splits `rows` by speaker, chapter and utterance, and draws the trials.
 
     Args:
         heldout: the speakers to hold out, or the number to draw from those with two or more utterances; None holds
-            out a fifth of these.
-        valid: number of validation speakers; None takes a tenth of the speakers with `MIN_UTTERANCES_OF_VALID`
-            utterances if `MIN_SPEAKERS_FOR_VALID` of them remain, else none.
+            out a fifth of these, and 0 none.
+        valid: the validation speakers, or their number; None takes a tenth of the speakers with
+            `MIN_UTTERANCES_OF_VALID` utterances if `MIN_SPEAKERS_FOR_VALID` of them remain, else none.
         max_trials: cap on the target trials, and on the others.
+        identification: whether recordings of training speakers are set aside for the tests of identification.
 
     Raises:
         UserError: unknown speakers, or too few of them.
@@ -106,7 +108,10 @@ def make_protocol(
     valid_speakers = _valid_speakers(remaining, seed, valid)
     parts: dict[str, list[Row]] = {name: [] for name in _PARTS}
     for speaker, mine in remaining.items():
-        split = {"valid": mine} if speaker in valid_speakers else _split_speaker(mine, seed, bool(valid_speakers))
+        if speaker in valid_speakers:
+            split = {"valid": mine}
+        else:
+            split = _split_speaker(mine, seed, has_valid=bool(valid_speakers), has_tests=identification)
         for part, members in split.items():
             parts[part].extend(members)
     if len({row.speaker for row in parts["train"]}) < 2:
@@ -143,7 +148,13 @@ def _heldout_speakers(by_speaker: Mapping[str, list[Row]], seed: int, heldout: S
     return sorted(shuffled(paired, f"{seed}/heldout")[:count])
 
 
-def _valid_speakers(remaining: Mapping[str, list[Row]], seed: int, valid: int | None) -> list[str]:
+def _valid_speakers(remaining: Mapping[str, list[Row]], seed: int, valid: Sequence[str] | int | None) -> list[str]:
+    if valid is not None and not isinstance(valid, int):
+        unknown = [speaker for speaker in valid if speaker not in remaining]
+        if unknown or len(set(valid)) < 2:
+            problem = f"no speaker {', '.join(unknown)} that is not held out" if unknown else "fewer than two speakers"
+            raise UserError(f"the list of validation speakers: the data has {problem}")
+        return sorted(set(valid))
     able = [speaker for speaker, mine in remaining.items() if len(mine) >= MIN_UTTERANCES_OF_VALID]
     if valid is None:
         valid = round(VALID_SPEAKER_SHARE * len(able)) if len(able) >= MIN_SPEAKERS_FOR_VALID else 0
@@ -157,19 +168,20 @@ def _valid_speakers(remaining: Mapping[str, list[Row]], seed: int, valid: int | 
     return sorted(shuffled(able, f"{seed}/valid")[:valid])
 
 
-def _split_speaker(mine: Sequence[Row], seed: int, valid_elsewhere: bool) -> dict[str, list[Row]]:
+def _split_speaker(mine: Sequence[Row], seed: int, has_valid: bool, has_tests: bool) -> dict[str, list[Row]]:
     """Splits a training speaker: chapter B into the test by chapter, A into training, validation and the other test."""
     seconds: dict[str, float] = defaultdict(float)
     for row in mine:
         seconds[row.chapter] += row.seconds
-    smallest = min(seconds, key=lambda chapter: (seconds[chapter], chapter)) if len(seconds) > 1 else None
+    is_split = has_tests and len(seconds) > 1
+    smallest = min(seconds, key=lambda chapter: (seconds[chapter], chapter)) if is_split else None
     chapter_b = [row for row in mine if row.chapter == smallest]
     chapter_a = [row for row in mine if row.chapter != smallest]
     tests, valids = 0, 0
     if len(chapter_a) >= MIN_UTTERANCES_TO_SPLIT:
-        tests = max(1, round(TEST_SHARE * len(chapter_a)))
+        tests = max(1, round(TEST_SHARE * len(chapter_a))) if has_tests else 0
         # At least two, because a target trial needs two utterances.
-        valids = 0 if valid_elsewhere else max(2, round(VALID_SHARE * len(chapter_a)))
+        valids = 0 if has_valid else max(2, round(VALID_SHARE * len(chapter_a)))
     by_id = {row.utterance: row for row in chapter_a}
     order = [by_id[utterance] for utterance in shuffled(by_id, f"{seed}/utterances")]
     train = order[tests + valids :]
