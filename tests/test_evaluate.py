@@ -231,7 +231,7 @@ def test_from_recordings_to_a_name(trained_run, voices, recognizer, tmp_path, ca
     strangers = answer(capsys, *words, "--threshold", 1)["results"]
     assert [item["name"] for item in strangers] == ["unknown", "unknown"]
     default = answer(capsys, *words)["results"][0]
-    assert default["threshold"] == recognizer.threshold
+    assert default["threshold"] == recognizer.identification_threshold(None, soundfile.info(probe).duration, 2)
     assert call(*words) == 0 and "Voice 106" in capsys.readouterr().out
 
 

@@ -73,12 +73,15 @@ def add_commands(commands: Any) -> None:
     parser = add_command(commands, "identify", _identify, description)
     _add_recordings(parser, "recordings, each judged by itself")
     _add_store(parser, "store of enrolled speakers")
-    _add_threshold(parser)
+    default = (
+        "the checkpoint's, by the number of enrolled and the length, which names 5 %% of the strangers in validation"
+    )
+    _add_threshold(parser, default)
 
     parser = add_command(commands, "verify", _verify, "Decide whether two recordings are of the same speaker.")
     parser.add_argument("a", type=Path, metavar="A", help="a recording")
     parser.add_argument("b", type=Path, metavar="B", help="another recording")
-    _add_threshold(parser)
+    _add_threshold(parser, "the checkpoint's, at the EER of its validation trials")
 
 
 def _add_recordings(parser: cli.Parser, help: str) -> None:
@@ -89,8 +92,8 @@ def _add_store(parser: cli.Parser, help: str) -> None:
     parser.add_argument("--store", type=Path, required=True, metavar="FILE", help=help)
 
 
-def _add_threshold(parser: cli.Parser) -> None:
-    help = "least cosine of the same speaker (default: the checkpoint's, at the EER of its validation trials)"
+def _add_threshold(parser: cli.Parser, default: str) -> None:
+    help = f"least cosine of the same speaker (default: {default})"
     parser.add_argument("--threshold", type=_cosine, metavar="X", help=help)
 
 
@@ -171,17 +174,22 @@ def _identify(args: argparse.Namespace) -> None:
     from utils.speaker.enrollment import EnrollmentStore
 
     recognizer = _load(args)
-    threshold = recognizer.decision_threshold(args.threshold)
     store = EnrollmentStore.load(args.store, recognizer.model_hash)
-    embeddings, _ = recognizer.embed_speech(args.audio)
-    results = [store.identify(embedding, threshold) for embedding in embeddings]
+    count = len(store.speakers)
+    recognizer.identification_threshold(args.threshold, 1.0, count)  # refuses before the work if there is none
+    embeddings, seconds = recognizer.embed_speech(args.audio)
+    results = [
+        store.identify(embedding, recognizer.identification_threshold(args.threshold, length, count))
+        for embedding, length in zip(embeddings, seconds, strict=True)
+    ]
     if args.json:
         answers = [{"audio": str(path), **result.to_dict()} for path, result in zip(args.audio, results, strict=True)]
         print_json({"store": str(args.store), "model_hash": recognizer.model_hash, "results": answers})
         return
     for path, result in zip(args.audio, results, strict=True):
         margin = "no other speaker" if result.margin is None else f"margin {result.margin:.3f}"
-        print(f"{path}: {result.name} (best {result.best} {result.score:.3f}, threshold {threshold:.3f}, {margin})")
+        best = f"best {result.best} {result.score:.3f}"
+        print(f"{path}: {result.name} ({best}, threshold {result.threshold:.3f}, {margin})")
         print("".join(f"  {score:7.3f}  {name}\n" for name, score in result.scores), end="")
 
 

@@ -28,6 +28,7 @@ from utils.features.speech import speech_seconds
 from utils.features.windows import Window, cut_windows, read_windows
 from utils.speaker.back_end import BackEnd
 from utils.speaker.identification import unit
+from utils.speaker.operating import OperatingPoints
 from utils.trained import TrainedModel
 
 Mel = NDArray[np.float32]
@@ -64,6 +65,8 @@ class SpeakerRecognizer(TrainedModel):
         self.threshold: float | None = content["metrics"].get("valid_threshold")
         tensors = content.get("back_end")
         self.back_end = BackEnd.from_tensors(tensors) if tensors else BackEnd.none(self.model.embedding_dim)
+        points = content.get("operating_points")
+        self.operating_points = OperatingPoints.from_tensors(points) if points else None
         self._extractor = MelExtractor(self.recipe)
 
     def build(self, content: dict[str, Any]) -> SpeakerModel:
@@ -87,6 +90,15 @@ class SpeakerRecognizer(TrainedModel):
         if threshold is None:
             raise UserError("the checkpoint has no threshold, because it was never validated: give --threshold")
         return threshold
+
+    def identification_threshold(self, wanted: float | None, seconds: float, enrolled: int) -> float:
+        """`wanted`, or else that of the operating points for a recording of `seconds` and `enrolled` people.
+
+        Checkpoints without operating points have the threshold of trials only.
+        """
+        if wanted is None and self.operating_points is not None:
+            return self.operating_points.threshold(seconds, enrolled)
+        return self.decision_threshold(wanted)
 
     def mel_of_file(self, path: str | Path) -> Mel:
         """Log-mel spectrogram (t, n_mels) of an audio file of any sample rate."""

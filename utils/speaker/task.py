@@ -22,8 +22,10 @@ from utils.speaker.augment import AUGMENTATIONS, WaveAugmentation
 from utils.speaker.back_end import BackEnd
 from utils.speaker.crops import SPEEDS, CropDataset
 from utils.speaker.metrics import eer
+from utils.speaker.operating import OperatingPoints
 from utils.speaker.protocol import read_protocol
-from utils.speaker.recognizer import embed_mels
+from utils.speaker.recognizer import embed_mels, middle
+from utils.speaker.trials import DURATIONS
 from utils.training.distributed import Ranks
 from utils.training.options import TrainingOptions
 from utils.training.runlog import RunLog
@@ -102,6 +104,7 @@ class SpeakerTask:
         self.dataset = CropDataset(*data, len(self.speakers), speeds)
         self.trials = self._validation_trials()
         self.back_end: BackEnd | None = None
+        self.points: OperatingPoints | None = None
         self._scored: tuple[np.ndarray, np.ndarray, float] | None = None
 
     def _crop(self) -> int | None:
@@ -175,12 +178,30 @@ class SpeakerTask:
         items = sorted({item for _, a, b in self.trials for item in (a, b)})
         place = {item: number for number, item in enumerate(items)}
         mels = [self.store.mel(items[number]) for number in ranks.share(len(items))]
-        embeddings = self.back_end(ranks.join_rows(embed_mels(self.model, mels, ranks.device), len(items)))
+        embeddings = self._embed(mels, len(items), ranks)
+        self.points = self._operating_points(items, mels, embeddings, ranks)
         targets, left, right = zip(*((target, place[a], place[b]) for target, a, b in self.trials), strict=True)
         scores, targets = (embeddings[list(left)] * embeddings[list(right)]).sum(1), np.array(targets)
         rate, threshold = eer(scores, targets)
         self._scored = scores, targets, threshold
         return {"valid_eer": rate, "valid_threshold": threshold}
+
+    def _embed(self, mels: Sequence[np.ndarray], count: int, ranks: Ranks) -> np.ndarray:
+        """Embeddings (count, e) by the back end; `mels` are this rank's share."""
+        return self.back_end(ranks.join_rows(embed_mels(self.model, mels, ranks.device), count))
+
+    def _operating_points(
+        self, items: Sequence[int], mels: Sequence[np.ndarray], whole: np.ndarray, ranks: Ranks
+    ) -> OperatingPoints | None:
+        """Thresholds of identification by duration; `whole` (n, e) are the embeddings of entire recordings."""
+        recipe, rows = self.store.recipe, [self.store.rows[item] for item in items]
+        usual = float(np.median([row.seconds for row in rows]))
+        embeddings = {usual: whole}
+        for seconds in filter(None, DURATIONS.values()):
+            frames = recipe.frames(round(seconds * recipe.sample_rate))
+            if seconds < usual:
+                embeddings[seconds] = self._embed([middle(mel, frames) for mel in mels], len(items), ranks)
+        return OperatingPoints.fit(embeddings, whole, [row.speaker for row in rows])
 
     def _fit_back_end(self, ranks: Ranks) -> BackEnd:
         """Fits the back end to the first samples of the run, augmented as in training; finite ones only."""
@@ -216,10 +237,13 @@ class SpeakerTask:
         }
 
     def attachments(self) -> dict[str, Any]:
-        """The back end of the last validation."""
-        return {"back_end": self.back_end.to_tensors()} if self.back_end else {}
+        """The back end and the operating points of the last validation."""
+        found = {"back_end": self.back_end, "operating_points": self.points}
+        return {name: value.to_tensors() for name, value in found.items() if value is not None}
 
     def restore(self, checkpoint: dict[str, Any]) -> None:
-        """Takes the back end of a checkpoint."""
+        """Takes the back end and the operating points of a checkpoint."""
         if "back_end" in checkpoint:
             self.back_end = BackEnd.from_tensors(checkpoint["back_end"])
+        if "operating_points" in checkpoint:
+            self.points = OperatingPoints.from_tensors(checkpoint["operating_points"])
