@@ -23,8 +23,8 @@ class CropDataset(Dataset):
 
     `crop` is their length in frames; None takes entire utterances. An utterance shorter than the crop is repeated. Of a
     store of audio, the samples are augmented before the mel is computed. With several `speeds`, each crop is played at
-    one of them, and the speakers at speed k have the labels from k times `speakers` on. `fill` returns the mean (n_mels,)
-    of the training set at the level of a mel.
+    one of them, and the speakers at speed k have the labels from k times `speakers` on. `fill` returns the training
+    set's mean (n_mels,) at the level of a mel.
     """
 
     store: FeatureStore

@@ -21,8 +21,9 @@ from utils.training.options import TrainingOptions
 
 # The entries of a speaker checkpoint that a checkpoint of text to mel holds, to embed reference recordings with.
 KEPT = (
-    "model_config", "recipe", "recipe_hash", "speakers", "speeds", "metrics", "step", "training_list", "model", "back_end"
-)  # fmt: skip
+    *("model_config", "recipe", "recipe_hash", "speakers", "speeds", "metrics", "step", "training_list"),
+    *("model", "back_end"),
+)
 
 
 def store_embeddings(store: FeatureStore, recognizer: SpeakerRecognizer) -> np.ndarray:
