@@ -86,6 +86,16 @@ def test_the_saved_configuration_repeats_the_run(uninterrupted, tmp_path):
     assert_same_run(uninterrupted, tmp_path / "again")
 
 
+def test_validations_need_no_checkpoint(uninterrupted, processed, tmp_path):
+    run = tmp_path / "run"
+    words = ["--steps", "40", "--save-every", "40", "--valid-every", "10", "--dropout", "0.1"]
+    assert train(processed, run, *words) == 0
+    rates = {line["step"]: line["valid_eer"] for line in read_log(run) if "valid_eer" in line}
+    assert list(rates) == [10, 20, 30, 40] and not (run / "last-1.pt").exists()
+    assert load_checkpoint(run)["step"] == min(rates, key=rates.get)
+    assert losses(run) == losses(uninterrupted)
+
+
 def test_another_seed_gives_another_run(uninterrupted, processed, tmp_path):
     assert train(processed, tmp_path / "other", "--steps", "1", "--seed", "1", "--dropout", "0.1") == 0
     assert losses(tmp_path / "other")[1] != losses(uninterrupted)[1]

@@ -60,7 +60,10 @@ class RunOptions(Config):
     title = "run"
 
     log_every: int = option(10, "steps between log lines", least=1, may_change=True)
-    save_every: int = option(200, "steps between checkpoints and validations", least=1, may_change=True)
+    save_every: int = option(200, "steps between checkpoints", least=1, may_change=True)
+    valid_every: int | None = option(
+        None, "steps between validations (default: --save-every)", least=1, may_change=True
+    )
     valid_utterances: int = option(400, "largest number of utterances in a validation", least=1)
     keep_last: int = option(2, "resumable checkpoints to keep, beside best.pt", least=1, may_change=True)
     resume: str = option(

@@ -87,22 +87,27 @@ class Trainer:
             meter.add(result.frames)
             if not result.problem:
                 averages.add(result.values)
-            is_due = self.step % options.save_every == 0 or self.step == options.steps
-            if is_due or result.problem or self.step % options.log_every == 0:
+            is_save, is_valid = (
+                self._is_due(options.save_every),
+                self._is_due(options.valid_every or options.save_every),
+            )
+            if is_save or is_valid or result.problem or self.step % options.log_every == 0:
                 values = result.values if result.problem else averages.read()
                 values = {**values, **self._schedule(), **meter.read(options.steps - self.step)}
-                self._log(log, bar, values | (self._validate(log) if is_due else {}), result)
+                self._log(log, bar, values | (self._validate(log) if is_valid else {}), result)
             self._count_problem(result)
             # All ranks must stop at the same step, so a signal counts once it has reached all, in the next step.
             stop = signals.number if alone else result.signal
-            if is_due or stop:
-                self._save(log, is_validated=is_due)
-            if is_due:
+            if is_save or is_valid or stop:
+                self._save(log, is_validated=is_valid, is_resumable=is_save or stop > 0)
                 meter.restart()  # the speed leaves out validation and saving
             bar.update()
             if stop:
                 return stop
         return 0
+
+    def _is_due(self, every: int) -> bool:
+        return self.step % every == 0 or self.step == self.options.steps
 
     def _schedule(self) -> dict[str, float]:
         """Values of the last step that depend on its number alone."""
@@ -141,13 +146,13 @@ class Trainer:
         restore_random_state(state, self.ranks.device)
         return self.metrics
 
-    def _save(self, log: RunLog, is_validated: bool) -> None:
-        """Writes `last.pt`, and `best.pt` if the score is the best so far; returns when all ranks are done."""
+    def _save(self, log: RunLog, is_validated: bool, is_resumable: bool = True) -> None:
+        """Writes `last.pt` if `is_resumable`, `best.pt` if the score is the best; returns when all ranks are done."""
         log.sync()
         states = self.ranks.gather(random_state(self.ranks.device))
-        self.ranks.on_main(lambda: self._write_checkpoints(states, is_validated))
+        self.ranks.on_main(lambda: self._write_checkpoints(states if is_resumable else None, is_validated))
 
-    def _write_checkpoints(self, states: list[dict[str, Any]], is_validated: bool) -> None:
+    def _write_checkpoints(self, states: list[dict[str, Any]] | None, is_validated: bool) -> None:
         usable = self._usable()
         if not all(tensor.isfinite().all() for tensor in usable["model"].values()):
             raise UserError(f"the weights after step {self.step} are not finite and are not saved; try a smaller --lr")
@@ -155,7 +160,8 @@ class Trainer:
         if (is_validated and score < self.best) or not self.store.has_best():
             self.best = score if is_validated else self.best
             self.store.save_best(usable)
-        self.store.save_last({**usable, "training": self._state(states)})
+        if states is not None:
+            self.store.save_last({**usable, "training": self._state(states)})
 
     def _usable(self) -> dict[str, Any]:
         """Content of a checkpoint that use of the model needs."""
