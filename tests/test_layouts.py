@@ -332,3 +332,16 @@ def test_tables_of_other_editors_are_read_alike(tmp_path, end):
     (books / "SPEAKERS.TXT").write_bytes(b"\xef\xbb\xbf" + end.join(["; a comment", "1 | F | x", ""]).encode())
     found = {u.utterance: (u.sex, u.text) for u in read_corpus(books, "librispeech")}
     assert found == {"1-2-\u00a01": ("F", "ONE\u2028TWO"), "1-2-2 3": ("F", "THREE"), "4-5-6": ("", None)}
+
+
+def test_named_splits_are_found_below_folders_that_look_like_one(librispeech_root, tmp_path):
+    """Corpora side by side, one of them beside noises, which make its folder look like a split of speakers."""
+    for path in ("one/LibriSpeech/train/19/198/19-198-0000.flac", "two/words/7/1/7-1-0000.flac", "two/noise/tap.flac"):
+        (tmp_path / path).parent.mkdir(parents=True)
+        shutil.copy(next(librispeech_root.rglob("*.flac")), tmp_path / path)
+    found = read_corpus(tmp_path, "librispeech", ["train", "words"])
+    assert [utterance.path for utterance in found] == [
+        "one/LibriSpeech/train/19/198/19-198-0000.flac",
+        "two/words/7/1/7-1-0000.flac",
+    ]
+    assert ignored_files(tmp_path, "librispeech", found) == ["two/noise/tap.flac"]

@@ -6,9 +6,10 @@ preprocess.py offers every entry.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -63,8 +64,10 @@ class Layout:
     nested: tuple[str, ...] = ()
 
 
-def find_splits(raw: str | Path, layout: str) -> dict[str, Path]:
+def find_splits(raw: str | Path, layout: str, wanted: Collection[str] = ()) -> dict[str, Path]:
     """Finds the splits under `raw`: `raw` itself, or folders up to three levels below it.
+
+    Folders that look like a split are searched further unless they are among `wanted`, if any are.
 
     Returns:
         Name to the folder that holds the recordings, sorted by name. A split is named after its folder.
@@ -74,9 +77,9 @@ def find_splits(raw: str | Path, layout: str) -> dict[str, Path]:
         UserError: two splits have one name.
     """
     raw, kind = _require_folder(raw), LAYOUTS[layout]
-    if kind.is_split(raw):
+    if kind.is_split(raw) and (not wanted or raw.resolve().name in wanted):
         return {raw.resolve().name: raw}
-    found = list(_splits_below(raw, kind, levels=3))
+    found = list(_splits_below(raw, kind, wanted, levels=3))
     splits = dict(sorted(found))
     if len(splits) < len(found):
         raise UserError(f"{raw} holds two splits of the same name: give the folder of one of them")
@@ -85,14 +88,25 @@ def find_splits(raw: str | Path, layout: str) -> dict[str, Path]:
     return splits
 
 
-def _splits_below(folder: Path, layout: Layout, levels: int) -> Iterator[tuple[str, Path]]:
+def _find_wanted(raw: Path, layout: str, wanted: Collection[str]) -> dict[str, Path]:
+    """The splits under `raw`; if they lack some of `wanted`, but those exist further down, only those."""
+    found = find_splits(raw, layout)
+    if found.keys() >= set(wanted):
+        return found
+    with contextlib.suppress(NoSpeech):
+        deeper = find_splits(raw, layout, wanted)
+        return deeper if deeper.keys() >= set(wanted) else found
+    return found
+
+
+def _splits_below(folder: Path, layout: Layout, wanted: Collection[str], levels: int) -> Iterator[tuple[str, Path]]:
     """Names and folders of the splits in `folder`, or in the folders of it that are none."""
     for split in _folders(folder):
         place = _recordings_of(split, layout)
-        if place:
+        if place and (not wanted or split.name in wanted):
             yield split.name, place
         elif levels > 1:
-            yield from _splits_below(split, layout, levels - 1)
+            yield from _splits_below(split, layout, wanted, levels - 1)
 
 
 def _recordings_of(split: Path, layout: Layout) -> Path | None:
@@ -109,7 +123,7 @@ def read_corpus(raw: str | Path, layout: str, splits: Sequence[str] | None = Non
         UserError: a broken transcript, or an id that occurs twice.
     """
     raw = Path(raw)
-    found = find_splits(raw, layout)
+    found = _find_wanted(raw, layout, splits or ())
     unknown = [split for split in splits or () if split not in found]
     if unknown:
         raise NoSpeech(f"{raw} has no split {', '.join(unknown)}; it has {', '.join(found)}")
@@ -133,7 +147,7 @@ def ignored_files(raw: str | Path, layout: str, utterances: Sequence[Utterance])
     """
     raw = Path(raw)
     read, splits = {utterance.path for utterance in utterances}, {utterance.split for utterance in utterances}
-    folders_of = find_splits(raw, layout)
+    folders_of = _find_wanted(raw, layout, splits)
     chosen, others = [], []
     for split, folder in folders_of.items():
         (chosen if split in splits else others).append(folder)
