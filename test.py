@@ -85,6 +85,8 @@ def _evaluate_problems(args: argparse.Namespace) -> list[str]:
         problems.append("--audio-root needs --trials or --identification")
     elif args.audio_root is None:
         problems.append(f"{' and '.join(given)} need --audio-root, the folder that the paths start from")
+    elif args.conditions is not None and args.trials is None:
+        problems.append("--conditions needs --trials, whose recordings it degrades")
     if args.protocol is not None and args.data is None:
         problems.append("--protocol needs --data")
     return problems

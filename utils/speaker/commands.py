@@ -24,17 +24,36 @@ def add_evaluate_arguments(parser: cli.Parser) -> None:
     raw.add_argument(
         "--identification", type=Path, nargs=2, metavar=("TRAIN", "TEST"), help="lists of `speaker path` lines"
     )
+    help = (
+        "conditions in which the recordings of the trials are tested as well, separated by commas: level, noise, "
+        "babble, telephone, mp3, reverb, tilt, cut (to 1 s and to 2 s); they need audio (default: clean)"
+    )
+    parser.add_argument_group("test conditions").add_argument(
+        "--conditions", type=_conditions, metavar="NAMES", help=help
+    )
+
+
+def _conditions(text: str) -> str:
+    """argparse type: a list of conditions, as it is, because configurations keep it."""
+    from utils.speaker.conditions import parse_conditions
+
+    try:
+        parse_conditions(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    return text
 
 
 def evaluate(args: argparse.Namespace) -> None:
     """Evaluates a recognizer on stored features or on raw audio, and writes the report."""
+    from utils.speaker.conditions import parse_conditions
     from utils.speaker.evaluate import evaluate_audio, evaluate_features
 
-    recognizer = _load(args)
+    recognizer, conditions = _load(args), parse_conditions(args.conditions or "clean")
     if args.data is not None:
-        evaluation = evaluate_features(recognizer, args.data, args.protocol or DEFAULT_PROTOCOL)
+        evaluation = evaluate_features(recognizer, args.data, args.protocol or DEFAULT_PROTOCOL, conditions)
     else:
-        evaluation = evaluate_audio(recognizer, args.audio_root, args.trials, args.identification)
+        evaluation = evaluate_audio(recognizer, args.audio_root, args.trials, args.identification, conditions)
     _finish(args, evaluation, recognizer.description(args.checkpoint))
 
 

@@ -14,6 +14,7 @@ from utils.features.recipe import require_same
 from utils.features.store import FeatureStore
 from utils.files import read_json, sha256_file, shown
 from utils.lists import Trial, read_identification, read_trials, training_list_hash
+from utils.speaker.conditions import Degrader
 from utils.speaker.identification import PARTS, answers, by_part, enroll
 from utils.speaker.protocol import Protocol, check_disjoint, read_protocol
 from utils.speaker.recognizer import Mel, SpeakerRecognizer
@@ -24,13 +25,20 @@ Item = tuple[str, str]  # speaker, path
 Embeddings = dict[str, NDArray[np.float32]]  # path -> (d,)
 
 
-def evaluate_features(recognizer: SpeakerRecognizer, data: Path, protocol_name: str) -> Evaluation:
+def evaluate_features(
+    recognizer: SpeakerRecognizer, data: Path, protocol_name: str, conditions: Sequence[str] = ()
+) -> Evaluation:
     """Evaluates on a preprocessed folder: the protocol's trials, and its identification lists by the classifier.
 
-    `UserError` if the features have another recipe than the checkpoint, or if its model was trained on a held-out
-    speaker.
+    `UserError` if the features have another recipe than the checkpoint, if its model was trained on a held-out
+    speaker, or if there are `conditions` and the store holds no audio.
     """
     store = FeatureStore.open(data)
+    if conditions and store.kind != "audio":
+        raise UserError(
+            f"{data} holds features, which no condition but clean can be made of: evaluate on what preprocess.py "
+            "--store audio makes, or by --audio-root and --trials"
+        )
     require_same(store.recipe, recognizer.recipe, f"the features in {data}", "the checkpoint")
     folder = data / "protocols" / protocol_name
     protocol = read_protocol(folder)
@@ -43,7 +51,9 @@ def evaluate_features(recognizer: SpeakerRecognizer, data: Path, protocol_name: 
         rows = {row.path: row for row in store.rows}
         origins = {path: Origin(row.speaker, row.chapter, row.sex) for path, row in rows.items()}
         evaluation.trials = TrialSet.build(protocol.trials, origins)
-        _score(evaluation, recognizer, lambda path: store.mel(store.index[rows[path].utterance]))
+        embeddings = _score(evaluation, recognizer, lambda path: store.mel(store.index[rows[path].utterance]))
+        degrader = _degrader(evaluation, recognizer, lambda path: store.audio(store.index[rows[path].utterance]))
+        _score_conditions(evaluation, recognizer, embeddings, degrader, conditions)
     else:
         evaluation.reasons["verification"] = f"protocol {protocol_name} has no trials"
     _identify_by_classifier(evaluation, recognizer, store, protocol)
@@ -61,6 +71,36 @@ def _score(evaluation: Evaluation, recognizer: SpeakerRecognizer, read: Callable
     for name, vectors in zip(DURATIONS, embeddings, strict=True):
         evaluation.scores[name] = evaluation.trials.score(vectors)
     return dict(zip(evaluation.trials.items, embeddings[list(DURATIONS).index("full")], strict=True))
+
+
+def _degrader(
+    evaluation: Evaluation, recognizer: SpeakerRecognizer, read: Callable[[str], NDArray[np.float32]]
+) -> Degrader:
+    """Degrades the recordings of the trials; `read` gives their samples."""
+    items, origins = evaluation.trials.items, evaluation.trials.origins
+    speakers = {path: origin.speaker for path, origin in zip(items, origins, strict=True)}
+    return Degrader(speakers, read, recognizer.recipe.sample_rate)
+
+
+def _score_conditions(
+    evaluation: Evaluation, recognizer: SpeakerRecognizer, known: Embeddings, degrader: Degrader, names: Sequence[str]
+) -> None:
+    """Scores the trials with both sides, and with each one alone, in each condition; `known` are clean embeddings."""
+    trials = evaluation.trials
+    clean = np.stack([known[path] for path in trials.items])
+    for name in names:
+        degraded = _embed_degraded(recognizer, trials.items, degrader, name)
+        sides = (degraded, degraded), (degraded, clean), (clean, degraded)
+        evaluation.conditions[name] = np.array([trials.score(*pair) for pair in sides], dtype=np.float32)
+
+
+def _embed_degraded(
+    recognizer: SpeakerRecognizer, paths: Sequence[str], degrader: Degrader, name: str
+) -> NDArray[np.float32]:
+    def read(path: str) -> Mel:
+        return recognizer.mel_of_samples(path, degrader(name, path))
+
+    return recognizer.embed_durations(paths, read, [None], desc=name)[0]
 
 
 def _refuse_trained(recognizer: SpeakerRecognizer, protocol: Protocol) -> None:
@@ -90,11 +130,15 @@ def _identify_by_classifier(
 
 
 def evaluate_audio(
-    recognizer: SpeakerRecognizer, root: Path, trial_file: Path | None, identification: Sequence[Path] | None
+    recognizer: SpeakerRecognizer,
+    root: Path,
+    trial_file: Path | None,
+    identification: Sequence[Path] | None,
+    conditions: Sequence[str] = (),
 ) -> Evaluation:
     """Evaluates on raw audio under `root`: a trial list, a training and a test list of identification, or both.
 
-    Every file is decoded once, and embedded once for each duration.
+    Every file is decoded once, and embedded once for each duration; both again for each of the trials' `conditions`.
     """
     trials = read_trials(trial_file) if trial_file else []
     lists = [read_identification(path) for path in identification or ()]
@@ -111,6 +155,8 @@ def evaluate_audio(
     if trial_file:
         evaluation.source |= _list_source("trials", trial_file)
         embeddings = _score_trials(evaluation, recognizer, root, trials)
+        degrader = _degrader(evaluation, recognizer, lambda path: recognizer.samples_of_file(root / path))
+        _score_conditions(evaluation, recognizer, embeddings, degrader, conditions)
     else:
         evaluation.reasons["verification"] = "no trial list was given"
     if identification:

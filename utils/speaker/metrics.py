@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from statistics import NormalDist
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -107,21 +108,15 @@ def rates_at(scores: ArrayLike, targets: ArrayLike, threshold: float) -> tuple[f
     return float(1 - accepted[targets].mean()), float(accepted[~targets].mean())
 
 
-def bootstrap_eer(
-    scores: ArrayLike,
-    targets: ArrayLike,
-    speaker_a: ArrayLike,
-    speaker_b: ArrayLike,
-    n: int = 1000,
-    seed: int = 0,
-    level: float = 0.95,
-) -> tuple[float, float] | None:
-    """Percentile interval of the EER over bootstrap samples of the speakers, not of the trials.
+def bootstrap_rates(
+    scores: ArrayLike, targets: ArrayLike, speaker_a: ArrayLike, speaker_b: ArrayLike, n: int = 1000, seed: int = 0
+) -> Floats:
+    """EER (n,) of bootstrap samples of the speakers, not of the trials; NaN for those without both kinds of trials.
 
     Scores of one speaker are correlated, so that resampling trials gives intervals that are far too narrow. Each
     replicate draws as many speakers as there are, with replacement; a trial within speaker s then counts as often as s
     was drawn, one between s and t as often as the pair (w_s w_t). `speaker_a`, `speaker_b` (n,) name the two sides.
-    Replicates without targets or without non-targets are left out; None if none remains.
+    The draws depend on the seed and the names alone: rates of several systems on the same trials are paired.
     """
     scores, targets = np.asarray(scores, dtype=np.float64), np.asarray(targets, dtype=bool)
     order, ends = _sorted_groups(scores)
@@ -129,17 +124,29 @@ def bootstrap_eer(
     first, second = codes[: len(scores)][order], codes[len(scores) :][order]
     targets, between = targets[order], first != second
     rng = np.random.default_rng(seed)
-    rates = []
-    for _ in range(n):
+    rates = np.full(n, np.nan)
+    for replicate in range(n):
         drawn = np.bincount(rng.integers(len(names), size=len(names)), minlength=len(names))
         weights = drawn[first] * np.where(between, drawn[second], 1)
         fnr, fpr = _rates(targets, weights, ends)
         if np.isfinite(fnr[-1]) and np.isfinite(fpr[-1]):
-            rates.append(_crossing(fnr, fpr)[0])
-    if not rates:
+            rates[replicate] = _crossing(fnr, fpr)[0]
+    return rates
+
+
+def interval(values: ArrayLike, level: float = 0.95) -> tuple[float, float] | None:
+    """Percentile interval of the `values` (n,) that are not NaN; None if all are."""
+    values = np.asarray(values, dtype=np.float64)
+    values = values[~np.isnan(values)]
+    if not len(values):
         return None
-    low, high = np.quantile(rates, [(1 - level) / 2, (1 + level) / 2])
+    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
+
+
+def bootstrap_eer(*trials: Any, **draws: Any) -> tuple[float, float] | None:
+    """95 % interval of the EER; arguments as `bootstrap_rates`. None if no sample has both kinds of trials."""
+    return interval(bootstrap_rates(*trials, **draws))
 
 
 def det_curve(scores: ArrayLike, targets: ArrayLike, points: int = 1000, floor: float = 1e-5) -> tuple[Floats, Floats]:

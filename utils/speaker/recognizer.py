@@ -102,9 +102,14 @@ class SpeakerRecognizer(TrainedModel):
 
     def mel_of_file(self, path: str | Path) -> Mel:
         """Log-mel spectrogram (t, n_mels) of an audio file of any sample rate."""
-        return self._mel(path, load_audio(path, self.recipe.sample_rate))
+        return self.mel_of_samples(path, self.samples_of_file(path))
 
-    def _mel(self, path: str | Path, waveform: NDArray[np.float32]) -> Mel:
+    def samples_of_file(self, path: str | Path) -> NDArray[np.float32]:
+        """Samples (s,) of an audio file at the rate of the features."""
+        return load_audio(path, self.recipe.sample_rate)
+
+    def mel_of_samples(self, path: str | Path, waveform: NDArray[np.float32]) -> Mel:
+        """Log-mel spectrogram (t, n_mels) of samples (s,); `path` names the recording in errors."""
         try:
             return self._extractor(waveform)
         except UserError as error:
@@ -182,7 +187,7 @@ class SpeakerRecognizer(TrainedModel):
 
     def _parts(self, path: str | Path) -> Iterator[Part]:
         for window in self._windows(path):
-            mel = self._mel(path, window.values)
+            mel = self.mel_of_samples(path, window.values)
             yield Part(mel, len(mel))
 
     def embed_file(self, path: str | Path, seconds: float | None = None) -> NDArray[np.float32]:
@@ -205,7 +210,7 @@ class SpeakerRecognizer(TrainedModel):
             spoken = speech_seconds(window.values, rate)
             speech += spoken
             if spoken:
-                yield Part(self._mel(path, window.values), spoken)
+                yield Part(self.mel_of_samples(path, window.values), spoken)
         if speech < MIN_SPEECH_SECONDS:
             raise UserError(f"{path} has {speech:.2f} s of speech; at least {MIN_SPEECH_SECONDS} s are needed")
         seconds.append((window.start + len(window.values)) / rate)

@@ -9,14 +9,17 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save
 
 from utils.commands import REPORT, counted
 from utils.errors import UserError
 from utils.escapes import json_text
-from utils.files import read_json, write_text
+from utils.files import atomic_write, read_json, write_text
 from utils.lists import Trial, join_fields, read_lines, split_fields
 from utils.plots import percent
 from utils.speaker import plots
+from utils.speaker.conditions import CLEAN
 from utils.speaker.identification import PARTS, Answer, confusion_matrix
 from utils.speaker.metrics import bootstrap_eer, det_curve, eer, min_dcf, rates_at
 from utils.speaker.trials import DURATIONS, Origin, TrialSet
@@ -27,6 +30,7 @@ MIN_SPEAKERS = 3  # with two, every replicate that has both kinds of trials is t
 UNLIKE_PATHS = "the labels of the trial list do not follow the speakers in its paths"
 
 ANSWERS, RECORDINGS = "identification.txt", "recordings.txt"
+CONDITION_SCORES = "conditions.safetensors"
 SCORES = {name: "scores.txt" if seconds is None else f"scores-{name}.txt" for name, seconds in DURATIONS.items()}
 PICTURES = ("det.png", "scores.png", "confusion.png")
 
@@ -35,9 +39,10 @@ PICTURES = ("det.png", "scores.png", "confusion.png")
 class Evaluation:
     """Raw results of an evaluation.
 
-    `scores`: name of a duration -> cosines (n,) of `trials`; `answers`: part of identification -> answers; `source`:
-    recordings and lists; `threshold`: a cosine that was tuned elsewhere; `reasons`: why verification or identification
-    is missing; `warnings`: sentences for the user.
+    `scores`: name of a duration -> cosines (n,) of `trials`; `conditions`: name of a test condition -> cosines (3, n)
+    float32 of the trials with both sides in the condition, the first side alone, the second alone; `answers`: part of
+    identification -> answers; `source`: recordings and lists; `threshold`: a cosine that was tuned elsewhere;
+    `reasons`: why verification or identification is missing; `warnings`: sentences for the user.
     """
 
     title: str
@@ -45,6 +50,7 @@ class Evaluation:
     threshold: float | None = None
     trials: TrialSet | None = None
     scores: dict[str, NDArray[np.float64]] = field(default_factory=dict)
+    conditions: dict[str, NDArray[np.float32]] = field(default_factory=dict)
     answers: dict[str, list[Answer]] = field(default_factory=lambda: {part: [] for part in PARTS})
     reasons: dict[str, str] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
@@ -57,12 +63,13 @@ def build_report(evaluation: Evaluation, about: dict[str, Any], bootstrap: int, 
         verification = dict.fromkeys(CONDITIONS, _absent(evaluation.reasons["verification"]))
     else:
         verification = verification_report(trials, evaluation.scores, bootstrap, seed)
-    known = trials is not None and threshold is not None
+    point = None if trials is None else _operating_point(trials, evaluation.scores["full"], threshold)
     return {
         "title": evaluation.title,
         "identification": identification_report(evaluation.answers, evaluation.reasons.get("identification")),
         "verification": verification,
-        "operating_point": _operating_point(trials, evaluation.scores["full"], threshold) if known else None,
+        "conditions": conditions_report(evaluation, {**verification["all"], "operating_point": point}, bootstrap, seed),
+        "operating_point": point,
         "source": evaluation.source,
         "trial_speakers": len(trials.speakers()) if trials is not None else 0,
         "warnings": evaluation.warnings,
@@ -115,19 +122,49 @@ def _condition(
     result |= {f"min_dcf_{p}": min_dcf(scores, targets, p) for p in P_TARGETS}
     first, second = (side[chosen] for side in trials.sides("speaker"))
     result |= {**counts, "speakers": len(np.union1d(first, second))}
-    if not trials.labels_match_paths():
-        return {**result, "eer_ci_reason": UNLIKE_PATHS}
-    if result["speakers"] < MIN_SPEAKERS:
-        return {**result, "eer_ci_reason": f"fewer than {MIN_SPEAKERS} speakers"}
+    if problem := interval_problem(trials, result["speakers"]):
+        return {**result, "eer_ci_reason": problem}
     interval = bootstrap_eer(scores, targets, first, second, bootstrap, seed)
     if interval is None:
         return {**result, "eer_ci_reason": "no draw of the speakers had both kinds of trials"}
     return {**result, "eer_ci": list(interval)}
 
 
-def _operating_point(trials: TrialSet, scores: NDArray[np.float64], threshold: float) -> dict[str, float] | None:
-    """Error rates at a threshold that was tuned elsewhere; None if there are no trials of one kind."""
-    if trials.targets.all() or not trials.targets.any():
+def interval_problem(trials: TrialSet, speakers: int) -> str | None:
+    """Why there is no interval by draws of the `speakers` of some trials; None if there is one."""
+    if not trials.labels_match_paths():
+        return UNLIKE_PATHS
+    return f"fewer than {MIN_SPEAKERS} speakers" if speakers < MIN_SPEAKERS else None
+
+
+def conditions_report(
+    evaluation: Evaluation, clean: dict[str, Any], bootstrap: int, seed: int
+) -> dict[str, dict[str, Any]]:
+    """Metrics of each test condition by the sides that are in it, `both` or `one`; empty if nothing but clean is.
+
+    `clean` are those of all trials. With one side in a condition, each trial counts twice: once for either side.
+    """
+    if not evaluation.conditions:
+        return {}
+    trials, threshold = evaluation.trials, evaluation.threshold
+    report = {CLEAN: {"both": clean}}
+    for name, cosines in evaluation.conditions.items():
+        report[name] = {}
+        for sides, (chosen, scores) in by_sides(trials, cosines).items():
+            metrics = _condition(chosen, scores, np.ones(len(chosen), dtype=bool), bootstrap, seed)
+            report[name][sides] = {**metrics, "operating_point": _operating_point(chosen, scores, threshold)}
+    return report
+
+
+def by_sides(trials: TrialSet, cosines: NDArray[np.float32]) -> dict[str, tuple[TrialSet, NDArray[np.float64]]]:
+    """Trials and scores of a test condition by the sides that are in it; `cosines` (3, n) as in `Evaluation`."""
+    cosines = cosines.astype(np.float64)
+    return {"both": (trials, cosines[0]), "one": (trials.twice(), cosines[1:].ravel())}
+
+
+def _operating_point(trials: TrialSet, scores: NDArray[np.float64], threshold: float | None) -> dict[str, float] | None:
+    """Error rates at a threshold that was tuned elsewhere; None without one, or without trials of one kind."""
+    if threshold is None or trials.targets.all() or not trials.targets.any():
         return None
     false_rejection, false_acceptance = rates_at(scores, trials.targets, threshold)
     return {"threshold": threshold, "false_rejection": false_rejection, "false_acceptance": false_acceptance}
@@ -160,6 +197,7 @@ def table(report: dict[str, Any]) -> str:
         costs = f"{metrics['min_dcf_0.01']:>11.3f}{metrics['min_dcf_0.05']:>8.3f}"
         counts = f"{metrics['targets']:>9}{metrics['nontargets']:>12}"
         lines.append(f"{name:<15}{percent(metrics['eer']):>9}  {shown:<19}{costs}{counts}")
+    lines += _condition_lines(report["conditions"])
     lines += ["", f"{'identification':<15}{'accuracy':>9}  {'recordings':<19}"]
     for part in PARTS:
         result = report["identification"][part]
@@ -171,18 +209,39 @@ def table(report: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def _condition_lines(conditions: dict[str, dict[str, Any]]) -> list[str]:
+    """The part of the table on test conditions, one line for both sides and one for one side."""
+    if not conditions:
+        return []
+    lines = ["", f"{'condition':<15}{'EER':>9}  {'95 % interval':<19}  at the threshold of the checkpoint"]
+    for name, by_side in conditions.items():
+        for sides, metrics in by_side.items():
+            label = name if sides == "both" else "  one side"
+            if metrics["eer"] is None:
+                lines.append(f"{label:<15}{'-':>9}  {metrics['reason']}")
+                continue
+            shown = " to ".join(map(percent, metrics["eer_ci"])) if metrics["eer_ci"] else metrics["eer_ci_reason"]
+            point = metrics["operating_point"]
+            rates = point and [percent(point[f"false_{kind}"]) for kind in ("rejection", "acceptance")]
+            errors = f"{rates[0]} false rejects, {rates[1]} false accepts" if point else "-"
+            lines.append(f"{label:<15}{percent(metrics['eer']):>9}  {shown:<19}  {errors}")
+    return lines
+
+
 def write_report(out: Path, report: dict[str, Any], evaluation: Evaluation) -> None:
     """Writes report, scores, answers and pictures into `out`, after removing those of an earlier evaluation.
 
     `report.json` is written last: a folder that has it is complete.
     """
-    for name in (REPORT, ANSWERS, RECORDINGS, *SCORES.values(), *PICTURES):
-        (out / name).unlink(missing_ok=True)
+    clear_report(out)
     if evaluation.trials is not None:
         write_text(out / RECORDINGS, "".join(evaluation.trials.recordings()))
         for duration, scores in evaluation.scores.items():
             write_text(out / SCORES[duration], "".join(evaluation.trials.lines(scores)))
         _draw_verification(out, report, evaluation.trials, evaluation.scores)
+    if evaluation.conditions:
+        with atomic_write(out / CONDITION_SCORES) as file:
+            file.write(save(evaluation.conditions))
     given = {part: answers for part, answers in evaluation.answers.items() if answers}
     if given:
         lines = (join_fields(part, *answer) for part, answers in given.items() for answer in answers)
@@ -190,6 +249,12 @@ def write_report(out: Path, report: dict[str, Any], evaluation: Evaluation) -> N
         parts = {f"by {part}": confusion_matrix(answers) for part, answers in given.items()}
         plots.draw_confusions(out / "confusion.png", parts, f"{evaluation.title}: identification")
     write_text(out / REPORT, json_text(report) + "\n")
+
+
+def clear_report(out: Path) -> None:
+    """Removes the files of an earlier evaluation."""
+    for name in (REPORT, ANSWERS, RECORDINGS, CONDITION_SCORES, *SCORES.values(), *PICTURES):
+        (out / name).unlink(missing_ok=True)
 
 
 def _draw_verification(
@@ -227,6 +292,8 @@ def pool(title: str, evaluations: Sequence[Evaluation]) -> Evaluation:
         pairs = (zip(each.trials.items, each.trials.origins, strict=True) for each in with_trials)
         pooled.trials = TrialSet.build(trials, {path: origin for each in pairs for path, origin in each})
         pooled.scores = {name: np.concatenate([each.scores[name] for each in with_trials]) for name in SCORES}
+        shared = [name for name in with_trials[0].conditions if all(name in each.conditions for each in with_trials)]
+        pooled.conditions = {name: np.hstack([each.conditions[name] for each in with_trials]) for name in shared}
     else:
         pooled.reasons["verification"] = "none of the evaluations has trials"
     pooled.answers = {part: [answer for each in evaluations for answer in each.answers[part]] for part in PARTS}
@@ -255,10 +322,20 @@ def read_evaluation(folder: Path) -> Evaluation:
         trials = [Trial(target == "1", a, b) for _, target, a, b in rows["full"]]
         evaluation.trials = TrialSet.build(trials, origins)
         evaluation.scores = {name: np.array([float(score) for score, *_ in lines]) for name, lines in rows.items()}
+    if (folder / CONDITION_SCORES).exists():
+        scores = _read_condition_scores(folder / CONDITION_SCORES)
+        evaluation.conditions = {name: scores[name] for name in report["conditions"] if name != CLEAN}
     if (folder / ANSWERS).exists():
         for part, *answer in _read(folder / ANSWERS):
             evaluation.answers[part].append(Answer(*answer))
     return evaluation
+
+
+def _read_condition_scores(path: Path) -> dict[str, NDArray[np.float32]]:
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise UserError(f"{path} is damaged ({error}); run evaluate again") from error
 
 
 def _read(path: Path) -> list[list[str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -83,14 +84,19 @@ class TrialSet:
         first, second = self.sides("chapter")
         return ~self.targets | (first != second)
 
-    def score(self, embeddings: NDArray[np.float32]) -> NDArray[np.float64]:
-        """Cosines (n,) of unit-normalized `embeddings` (m, d) of the recordings."""
+    def score(self, embeddings: NDArray[np.float32], others: NDArray[np.float32] | None = None) -> NDArray[np.float64]:
+        """Cosines (n,) of unit-normalized `embeddings` (m, d) of the recordings; of the second sides in `others`."""
+        others = embeddings if others is None else others
         scores = np.empty(len(self))
         for start in range(0, len(self), _SCORING_BLOCK):
             block = slice(start, start + _SCORING_BLOCK)
-            first, second = embeddings[self.a[block]], embeddings[self.b[block]]
+            first, second = embeddings[self.a[block]], others[self.b[block]]
             scores[block] = np.einsum("nd,nd->n", first, second, dtype=np.float64)
         return scores
+
+    def twice(self) -> TrialSet:
+        """The trials, and the trials again."""
+        return dataclasses.replace(self, **{name: np.tile(getattr(self, name), 2) for name in ("targets", "a", "b")})
 
     def lines(self, scores: Iterable[float]) -> Iterator[str]:
         """`score target path-a path-b` of each trial; nine digits distinguish all float32 scores."""
