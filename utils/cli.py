@@ -166,10 +166,10 @@ class Parser(argparse.ArgumentParser):
         many = action.nargs not in (None, "?")
         items = value if many and isinstance(value, list) else [value]
         expected = None
-        if action.nargs == 0:
-            expected = None if isinstance(value, bool) else "true or false"
-        elif value is None:
+        if value is None:
             expected = None if action.default is None else "a value"
+        elif action.nargs == 0:
+            expected = None if isinstance(value, bool) else "true or false"
         elif isinstance(action.nargs, int) and len(items) != action.nargs:
             expected = f"{action.nargs} values"
         elif not many and isinstance(value, (list, dict)):
