@@ -3,6 +3,7 @@
 python test.py evaluate --checkpoint runs/demo --data data/processed/demo --out runs/demo/evaluation
 python test.py evaluate --checkpoint runs/demo --trials trials.txt --audio-root data/raw/librispeech --out report
 python test.py pool fold0 fold1 fold2 fold3 --out pooled
+python test.py compare one/report other/report --out comparison
 python test.py enroll --checkpoint runs/demo --store people.safetensors --name Ada ada1.flac ada2.wav
 python test.py identify --checkpoint runs/demo --store people.safetensors unknown.flac
 python test.py verify --checkpoint runs/demo a.flac b.flac
@@ -32,11 +33,13 @@ _EVALUATE = """Evaluate a model on its task, and write report.json, pictures, re
 python test.py evaluate --checkpoint runs/demo --data data/processed/demo --out evaluation
 python test.py evaluate --checkpoint runs/demo --trials trials.txt --audio-root data/raw --out evaluation
 python test.py evaluate --checkpoint runs/demo --identification train.txt test.txt --audio-root data/raw --out report
+python test.py evaluate --checkpoint runs/demo --data data/processed/audio --conditions noise,cut --out evaluation
 python test.py evaluate --checkpoint runs/voice --data data/processed/ljspeech --vocoder griffin-lim --out evaluation
 
 A speaker recognizer: --data evaluates on stored features and their protocol, by trials of the held-out speakers and
 identification of the training speakers. --audio-root evaluates on raw audio, by a trial list (`1|0 path path`) or two
 lists of `speaker path` lines, of which the first enrolls speakers and the second has recordings to identify.
+--conditions scores the trials again with both recordings degraded, and with either one: the same way every time.
 
 Text to mel: texts of --data are synthesized and compared with their recordings, sent through the same vocoder: by
 length and time, with --mcd by mel-cepstral distortion and pitch, and with --asr by the errors of a speech recognizer.

@@ -79,4 +79,4 @@ def show_report(args: argparse.Namespace, report: dict[str, Any], table: str) ->
     if args.json:
         print_json(report)
     else:
-        print(f"{report['title']}\n\n{table}\n\nreport and pictures: {args.out}")
+        print(f"{report['title']}\n\n{table}\n\nreport: {args.out}")

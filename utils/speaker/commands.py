@@ -14,6 +14,16 @@ if TYPE_CHECKING:
     from utils.speaker.recognizer import SpeakerRecognizer
 
 
+_COMPARE = """Compare recognizers on the same trials: differences of EERs to the first, with paired intervals.
+
+python test.py compare runs/a/report runs/b/report --out comparison
+python test.py compare a0,a1,a2 b0,b1,b2 --out comparison
+
+Each condition and duration that all evaluations have gets a line, and so do the means over the conditions, of which
+clean recordings are one. The intervals are of the difference, over the same draws of the speakers for all systems.
+"""
+
+
 def add_evaluate_arguments(parser: cli.Parser) -> None:
     """Adds the flags of `evaluate` that only speaker recognition has."""
     raw = parser.add_argument_group("raw audio")
@@ -71,6 +81,11 @@ def add_commands(commands: Any) -> None:
     description = "Report several evaluations as one, such as the folds of a cross-validation."
     parser = add_command(commands, "pool", _pool, description, model=False)
     parser.add_argument("evaluations", type=Path, nargs="+", metavar="EVALUATION", help="--out folders of evaluate")
+    add_report_arguments(parser)
+
+    parser = add_command(commands, "compare", _compare, _COMPARE, _compare_problems, model=False)
+    help = "--out folder of evaluate, or several, separated by commas: seeds of one system, whose EERs are averaged"
+    parser.add_argument("systems", nargs="+", type=_folders, metavar="EVALUATION", help=help)
     add_report_arguments(parser)
 
     description = "Print or store the embedding of each recording, scaled to length 1."
@@ -133,6 +148,31 @@ def _pool(args: argparse.Namespace) -> None:
     names = " and ".join(sorted({model["name"] for model in models}))
     with report_folder(args.out):
         _finish(args, pool(f"{names}, {len(evaluations)} evaluations pooled", evaluations), {"models": models})
+
+
+def _folders(text: str) -> list[Path]:
+    return [Path(folder) for folder in text.split(",")]
+
+
+def _compare_problems(args: argparse.Namespace) -> list[str]:
+    problems = [] if len(args.systems) > 1 else ["compare needs two evaluations or more"]
+    inside = [folder for system in args.systems for folder in system if folder.resolve() == args.out.resolve()]
+    return problems + [f"--out {args.out} is one of the evaluations" for _ in inside]
+
+
+def _compare(args: argparse.Namespace) -> None:
+    from utils.escapes import json_text
+    from utils.files import write_text
+    from utils.speaker.comparison import compare, comparison_table
+    from utils.speaker.report import clear_report
+
+    with report_folder(args.out):
+        title = f"{counted(len(args.systems), 'system')} on the same trials"
+        report = {"title": title, **compare(args.systems, args.bootstrap, args.seed)}
+        report["config"] = cli.plain_arguments(args)
+        clear_report(args.out)
+        write_text(args.out / REPORT, json_text(report) + "\n")
+        show_report(args, report, comparison_table(report))
 
 
 def _embed_problems(args: argparse.Namespace) -> list[str]:
