@@ -28,6 +28,7 @@ USUAL = {
     "recorded_noise": 0.3,
     "colored_noise": 0.15,
     "equalizer": 0.3,
+    "bandwidth": 0.2,
     "level": 0.3,
     "clipping": 0.1,
     "telephone": 0.1,

@@ -192,6 +192,20 @@ class Equalizer(WaveAugmentation):
         return degrade.equalize(samples, scene.rate, *curve)
 
 
+@AUGMENTATIONS.register("bandwidth")
+@dataclass(frozen=True)
+class Bandwidth(WaveAugmentation):
+    """Channels that lose the high frequencies."""
+
+    title = "augmentation of audio: bandwidth"
+
+    bandwidth_share: float = option(0.0, "share of the crops that pass a low-pass", least=0, most=1)
+    bandwidth_hz: tuple[float, float] = option((2500.0, 7000.0), "range of its corner in Hz", above=0, metavar=RANGE)
+
+    def degrade(self, samples: np.ndarray, generator: np.random.Generator, scene: Scene) -> np.ndarray:
+        return degrade.low_pass(samples, scene.rate, generator.uniform(*self.bandwidth_hz))
+
+
 @AUGMENTATIONS.register("level")
 @dataclass(frozen=True)
 class Level(WaveAugmentation):
