@@ -4,13 +4,15 @@ python test.py evaluate --checkpoint runs/demo --data data/processed/demo --out 
 python test.py evaluate --checkpoint runs/demo --trials trials.txt --audio-root data/raw/librispeech --out report
 python test.py pool fold0 fold1 fold2 fold3 --out pooled
 python test.py compare one/report other/report --out comparison
-python test.py enroll --checkpoint runs/demo --store people.safetensors --name Ada ada1.flac ada2.wav
-python test.py identify --checkpoint runs/demo --store people.safetensors unknown.flac
-python test.py verify --checkpoint runs/demo a.flac b.flac
+python test.py enroll --store people.safetensors --name Ada ada1.flac ada2.wav
+python test.py identify --store people.safetensors unknown.flac
+python test.py verify a.flac b.flac
 python test.py embed --checkpoint runs/demo a.flac b.flac --out embeddings.safetensors
+python test.py pack --checkpoint runs/demo --out pretrained/speaker --report report
 python test.py synthesize --checkpoint runs/voice --text "Good morning." --out morning.wav
 
-A checkpoint is a file (best.pt) or a run folder. Audio is any file that libsndfile reads, or ffmpeg for M4A and the
+A checkpoint is a file (best.pt), a run folder, a packed model, or the name of one in pretrained/; enroll, identify,
+verify and embed take pretrained/speaker by default. Audio is any file that libsndfile reads, or ffmpeg for M4A and the
 like, at any sample rate. Exit codes: 0 done, 2 bad input.
 """
 

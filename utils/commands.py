@@ -21,20 +21,27 @@ Problems = Callable[[argparse.Namespace], list[str]]
 
 
 def add_command(
-    commands: Any, name: str, body: Any, description: str, problems: Problems = lambda args: [], model: bool = True
+    commands: Any,
+    name: str,
+    body: Any,
+    description: str,
+    problems: Problems = lambda args: [],
+    model: bool = True,
+    shipped: bool = False,
 ) -> cli.Parser:
     """Adds a subcommand, with flags of a model, that sets two functions of the arguments.
 
-    `check` exits with the sentences of `problems`, if there are any; `body` runs the subcommand.
+    `check` exits with the sentences of `problems`, if there are any; `body` runs the subcommand. With `shipped` the
+    model is by default the one that the repository ships.
     """
     parser = commands.add_parser(name, help=description.partition("\n")[0], description=description)
     parser.set_defaults(body=body, check=lambda args: parser.report(problems(args)))
     if model:
         parser.add_config()
         group = parser.add_argument_group("model")
-        group.add_argument(
-            "--checkpoint", type=Path, required=True, metavar="PATH", help="checkpoint file, or run folder"
-        )
+        help = "checkpoint file, run folder, or packed model"
+        help += " (default: the one in pretrained/)" if shipped else ""
+        group.add_argument("--checkpoint", type=Path, required=not shipped, metavar="PATH", help=help)
         cli.add_device_arguments(group)
     parser.add_argument("--json", action=argparse.BooleanOptionalAction, default=False, help="print the result as JSON")
     return parser

@@ -21,6 +21,7 @@ from pathlib import Path
 from utils import cli
 from utils.files import read_json
 from utils.lists import DEFAULT_PROTOCOL, read_speakers
+from utils.packed import is_packed, shipped_model
 
 SENTENCE = "This sentence was spoken by a small computer program."  # not in the training set
 STAGES = """
@@ -38,7 +39,10 @@ synthesize: test.py synthesize --checkpoint {voice_out} --text {text} --out {voi
 
 
 def stages(args: argparse.Namespace) -> Iterator[tuple[str, list[str]]]:
-    """Yields names and commands: `STAGES`, then those that take recordings of three speakers who were held out."""
+    """Yields names and commands: `STAGES`, then those that take recordings of three speakers who were held out.
+
+    The last two ask the shipped model, if there is one: about two recordings of one speaker, and of two.
+    """
     values = {name: shlex.quote(str(value)) for name, value in {**vars(args), "text": SENTENCE}.items()}
     for line in STAGES.split("\n")[1:-1]:
         name, _, command = line.partition(": ")
@@ -46,10 +50,15 @@ def stages(args: argparse.Namespace) -> Iterator[tuple[str, list[str]]]:
     store = args.out / "speakers.safetensors"
     store.unlink(missing_ok=True)  # it may be of another model
     model = ["--checkpoint", str(args.out), "--store", str(store)]
-    for speaker in read_speakers(args.data / "protocols" / DEFAULT_PROTOCOL / "heldout_speakers.txt")[:3]:
-        first, *_, last = sorted((args.root / "demo" / "LibriSpeech" / "demo" / speaker).iterdir())
-        yield "enroll", ["test.py", "enroll", *model, "--name", speaker, *map(str, sorted(first.glob("*.flac"))[:3])]
-    yield "identify", ["test.py", "identify", *model, str(max(last.glob("*.flac")))]
+    speakers = read_speakers(args.data / "protocols" / DEFAULT_PROTOCOL / "heldout_speakers.txt")[:3]
+    chapters = [sorted((args.root / "demo" / "LibriSpeech" / "demo" / speaker).iterdir()) for speaker in speakers]
+    firsts = [sorted(first.glob("*.flac")) for first, *_ in chapters]
+    for speaker, recordings in zip(speakers, firsts, strict=True):
+        yield "enroll", ["test.py", "enroll", *model, "--name", speaker, *map(str, recordings[:3])]
+    probe = str(max(chapters[-1][-1].glob("*.flac")))
+    yield "identify", ["test.py", "identify", *model, probe]
+    if is_packed(shipped_model("speaker")):
+        yield from (("verify", ["test.py", "verify", probe, str(firsts[place][0])]) for place in (-1, 0))
 
 
 def run_command(words: list[str], stdout: int | None = None) -> tuple[int, str]:
@@ -60,6 +69,12 @@ def run_command(words: list[str], stdout: int | None = None) -> tuple[int, str]:
         signal.signal(number, lambda number, _: process.send_signal(number))
     output, _ = process.communicate()
     return (process.returncode if process.returncode >= 0 else 128 - process.returncode), output or ""
+
+
+def shipped_answers(outputs: list[str]) -> list[tuple[str, str]]:
+    """Labels and values of what the shipped model says; one row without it."""
+    labels = "shipped model, one speaker", "shipped model, two speakers"
+    return list(zip(labels, outputs, strict=False)) or [("shipped model", "none in this checkout")]
 
 
 def table(out: Path, voice_out: Path) -> Iterator[tuple[str, str]]:
@@ -102,18 +117,21 @@ def build_parser() -> cli.Parser:
 
 def _demo(args: argparse.Namespace) -> int:
     seconds: dict[str, float] = {}
+    kept: dict[str, list[str]] = {"identify": [], "verify": []}
     for name, words in stages(args):
         words = [os.path.relpath(sys.executable), *words]
         print(f"\n== {name}\n$ {shlex.join(words)}", flush=True)
         started = time.monotonic()
-        code, output = run_command(words, subprocess.PIPE if name == "identify" else None)
+        code, output = run_command(words, subprocess.PIPE if name in kept else None)
         if code:
             print(f"error: {name} ended with exit code {code}; the same command resumes", file=sys.stderr)
             return code
+        kept.get(name, []).append(output.strip())
         seconds[name] = seconds.get(name, 0) + time.monotonic() - started
     times = ((f"wall time, {name}", f"{spent:.1f} s") for name, spent in seconds.items())
-    print("", *(f"{label:<41}{value}" for label, value in (*times, *table(args.out, args.voice_out))), sep="\n")
-    print(f"identified:\n{output}All voices are synthetic (espeak-ng): real ones are harder.")
+    rows = (*times, *table(args.out, args.voice_out), *shipped_answers(kept["verify"]))
+    print("", *(f"{label:<41}{value}" for label, value in rows), sep="\n")
+    print(f"identified:\n{kept['identify'][0]}\nAll voices are synthetic (espeak-ng): real ones are harder.")
     return 0
 
 

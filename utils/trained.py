@@ -12,6 +12,7 @@ from utils.checkpoint import load_checkpoint, model_hash
 from utils.device import pick_device, use_backend
 from utils.errors import UserError
 from utils.features.recipe import MelRecipe
+from utils.packed import shipped_model
 
 
 class TrainedModel:
@@ -50,8 +51,12 @@ class TrainedModel:
         self.model_hash = model_hash(tensors, content["model_config"], content["recipe"])
 
     @classmethod
-    def load(cls, checkpoint: str | Path, device: str = "auto", backend: str = "auto") -> Self:
-        """Reads a checkpoint file, or the best checkpoint of a run folder; `UserError` for anything wrong with it."""
+    def load(cls, checkpoint: str | Path | None = None, device: str = "auto", backend: str = "auto") -> Self:
+        """Reads a checkpoint file, the best checkpoint of a run folder, or a packed model by its folder or name.
+
+        By default it is the model that the repository ships for this task. `UserError` for anything wrong with it.
+        """
+        checkpoint = shipped_model(cls.task) if checkpoint is None else checkpoint
         content = load_checkpoint(checkpoint)
         if content["task"] != cls.task:
             raise UserError(

@@ -88,14 +88,23 @@ def add_commands(commands: Any) -> None:
     parser.add_argument("systems", nargs="+", type=_folders, metavar="EVALUATION", help=help)
     add_report_arguments(parser)
 
+    description = "Pack a recognizer to publish it: 16-bit weights without its training speakers' vectors, and a card."
+    parser = add_command(commands, "pack", _pack, description, model=False)
+    help = "checkpoint file, run folder, or packed model"
+    parser.add_argument("--checkpoint", type=Path, required=True, metavar="PATH", help=help)
+    help = "folder of the packed model; its card keeps what is outside of the figures"
+    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help=help)
+    help = "--out folders of evaluate or pool, for the figures in the card"
+    parser.add_argument("--report", type=Path, nargs="+", default=[], metavar="EVALUATION", help=help)
+
     description = "Print or store the embedding of each recording, scaled to length 1."
-    parser = add_command(commands, "embed", _embed, description, _embed_problems)
+    parser = add_command(commands, "embed", _embed, description, _embed_problems, shipped=True)
     _add_recordings(parser, "recordings")
     help = "safetensors file for the embeddings, instead of printing them"
     parser.add_argument("--out", type=Path, metavar="FILE", help=help)
 
     description = "Enroll a speaker: add the mean embedding of the recordings to a store."
-    parser = add_command(commands, "enroll", _enroll, description, _enroll_problems)
+    parser = add_command(commands, "enroll", _enroll, description, _enroll_problems, shipped=True)
     _add_recordings(parser, "recordings of the one speaker")
     _add_store(parser, "store of enrolled speakers; created if missing")
     parser.add_argument("--name", required=True, metavar="NAME", help="the speaker's name")
@@ -104,7 +113,7 @@ def add_commands(commands: Any) -> None:
     )
 
     description = "Name the enrolled speaker who is speaking, or report that it is none of them."
-    parser = add_command(commands, "identify", _identify, description)
+    parser = add_command(commands, "identify", _identify, description, shipped=True)
     _add_recordings(parser, "recordings, each judged by itself")
     _add_store(parser, "store of enrolled speakers")
     default = (
@@ -112,7 +121,8 @@ def add_commands(commands: Any) -> None:
     )
     _add_threshold(parser, default)
 
-    parser = add_command(commands, "verify", _verify, "Decide whether two recordings are of the same speaker.")
+    description = "Decide whether two recordings are of the same speaker."
+    parser = add_command(commands, "verify", _verify, description, shipped=True)
     parser.add_argument("a", type=Path, metavar="A", help="a recording")
     parser.add_argument("b", type=Path, metavar="B", help="another recording")
     _add_threshold(parser, "the checkpoint's, at the EER of its validation trials")
@@ -173,6 +183,19 @@ def _compare(args: argparse.Namespace) -> None:
         clear_report(args.out)
         write_text(args.out / REPORT, json_text(report) + "\n")
         show_report(args, report, comparison_table(report))
+
+
+def _pack(args: argparse.Namespace) -> None:
+    from utils.speaker.packing import pack
+
+    packed = pack(args.checkpoint, args.out, args.report)
+    if args.json:
+        print_json(packed)
+    else:
+        print(
+            f"packed model {packed['model_hash']}, {packed['bytes'] / 1e6:.1f} MB, to {packed['out']}; "
+            f"embeddings have a cosine of at least {packed['least_cosine']:.6f} with those of the checkpoint"
+        )
 
 
 def _embed_problems(args: argparse.Namespace) -> list[str]:

@@ -122,6 +122,9 @@ def _identify_by_classifier(
             "so that its training may have included the test recordings"
         )
         return
+    if not recognizer.has_classifier:
+        evaluation.reasons["identification"] = "the model was packed without the vectors of its training speakers"
+        return
     for part, utterances in zip(PARTS, (protocol.utterance_test, protocol.chapter_test), strict=True):
         places = [store.index[utterance] for utterance in utterances]
         (embeddings,) = recognizer.embed_durations(places, store.mel, [None], desc=f"identification by {part}")

@@ -1,10 +1,11 @@
-"""A trained speaker model, from checkpoint to embeddings, in three lines:
+"""A trained speaker model, from recordings to embeddings, in three lines:
 
     from utils.speaker.recognizer import SpeakerRecognizer
-    recognizer = SpeakerRecognizer.load("runs/demo")
+    recognizer = SpeakerRecognizer.load()
     embedding = recognizer.embed_file("recording.flac")
 
-Embeddings are unit-normalized, so that the cosine of two recordings is their dot product.
+`load("runs/demo")` takes a model of your own. Embeddings are unit-normalized, so that the cosine of two recordings is
+their dot product.
 """
 
 from __future__ import annotations
@@ -70,8 +71,13 @@ class SpeakerRecognizer(TrainedModel):
         self._extractor = MelExtractor(self.recipe)
 
     def build(self, content: dict[str, Any]) -> SpeakerModel:
-        """The untrained model; after speed perturbation it has a class for each speaker at each speed."""
+        """The untrained model, with a class for each speaker at each speed; for none in a packed model."""
         return SpeakerModel(self.config, content.get("speeds", 1) * len(content["speakers"]))
+
+    @property
+    def has_classifier(self) -> bool:
+        """Whether the model has vectors of its training speakers; packed models do not."""
+        return len(self.model.classifier.weight) > 0
 
     @property
     def name(self) -> str:
@@ -217,7 +223,7 @@ class SpeakerRecognizer(TrainedModel):
 
     @torch.inference_mode()
     def classify(self, embeddings: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Cosines (n, s) of embeddings (n, d) with the classifier's vectors of the training speakers."""
+        """Cosines (n, s) of embeddings (n, d) with the vectors of the training speakers, if `has_classifier`."""
         weight = torch.nn.functional.normalize(self.model.classifier.weight[: len(self.speakers)].float(), dim=-1)
         return embeddings @ self.back_end(weight.cpu().numpy()).T
 

@@ -1,0 +1,154 @@
+"""Packs a trained recognizer to be published: weights, operating points, and the figures in its card."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from utils.checkpoint import find_model, load_checkpoint
+from utils.commands import REPORT, counted
+from utils.errors import UserError
+from utils.features.mel import MelExtractor
+from utils.files import read_json, read_text, replacing_directory, write_text
+from utils.packed import CONFIG, SUMS, WEIGHTS, is_packed, write_packed
+from utils.speaker.recognizer import SpeakerRecognizer
+from utils.speaker.report import table
+
+CARD, TRAINING = "README.md", "training.yaml"
+LEAST_COSINE = 0.9999  # of embeddings before and after packing
+BEGIN, END = "<!-- figures: written by test.py pack, not by hand -->", "<!-- end of the figures -->"
+
+_KEPT = ("task", "step", "model_config", "recipe", "recipe_hash", "speakers", "training_list", "sounds", "metrics")
+_NEW_CARD = f"# Model card\n\n{BEGIN}\n{END}\n"
+
+
+def pack(checkpoint: Path, out: Path, reports: Sequence[Path]) -> dict[str, Any]:
+    """Writes the packed model of a checkpoint to `out`, with the figures of evaluations in its card.
+
+    `out` is replaced as a whole, and only by a model whose embeddings have a cosine of at least `LEAST_COSINE` with
+    those of the checkpoint. Its card keeps everything outside of the figures. A packed model can be packed again, with
+    other figures.
+
+    Returns:
+        The folder, its size in bytes, the model's hash, and the least cosine.
+    """
+    content = load_checkpoint(checkpoint)
+    before = SpeakerRecognizer(content, checkpoint, "cpu")
+    figures = [(_report(folder), folder) for folder in reports]
+    card, training = _card(out), _training(checkpoint, content)
+    with replacing_directory(out) as staging:
+        write_packed(staging, _without_classifier(content))
+        write_text(staging / TRAINING, training)
+        after = SpeakerRecognizer.load(staging, "cpu")
+        cosine = _least_cosine(before, after)
+        if not cosine >= LEAST_COSINE:
+            raise UserError(f"embeddings change in 16 bits: the least cosine is {cosine:.6f}, not {LEAST_COSINE}")
+        head, tail = card
+        described = [_facts(after, (staging / WEIGHTS).stat().st_size), _command(content)]
+        names = {after.model_hash: "this model", before.model_hash: "this model, before it was packed"}
+        block = "\n\n".join([*described, *(_figure(*figure, names) for figure in figures)])
+        write_text(staging / CARD, f"{head}{BEGIN}\n\n{block}\n\n{END}{tail}")
+        size = sum(path.stat().st_size for path in staging.iterdir())
+    return {"out": str(out), "bytes": size, "model_hash": after.model_hash, "least_cosine": cosine}
+
+
+def _without_classifier(content: dict[str, Any]) -> dict[str, Any]:
+    """Drops what only training needs: the vectors of the training speakers, who keep no more than their ids."""
+    model = {name: each[:0] if name.startswith("classifier.") else each for name, each in content["model"].items()}
+    kept = {name: content[name] for name in (*_KEPT, "back_end", "operating_points") if name in content}
+    return {**kept, "speeds": 0, "model": model}
+
+
+def _training(checkpoint: Path, content: dict[str, Any]) -> str:
+    """The flags of the training as YAML, without the folders of the machine."""
+    import yaml
+
+    path = find_model(checkpoint)
+    if is_packed(path):
+        return read_text(path / TRAINING)
+    flags = {name: value for name, value in content["config"].items() if not _is_folder(name)}
+    return yaml.safe_dump(flags, sort_keys=True, allow_unicode=True)
+
+
+def _is_folder(flag: str) -> bool:
+    return flag in ("data", "out", "resume") or flag.endswith("_folder")
+
+
+def _card(out: Path) -> tuple[str, str]:
+    """The card of the folder before and after its figures; `UserError` for a folder that is of something else."""
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out {out} is a file; a folder is needed")
+    strangers = {path.name for path in out.iterdir()} - {WEIGHTS, CONFIG, SUMS, TRAINING, CARD} if out.exists() else ()
+    if strangers:
+        raise UserError(f"{out} contains other files than those of a packed model, such as {min(strangers)}")
+    text = read_text(out / CARD) if (out / CARD).exists() else _NEW_CARD
+    head, begun, rest = text.partition(BEGIN)
+    _, ended, tail = rest.partition(END)
+    if not (begun and ended):
+        raise UserError(f"{out / CARD} has no place for figures: lines with `{BEGIN}` and `{END}`")
+    return head, tail
+
+
+def _report(folder: Path) -> dict[str, Any]:
+    report = read_json(folder / REPORT)
+    if not isinstance(report, dict) or not {"title", "verification", "identification"} <= set(report):
+        raise UserError(f"{folder / REPORT} is not the report of an evaluation of a recognizer")
+    return report
+
+
+def _facts(recognizer: SpeakerRecognizer, size: int) -> str:
+    """The sentences of the card that describe the model; `size` is that of the weights in bytes."""
+    threshold = "none" if recognizer.threshold is None else f"{recognizer.threshold:.3f}"
+    return (
+        f"Model `{recognizer.model_hash}`, {recognizer.name}: {recognizer.parameters:,} parameters in "
+        f"{size / 1e6:.1f} MB, step {recognizer.step:,} of a training on "
+        f"{counted(len(recognizer.speakers), 'speaker')} (training list "
+        f"`{recognizer.training_list}`). Threshold of verification: {threshold}."
+    )
+
+
+def _command(content: dict[str, Any]) -> str:
+    """The command that trains the model again, with placeholders for folders."""
+    sounds = "".join(f" --{name.replace('_', '-')} SOUNDS" for name in sorted(content.get("sounds", {})))
+    return f"```bash\npython train_tacomamba.py --config training.yaml --data AUDIO --out RUN{sounds}\n```"
+
+
+def _figure(report: dict[str, Any], folder: Path, names: dict[str, str]) -> str:
+    """The table of a report, and whose figures they are."""
+    models = [model["hash"] for model in report.get("models", [report.get("model")])]
+    whose = ", ".join(names.get(model, f"another model, `{model}`") for model in models)
+    trials = f", trial list `{report['source']['trials_sha256'][:8]}`" if "trials_sha256" in report["source"] else ""
+    return f"**{folder.name}**: {report['title']}{trials}; {whose}.\n\n```text\n{table(report)}{_errors(report)}\n```"
+
+
+def _errors(report: dict[str, Any]) -> str:
+    """The line of the errors at the model's own threshold."""
+    point = report.get("operating_point")
+    if not point:
+        return ""
+    return (
+        f"\n\nat the threshold {point['threshold']:.3f}: {point['false_acceptance']:.1%} of the non-targets accepted, "
+        f"{point['false_rejection']:.1%} of the targets rejected"
+    )
+
+
+def _least_cosine(before: SpeakerRecognizer, after: SpeakerRecognizer) -> float:
+    """The least cosine between embeddings of generated audio by two recognizers; NaN if one is not finite."""
+    extract = MelExtractor(before.recipe)
+    mels = [extract(_voice(number, before.recipe.sample_rate)) for number in range(12)]
+    return float((before.embed_mels(mels) * after.embed_mels(mels)).sum(1).min())
+
+
+def _voice(number: int, rate: int) -> NDArray[np.float32]:
+    """Generated audio of 1 to 4 s: syllables of harmonics, and noise."""
+    draw = np.random.default_rng(number)
+    time = np.arange(int(draw.uniform(1, 4) * rate)) / rate
+    pitch = draw.uniform(80, 280) * (1 + 0.05 * np.sin(2 * np.pi * draw.uniform(0.5, 2) * time))
+    phase, tilt = 2 * np.pi * np.cumsum(pitch) / rate, draw.uniform(0.5, 1.5)
+    harmonics = sum(draw.uniform(0.2, 1) * np.sin(order * phase) / order**tilt for order in range(1, 13))
+    syllables = np.clip(np.sin(2 * np.pi * draw.uniform(2, 5) * time), 0, None)
+    return (0.1 * harmonics * syllables + 0.003 * draw.standard_normal(len(time))).astype(np.float32)
