@@ -144,9 +144,10 @@ def test_the_card_gets_the_figures_of_reports_and_keeps_the_rest(copied, evaluat
     assert f"**held-out**: {report['title']}" in text and "; this model.\n" in text
     assert "another model, `feedfeedfeedfeed`.\n" in text
     assert (copied / WEIGHTS).read_bytes() == weights
-    again = answer(capsys, "pack", "--checkpoint", copied, "--out", copied)  # without the run
+    again = answer(capsys, "pack", "--checkpoint", copied, "--out", copied, "--report", evaluated)  # without the run
     assert again["model_hash"] == packed["model_hash"] and (copied / WEIGHTS).read_bytes() == weights
-    assert "held-out" not in card.read_text(encoding="utf-8") and "steps: 60" in (copied / "training.yaml").read_text()
+    assert "; this model.\n" in card.read_text(encoding="utf-8") and "feed" not in card.read_text(encoding="utf-8")
+    assert "steps: 60" in (copied / "training.yaml").read_text()
 
 
 def test_what_cannot_be_packed_leaves_the_folder_as_it_is(copied, trained_run, evaluated, tmp_path, capsys):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -49,7 +50,7 @@ def pack(checkpoint: Path, out: Path, reports: Sequence[Path]) -> dict[str, Any]
             raise UserError(f"embeddings change in 16 bits: the least cosine is {cosine:.6f}, not {LEAST_COSINE}")
         head, tail = card
         described = [_facts(after, (staging / WEIGHTS).stat().st_size), _command(content)]
-        names = {after.model_hash: "this model", before.model_hash: "this model, before it was packed"}
+        names = {before.model_hash: "this model, before it was packed", after.model_hash: "this model"}
         block = "\n\n".join([*described, *(_figure(*figure, names) for figure in figures)])
         write_text(staging / CARD, f"{head}{BEGIN}\n\n{block}\n\n{END}{tail}")
         size = sum(path.stat().st_size for path in staging.iterdir())
@@ -95,7 +96,7 @@ def _card(out: Path) -> tuple[str, str]:
 
 def _report(folder: Path) -> dict[str, Any]:
     report = read_json(folder / REPORT)
-    if not isinstance(report, dict) or not {"title", "verification", "identification"} <= set(report):
+    if not isinstance(report, dict) or not {"title", "verification", "identification", "conditions"} <= set(report):
         raise UserError(f"{folder / REPORT} is not the report of an evaluation of a recognizer")
     return report
 
@@ -103,12 +104,13 @@ def _report(folder: Path) -> dict[str, Any]:
 def _facts(recognizer: SpeakerRecognizer, size: int) -> str:
     """The sentences of the card that describe the model; `size` is that of the weights in bytes."""
     threshold = "none" if recognizer.threshold is None else f"{recognizer.threshold:.3f}"
-    return (
+    text = (
         f"Model `{recognizer.model_hash}`, {recognizer.name}: {recognizer.parameters:,} parameters in "
         f"{size / 1e6:.1f} MB, step {recognizer.step:,} of a training on "
         f"{counted(len(recognizer.speakers), 'speaker')} (training list "
         f"`{recognizer.training_list}`). Threshold of verification: {threshold}."
     )
+    return textwrap.fill(text, 120, break_long_words=False, break_on_hyphens=False)
 
 
 def _command(content: dict[str, Any]) -> str:
@@ -126,9 +128,9 @@ def _figure(report: dict[str, Any], folder: Path, names: dict[str, str]) -> str:
 
 
 def _errors(report: dict[str, Any]) -> str:
-    """The line of the errors at the model's own threshold."""
-    point = report.get("operating_point")
-    if not point:
+    """The line of the errors at the model's own threshold, which a table of test conditions has already."""
+    point = report["operating_point"]
+    if report["conditions"] or not point:
         return ""
     return (
         f"\n\nat the threshold {point['threshold']:.3f}: {point['false_acceptance']:.1%} of the non-targets accepted, "
