@@ -1,5 +1,6 @@
 """The demo: its commands run in order, a command that fails or is stopped, and the closing table of a whole run."""
 
+import itertools
 import os
 import re
 import signal
@@ -32,6 +33,24 @@ def test_the_exit_code_is_that_of_the_command_that_fails(tmp_path):
 def test_a_program_that_a_signal_kills_gives_128_and_its_number():
     kill = "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
     assert demo.run_command([sys.executable, "-c", kill]) == (137, "")
+
+
+def test_the_shipped_model_is_asked_about_one_speaker_and_about_two(shipped, tmp_path, monkeypatch):
+    args = demo.build_parser().parse_args(
+        ["--root", f"{tmp_path}", "--data", f"{tmp_path}/data", "--out", f"{tmp_path}"]
+    )
+    listed = tmp_path / "data" / "protocols" / "default" / "heldout_speakers.txt"
+    listed.parent.mkdir(parents=True)
+    listed.write_text("91\n92\n93\n")
+    for speaker, chapter in itertools.product(("91", "92", "93"), "12"):
+        folder = tmp_path / "demo" / "LibriSpeech" / "demo" / speaker / chapter
+        folder.mkdir(parents=True)
+        (folder / f"{speaker}-{chapter}.flac").touch()
+    asked = [[Path(word).stem for word in words[2:]] for name, words in demo.stages(args) if name == "verify"]
+    assert asked == [["93-2", "93-1"], ["93-2", "91-1"]]
+    monkeypatch.setattr("utils.packed.SHIPPED", tmp_path)
+    assert "verify" not in dict(demo.stages(args))
+    assert dict(demo.shipped_answers([])) == {"shipped model": "none in this checkout"}
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -50,14 +50,13 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
 
     `UserError` if it is missing, damaged or foreign.
     """
-    path = find_model(path)
-    if packed.is_packed(path):
-        return packed.read_packed(path)
-    if path.parent == packed.SHIPPED:
-        raise UserError(f"no trained model is shipped in {path}: give --checkpoint, or train one")
-    if path.is_dir():
-        path = path / BEST
+    found = find_model(path)
+    if packed.is_packed(found):
+        return packed.read_packed(found)
+    path = found / BEST if found.is_dir() else found
     if not path.is_file():
+        if found.parent == packed.SHIPPED:
+            raise UserError(f"no trained model is shipped in {found}: give --checkpoint, or train one")
         raise UserError(f"there is no checkpoint at {path}")
     beside = hash_path(path)
     if beside.exists() and beside.read_text(encoding="utf-8").split()[:1] != [sha256_file(path)]:

@@ -45,7 +45,7 @@ class TtsOptions(Config):
     title = "voice of text to mel"
 
     speaker_encoder: Path | None = option(  # compared by the hash of its weights when a run is resumed
-        None, "checkpoint of the speaker task that makes the embeddings", may_change=True
+        None, "checkpoint or packed model of the speaker task that makes the embeddings", may_change=True
     )
 
 
