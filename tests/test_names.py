@@ -88,7 +88,8 @@ def test_stored_embeddings_have_the_names(trained_run, folder, voices):
 def test_a_missing_file_is_named(trained_run, tmp_path):
     command = [sys.executable, "test.py", "embed", "--checkpoint", str(trained_run), tmp_path / f"{NAME}.wav"]
     done = subprocess.run(list(map(os.fsencode, command)), cwd=ROOT, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 2 and done.stderr == f"error: {tmp_path}/caf\\udce9.wav is missing\n"
+    sentence = "is missing; python download.py --dataset demo makes recordings to try"
+    assert done.returncode == 2 and done.stderr == f"error: {tmp_path}/caf\\udce9.wav {sentence}\n"
 
 
 def test_folders_that_a_library_cannot_open_are_refused(processed, folder):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from utils import cli
 from utils.commands import REPORT, add_command, add_report_arguments, counted, print_json, report_folder, show_report
+from utils.errors import UserError
 from utils.lists import DEFAULT_PROTOCOL
 
 if TYPE_CHECKING:
@@ -209,14 +210,18 @@ def _enroll_problems(args: argparse.Namespace) -> list[str]:
     return [f"{path} is given twice: it would count twice in the mean" for path in twice]
 
 
-def _load(args: argparse.Namespace) -> SpeakerRecognizer:
+def _load(args: argparse.Namespace, *recordings: Path) -> SpeakerRecognizer:
+    """Loads the recognizer, unless one of the recordings that it is needed for is missing."""
     from utils.speaker.recognizer import SpeakerRecognizer
 
+    missing = next((path for path in recordings if not path.exists()), None)
+    if missing is not None:
+        raise UserError(f"{missing} is missing; python download.py --dataset demo makes recordings to try")
     return SpeakerRecognizer.load(args.checkpoint, args.device, args.backend)
 
 
 def _embed(args: argparse.Namespace) -> None:
-    recognizer = _load(args)
+    recognizer = _load(args, *args.audio)
     embeddings = recognizer.embed_files(args.audio)
     names = [str(path) for path in args.audio]
     if args.out is not None:
@@ -237,7 +242,7 @@ def _enroll(args: argparse.Namespace) -> None:
 
     from utils.speaker.enrollment import EnrollmentStore, locked_store
 
-    recognizer = _load(args)
+    recognizer = _load(args, *args.audio)
     owner = recognizer.model_hash, recognizer.recipe.hash
     EnrollmentStore.begin(args.store, *owner).check_name(args.name, args.replace)
     embeddings, seconds = recognizer.embed_speech(args.audio)
@@ -255,7 +260,7 @@ def _enroll(args: argparse.Namespace) -> None:
 def _identify(args: argparse.Namespace) -> None:
     from utils.speaker.enrollment import EnrollmentStore
 
-    recognizer = _load(args)
+    recognizer = _load(args, *args.audio)
     store = EnrollmentStore.load(args.store, recognizer.model_hash)
     count = len(store.speakers)
     recognizer.identification_threshold(args.threshold, 1.0, count)  # refuses before the work if there is none
@@ -276,7 +281,7 @@ def _identify(args: argparse.Namespace) -> None:
 
 
 def _verify(args: argparse.Namespace) -> None:
-    recognizer = _load(args)
+    recognizer = _load(args, args.a, args.b)
     threshold = recognizer.decision_threshold(args.threshold)
     (first, second), _ = recognizer.embed_speech([args.a, args.b])
     score = float(first @ second)
