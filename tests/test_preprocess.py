@@ -221,7 +221,7 @@ def test_data_that_does_not_match_the_features_is_refused(small, tmp_path, capsy
     capsys.readouterr()
     assert run(*common, "--recipe", "hifigan-22k", "--protocol", "b") == 2
     errors = capsys.readouterr().err
-    assert "05dbc9bfef7a" in errors and "0bb58dd8dee6" in errors and "sample_rate 16000 against 22050" in errors
+    assert "1c1b222a00c7" in errors and "0bb58dd8dee6" in errors and "sample_rate 16000 against 22050" in errors
     shutil.copytree(small / "train-small" / "101", small / "train-more" / "201")
     assert run(*common, "--split", "train-more", "--raw", small / "train-more", "--protocol", "b") == 2
     assert "was made from" in capsys.readouterr().err

@@ -77,10 +77,10 @@ def test_recordings_outside_of_the_splits_are_counted(raw, capsys):
     top = raw.parent / "top"
     shutil.copytree(raw, top / "dev")
     shutil.copytree(raw / "1", top / "test" / "9")
-    shutil.copytree(raw / "1", top / "more" / "x" / "y" / "z")
+    shutil.copytree(raw / "1", top / "more" / "w" / "x" / "y" / "z")
     (top / "README").touch()
     assert run(*words(raw, "--raw", top, "--split", "dev")) == 0
-    assert "ignored    6 files (6 .wav), the first: more/x/y/z/a/0.wav\n" in capsys.readouterr().out
+    assert "ignored    6 files (6 .wav), the first: more/w/x/y/z/a/0.wav\n" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("encoding", [{"PYTHONIOENCODING": "ascii"}, {"LC_ALL": "C"}])

@@ -167,8 +167,18 @@ def test_a_run_of_an_older_version_is_refused_with_advice(uninterrupted, process
 
 
 ALLOWED = {
-    *("config", "out", "data", "resume", "steps", "log_every", "save_every", "keep_last", "tensorboard"),
-    *("max_bad_steps", "device", "backend", "threads", "workers", "compile", "checkpoint_layers", "speaker_encoder"),
+    *("config", "out", "data", "resume", "steps", "log_every", "save_every", "valid_every", "keep_last"),
+    *(
+        "tensorboard",
+        "max_bad_steps",
+        "device",
+        "backend",
+        "threads",
+        "workers",
+        "compile",
+        "checkpoint_layers",
+        "speaker_encoder",
+    ),
     *("noise_folder", "rir_folder"),  # compared by their contents
 }
 

@@ -92,6 +92,8 @@ def loading_errors() -> Iterator[None]:
     """Turns the death of a loading process, and the errors of a user in one, into a `UserError` of one sentence."""
     try:
         yield
+    except (ConnectionError, EOFError) as error:  # it died while it handed a batch over
+        raise UserError(f"a process of --workers was lost (while it sent a batch): {REMEDY}") from error
     except (UserError, OSError) as error:
         raised = re.match(r"Caught (\w+) in DataLoader worker", str(error))
         if raised is None:
