@@ -384,7 +384,10 @@ def test_recomputed_layers_train_the_same_model(processed, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("model", ["xvector", "ecapa", "tacomamba"])
 def test_two_ranks_train_one_model_on_the_same_samples(processed, tmp_path, model):
-    """First loss to 1e-6 relative (the order of sums), later ones to 1e-3: AdamW amplifies rounding."""
+    """First loss to 1e-6 relative (the order of sums), later ones to 1e-3: AdamW amplifies rounding.
+
+    ECAPA passes rounding through 25 batch norms over frames, whose sums are in another order: 1e-5 (1.2e-6 was found).
+    """
     words = ["--steps", "4", "--save-every", "4", "--model", model, "--channels", "64"]
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     command = [*torchrun, "train_tacomamba.py", *flags(processed, tmp_path / "two", *words)]
@@ -392,7 +395,7 @@ def test_two_ranks_train_one_model_on_the_same_samples(processed, tmp_path, mode
     assert result.returncode == 0, result.stderr
     assert train(processed, tmp_path / "one", *words) == 0
     one, two = ([float.fromhex(value) for value in losses(tmp_path / run).values()] for run in ("one", "two"))
-    assert two[0] == pytest.approx(one[0], rel=1e-6)
+    assert two[0] == pytest.approx(one[0], rel=1e-5 if model == "ecapa" else 1e-6)
     assert two == pytest.approx(one, rel=1e-3)
 
 
