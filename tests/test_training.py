@@ -386,7 +386,7 @@ def test_recomputed_layers_train_the_same_model(processed, tmp_path):
 def test_two_ranks_train_one_model_on_the_same_samples(processed, tmp_path, model):
     """First loss to 1e-6 relative (the order of sums), later ones to 1e-3: AdamW amplifies rounding.
 
-    ECAPA passes rounding through 25 batch norms over frames, whose sums are in another order: 1e-5 (1.2e-6 was found).
+    ECAPA passes rounding through 30 batch norms, whose sums are in another order: 1e-5 (1.2e-6 was found).
     """
     words = ["--steps", "4", "--save-every", "4", "--model", model, "--channels", "64"]
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
