@@ -115,7 +115,8 @@ def _facts(recognizer: SpeakerRecognizer, size: int) -> str:
 
 def _command(content: dict[str, Any]) -> str:
     """The command that trains the model again, with placeholders for folders."""
-    sounds = "".join(f" --{name.replace('_', '-')} SOUNDS" for name in sorted(content.get("sounds", {})))
+    given = sorted(name for name, digest in content.get("sounds", {}).items() if digest)
+    sounds = "".join(f" --{name.replace('_', '-')} SOUNDS" for name in given)
     return f"```bash\npython train_tacomamba.py --config training.yaml --data AUDIO --out RUN{sounds}\n```"
 
 
