@@ -126,7 +126,7 @@ def add_commands(commands: Any) -> None:
     parser = add_command(commands, "verify", _verify, description, shipped=True)
     parser.add_argument("a", type=Path, metavar="A", help="a recording")
     parser.add_argument("b", type=Path, metavar="B", help="another recording")
-    _add_threshold(parser, "the checkpoint's, at the EER of its validation trials")
+    _add_threshold(parser, "the checkpoint's, by the lengths: at the EER of validation recordings like these")
 
 
 def _add_recordings(parser: cli.Parser, help: str) -> None:
@@ -282,9 +282,9 @@ def _identify(args: argparse.Namespace) -> None:
 
 def _verify(args: argparse.Namespace) -> None:
     recognizer = _load(args, args.a, args.b)
-    threshold = recognizer.decision_threshold(args.threshold)
-    (first, second), _ = recognizer.embed_speech([args.a, args.b])
-    score = float(first @ second)
+    recognizer.verification_threshold(args.threshold, 1.0, 1.0)  # refuses before the work if there is none
+    (first, second), seconds = recognizer.embed_speech([args.a, args.b])
+    score, threshold = float(first @ second), recognizer.verification_threshold(args.threshold, *seconds)
     answer = {"a": str(args.a), "b": str(args.b), "score": score, "threshold": threshold, "same": score >= threshold}
     if args.json:
         print_json({**answer, "model_hash": recognizer.model_hash})

@@ -1,7 +1,8 @@
-"""Thresholds of open-set identification, taken in the way that they are used.
+"""Decision thresholds, taken in the way that they are used.
 
-The more people are enrolled and the shorter a recording is, the higher is the best score of a stranger. So thresholds
-are taken from validation speakers for several durations and numbers of enrolled, each such that a share of
+The more people are enrolled and the shorter a recording is, the higher is the best score of a stranger; the longer two
+recordings are, the higher are all their scores. So thresholds are taken from validation speakers for several durations:
+for verification at the equal error rate, for identification by the number of enrolled such that a share of
 `STRANGERS_NAMED` of the strangers is named.
 """
 
@@ -17,56 +18,75 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from utils.speaker.identification import enrollment_mean
+from utils.speaker.metrics import eer
 
 STRANGERS_NAMED = 0.05
 ENROLLED = (1, 2, 5, 10, 20, 50, 100, 200, 500)
 RECORDINGS = 3  # of an enrollment
+LONG = 8.0  # seconds; recordings from here on have thresholds of their own
+MIN_SPEAKERS = 3
 _STEPS = 40  # halvings of the interval of cosines
 
 
 @dataclass(frozen=True)
 class OperatingPoints:
-    """`thresholds` (d, n) for recordings of `seconds` (d,) and for `enrolled` (n,) people, both rising."""
+    """Thresholds for recordings of `seconds` (d,), rising.
+
+    `same` (d,) are those of verification, `named` (d, n) those of identification for `enrolled` (n,) people, rising.
+    """
 
     seconds: NDArray[np.float64]
     enrolled: NDArray[np.float64]
-    thresholds: NDArray[np.float64]
+    same: NDArray[np.float64]
+    named: NDArray[np.float64]
 
     @classmethod
     def fit(
         cls,
-        embeddings: Mapping[float, NDArray[np.float32]],
+        cut: Mapping[float, NDArray[np.float32]],
         whole: NDArray[np.float32],
         speakers: Sequence[str],
+        lengths: Sequence[float],
     ) -> Self | None:
         """Takes the thresholds from unit-normalized embeddings (n, e) of recordings of `speakers` (n).
 
         Args:
-            embeddings: seconds -> embeddings of that much of each recording.
-            whole: those of entire recordings; each speaker is enrolled with the first `RECORDINGS`.
+            cut: seconds -> embeddings of that much of each recording.
+            whole: those of the entire recordings, of `lengths` (n) in s. Recordings of `LONG` or more and the others
+                count separately, if both are of `MIN_SPEAKERS` or more.
 
         Returns:
-            None with fewer than three speakers.
+            None with fewer than `MIN_SPEAKERS` speakers.
         """
-        labels = np.asarray(speakers)
-        names = np.unique(labels)
-        if len(names) < 3:
+        labels, lengths = np.asarray(speakers), np.asarray(lengths, dtype=np.float64)
+        groups = [part for part in (lengths < LONG, lengths >= LONG) if _speakers(labels[part]) >= MIN_SPEAKERS]
+        if not groups:
             return None
-        enrolled = np.stack([enrollment_mean(whole[labels == name][:RECORDINGS]) for name in names])
-        counts = np.array([count for count in ENROLLED if count < len(names)], dtype=np.float64)
-        rows = []
-        for _, vectors in sorted(embeddings.items()):
-            scores = (vectors @ enrolled.T).astype(np.float64)
-            others = scores[labels[:, None] != names].reshape(len(labels), len(names) - 1)
-            rows.append([_threshold(others, int(count)) for count in counts])
-        return cls(np.array(sorted(embeddings)), counts, np.array(rows))
+        everyone = np.ones(len(labels), dtype=bool)
+        points = {seconds: (vectors, everyone) for seconds, vectors in cut.items()}
+        points |= {float(np.median(lengths[part])): (whole, part) for part in groups}
+        rows = sorted(points.items())
+        counts = np.array([count for count in ENROLLED if count < _speakers(labels)], dtype=np.float64)
+        named = [_named_thresholds(vectors[part], whole[part], labels[part], counts) for _, (vectors, part) in rows]
+        growth = max(named, key=len)
+        growth = growth - growth[0]
+        return cls(
+            seconds=np.array([seconds for seconds, _ in rows]),
+            enrolled=counts[: len(growth)],
+            same=np.array([_same_threshold(vectors[part], labels[part]) for _, (vectors, part) in rows]),
+            named=np.array([row if len(row) == len(growth) else row[0] + growth for row in named]).clip(max=1.0),
+        )
 
-    def threshold(self, seconds: float, enrolled: int) -> float:
+    def verification(self, seconds: float) -> float:
+        """The threshold for two recordings whose lengths have the geometric mean `seconds`."""
+        return float(np.interp(np.log(seconds), np.log(self.seconds), self.same))
+
+    def identification(self, seconds: float, enrolled: int) -> float:
         """The threshold for a recording of `seconds` and `enrolled` people.
 
         It is linear in the logarithms of both between the points and, for more people than there were, beyond them.
         """
-        by_count = [np.interp(np.log(seconds), np.log(self.seconds), column) for column in self.thresholds.T]
+        by_count = [np.interp(np.log(seconds), np.log(self.seconds), column) for column in self.named.T]
         x, count = np.log(self.enrolled), np.log(max(enrolled, 1))
         if count > x[-1] and len(x) > 1:
             slope = (by_count[-1] - by_count[0]) / (x[-1] - x[0])
@@ -75,12 +95,34 @@ class OperatingPoints:
 
     def to_tensors(self) -> dict[str, Tensor]:
         """The content of a checkpoint."""
-        return {name: torch.from_numpy(getattr(self, name)) for name in ("seconds", "enrolled", "thresholds")}
+        return {name: torch.from_numpy(value) for name, value in vars(self).items()}
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor]) -> Self:
         """The inverse of `to_tensors`."""
         return cls(**{name: tensor.numpy() for name, tensor in tensors.items()})
+
+
+def _speakers(labels: NDArray[np.str_]) -> int:
+    return len(np.unique(labels))
+
+
+def _same_threshold(vectors: NDArray[np.float32], labels: NDArray[np.str_]) -> float:
+    """The cosine at the equal error rate of all pairs; the largest one if no speaker has two recordings."""
+    a, b = np.triu_indices(len(labels), 1)
+    scores, targets = (vectors @ vectors.T)[a, b].astype(np.float64), labels[a] == labels[b]
+    return eer(scores, targets)[1] if targets.any() else float(scores.max())
+
+
+def _named_thresholds(
+    vectors: NDArray[np.float32], whole: NDArray[np.float32], labels: NDArray[np.str_], counts: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Thresholds for those of `counts` below the number of speakers, each enrolled with up to `RECORDINGS`."""
+    names = np.unique(labels)
+    enrolled = np.stack([enrollment_mean(whole[labels == name][:RECORDINGS]) for name in names])
+    scores = (vectors @ enrolled.T).astype(np.float64)
+    others = scores[labels[:, None] != names].reshape(len(labels), len(names) - 1)
+    return np.array([_threshold(others, int(count)) for count in counts if count < len(names)])
 
 
 def _threshold(scores: NDArray[np.float64], enrolled: int) -> float:

@@ -103,7 +103,13 @@ class SpeakerRecognizer(TrainedModel):
         Checkpoints without operating points have the threshold of trials only.
         """
         if wanted is None and self.operating_points is not None:
-            return self.operating_points.threshold(seconds, enrolled)
+            return self.operating_points.identification(seconds, enrolled)
+        return self.decision_threshold(wanted)
+
+    def verification_threshold(self, wanted: float | None, first: float, second: float) -> float:
+        """`wanted`, or else that of the operating points for recordings of `first` and `second` seconds."""
+        if wanted is None and self.operating_points is not None:
+            return self.operating_points.verification((first * second) ** 0.5)
         return self.decision_threshold(wanted)
 
     def mel_of_file(self, path: str | Path) -> Mel:

@@ -193,15 +193,15 @@ class SpeakerTask:
     def _operating_points(
         self, items: Sequence[int], mels: Sequence[np.ndarray], whole: np.ndarray, ranks: Ranks
     ) -> OperatingPoints | None:
-        """Thresholds of identification by duration; `whole` (n, e) are the embeddings of entire recordings."""
+        """Thresholds by duration; `whole` (n, e) are the embeddings of entire recordings."""
         recipe, rows = self.store.recipe, [self.store.rows[item] for item in items]
-        usual = float(np.median([row.seconds for row in rows]))
-        embeddings = {usual: whole}
+        lengths = [row.seconds for row in rows]
+        cut = {}
         for seconds in filter(None, DURATIONS.values()):
             frames = recipe.frames(round(seconds * recipe.sample_rate))
-            if seconds < usual:
-                embeddings[seconds] = self._embed([middle(mel, frames) for mel in mels], len(items), ranks)
-        return OperatingPoints.fit(embeddings, whole, [row.speaker for row in rows])
+            if seconds < np.median(lengths):
+                cut[seconds] = self._embed([middle(mel, frames) for mel in mels], len(items), ranks)
+        return OperatingPoints.fit(cut, whole, [row.speaker for row in rows], lengths)
 
     def _fit_back_end(self, ranks: Ranks) -> BackEnd:
         """Fits the back end to the first samples of the run, augmented as in training; finite ones only."""
