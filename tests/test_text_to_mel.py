@@ -309,7 +309,8 @@ def test_checkpoints_of_the_wrong_task_are_refused(run, trained_run, data, tmp_p
     evaluate = ["evaluate", "--checkpoint", str(run), "--out", str(tmp_path / "report")]
     assert test_script.main([*evaluate, "--audio-root", str(tmp_path), "--trials", "x"]) == 2
     assert "has no use for --audio-root and --trials" in capsys.readouterr().err
-    assert test_script.main(["embed", "--checkpoint", str(run), "x.wav"]) == 2
+    (tmp_path / "y.wav").touch()
+    assert test_script.main(["embed", "--checkpoint", str(run), str(tmp_path / "y.wav")]) == 2
     assert "holds a model of --task tts" in capsys.readouterr().err
 
 
