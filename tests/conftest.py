@@ -112,10 +112,10 @@ def ljspeech_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def _preprocess(dataset: str, raw: Path, out: Path) -> Path:
+def _preprocess(dataset: str, raw: Path, out: Path, *more: str) -> Path:
     import preprocess
 
-    assert preprocess.main(["--dataset", dataset, "--raw", str(raw), "--out", str(out), "--num-proc", "1"]) == 0
+    assert preprocess.main(["--dataset", dataset, "--raw", str(raw), "--out", str(out), "--num-proc", "1", *more]) == 0
     return out
 
 
@@ -123,6 +123,13 @@ def _preprocess(dataset: str, raw: Path, out: Path) -> Path:
 def processed(librispeech_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What preprocess.py makes of `librispeech_root`, with the protocol "default" (two speakers held out)."""
     return _preprocess("librispeech", librispeech_root, tmp_path_factory.mktemp("processed") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def stored(librispeech_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The recordings of `processed` as a store of audio."""
+    out = tmp_path_factory.mktemp("processed") / "audio"
+    return _preprocess("librispeech", librispeech_root, out, "--store", "audio")
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,6 @@ import soundfile
 import torch
 from torch.utils.data import DataLoader
 
-import preprocess
 import test
 import train_tacomamba
 from utils.checkpoint import load_checkpoint
@@ -31,15 +30,6 @@ SMALL = (
 )
 RUN = "--save-every 3 --log-every 1 --threads 1 --device cpu --no-tensorboard".split()
 OF_SAMPLES = {name: kind for name, kind in AUGMENTATIONS.items() if issubclass(kind, WaveAugmentation)}
-
-
-@pytest.fixture(scope="module")
-def data(librispeech_root, tmp_path_factory) -> Path:
-    """A store of audio of `librispeech_root`."""
-    out = tmp_path_factory.mktemp("audio") / "store"
-    words = ["--dataset", "librispeech", "--raw", str(librispeech_root), "--out", str(out), "--num-proc", "1"]
-    assert preprocess.main([*words, "--store", "audio"]) == 0
-    return out
 
 
 @pytest.fixture(scope="module")
@@ -70,27 +60,27 @@ def configured(share: float, noises: Path, *names: str) -> list[WaveAugmentation
 
 
 def crops(
-    data: Path, augmentations: Sequence = (), crop: int | None = 50, speeds: Sequence[float] = SPEEDS[:1]
+    stored: Path, augmentations: Sequence = (), crop: int | None = 50, speeds: Sequence[float] = SPEEDS[:1]
 ) -> CropDataset:
     """Crops of three speakers."""
-    store = FeatureStore.open(data)
+    store = FeatureStore.open(stored)
     items = [item for item, row in enumerate(store.rows) if row.speaker in ("101", "102", "105")]
     labels = [("101", "102", "105").index(store.rows[item].speaker) for item in items]
     order = EpochOrder(len(items), seed=0, smallest_batch=8)
     return CropDataset(store, items, labels, np.zeros(80), order, crop, augmentations, 0, 3, speeds)
 
 
-def test_crops_of_audio_are_those_of_mels(data, processed):
+def test_crops_of_audio_are_those_of_mels(stored, processed):
     for crop in (50, None):
-        audio, mels = crops(data, crop=crop), crops(processed, crop=crop)
+        audio, mels = crops(stored, crop=crop), crops(processed, crop=crop)
         for place in range(30):
             (mel, label), (expected, same) = audio[place], mels[place]
             assert label == same and mel.shape == expected.shape
             np.testing.assert_allclose(mel, expected, rtol=2**-11, atol=1e-4)
 
 
-def test_a_recording_shorter_than_the_crop_is_repeated(data):
-    dataset = crops(data, crop=700)
+def test_a_recording_shorter_than_the_crop_is_repeated(stored):
+    dataset = crops(stored, crop=700)
     mel, _ = dataset[0]
     whole = dataset.store.mel(dataset.items[dataset.order[0]])
     assert len(mel) == 700 > 2 * len(whole)
@@ -98,8 +88,11 @@ def test_a_recording_shorter_than_the_crop_is_repeated(data):
 
 
 @pytest.mark.parametrize("name", OF_SAMPLES)
-def test_each_augmentation_changes_its_share_of_the_crops(name, data, noises):
-    plain, some, all_ = crops(data), *(crops(data, configured(share, noises, name)) for share in (0.5, 1.0))
+def test_each_augmentation_changes_its_share_of_the_crops(name, stored, noises):
+    plain, some, all_ = (
+        crops(stored),
+        *(crops(stored, configured(share, noises, name)) for share in (0.5, 1.0)),
+    )
     changed = []
     for place in range(40):
         mel, label = some[place]
@@ -107,11 +100,11 @@ def test_each_augmentation_changes_its_share_of_the_crops(name, data, noises):
         changed.append(not np.array_equal(mel, plain[place][0]))
         assert np.array_equal(all_[place][0], all_[place][0]) and not np.array_equal(all_[place][0], plain[place][0])
     assert 10 <= sum(changed) <= 30
-    assert crops(data, configured(1.0, noises, name), crop=None)[3][0].shape == crops(data, crop=None)[3][0].shape
+    assert crops(stored, configured(1.0, noises, name), crop=None)[3][0].shape == crops(stored, crop=None)[3][0].shape
 
 
-def test_samples_are_equal_for_any_number_of_processes_and_threads(data, noises):
-    dataset = crops(data, configured(0.7, noises), speeds=SPEEDS)
+def test_samples_are_equal_for_any_number_of_processes_and_threads(stored, noises):
+    dataset = crops(stored, configured(0.7, noises), speeds=SPEEDS)
     places = [[place] for place in range(24)]
     threads = torch.get_num_threads()
     try:
@@ -124,16 +117,16 @@ def test_samples_are_equal_for_any_number_of_processes_and_threads(data, noises)
     assert all(np.array_equal(a, b) for a, b in zip(here, there, strict=True))
 
 
-def test_another_speed_is_another_speaker_at_another_pitch(data):
-    dataset, plain = crops(data, speeds=SPEEDS), crops(data)
+def test_another_speed_is_another_speaker_at_another_pitch(stored):
+    dataset, plain = crops(stored, speeds=SPEEDS), crops(stored)
     labels = np.array([dataset[place][1] for place in range(90)])
     assert (labels % 3 == [plain[place][1] for place in range(90)]).all()
     assert all(20 <= (labels // 3 == number).sum() <= 40 for number in range(3))
     assert all(len(dataset[place][0]) == 50 for place in range(10))
 
 
-def test_babble_is_of_other_speakers(data, monkeypatch):
-    dataset, read = crops(data), []
+def test_babble_is_of_other_speakers(stored, monkeypatch):
+    dataset, read = crops(stored), []
     audio = dataset.store.audio
     monkeypatch.setattr(dataset.store, "audio", lambda item, *part: read.append(item) or audio(item, *part))
     for label, speaker in enumerate(("101", "102", "105")):
@@ -153,8 +146,8 @@ def losses(run: Path) -> list[str]:
     return [line["loss_hex"] for line in read_log(run) if "loss_hex" in line]
 
 
-def test_a_run_resumes_exactly_with_all_augmentations_and_other_workers(data, noises, rooms, tmp_path, capsys):
-    words = ["--data", str(data), *SMALL, *RUN, *everything(noises, rooms)]
+def test_a_run_resumes_exactly_with_all_augmentations_and_other_workers(stored, noises, rooms, tmp_path, capsys):
+    words = ["--data", str(stored), *SMALL, *RUN, *everything(noises, rooms)]
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     assert train_tacomamba.main([*words, "--out", str(whole), "--steps", "6"]) == 0
     assert train_tacomamba.main([*words, "--out", str(parts), "--steps", "6", "--workers", "2"]) == 0
@@ -179,7 +172,7 @@ def test_a_run_resumes_exactly_with_all_augmentations_and_other_workers(data, no
     assert train_tacomamba.main([*words, *resume]) == ExitCode.BAD_INPUT
     assert "was trained with other sounds (noise_folder " in capsys.readouterr().err
 
-    evaluate = ["--checkpoint", whole, "--data", data, "--out", whole / "report", "--bootstrap", "5"]
+    evaluate = ["--checkpoint", whole, "--data", stored, "--out", whole / "report", "--bootstrap", "5"]
     assert test.main(["evaluate", *map(str, evaluate)]) == 0
     recognizer = SpeakerRecognizer.load(whole, "cpu")
     assert len(weights["classifier.weight"]) == 18 and len(recognizer.speakers) == 6
@@ -206,16 +199,16 @@ def refused(capsys, data: Path, *words: str) -> str:
     return capsys.readouterr().err
 
 
-def test_flags_that_cannot_work(data, processed, noises, tmp_path, capsys):
+def test_flags_that_cannot_work(stored, processed, noises, tmp_path, capsys):
     assert "--speed-perturbation needs a store of audio" in refused(capsys, processed, "--speed-perturbation")
-    both = refused(capsys, data, "--speed-perturbation", "--batch-frames", "900")
+    both = refused(capsys, stored, "--speed-perturbation", "--batch-frames", "900")
     assert "--speed-perturbation is for crops, not for --batch-frames" in both
-    assert "recorded_noise_share needs --noise-folder" in refused(capsys, data, "--recorded-noise-share", "0.5")
-    order = refused(capsys, data, "--reverb-seconds", "0.9", "0.2", "--babble-snr", "9", "3")
+    assert "recorded_noise_share needs --noise-folder" in refused(capsys, stored, "--recorded-noise-share", "0.5")
+    order = refused(capsys, stored, "--reverb-seconds", "0.9", "0.2", "--babble-snr", "9", "3")
     assert "reverb_seconds 0.9 0.2: the first must not be above the second" in order and "babble_snr 9 3" in order
     (tmp_path / "empty").mkdir()
     reverb = "--reverb-share", "0.5", "--rir-folder"
-    assert "empty holds no audio that libsndfile reads" in refused(capsys, data, *reverb, str(tmp_path / "empty"))
+    assert "empty holds no audio that libsndfile reads" in refused(capsys, stored, *reverb, str(tmp_path / "empty"))
     broken = shutil.copytree(noises, tmp_path / "broken")
     (broken / "broken.wav").write_text("no")
-    assert "broken.wav is not audio that can be read" in refused(capsys, data, *reverb, str(broken))
+    assert "broken.wav is not audio that can be read" in refused(capsys, stored, *reverb, str(broken))

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-import preprocess
 import test
 from utils.features.store import FeatureStore
 from utils.speaker.conditions import CONDITIONS, Degrader, parse_conditions
@@ -31,18 +30,20 @@ def call(*words: object) -> int:
 
 
 @pytest.fixture(scope="module")
-def audio(librispeech_root, tmp_path_factory) -> Path:
-    """A store of audio of the recordings of `processed`."""
-    out = tmp_path_factory.mktemp("conditions") / "store"
-    words = ["--dataset", "librispeech", "--raw", str(librispeech_root), "--out", str(out), "--store", "audio"]
-    assert preprocess.main([*words, "--num-proc", "1"]) == 0
-    return out
-
-
-@pytest.fixture(scope="module")
-def evaluated(audio, trained_run, tmp_path_factory) -> Path:
+def evaluated(stored, trained_run, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("conditions") / "evaluated"
-    words = ["--checkpoint", trained_run, "--data", audio, "--conditions", EVERY, "--out", out, "--bootstrap", 20]
+    words = [
+        "--checkpoint",
+        trained_run,
+        "--data",
+        stored,
+        "--conditions",
+        EVERY,
+        "--out",
+        out,
+        "--bootstrap",
+        20,
+    ]
     assert call("evaluate", *words) == 0
     return out
 
@@ -67,8 +68,8 @@ def test_each_condition_is_reported_with_both_sides_and_with_one(evaluated, trai
             assert len({tuple(row) for row in cosines.tolist()}) == 3, f"{name} changes nothing"
 
 
-def test_the_table_has_two_lines_for_a_condition(evaluated, trained_run, audio, tmp_path, capsys):
-    words = ["--checkpoint", trained_run, "--data", audio, "--out", tmp_path / "out", "--bootstrap", 5]
+def test_the_table_has_two_lines_for_a_condition(evaluated, trained_run, stored, tmp_path, capsys):
+    words = ["--checkpoint", trained_run, "--data", stored, "--out", tmp_path / "out", "--bootstrap", 5]
     assert call("evaluate", *words, "--conditions", "telephone") == 0
     lines = capsys.readouterr().out.splitlines()
     place = next(number for number, line in enumerate(lines) if line.startswith("condition "))
@@ -79,8 +80,8 @@ def test_the_table_has_two_lines_for_a_condition(evaluated, trained_run, audio, 
     assert not (tmp_path / "out" / "conditions.safetensors").exists()
 
 
-def test_scores_are_those_of_embeddings_of_degraded_samples(evaluated, audio, trained_run):
-    recognizer, store = SpeakerRecognizer.load(trained_run, "cpu"), FeatureStore.open(audio)
+def test_scores_are_those_of_embeddings_of_degraded_samples(evaluated, stored, trained_run):
+    recognizer, store = SpeakerRecognizer.load(trained_run, "cpu"), FeatureStore.open(stored)
     evaluation = read_evaluation(evaluated)
     trials, rows = evaluation.trials, {row.path: item for item, row in enumerate(store.rows)}
     path, other = trials.items[trials.a[0]], trials.items[trials.b[0]]
@@ -93,13 +94,13 @@ def test_scores_are_those_of_embeddings_of_degraded_samples(evaluated, audio, tr
 
 
 def test_the_same_bits_again_from_raw_audio_and_in_another_order(
-    evaluated, audio, trained_run, librispeech_root, tmp_path
+    evaluated, stored, trained_run, librispeech_root, tmp_path
 ):
     words = ["--config", evaluated / "config.yaml", "--out", tmp_path / "again"]
     assert call("evaluate", *words) == 0
     for name in ("conditions.safetensors", "scores.txt"):
         assert (tmp_path / "again" / name).read_bytes() == (evaluated / name).read_bytes()
-    (listed,) = (audio / "protocols" / "default").glob("trials-*.txt")
+    (listed,) = (stored / "protocols" / "default").glob("trials-*.txt")
     lines = listed.read_text().splitlines(keepends=True)
     order = random.Random(0).sample(range(len(lines)), len(lines))
     (tmp_path / "trials.txt").write_text("".join(lines[number] for number in order))

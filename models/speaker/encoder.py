@@ -53,7 +53,7 @@ class TacoMambaEncoder(nn.Module):
         )
         self.pooling = POOLINGS[config.pooling](config.pooled_channels)
         self.mel_statistics = StatisticsPooling(config.n_mels) if config.mel_statistics else None
-        pooled = self.pooling.out_dim + (2 * config.n_mels if config.mel_statistics else 0)
+        pooled = self.pooling.out_dim + (self.mel_statistics.out_dim if config.mel_statistics else 0)
         self.pooled_norm = BatchNorm(pooled)
         self.embedding = nn.Linear(pooled, config.embedding_dim)
 
