@@ -139,7 +139,6 @@ def _fit(
     if ranks.is_main:
         if training.resume not in ("auto", "off"):
             trainer.store.begin_from(Path(training.resume))
-        trainer.store.sweep()
         _write_records(args, flags, task, trainer.step, ranks)
     code = trainer.fit()
     if ranks.is_main:

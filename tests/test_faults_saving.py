@@ -17,6 +17,7 @@ from test_training import ROOT, flags, losses, train
 
 from utils.checkpoint import BEST, LAST, load_checkpoint, save_checkpoint
 from utils.errors import UserError
+from utils.files import remove_leftovers
 from utils.training.checkpoints import CheckpointStore
 
 
@@ -64,7 +65,7 @@ def test_row_18_death_at_a_byte_of_a_save_leaves_the_checkpoint_before(tmp_path,
         assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGXFSZ
         assert is_intact(store.newest(), step - 1)
         assert list(tmp_path.glob(".*.tmp"))  # what a dead process cannot remove
-        store.sweep()
+        remove_leftovers(tmp_path)
         store.save_last(content(step))
         assert is_intact(store.newest(), step) and not list(tmp_path.glob(".*.tmp"))
     assert len(list(tmp_path.glob("*.pt"))) == keep_last
@@ -85,7 +86,7 @@ def test_row_18_kill_9_in_a_large_save_leaves_the_checkpoint_before(tmp_path):
         os.kill(child, signal.SIGKILL)
         assert os.WIFSIGNALED(os.waitpid(child, 0)[1])
         assert is_intact(store.newest(), 0)
-        store.sweep()
+        remove_leftovers(tmp_path)
 
 
 @pytest.mark.slow
@@ -99,7 +100,7 @@ def test_row_18_at_every_256th_byte(tmp_path):
         status = in_a_child(lambda offset=offset, step=step: die_at_byte(store, step + 1, offset))
         assert os.WTERMSIG(status) == signal.SIGXFSZ
         assert is_intact(store.newest(), step)
-        store.sweep()
+        remove_leftovers(tmp_path)
         step += 1
         store.save_last(content(step, numbers=100))
 

@@ -53,6 +53,17 @@ def test_a_second_process_is_refused_until_the_first_has_died(held):
     assert not (folder / LOCK).exists()
 
 
+def test_what_a_killed_process_left_unfinished_is_removed(held):
+    folder, holder = held
+    (folder / ".report.json.a1b2_3d4.tmp").write_text("{")
+    (folder / ".part.a1b2_3d4.tmp").mkdir()
+    (folder / ".part.a1b2_3d4.tmp" / "half").write_text("x")
+    holder.kill()
+    holder.wait()
+    with only_writer(folder):
+        assert os.listdir(folder) == [LOCK]
+
+
 def test_folders_that_stay_empty_are_removed_and_others_kept(tmp_path):
     with only_writer(tmp_path / "a" / "b"):
         assert (tmp_path / "a" / "b").is_dir()

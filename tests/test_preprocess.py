@@ -139,6 +139,15 @@ def test_a_killed_worker_loses_only_its_shard(long_corpus, clean, tmp_path):
     assert tree(tmp_path / "out") == clean
 
 
+def test_unfinished_files_of_a_killed_run_are_removed(processed, librispeech_root, tmp_path):
+    out = tmp_path / "out"
+    for leftover in (out / ".lock", out / ".meta.json.a1b2_3d4.tmp", out / ".staging" / ".shard.json.a1b2_3d4.tmp"):
+        leftover.parent.mkdir(parents=True, exist_ok=True)
+        leftover.write_text("{")
+    assert run("--dataset", "librispeech", "--raw", librispeech_root, "--out", out) == 0
+    assert tree(out) == tree(processed) and not (out / ".staging").exists()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_workers_do_not_outlive_a_killed_run(long_corpus, clean, tmp_path, how):

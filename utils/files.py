@@ -69,6 +69,15 @@ def replacing_directory(path: Path) -> Iterator[Path]:
     shutil.rmtree(replaced, ignore_errors=True)
 
 
+def remove_leftovers(folder: Path, pattern: str = ".?*.????????.tmp") -> None:
+    """Removes unfinished files and folders that killed processes left behind; the caller holds the folder's lock."""
+    for leftover in folder.glob(pattern):
+        if leftover.is_dir():
+            shutil.rmtree(leftover)
+        else:
+            leftover.unlink(missing_ok=True)
+
+
 def take_owner_and_mode(name: str | Path, path: Path) -> None:
     """Gives a new file or folder owner and mode of the one that it replaces, or the usual mode if there is none."""
     try:

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from utils.errors import UserError
+from utils.files import remove_leftovers
 
 LOCK = ".lock"
 
@@ -19,8 +20,8 @@ LOCK = ".lock"
 def only_writer(folder: Path) -> Iterator[None]:
     """Creates `folder` and keeps other processes from filling it; `UserError` that names the process that does.
 
-    The kernel ends the lock with its process. At the end the lock file is removed, and so are created folders that are
-    still empty. On a file system without locks nobody is refused.
+    The kernel ends the lock with its process, and unfinished files of a killed one are removed. At the end the lock
+    file is removed, and so are created folders that are still empty. On a file system without locks nobody is refused.
     """
     created = [path for path in (folder, *folder.parents) if not path.exists()]
     handle = _acquire(folder)
@@ -49,11 +50,12 @@ def _acquire(folder: Path) -> int:
                 f"{_holder(path)} is writing in {folder}: wait for its end, stop it, or choose another --out"
             ) from error
         except OSError:
-            return handle
+            return handle  # without a lock: unfinished files may be another process's
         if _is_file(handle, path):
             with contextlib.suppress(OSError):  # a full disk
                 os.ftruncate(handle, 0)
                 os.write(handle, f"{os.getpid()} on {platform.node()}".encode())
+            remove_leftovers(folder)
             return handle
         os.close(handle)  # its holder has ended and removed it
 

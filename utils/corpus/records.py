@@ -8,7 +8,6 @@ import errno
 import importlib.metadata
 import io
 import os
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import Any, TypeVar
 from utils.cli import progress
 from utils.errors import UserError
 from utils.espeak import require_espeak
-from utils.files import holder, process_lock, read_json, replacing_directory, write_json, write_text
+from utils.files import holder, process_lock, read_json, remove_leftovers, replacing_directory, write_json, write_text
 
 RECORD = ".complete"  # inside the folder that it describes, so that both appear and vanish together
 
@@ -178,9 +177,3 @@ def disk_errors(folder: Path) -> Iterator[None]:
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
             raise UserError(f"{error.filename or folder} cannot be written: {error.strerror}") from error
         raise
-
-
-def remove_leftovers(folder: Path, pattern: str) -> None:
-    """Removes the staging folders of killed runs; the caller holds the lock."""
-    for leftover in folder.glob(pattern):
-        shutil.rmtree(leftover)

@@ -13,9 +13,9 @@ from typing import Any
 
 from utils.cli import progress
 from utils.corpus.catalog import Archive
-from utils.corpus.records import RECORD, count_recordings, remove_leftovers
+from utils.corpus.records import RECORD, count_recordings
 from utils.errors import UserError
-from utils.files import take_owner_and_mode, write_json
+from utils.files import remove_leftovers, take_owner_and_mode, write_json
 
 STAGING = ".unpacking-"
 BLOCK = 1 << 20

@@ -35,7 +35,7 @@ from utils.features.extract import Shard, make_shard
 from utils.features.recipe import MelRecipe, require_same
 from utils.features.recordings import read_stamps, restamp, stamps_of, write_stamps
 from utils.features.store import FORMAT, FeatureStore, kind_of, read_meta
-from utils.files import holder, process_lock, read_json, shown, write_json, write_text
+from utils.files import holder, process_lock, read_json, remove_leftovers, shown, write_json, write_text
 from utils.text.frontend import VERSION
 from utils.text.vocabulary import VOCABULARIES
 
@@ -93,6 +93,8 @@ def _locked(out: Path) -> Iterator[None]:
 
     try:
         with process_lock(out / ".lock", timeout=0):
+            for folder in (out, out / ".staging"):
+                remove_leftovers(folder)
             yield
     except filelock.Timeout as error:
         raise UserError(f"another preprocess.py{holder(out / '.lock')} is running in {out}") from error

@@ -60,11 +60,6 @@ class CheckpointStore:
                 return
             _set_aside(saved, "superseded")
 
-    def sweep(self) -> None:
-        """Removes temporary files of a killed process."""
-        for path in self.directory.glob(".*.tmp"):
-            path.unlink(missing_ok=True)
-
     def _saved(self) -> list[Path]:
         """Newest first."""
         ages = (path.stem.removeprefix("last-") for path in self.directory.glob("last-*.pt"))
