@@ -17,6 +17,7 @@ from utils.speaker.metrics import eer, rates_at
 from utils.speaker.protocol import read_protocol
 from utils.speaker.recognizer import SpeakerRecognizer
 from utils.speaker.report import read_evaluation
+from utils.speaker.trials import TrialSet
 
 EVERY = "clean,level,noise,babble,telephone,mp3,reverb,tilt,cut"
 RATE = 16_000
@@ -52,20 +53,35 @@ def report_in(out: Path) -> dict:
     return json.loads((out / "report.json").read_text(encoding="utf-8"))
 
 
-def test_each_condition_is_reported_with_both_sides_and_with_one(evaluated, trained_run):
+def thresholds(run: Path, data: Path, trials: TrialSet) -> dict[str, np.ndarray]:
+    """Name of a condition -> thresholds (3, n) of a checkpoint, by the lengths of both sides."""
+    recognizer, store, found = SpeakerRecognizer.load(run), FeatureStore.open(data), {}
+    recipe, rows = store.recipe, {row.path: row for row in store.rows}
+    frames = np.array([rows[item].frames for item in trials.items])
+    for name in CONDITIONS:
+        most = recipe.frames(int(name[-1]) * recipe.sample_rate) if name.startswith("cut") else frames.max()
+        whole, cut = (side * recipe.hop_length / recipe.sample_rate for side in (frames, np.minimum(frames, most)))
+        pairs = [(x[trials.a], y[trials.b]) for x, y in ((cut, cut), (cut, whole), (whole, cut))]
+        found[name] = np.array([recognizer.verification_thresholds(*pair) for pair in pairs])
+    return found
+
+
+def test_each_condition_is_reported_with_both_sides_and_with_one(evaluated, trained_run, stored):
     report, evaluation = report_in(evaluated), read_evaluation(evaluated)
-    targets, threshold = evaluation.trials.targets, report["checkpoint"]["valid_threshold"]
+    targets, limits = evaluation.trials.targets, thresholds(trained_run, stored, evaluation.trials)
     assert list(report["conditions"]) == ["clean", *CONDITIONS] and list(evaluation.conditions) == [*CONDITIONS]
     clean = report["conditions"]["clean"]["both"]
     assert clean == {**report["verification"]["all"], "operating_point": report["operating_point"]}
     for name, cosines in evaluation.conditions.items():
         expected = {"both": (cosines[0], targets), "one": (cosines[1:].ravel(), np.tile(targets, 2))}
+        by_side = {"both": limits[name][0], "one": limits[name][1:].ravel()}
         for sides, data in expected.items():
             metrics = report["conditions"][name][sides]
             assert metrics["eer"] == eer(*data)[0] and metrics["targets"] == data[1].sum()
             point = metrics["operating_point"]
-            assert (point["false_rejection"], point["false_acceptance"]) == rates_at(*data, threshold)
+            assert (point["false_rejection"], point["false_acceptance"]) == rates_at(*data, by_side[sides])
             assert len({tuple(row) for row in cosines.tolist()}) == 3, f"{name} changes nothing"
+    assert len({limits[name][0].mean() for name in ("level", "cut1", "cut2")}) == 3
 
 
 def test_the_table_has_two_lines_for_a_condition(evaluated, trained_run, stored, tmp_path, capsys):

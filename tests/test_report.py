@@ -10,6 +10,7 @@ import pytest
 
 from utils.errors import UserError
 from utils.lists import Trial
+from utils.speaker.conditions import CLEAN
 from utils.speaker.identification import Answer, answers, by_part, confusion_matrix, enroll, unit
 from utils.speaker.metrics import eer
 from utils.speaker.report import CONDITIONS, Evaluation, build_report, pool, read_evaluation, table, write_report
@@ -37,8 +38,9 @@ def embed(paths, noise: float, seed: int = 0) -> np.ndarray:
 
 
 def evaluation(trials=ALL_PAIRS, origins=ORIGINS, **parts) -> Evaluation:
-    result = Evaluation("a model on synthetic data", {"data": "synthetic"}, threshold=0.5, **parts)
+    result = Evaluation("a model on synthetic data", {"data": "synthetic"}, **parts)
     result.trials = TrialSet.build(trials, origins)
+    result.thresholds[CLEAN] = np.linspace(0.4, 0.6, len(result.trials))
     for number, name in enumerate(DURATIONS):
         result.scores[name] = result.trials.score(embed(result.trials.items, noise=0.8 + number))
     return result
@@ -84,13 +86,14 @@ def test_scores_are_cosines():
     assert trials.score(vectors) == pytest.approx(expected, abs=1e-6)
 
 
-def test_operating_point_uses_the_threshold_of_the_checkpoint():
+def test_operating_point_uses_the_thresholds_of_the_checkpoint():
     result = evaluation()
-    scores, targets = result.scores["full"], result.trials.targets
+    above, targets = result.scores["full"] >= result.thresholds[CLEAN], result.trials.targets
     point = report_of(result)["operating_point"]
-    assert point["false_rejection"] == pytest.approx(np.mean(scores[targets] < 0.5))
-    assert point["false_acceptance"] == pytest.approx(np.mean(scores[~targets] >= 0.5))
-    result.threshold = None
+    assert point["threshold"] == pytest.approx(0.5)
+    assert point["false_rejection"] == pytest.approx(np.mean(~above[targets]))
+    assert point["false_acceptance"] == pytest.approx(np.mean(above[~targets]))
+    result.thresholds[CLEAN] = None
     assert report_of(result)["operating_point"] is None
 
 

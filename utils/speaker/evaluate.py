@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +15,7 @@ from utils.features.recipe import require_same
 from utils.features.store import FeatureStore
 from utils.files import read_json, sha256_file, shown
 from utils.lists import Trial, read_identification, read_trials, training_list_hash
-from utils.speaker.conditions import Degrader
+from utils.speaker.conditions import CLEAN, Degrader
 from utils.speaker.identification import PARTS, answers, by_part, enroll
 from utils.speaker.protocol import Protocol, check_disjoint, read_protocol
 from utils.speaker.recognizer import Mel, SpeakerRecognizer
@@ -46,14 +47,14 @@ def evaluate_features(
     _refuse_trained(recognizer, protocol)
     trial_file = folder / read_json(folder / "protocol.json")["files"]["trials"]
     source = {"data": str(data), "protocol": protocol_name, **_list_source("trials", trial_file)}
-    evaluation = Evaluation(f"{recognizer.name} on {shown(data.resolve().name)}", source, recognizer.threshold)
+    evaluation = Evaluation(f"{recognizer.name} on {shown(data.resolve().name)}", source)
     if protocol.trials:
         rows = {row.path: row for row in store.rows}
         origins = {path: Origin(row.speaker, row.chapter, row.sex) for path, row in rows.items()}
         evaluation.trials = TrialSet.build(protocol.trials, origins)
-        embeddings = _score(evaluation, recognizer, lambda path: store.mel(store.index[rows[path].utterance]))
+        clean = _score(evaluation, recognizer, lambda path: store.mel(store.index[rows[path].utterance]))
         degrader = _degrader(evaluation, recognizer, lambda path: store.audio(store.index[rows[path].utterance]))
-        _score_conditions(evaluation, recognizer, embeddings, degrader, conditions)
+        _score_conditions(evaluation, recognizer, clean, degrader, conditions)
     else:
         evaluation.reasons["verification"] = f"protocol {protocol_name} has no trials"
     _identify_by_classifier(evaluation, recognizer, store, protocol)
@@ -65,12 +66,43 @@ def _list_source(name: str, path: Path) -> dict[str, str]:
     return {name: str(path), f"{name}_sha256": sha256_file(path)}
 
 
-def _score(evaluation: Evaluation, recognizer: SpeakerRecognizer, read: Callable[[str], Mel]) -> Embeddings:
-    """Scores the trials at every duration; returns the embeddings of their entire recordings."""
-    embeddings = recognizer.embed_durations(evaluation.trials.items, read, DURATIONS.values(), desc="trials")
-    for name, vectors in zip(DURATIONS, embeddings, strict=True):
-        evaluation.scores[name] = evaluation.trials.score(vectors)
-    return dict(zip(evaluation.trials.items, embeddings[list(DURATIONS).index("full")], strict=True))
+class _Sides(NamedTuple):
+    """The recordings of the trials, in their order: unit-normalized embeddings (m, d), and seconds (m,)."""
+
+    embeddings: NDArray[np.float32]
+    seconds: NDArray[np.float64]
+
+
+def _embed(
+    recognizer: SpeakerRecognizer, paths: Sequence[str], read: Callable[[str], Mel], durations: Mapping, desc: str
+) -> dict[str, _Sides]:
+    """Embeds recordings at each of `durations`: name -> seconds, or None for all."""
+    lengths = []
+
+    def measured(path: str) -> Mel:
+        mel = read(path)
+        lengths.append(len(mel) * recognizer.recipe.hop_length / recognizer.recipe.sample_rate)
+        return mel
+
+    embeddings = recognizer.embed_durations(paths, measured, durations.values(), desc=desc)
+    seconds = [np.minimum(lengths, np.inf if most is None else most) for most in durations.values()]
+    return {name: _Sides(*pair) for name, *pair in zip(durations, embeddings, seconds, strict=True)}
+
+
+def _thresholds(
+    recognizer: SpeakerRecognizer, trials: TrialSet, first: _Sides, second: _Sides
+) -> NDArray[np.float64] | None:
+    return recognizer.verification_thresholds(first.seconds[trials.a], second.seconds[trials.b])
+
+
+def _score(evaluation: Evaluation, recognizer: SpeakerRecognizer, read: Callable[[str], Mel]) -> _Sides:
+    """Scores the trials at every duration; returns their entire recordings."""
+    trials = evaluation.trials
+    sides = _embed(recognizer, trials.items, read, DURATIONS, "trials")
+    evaluation.scores = {name: trials.score(each.embeddings) for name, each in sides.items()}
+    clean = sides["full"]
+    evaluation.thresholds[CLEAN] = _thresholds(recognizer, trials, clean, clean)
+    return clean
 
 
 def _degrader(
@@ -83,24 +115,24 @@ def _degrader(
 
 
 def _score_conditions(
-    evaluation: Evaluation, recognizer: SpeakerRecognizer, known: Embeddings, degrader: Degrader, names: Sequence[str]
+    evaluation: Evaluation, recognizer: SpeakerRecognizer, clean: _Sides, degrader: Degrader, names: Sequence[str]
 ) -> None:
-    """Scores the trials with both sides, and with each one alone, in each condition; `known` are clean embeddings."""
+    """Scores the trials with both sides, and with each one alone, in each condition."""
     trials = evaluation.trials
-    clean = np.stack([known[path] for path in trials.items])
     for name in names:
         degraded = _embed_degraded(recognizer, trials.items, degrader, name)
-        sides = (degraded, degraded), (degraded, clean), (clean, degraded)
-        evaluation.conditions[name] = np.array([trials.score(*pair) for pair in sides], dtype=np.float32)
+        pairs = (degraded, degraded), (degraded, clean), (clean, degraded)
+        scores = [trials.score(first.embeddings, second.embeddings) for first, second in pairs]
+        evaluation.conditions[name] = np.array(scores, dtype=np.float32)
+        if evaluation.thresholds[CLEAN] is not None:
+            evaluation.thresholds[name] = np.array([_thresholds(recognizer, trials, *pair) for pair in pairs])
 
 
-def _embed_degraded(
-    recognizer: SpeakerRecognizer, paths: Sequence[str], degrader: Degrader, name: str
-) -> NDArray[np.float32]:
+def _embed_degraded(recognizer: SpeakerRecognizer, paths: Sequence[str], degrader: Degrader, name: str) -> _Sides:
     def read(path: str) -> Mel:
         return recognizer.mel_of_samples(path, degrader(name, path))
 
-    return recognizer.embed_durations(paths, read, [None], desc=name)[0]
+    return _embed(recognizer, paths, read, {name: None}, name)[name]
 
 
 def _refuse_trained(recognizer: SpeakerRecognizer, protocol: Protocol) -> None:
@@ -153,13 +185,14 @@ def evaluate_audio(
         _check_identification(*lists, *identification)
 
     title, source = f"{recognizer.name} on {shown(root.resolve().name)}", {"audio_root": str(root)}
-    evaluation = Evaluation(title, source, recognizer.threshold)
+    evaluation = Evaluation(title, source)
     embeddings: Embeddings = {}
     if trial_file:
         evaluation.source |= _list_source("trials", trial_file)
-        embeddings = _score_trials(evaluation, recognizer, root, trials)
+        clean = _score_trials(evaluation, recognizer, root, trials)
+        embeddings = dict(zip(evaluation.trials.items, clean.embeddings, strict=True))
         degrader = _degrader(evaluation, recognizer, lambda path: recognizer.samples_of_file(root / path))
-        _score_conditions(evaluation, recognizer, embeddings, degrader, conditions)
+        _score_conditions(evaluation, recognizer, clean, degrader, conditions)
     else:
         evaluation.reasons["verification"] = "no trial list was given"
     if identification:
@@ -201,8 +234,8 @@ def _score_trials(
     recognizer: SpeakerRecognizer,
     root: Path,
     trials: Sequence[Trial],
-) -> Embeddings:
-    """Scores the trials, and returns the embeddings of their recordings."""
+) -> _Sides:
+    """Scores the trials, and returns their recordings."""
     sex = sexes(root)
     origins = {}
     for path in {path for trial in trials for path in (trial.a, trial.b)}:

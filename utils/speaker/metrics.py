@@ -102,9 +102,9 @@ def min_dcf(scores: ArrayLike, targets: ArrayLike, p_target: float, weights: Arr
     return float((p_target * rates.fnr + (1 - p_target) * rates.fpr).min() / min(p_target, 1 - p_target))
 
 
-def rates_at(scores: ArrayLike, targets: ArrayLike, threshold: float) -> tuple[float, float]:
-    """FNR and FPR when trials at or above `threshold` are accepted."""
-    accepted, targets = np.asarray(scores) >= threshold, np.asarray(targets, dtype=bool)
+def rates_at(scores: ArrayLike, targets: ArrayLike, thresholds: ArrayLike) -> tuple[float, float]:
+    """FNR and FPR when trials (n,) at or above `thresholds`, one or (n,), are accepted."""
+    accepted, targets = np.asarray(scores) >= thresholds, np.asarray(targets, dtype=bool)
     return float(1 - accepted[targets].mean()), float(accepted[~targets].mean())
 
 

@@ -14,7 +14,7 @@ from typing import Self
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from utils.speaker.identification import enrollment_mean
@@ -77,9 +77,9 @@ class OperatingPoints:
             named=np.array([row if len(row) == len(growth) else row[0] + growth for row in named]).clip(max=1.0),
         )
 
-    def verification(self, seconds: float) -> float:
-        """The threshold for two recordings whose lengths have the geometric mean `seconds`."""
-        return float(np.interp(np.log(seconds), np.log(self.seconds), self.same))
+    def verification(self, seconds: ArrayLike) -> NDArray[np.float64]:
+        """The threshold for two recordings whose lengths have the geometric mean `seconds`; elementwise."""
+        return np.interp(np.log(seconds), np.log(self.seconds), self.same)
 
     def identification(self, seconds: float, enrolled: int) -> float:
         """The threshold for a recording of `seconds` and `enrolled` people.

@@ -129,13 +129,14 @@ def _figure(report: dict[str, Any], folder: Path, names: dict[str, str]) -> str:
 
 
 def _errors(report: dict[str, Any]) -> str:
-    """The line of the errors at the model's own threshold, which a table of test conditions has already."""
+    """The line of the errors at the model's own thresholds, which a table of test conditions has already."""
     point = report["operating_point"]
     if report["conditions"] or not point:
         return ""
+    accepted, rejected = point["false_acceptance"], point["false_rejection"]
     return (
-        f"\n\nat the threshold {point['threshold']:.3f}: {point['false_acceptance']:.1%} of the non-targets accepted, "
-        f"{point['false_rejection']:.1%} of the targets rejected"
+        f"\n\nat the thresholds (median {point['threshold']:.3f}): {accepted:.1%} of the non-targets accepted, "
+        f"{rejected:.1%} of the targets rejected"
     )
 
 

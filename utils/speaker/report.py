@@ -40,17 +40,18 @@ class Evaluation:
     """Raw results of an evaluation.
 
     `scores`: name of a duration -> cosines (n,) of `trials`; `conditions`: name of a test condition -> cosines (3, n)
-    float32 of the trials with both sides in the condition, the first side alone, the second alone; `answers`: part of
-    identification -> answers; `source`: recordings and lists; `threshold`: a cosine that was tuned elsewhere;
-    `reasons`: why verification or identification is missing; `warnings`: sentences for the user.
+    float32 of the trials with both sides in the condition, the first side alone, the second alone; `thresholds`:
+    "clean" or name of a test condition -> the checkpoint's thresholds (n,) or (3, n) by the lengths of the recordings,
+    or None; `answers`: part of identification -> answers; `source`: recordings and lists; `reasons`: why verification
+    or identification is missing; `warnings`: sentences for the user.
     """
 
     title: str
     source: dict[str, Any]
-    threshold: float | None = None
     trials: TrialSet | None = None
     scores: dict[str, NDArray[np.float64]] = field(default_factory=dict)
     conditions: dict[str, NDArray[np.float32]] = field(default_factory=dict)
+    thresholds: dict[str, NDArray[np.float64] | None] = field(default_factory=dict)
     answers: dict[str, list[Answer]] = field(default_factory=lambda: {part: [] for part in PARTS})
     reasons: dict[str, str] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
@@ -58,12 +59,12 @@ class Evaluation:
 
 def build_report(evaluation: Evaluation, about: dict[str, Any], bootstrap: int, seed: int) -> dict[str, Any]:
     """Builds the content of report.json; `about` describes the model and the command."""
-    trials, threshold = evaluation.trials, evaluation.threshold
+    trials, thresholds = evaluation.trials, evaluation.thresholds.get(CLEAN)
     if trials is None:
         verification = dict.fromkeys(CONDITIONS, _absent(evaluation.reasons["verification"]))
     else:
         verification = verification_report(trials, evaluation.scores, bootstrap, seed)
-    point = None if trials is None else _operating_point(trials, evaluation.scores["full"], threshold)
+    point = None if trials is None else _operating_point(trials, evaluation.scores["full"], thresholds)
     return {
         "title": evaluation.title,
         "identification": identification_report(evaluation.answers, evaluation.reasons.get("identification")),
@@ -146,28 +147,32 @@ def conditions_report(
     """
     if not evaluation.conditions:
         return {}
-    trials, threshold = evaluation.trials, evaluation.threshold
     report = {CLEAN: {"both": clean}}
     for name, cosines in evaluation.conditions.items():
-        report[name] = {}
-        for sides, (chosen, scores) in by_sides(trials, cosines).items():
+        thresholds, report[name] = evaluation.thresholds.get(name), {}
+        limits = {} if thresholds is None else by_sides(evaluation.trials, thresholds)
+        for sides, (chosen, scores) in by_sides(evaluation.trials, cosines).items():
             metrics = _condition(chosen, scores, np.ones(len(chosen), dtype=bool), bootstrap, seed)
-            report[name][sides] = {**metrics, "operating_point": _operating_point(chosen, scores, threshold)}
+            point = _operating_point(chosen, scores, limits[sides][1] if limits else None)
+            report[name][sides] = {**metrics, "operating_point": point}
     return report
 
 
-def by_sides(trials: TrialSet, cosines: NDArray[np.float32]) -> dict[str, tuple[TrialSet, NDArray[np.float64]]]:
-    """Trials and scores of a test condition by the sides that are in it; `cosines` (3, n) as in `Evaluation`."""
-    cosines = cosines.astype(np.float64)
-    return {"both": (trials, cosines[0]), "one": (trials.twice(), cosines[1:].ravel())}
+def by_sides(trials: TrialSet, values: NDArray[np.floating]) -> dict[str, tuple[TrialSet, NDArray[np.float64]]]:
+    """Trials and values of a test condition by the sides that are in it; `values` (3, n) as in `Evaluation`."""
+    values = values.astype(np.float64)
+    return {"both": (trials, values[0]), "one": (trials.twice(), values[1:].ravel())}
 
 
-def _operating_point(trials: TrialSet, scores: NDArray[np.float64], threshold: float | None) -> dict[str, float] | None:
-    """Error rates at a threshold that was tuned elsewhere; None without one, or without trials of one kind."""
-    if threshold is None or trials.targets.all() or not trials.targets.any():
+def _operating_point(
+    trials: TrialSet, scores: NDArray[np.float64], thresholds: NDArray[np.float64] | None
+) -> dict[str, float] | None:
+    """Error rates at thresholds (n,) that were tuned elsewhere, and their median; None if a rate is undefined."""
+    if thresholds is None or trials.targets.all() or not trials.targets.any():
         return None
-    false_rejection, false_acceptance = rates_at(scores, trials.targets, threshold)
-    return {"threshold": threshold, "false_rejection": false_rejection, "false_acceptance": false_acceptance}
+    false_rejection, false_acceptance = rates_at(scores, trials.targets, thresholds)
+    middle = float(np.median(thresholds))
+    return {"threshold": middle, "false_rejection": false_rejection, "false_acceptance": false_acceptance}
 
 
 def identification_report(answers: dict[str, list[Answer]], reason: str | None) -> dict[str, dict[str, Any]]:
@@ -213,7 +218,7 @@ def _condition_lines(conditions: dict[str, dict[str, Any]]) -> list[str]:
     """The part of the table on test conditions, one line for both sides and one for one side."""
     if not conditions:
         return []
-    lines = ["", f"{'condition':<15}{'EER':>9}  {'95 % interval':<19}  at the threshold of the checkpoint"]
+    lines = ["", f"{'condition':<15}{'EER':>9}  {'95 % interval':<19}  at the thresholds of the checkpoint"]
     for name, by_side in conditions.items():
         for sides, metrics in by_side.items():
             label = name if sides == "both" else "  one side"
@@ -275,7 +280,7 @@ def _draw_verification(
     plots.draw_det(out / "det.png", curves, f"{report['title']}: detection errors")
     thresholds = {"EER threshold of these trials": report["verification"]["all"]["threshold"]}
     if report["operating_point"]:
-        thresholds["threshold of the checkpoint"] = report["operating_point"]["threshold"]
+        thresholds["median threshold of the checkpoint"] = report["operating_point"]["threshold"]
     plots.draw_scores(out / "scores.png", scores["full"], trials.targets, thresholds, f"{report['title']}: scores")
 
 
