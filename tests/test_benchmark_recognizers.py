@@ -1,0 +1,91 @@
+"""The benchmark of recognizers: degraded versions of a corpus, and a comparison of two models from speech to tables."""
+
+from __future__ import annotations
+
+import itertools
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from benchmarks import degraded, recognizers
+from utils.features.audio import load_audio
+
+SPLIT = "train-tiny"
+
+
+@pytest.fixture(scope="module")
+def noises(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("noises")
+    soundfile.write(folder / "hiss.wav", np.random.default_rng(0).normal(0, 0.1, 16_000), 16_000)
+    return folder
+
+
+def files_in(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_versions_are_degraded_copies_and_always_the_same(librispeech_root, noises, tmp_path):
+    (tmp_path / "without.txt").write_text("".join(f"{speaker}\n" for speaker in range(103, 109)))
+    common = ["--raw", librispeech_root, "--split", SPLIT, "--without", tmp_path / "without.txt"]
+    common = [str(word) for word in [*common, "--noise-folder", noises]]
+    assert degraded.main([*common, "--versions", "2", "--out", str(tmp_path / "both")]) == 0
+    assert degraded.main([*common, "--versions", "1", "--out", str(tmp_path / "one")]) == 0
+    both = files_in(tmp_path / "both")
+    assert {name.removeprefix("version1/"): content for name, content in both.items() if "version1" in name} == {
+        name.removeprefix("version1/"): content for name, content in files_in(tmp_path / "one").items()
+    }
+    source = librispeech_root / "LibriSpeech" / SPLIT
+    originals = [path for speaker in ("101", "102") for path in (source / speaker).rglob("*.flac")]
+    assert len(both) == 2 * len(originals)
+    changed = 0
+    for path, version in itertools.product(originals, ("1", "2")):
+        copy = tmp_path / "both" / f"version{version}" / path.relative_to(source)
+        samples, copied = load_audio(path, 16_000), load_audio(copy.with_stem(f"{path.stem}-v{version}"), 16_000)
+        assert len(samples) == len(copied)
+        changed += np.abs(samples - copied).max() > 0.01
+    assert changed > len(originals)  # of twice as many
+    times = {path: path.stat().st_mtime_ns for path in (tmp_path / "both").rglob("*.flac")}
+    assert degraded.main([*common, "--versions", "2", "--out", str(tmp_path / "both")]) == 0
+    assert {path: path.stat().st_mtime_ns for path in times} == times
+
+
+def trials_of(folder: Path, root: Path) -> str:
+    paths = sorted(path.relative_to(root).as_posix() for path in folder.rglob("*.flac"))
+    pairs = itertools.combinations(paths, 2)
+    return "".join(f"{int(a.split('/')[-3] == b.split('/')[-3])} {a} {b}\n" for a, b in pairs)
+
+
+@pytest.mark.slow
+def test_models_are_compared_at_equal_cpu_time_and_finished_cells_are_kept(librispeech_root, noises, tmp_path, capsys):
+    source, dev, more = librispeech_root / "LibriSpeech" / SPLIT, tmp_path / "speakers_dev", tmp_path / "speakers_more"
+    for speaker in ("101", "102", "103", "105"):
+        shutil.copytree(source / speaker, dev / "LibriSpeech" / "train-clean-100" / speaker)
+        clips = sorted((source / speaker).rglob("*.flac"))[:3]
+        for clip, (root, name) in itertools.product(
+            clips, ((dev / "LibriSpeech" / "train-clean-100-notext", "3"), (more / "speechocean762", "9"))
+        ):
+            target = root / f"{name}{speaker}" / "1" / f"{name}{clip.name}"
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(clip, target)
+    (dev / "splits").mkdir()
+    (dev / "splits" / "fold0_speakers.txt").write_text("101\n102\n")
+    (more / "heldout_speakers.txt").write_text("9101\n9102\n")
+    held = [dev / "LibriSpeech" / "train-clean-100" / speaker for speaker in ("101", "102")]
+    listed = "".join(trials_of(folder, dev) for folder in held)
+    a, b = (next(folder.rglob("*.flac")).relative_to(dev) for folder in held)
+    (dev / "splits" / "fold0_trials.txt").write_text(f"{listed}0 {a} {b}\n")
+    (more / "trials.txt").write_text(trials_of(more / "speechocean762", more / "speechocean762"))
+    words = ["--speech", tmp_path, "--noise-folder", noises, "--out", tmp_path / "out", "--models", "no-mixer"]
+    words += ["statistics", "--steps", 3, "--equal-cpu", "--seeds", 1, "--versions", 1, "--bootstrap", 5]
+    words = [str(word) for word in words]
+    assert recognizers.main(words) == 0
+    first = capsys.readouterr().out
+    assert "| no-mixer |" in first and "dev: no-mixer, statistics" in first and "mean, one side" in first
+    cells = [path.stat().st_mtime_ns for path in (tmp_path / "out" / "both").glob("*/log.jsonl")]
+    assert len(cells) == 4  # two probes and two cells
+    assert recognizers.main(words) == 0
+    assert capsys.readouterr().out == first
+    assert [path.stat().st_mtime_ns for path in (tmp_path / "out" / "both").glob("*/log.jsonl")] == cells
