@@ -32,6 +32,8 @@ from utils.features.store import FeatureStore
 from utils.files import shown
 from utils.lists import DEFAULT_PROTOCOL
 from utils.locks import LOCK, only_writer
+from utils.speaker.initial import encoder_flags
+from utils.speaker.task import SpeakerTask
 from utils.tasks import TASKS, flags_of_other_tasks
 from utils.training import distributed
 from utils.training.checkpoints import CheckpointStore
@@ -54,6 +56,9 @@ def build_parser(argv: Sequence[str] | None = None) -> cli.Parser:
     help = "run folder; empty or new, except with --resume"
     data.add_argument("--out", type=Path, required=True, metavar="FOLDER", help=help)
     parser.add_options(TrainingOptions, task.model_config, *task.option_classes())
+    if (init := cli.peek(argv, "--init")) and task is SpeakerTask:
+        with contextlib.suppress(UserError):  # which the task raises again
+            parser.set_defaults(**encoder_flags(init))
     parser.elsewhere = flags_of_other_tasks(task.name)
     parser.may_change.add("data")  # a folder may have moved; the training data are compared by their hash
     return parser

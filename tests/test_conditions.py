@@ -60,7 +60,7 @@ def thresholds(run: Path, data: Path, trials: TrialSet) -> dict[str, np.ndarray]
     frames = np.array([rows[item].frames for item in trials.items])
     for name in CONDITIONS:
         most = recipe.frames(int(name[-1]) * recipe.sample_rate) if name.startswith("cut") else frames.max()
-        whole, cut = (side * recipe.hop_length / recipe.sample_rate for side in (frames, np.minimum(frames, most)))
+        whole, cut = (recipe.seconds(side) for side in (frames, np.minimum(frames, most)))
         pairs = [(x[trials.a], y[trials.b]) for x, y in ((cut, cut), (cut, whole), (whole, cut))]
         found[name] = np.array([recognizer.verification_thresholds(*pair) for pair in pairs])
     return found

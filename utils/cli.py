@@ -252,7 +252,7 @@ def _read_config(path: str) -> dict[str, Any]:
     return content or {}
 
 
-def peek(words: Sequence[str] | None, flag: str, default: str, choices: Container[str]) -> str:
+def peek(words: Sequence[str] | None, flag: str, default: str = "", choices: Container[str] | None = None) -> str:
     """The value that a flag will have, looked up before the parser that depends on it exists; `default` if it is bad.
 
     It is read from the command line or the file of `--config`; the parser reports what is wrong with them.
@@ -262,7 +262,7 @@ def peek(words: Sequence[str] | None, flag: str, default: str, choices: Containe
     if value is None and path is not None:
         with contextlib.suppress(UserError):
             value = _read_config(path).get(flag.lstrip("-"))
-    return value if isinstance(value, str) and value in choices else default
+    return value if isinstance(value, str) and (choices is None or value in choices) else default
 
 
 def _flag(name: str) -> str:

@@ -81,7 +81,7 @@ def _embed(
 
     def measured(path: str) -> Mel:
         mel = read(path)
-        lengths.append(len(mel) * recognizer.recipe.hop_length / recognizer.recipe.sample_rate)
+        lengths.append(recognizer.recipe.seconds(len(mel)))
         return mel
 
     embeddings = recognizer.embed_durations(paths, measured, durations.values(), desc=desc)

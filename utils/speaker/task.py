@@ -21,6 +21,7 @@ from utils.lists import training_list_hash
 from utils.speaker.augment import AUGMENTATIONS, WaveAugmentation
 from utils.speaker.back_end import BackEnd
 from utils.speaker.crops import SPEEDS, CropDataset
+from utils.speaker.initial import begin_with
 from utils.speaker.metrics import eer
 from utils.speaker.operating import OperatingPoints
 from utils.speaker.protocol import read_protocol
@@ -46,6 +47,12 @@ class SpeakerOptions(Config):
         False, "play each crop at 0.9, 1 or 1.1 times its speed, as other speakers; needs a store of audio"
     )
     margin_warmup: float = option(0.3, "share of the steps over which the margin grows from 0", least=0, most=1)
+    init: str | None = option(
+        None,
+        "checkpoint, run folder or packed model whose encoder and feature statistics to begin with, and for the same "
+        "training speakers its classifier; flags of the encoder default to its own",
+        metavar="MODEL",
+    )
 
 
 def _fill(mean: np.ndarray, is_relative: bool, mel: np.ndarray) -> np.ndarray:
@@ -97,6 +104,8 @@ class SpeakerTask:
         mean, std = store.statistics(items, training.seed, self.model.feature_norm.prepared)
         self.model.feature_norm.mean.copy_(torch.from_numpy(mean))
         self.model.feature_norm.std.copy_(torch.from_numpy(std))
+        if is_new and self.options.init:
+            begin_with(self.model, self.config, store.recipe, self.speakers, self.options.init)
         self.order = make_order([store.rows[item].frames for item in items], training)
         labels = [classes[store.rows[item].speaker] for item in items]
         fill = functools.partial(_fill, mean, config.level)
