@@ -45,8 +45,18 @@ MODELS = {
     "xvector": ("--model", "xvector"),
     "ecapa": ("--model", "ecapa"),
 }
+VARIANTS = {  # of any model, as in mamba2/utterance-mean, for ablations
+    "utterance-mean": ("--normalize", "utterance"),
+    "level": ("--no-level",),
+    "last-layer": ("--no-all-layers",),
+    "no-mel-statistics": ("--no-mel-statistics",),
+    "attentive": ("--pooling", "attentive"),
+    "subsampling-4": ("--subsampling", "4"),
+    "no-back-end": (),  # a flag of the evaluation
+}
 SPLITS = {"dev": ("train-clean-100", "train-clean-100-notext"), "more": ("speechocean762",)}
 CORPORA = {"dev": ("dev",), "both": ("dev", "more")}
+NO_BACK_END = "/no-back-end"
 PROBE = 30  # steps that tell a model's CPU time
 
 
@@ -56,10 +66,11 @@ def build_parser() -> cli.Parser:
     add = parser.add_argument
     add("--speech", type=Path, required=True, metavar="FOLDER", help="folder of speakers_dev and speakers_more")
     add("--noise-folder", type=Path, required=True, metavar="FOLDER", help="noises for the degraded versions")
-    add("--versions", type=cli.positive_int, default=8, metavar="N", help="degraded versions of each recording")
+    add("--versions", type=cli.non_negative_int, default=8, metavar="N", help="degraded versions of each recording")
     add("--out", type=Path, required=True, metavar="FOLDER", help="folder for features, runs and tables")
     add("--corpora", choices=CORPORA, default="both", help="corpora to train on")
-    add("--models", nargs="+", choices=MODELS, default=["no-mixer", "mamba2", "xvector"], help="models to compare")
+    help = f"models to compare: {', '.join(MODELS)}; or variants of them, as mamba2/level: {', '.join(VARIANTS)}"
+    add("--models", nargs="+", type=_model, default=["no-mixer", "mamba2", "xvector"], metavar="MODEL", help=help)
     add("--folds", nargs="+", type=int, default=[0], metavar="K", help="folds of held-out speakers, 0 to 3")
     add("--seeds", type=cli.positive_int, default=3, metavar="N", help="number of seeds, from 0")
     add("--steps", type=cli.positive_int, default=240, metavar="N", help="training steps of 32 x 2 s")
@@ -69,6 +80,14 @@ def build_parser() -> cli.Parser:
     help = "draws of the speakers for intervals"
     add("--bootstrap", type=cli.positive_int, default=1000, metavar="N", help=help)
     return parser
+
+
+def _model(text: str) -> str:
+    """argparse type: a model, or a variant of one."""
+    model, slash, variant = text.partition("/")
+    if model not in MODELS or (slash and variant not in VARIANTS):
+        raise argparse.ArgumentTypeError(f"there is no model {text}")
+    return text
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -88,7 +107,8 @@ def _benchmark(args: argparse.Namespace) -> None:
     for corpus in ("dev", "more"):
         systems = [[_pooled(args, corpus, model, steps[model], seed) for seed in range(args.seeds)] for model in steps]
         words = [",".join(map(str, seeds)) for seeds in systems]
-        out = args.out / args.corpora / f"compared-{corpus}-{'-'.join(f'{name}-{n}' for name, n in steps.items())}"
+        compared = "-".join(f"{_file_name(model)}-{count}" for model, count in steps.items())
+        out = _place(args) / f"compared-{corpus}-{compared}"
         print(f"\n{corpus}: {', '.join(args.models)}", flush=True)
         print(_script("test.py", "compare", *words, "--bootstrap", args.bootstrap, "--out", out))
 
@@ -107,7 +127,8 @@ def _preprocess(args: argparse.Namespace, fold: int) -> None:
             (raw / roots[corpus].name).symlink_to(roots[corpus].resolve())
     splits = [split for corpus in CORPORA[args.corpora] for split in SPLITS[corpus]]
     words = ["--raw", raw, "--split", *splits, "--without", heldout, "--noise-folder", args.noise_folder]
-    _script("benchmarks/degraded.py", *words, "--versions", args.versions, "--out", raw)
+    if args.versions:
+        _script("benchmarks/degraded.py", *words, "--versions", args.versions, "--out", raw)
     splits += [f"version{number}" for number in range(1, args.versions + 1)]
     words = ["--layout", "librispeech", "--raw", raw, "--split", *splits, "--out", _features(args, fold)]
     words += ["--heldout-speakers", heldout, "--valid-speakers", 0, "--no-identification-tests"]
@@ -115,7 +136,21 @@ def _preprocess(args: argparse.Namespace, fold: int) -> None:
 
 
 def _features(args: argparse.Namespace, fold: int) -> Path:
-    return args.out / f"features-{args.corpora}-fold{fold}"
+    return args.out / f"features-{args.corpora}-{args.versions}-fold{fold}"
+
+
+def _place(args: argparse.Namespace) -> Path:
+    """The folder of all cells with the same training data."""
+    return args.out / f"{args.corpora}-{args.versions}"
+
+
+def _file_name(model: str) -> str:
+    return model.replace("/", "-")
+
+
+def _trained(model: str) -> str:
+    """The model without what concerns its evaluation alone."""
+    return model.removesuffix(NO_BACK_END)
 
 
 def _steps(args: argparse.Namespace) -> dict[str, int]:
@@ -128,7 +163,7 @@ def _steps(args: argparse.Namespace) -> dict[str, int]:
 
 def _cost(args: argparse.Namespace, model: str) -> float:
     """CPU seconds of a step of a model, measured once and kept."""
-    run = args.out / args.corpora / f"{model}-probe"
+    run = _place(args) / f"{_file_name(_trained(model))}-probe"
     words = [*_training(args, model, args.folds[0]), "--steps", PROBE, "--log-every", PROBE // 3, "--no-tensorboard"]
     _script("train_tacomamba.py", *words, "--valid-every", PROBE, "--resume", "auto", "--out", run)
     return _cpu(run)[-1]
@@ -136,7 +171,8 @@ def _cost(args: argparse.Namespace, model: str) -> float:
 
 def _training(args: argparse.Namespace, model: str, fold: int) -> list[object]:
     words = ["--task", "speaker", "--data", _features(args, fold), "--config", ROOT / CONFIG]
-    return [*words, *MODELS[model]]
+    model, _, variant = model.partition("/")
+    return [*words, *MODELS[model], *VARIANTS.get(variant, ())]
 
 
 @dataclass(frozen=True)
@@ -152,8 +188,12 @@ class Cell:
     @property
     def folder(self) -> Path:
         """The run folder, with an evaluation in a subfolder for each corpus."""
-        name = f"{self.model}-{self.steps}-fold{self.fold}-seed{self.seed}"
-        return self.args.out / self.args.corpora / name
+        name = f"{_file_name(_trained(self.model))}-{self.steps}-fold{self.fold}-seed{self.seed}"
+        return _place(self.args) / name
+
+    def evaluation(self, corpus: str) -> Path:
+        """The folder of the evaluation on the trials of a corpus."""
+        return self.folder / (f"{corpus}-no-back-end" if self.model.endswith(NO_BACK_END) else corpus)
 
     def run(self) -> None:
         """Trains and evaluates what is missing."""
@@ -168,18 +208,19 @@ class Cell:
             "more": ("speakers_more/speechocean762", speech / "speakers_more" / "trials.txt"),
         }
         for corpus, (root, listed) in trials.items():
-            if not (run / corpus / "report.json").exists():
+            out = self.evaluation(corpus)
+            if not (out / "report.json").exists():
                 words = ["--checkpoint", run / "last.pt", "--audio-root", speech / root, "--trials", listed]
-                words += ["--conditions", ",".join(CONDITIONS), "--bootstrap", 1, "--device", "cpu"]
-                _script("test.py", "evaluate", *words, "--out", run / corpus)
+                words += ["--conditions", ",".join(CONDITIONS), "--bootstrap", 1, "--device", "cpu", "--out", out]
+                _script("test.py", "evaluate", *words, *(["--no-back-end"] if self.model.endswith(NO_BACK_END) else []))
 
 
 def _pooled(args: argparse.Namespace, corpus: str, model: str, steps: int, seed: int) -> Path:
     """The evaluation of a model and a seed: of all folds of speakers_dev, or of the first fold on speakers_more."""
-    folders = [Cell(args, model, steps, fold, seed).folder / corpus for fold in args.folds]
+    folders = [Cell(args, model, steps, fold, seed).evaluation(corpus) for fold in args.folds]
     if corpus == "more" or len(folders) == 1:
         return folders[0]
-    out = args.out / args.corpora / f"{model}-{steps}-seed{seed}-{corpus}"
+    out = _place(args) / f"{_file_name(model)}-{steps}-seed{seed}-{corpus}"
     _script("test.py", "pool", *folders, "--bootstrap", 1, "--out", out)
     return out
 

@@ -19,7 +19,7 @@ from utils.checkpoint import load_checkpoint, save_checkpoint
 from utils.features.store import FeatureStore
 from utils.speaker.identification import unit
 from utils.speaker.protocol import read_protocol, write_protocol
-from utils.speaker.recognizer import SpeakerRecognizer, middle
+from utils.speaker.recognizer import SpeakerRecognizer, embed_mels, middle
 from utils.speaker.report import CONDITIONS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -121,6 +121,18 @@ def test_evaluation_again_by_its_config_is_the_same(evaluated, tmp_path):
         assert (tmp_path / "again" / name).read_bytes() == (evaluated / name).read_bytes(), name
     first, again = report_in(evaluated), report_in(tmp_path / "again")
     assert {**first, "config": None} == {**again, "config": None}
+
+
+def test_without_back_end_the_encoder_alone_gives_the_scores(trained_run, processed, tmp_path):
+    words = ["evaluate", "--checkpoint", trained_run, "--data", processed, "--out", tmp_path, "--bootstrap", 2]
+    assert call(*words, "--no-back-end") == 0
+    recognizer, store = SpeakerRecognizer.load(trained_run), FeatureStore.open(processed)
+    scores = scores_in(tmp_path)
+    used = {path for pair in scores for path in pair}
+    mels = {row.path: store.mel(item) for item, row in enumerate(store.rows) if row.path in used}
+    vectors = dict(zip(mels, embed_mels(recognizer.model, list(mels.values()), recognizer.device), strict=True))
+    assert all(score == pytest.approx(vectors[a] @ vectors[b], abs=1e-5) for (a, b), score in scores.items())
+    assert report_in(tmp_path)["operating_point"] is None
 
 
 def test_pooling_an_evaluation_with_itself_changes_no_rate(evaluated, tmp_path, capsys):

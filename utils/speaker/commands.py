@@ -39,9 +39,10 @@ def add_evaluate_arguments(parser: cli.Parser) -> None:
         "conditions in which the recordings of the trials are tested as well, separated by commas: level, noise, "
         "babble, telephone, mp3, reverb, tilt, cut (to 1 s and to 2 s); they need audio (default: clean)"
     )
-    parser.add_argument_group("test conditions").add_argument(
-        "--conditions", type=_conditions, metavar="NAMES", help=help
-    )
+    group = parser.add_argument_group("test conditions")
+    group.add_argument("--conditions", type=_conditions, metavar="NAMES", help=help)
+    help = "take cosines after the back end of the checkpoint; without it there are no thresholds (default: yes)"
+    group.add_argument("--back-end", action=argparse.BooleanOptionalAction, default=None, help=help)
 
 
 def _conditions(text: str) -> str:
@@ -61,6 +62,8 @@ def evaluate(args: argparse.Namespace) -> None:
     from utils.speaker.evaluate import evaluate_audio, evaluate_features
 
     recognizer, conditions = _load(args), parse_conditions(args.conditions or "clean")
+    if args.back_end is False:
+        recognizer.remove_back_end()
     if args.data is not None:
         evaluation = evaluate_features(recognizer, args.data, args.protocol or DEFAULT_PROTOCOL, conditions)
     else:

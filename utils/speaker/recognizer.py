@@ -91,6 +91,11 @@ class SpeakerRecognizer(TrainedModel):
         about = super().description(checkpoint)
         return {**about, "checkpoint": {**about["checkpoint"], "valid_threshold": self.threshold}}
 
+    def remove_back_end(self) -> None:
+        """Takes cosines of embeddings as the encoder gives them; thresholds, which are of other cosines, go too."""
+        self.back_end = BackEnd.none(self.model.embedding_dim)
+        self.threshold = self.operating_points = None
+
     def decision_threshold(self, wanted: float | None) -> float:
         """`wanted`, or else the threshold of the checkpoint; `UserError` if there is neither."""
         threshold = self.threshold if wanted is None else wanted
