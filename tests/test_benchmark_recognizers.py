@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import shutil
 from pathlib import Path
 
@@ -10,8 +11,9 @@ import numpy as np
 import pytest
 import soundfile
 
-from benchmarks import degraded, recognizers
+from benchmarks import degraded, embedding_speed, pretrained, recognizers
 from utils.features.audio import load_audio
+from utils.speaker.report import read_evaluation
 
 SPLIT = "train-tiny"
 
@@ -56,6 +58,36 @@ def trials_of(folder: Path, root: Path) -> str:
     paths = sorted(path.relative_to(root).as_posix() for path in folder.rglob("*.flac"))
     pairs = itertools.combinations(paths, 2)
     return "".join(f"{int(a.split('/')[-3] == b.split('/')[-3])} {a} {b}\n" for a, b in pairs)
+
+
+def test_another_recognizer_is_evaluated_on_the_same_recordings(librispeech_root, tmp_path, monkeypatch, capsys):
+    heard = []
+
+    def spectrum(samples: np.ndarray) -> np.ndarray:
+        heard.append(len(samples))
+        return np.log(np.abs(np.fft.rfft(samples, 4096)).reshape(-1)[:2048].reshape(32, 64).mean(1))
+
+    monkeypatch.setitem(pretrained.SYSTEMS, "spectrum", lambda: spectrum)
+    (tmp_path / "trials.txt").write_text(trials_of(librispeech_root / "LibriSpeech" / SPLIT / "101", librispeech_root))
+    other = sorted((librispeech_root / "LibriSpeech" / SPLIT / "105").rglob("*.flac"))[0]
+    with (tmp_path / "trials.txt").open("a") as file:
+        first = sorted((librispeech_root / "LibriSpeech" / SPLIT / "101").rglob("*.flac"))[0]
+        file.write(f"0 {first.relative_to(librispeech_root)} {other.relative_to(librispeech_root)}\n")
+    words = ["--system", "spectrum", "--audio-root", librispeech_root, "--trials", tmp_path / "trials.txt"]
+    words += ["--conditions", "level,cut", "--bootstrap", 2, "--out", tmp_path / "out", "--json"]
+    assert pretrained.main([str(word) for word in words]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["model"]["name"] == "spectrum" and report["operating_point"] is None
+    assert list(report["conditions"]) == ["clean", "level", "cut1", "cut2"]
+    assert heard.count(16_000) >= 14 and heard.count(24_000) >= 13  # cut1, 1.5s
+    assert len(read_evaluation(tmp_path / "out").scores["full"]) == 13 * 12 / 2 + 1
+
+
+def test_the_speed_of_embedding_is_measured(trained_run, librispeech_root, capsys):
+    words = ["--speech", librispeech_root, "--checkpoint", trained_run, "--rounds", 1]
+    assert embedding_speed.main([str(word) for word in words]) == 0
+    row = capsys.readouterr().out.splitlines()[-1]
+    assert row.startswith(f"| {trained_run} | 0.") and row.count(", 1.00 |") == 2
 
 
 @pytest.mark.slow
