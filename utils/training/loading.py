@@ -6,6 +6,8 @@ import contextlib
 import functools
 import multiprocessing
 import re
+import signal
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -41,7 +43,8 @@ class Batches:
         )
         if self._has_workers:
             _require_room(options.workers)
-        self._iterator = iter(loader)
+        with _unchanged_handler(signal.SIGCHLD):
+            self._iterator = iter(loader)
 
     def of_step(self, is_stopped: Callable[[], bool]) -> list[dict[str, Tensor]] | None:
         """The micro-batches of the next step; None if the loader keeps the loop waiting and the run is to stop."""
@@ -62,6 +65,23 @@ class Batches:
             self._iterator._shutdown_workers()  # its deletion would wait for the tracebacks that hold it
         for process in multiprocessing.active_children():
             process.kill()
+
+
+@contextlib.contextmanager
+def _unchanged_handler(number: signal.Signals) -> Iterator[None]:
+    """Undoes a change of the handler of a signal.
+
+    That of torch's loader raises wherever the main thread is when a process dies, be it within an operator or its
+    backward, which leaves torch in an undefined state. Without it the death is found when the next batch is awaited.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield  # no other thread can change it
+        return
+    before = signal.getsignal(number)
+    try:
+        yield
+    finally:
+        signal.signal(number, before)
 
 
 def _require_room(workers: int) -> None:
@@ -93,14 +113,13 @@ def loading_errors() -> Iterator[None]:
     try:
         yield
     except (ConnectionError, EOFError) as error:  # it died while it handed a batch over
-        raise UserError(f"a process of --workers was lost (while it sent a batch): {REMEDY}") from error
+        raise UserError(f"a process of --workers was lost while it sent a batch: {REMEDY}") from error
     except (UserError, OSError) as error:
         raised = re.match(r"Caught (\w+) in DataLoader worker", str(error))
         if raised is None:
             raise
         raise UserError(str(error).strip().rpartition(f"{raised[1]}: ")[2]) from error
     except RuntimeError as error:
-        died = re.match(r"DataLoader worker .*?(killed by signal: [\w ]+|exited unexpectedly)", str(error))
-        if died is None:
+        if not re.match(r"DataLoader worker .* exited unexpectedly", str(error)):
             raise
-        raise UserError(f"a process of --workers was lost ({died[1]}): {REMEDY}") from error
+        raise UserError(f"a process of --workers was lost: {REMEDY}") from error
