@@ -12,7 +12,7 @@ import preprocess
 import train_tacomamba
 from utils.checkpoint import load_checkpoint, save_checkpoint
 
-PRESET = Path(__file__).resolve().parent.parent / "configs" / "large-margin.yaml"
+PRESET = Path(__file__).resolve().parent.parent / "configs" / "speaker-large-margin.yaml"
 FEW = ("--config", PRESET, "--crop-seconds", 1, "--no-tensorboard", "--valid-every", 1)
 
 
