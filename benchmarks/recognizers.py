@@ -107,8 +107,7 @@ def _benchmark(args: argparse.Namespace) -> None:
     for corpus in ("dev", "more"):
         systems = [[_pooled(args, corpus, model, steps[model], seed) for seed in range(args.seeds)] for model in steps]
         words = [",".join(map(str, seeds)) for seeds in systems]
-        compared = "-".join(f"{_file_name(model)}-{count}" for model, count in steps.items())
-        out = _place(args) / f"compared-{corpus}-{compared}"
+        out = _place(args) / f"compared-{corpus}"
         print(f"\n{corpus}: {', '.join(args.models)}", flush=True)
         print(_script("test.py", "compare", *words, "--bootstrap", args.bootstrap, "--out", out))
 

@@ -62,7 +62,7 @@ def thresholds(run: Path, data: Path, trials: TrialSet) -> dict[str, np.ndarray]
         most = recipe.frames(int(name[-1]) * recipe.sample_rate) if name.startswith("cut") else frames.max()
         whole, cut = (recipe.seconds(side) for side in (frames, np.minimum(frames, most)))
         pairs = [(x[trials.a], y[trials.b]) for x, y in ((cut, cut), (cut, whole), (whole, cut))]
-        found[name] = np.array([recognizer.verification_thresholds(*pair) for pair in pairs])
+        found[name] = np.array([recognizer.verification_threshold(None, *pair) for pair in pairs])
     return found
 
 

@@ -38,6 +38,13 @@ def test_encoder_statistics_and_classifier_are_taken_and_no_flag_repeated(proces
     assert changed and all("running" in key or "num_batches" in key for key in changed)  # of batch norm
 
 
+def test_the_shipped_encoder_is_taken_by_its_name(processed, tmp_path):
+    before, after = load_checkpoint("speaker"), begun(processed, "speaker", tmp_path / "run")
+    assert "classifier.weight" in after["model"] and after["speakers"] != before["speakers"]
+    for key in ("encoder.embedding.weight", "feature_norm.std"):
+        assert torch.equal(before["model"][key], after["model"][key])
+
+
 def test_other_speakers_get_a_new_classifier(librispeech_root, trained_run, tmp_path):
     (tmp_path / "held.txt").write_text("101\n106\n107\n")
     words = ["--layout", "librispeech", "--raw", librispeech_root, "--out", tmp_path / "data"]

@@ -93,7 +93,7 @@ def test_operating_point_uses_the_thresholds_of_the_checkpoint():
     assert point["threshold"] == pytest.approx(0.5)
     assert point["false_rejection"] == pytest.approx(np.mean(~above[targets]))
     assert point["false_acceptance"] == pytest.approx(np.mean(above[~targets]))
-    result.thresholds[CLEAN] = None
+    result.thresholds.clear()
     assert report_of(result)["operating_point"] is None
 
 

@@ -287,7 +287,7 @@ def _verify(args: argparse.Namespace) -> None:
     recognizer = _load(args, args.a, args.b)
     recognizer.verification_threshold(args.threshold, 1.0, 1.0)  # refuses before the work if there is none
     (first, second), seconds = recognizer.embed_speech([args.a, args.b])
-    score, threshold = float(first @ second), recognizer.verification_threshold(args.threshold, *seconds)
+    score, threshold = float(first @ second), float(recognizer.verification_threshold(args.threshold, *seconds))
     answer = {"a": str(args.a), "b": str(args.b), "score": score, "threshold": threshold, "same": score >= threshold}
     if args.json:
         print_json({**answer, "model_hash": recognizer.model_hash})

@@ -89,10 +89,8 @@ def _embed(
     return {name: _Sides(*pair) for name, *pair in zip(durations, embeddings, seconds, strict=True)}
 
 
-def _thresholds(
-    recognizer: SpeakerRecognizer, trials: TrialSet, first: _Sides, second: _Sides
-) -> NDArray[np.float64] | None:
-    return recognizer.verification_thresholds(first.seconds[trials.a], second.seconds[trials.b])
+def _thresholds(recognizer: SpeakerRecognizer, trials: TrialSet, first: _Sides, second: _Sides) -> NDArray[np.float64]:
+    return recognizer.verification_threshold(None, first.seconds[trials.a], second.seconds[trials.b])
 
 
 def _score(evaluation: Evaluation, recognizer: SpeakerRecognizer, read: Callable[[str], Mel]) -> _Sides:
@@ -101,7 +99,8 @@ def _score(evaluation: Evaluation, recognizer: SpeakerRecognizer, read: Callable
     sides = _embed(recognizer, trials.items, read, DURATIONS, "trials")
     evaluation.scores = {name: trials.score(each.embeddings) for name, each in sides.items()}
     clean = sides["full"]
-    evaluation.thresholds[CLEAN] = _thresholds(recognizer, trials, clean, clean)
+    if recognizer.threshold is not None:
+        evaluation.thresholds[CLEAN] = _thresholds(recognizer, trials, clean, clean)
     return clean
 
 
@@ -124,7 +123,7 @@ def _score_conditions(
         pairs = (degraded, degraded), (degraded, clean), (clean, degraded)
         scores = [trials.score(first.embeddings, second.embeddings) for first, second in pairs]
         evaluation.conditions[name] = np.array(scores, dtype=np.float32)
-        if evaluation.thresholds[CLEAN] is not None:
+        if CLEAN in evaluation.thresholds:
             evaluation.thresholds[name] = np.array([_thresholds(recognizer, trials, *pair) for pair in pairs])
 
 

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from models.speaker import SpeakerConfig, SpeakerModel
@@ -33,7 +33,6 @@ from utils.speaker.operating import OperatingPoints
 from utils.trained import TrainedModel
 
 Mel = NDArray[np.float32]
-Lengths = NDArray[np.float64]  # seconds
 
 WINDOW_SECONDS = 60
 """A longer recording is embedded in windows of 30 to 60 s, whose embeddings are averaged."""
@@ -112,17 +111,14 @@ class SpeakerRecognizer(TrainedModel):
             return self.operating_points.identification(seconds, enrolled)
         return self.decision_threshold(wanted)
 
-    def verification_threshold(self, wanted: float | None, first: float, second: float) -> float:
-        """`wanted`, or else that of the operating points for recordings of `first` and `second` seconds."""
-        if wanted is None and self.operating_points is not None:
-            return float(self.operating_points.verification((first * second) ** 0.5))
-        return self.decision_threshold(wanted)
+    def verification_threshold(self, wanted: float | None, first: ArrayLike, second: ArrayLike) -> NDArray[np.float64]:
+        """`wanted`, or else that of the operating points for recordings of `first` and `second` seconds; elementwise.
 
-    def verification_thresholds(self, first: Lengths, second: Lengths) -> NDArray[np.float64] | None:
-        """Those of trials (n,) by the seconds of their two sides; None if the checkpoint was never validated."""
-        if self.operating_points is not None:
-            return self.operating_points.verification(np.sqrt(first * second))
-        return None if self.threshold is None else np.full(len(first), self.threshold)
+        Without operating points it is one for all lengths.
+        """
+        if wanted is None and self.operating_points is not None:
+            return self.operating_points.verification(np.sqrt(np.multiply(first, second)))
+        return np.full(np.shape(first), self.decision_threshold(wanted))
 
     def mel_of_file(self, path: str | Path) -> Mel:
         """Log-mel spectrogram (t, n_mels) of an audio file of any sample rate."""

@@ -42,8 +42,8 @@ class Evaluation:
     `scores`: name of a duration -> cosines (n,) of `trials`; `conditions`: name of a test condition -> cosines (3, n)
     float32 of the trials with both sides in the condition, the first side alone, the second alone; `thresholds`:
     "clean" or name of a test condition -> the checkpoint's thresholds (n,) or (3, n) by the lengths of the recordings,
-    or None; `answers`: part of identification -> answers; `source`: recordings and lists; `reasons`: why verification
-    or identification is missing; `warnings`: sentences for the user.
+    if it has any; `answers`: part of identification -> answers; `source`: recordings and lists; `reasons`: why
+    verification or identification is missing; `warnings`: sentences for the user.
     """
 
     title: str
@@ -51,7 +51,7 @@ class Evaluation:
     trials: TrialSet | None = None
     scores: dict[str, NDArray[np.float64]] = field(default_factory=dict)
     conditions: dict[str, NDArray[np.float32]] = field(default_factory=dict)
-    thresholds: dict[str, NDArray[np.float64] | None] = field(default_factory=dict)
+    thresholds: dict[str, NDArray[np.float64]] = field(default_factory=dict)
     answers: dict[str, list[Answer]] = field(default_factory=lambda: {part: [] for part in PARTS})
     reasons: dict[str, str] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
