@@ -5,7 +5,10 @@ python test.py evaluate --checkpoint runs/demo --trials trials.txt --audio-root 
 python test.py pool fold0 fold1 fold2 fold3 --out pooled
 python test.py compare one/report other/report --out comparison
 python test.py enroll --store people.safetensors --name Ada ada1.flac ada2.wav
+python test.py enroll --store people.safetensors --folder recordings
 python test.py identify --store people.safetensors unknown.flac
+python test.py identify --store people.safetensors --window 3 meeting.flac
+python test.py people --store people.safetensors list
 python test.py verify a.flac b.flac
 python test.py embed --checkpoint runs/demo a.flac b.flac --out embeddings.safetensors
 python test.py pack --checkpoint runs/demo --out pretrained/speaker --report report

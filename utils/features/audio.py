@@ -170,7 +170,11 @@ def load_audio(path: str | Path, sample_rate: int) -> np.ndarray:
     Raises:
         UserError: as `read_audio`, or the ratio of the rates is too complex.
     """
-    samples, rate = read_audio(path)
+    return resample(path, *read_audio(path), sample_rate)
+
+
+def resample(path: str | Path, samples: np.ndarray, rate: int, sample_rate: int) -> np.ndarray:
+    """Samples (s,) of `rate` Hz at `sample_rate` Hz; `path` names them in the error for too complex a ratio."""
     return samples if rate == sample_rate else _resample(_resampler(path, rate, sample_rate), samples)
 
 

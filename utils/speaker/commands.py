@@ -1,19 +1,16 @@
-"""The subcommands of test.py for speaker recognition."""
+"""The subcommands of test.py that evaluate, compare and publish speaker recognizers."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from utils import cli
 from utils.commands import REPORT, add_command, add_report_arguments, counted, print_json, report_folder, show_report
-from utils.errors import UserError
 from utils.lists import DEFAULT_PROTOCOL
-
-if TYPE_CHECKING:
-    from utils.speaker.recognizer import SpeakerRecognizer
-
+from utils.speaker import people
+from utils.speaker.people import load_recognizer
 
 _COMPARE = """Compare recognizers on the same trials: differences of EERs to the first, with paired intervals.
 
@@ -61,7 +58,7 @@ def evaluate(args: argparse.Namespace) -> None:
     from utils.speaker.conditions import parse_conditions
     from utils.speaker.evaluate import evaluate_audio, evaluate_features
 
-    recognizer, conditions = _load(args), parse_conditions(args.conditions or "clean")
+    recognizer, conditions = load_recognizer(args), parse_conditions(args.conditions or "clean")
     if args.back_end is False:
         recognizer.remove_back_end()
     if args.data is not None:
@@ -101,55 +98,7 @@ def add_commands(commands: Any) -> None:
     help = "--out folders of evaluate or pool, for the figures in the card"
     parser.add_argument("--report", type=Path, nargs="+", default=[], metavar="EVALUATION", help=help)
 
-    description = "Print or store the embedding of each recording, scaled to length 1."
-    parser = add_command(commands, "embed", _embed, description, _embed_problems, shipped=True)
-    _add_recordings(parser, "recordings")
-    help = "safetensors file for the embeddings, instead of printing them"
-    parser.add_argument("--out", type=Path, metavar="FILE", help=help)
-
-    description = "Enroll a speaker: add the mean embedding of the recordings to a store."
-    parser = add_command(commands, "enroll", _enroll, description, _enroll_problems, shipped=True)
-    _add_recordings(parser, "recordings of the one speaker")
-    _add_store(parser, "store of enrolled speakers; created if missing")
-    parser.add_argument("--name", required=True, metavar="NAME", help="the speaker's name")
-    parser.add_argument(
-        "--replace", action=argparse.BooleanOptionalAction, default=False, help="replace a speaker of this name"
-    )
-
-    description = "Name the enrolled speaker who is speaking, or report that it is none of them."
-    parser = add_command(commands, "identify", _identify, description, shipped=True)
-    _add_recordings(parser, "recordings, each judged by itself")
-    _add_store(parser, "store of enrolled speakers")
-    default = (
-        "the checkpoint's, by the number of enrolled and the length, which names 5 %% of the strangers in validation"
-    )
-    _add_threshold(parser, default)
-
-    description = "Decide whether two recordings are of the same speaker."
-    parser = add_command(commands, "verify", _verify, description, shipped=True)
-    parser.add_argument("a", type=Path, metavar="A", help="a recording")
-    parser.add_argument("b", type=Path, metavar="B", help="another recording")
-    _add_threshold(parser, "the checkpoint's, by the lengths: at the EER of validation recordings like these")
-
-
-def _add_recordings(parser: cli.Parser, help: str) -> None:
-    parser.add_argument("audio", nargs="+", type=Path, metavar="AUDIO", help=help)
-
-
-def _add_store(parser: cli.Parser, help: str) -> None:
-    parser.add_argument("--store", type=Path, required=True, metavar="FILE", help=help)
-
-
-def _add_threshold(parser: cli.Parser, default: str) -> None:
-    help = f"least cosine of the same speaker (default: {default})"
-    parser.add_argument("--threshold", type=_cosine, metavar="X", help=help)
-
-
-def _cosine(text: str) -> float:
-    value = float(text)
-    if not -1 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"must lie between -1 and 1, not {text}")
-    return value
+    people.add_commands(commands)
 
 
 def _pool(args: argparse.Namespace) -> None:
@@ -200,97 +149,3 @@ def _pack(args: argparse.Namespace) -> None:
             f"packed model {packed['model_hash']}, {packed['bytes'] / 1e6:.1f} MB, to {packed['out']}; "
             f"embeddings have a cosine of at least {packed['least_cosine']:.6f} with those of the checkpoint"
         )
-
-
-def _embed_problems(args: argparse.Namespace) -> list[str]:
-    if args.out is not None and args.json:
-        return ["--out and --json contradict: embeddings are either stored or printed"]
-    return []
-
-
-def _enroll_problems(args: argparse.Namespace) -> list[str]:
-    twice = sorted({str(path) for path in args.audio if args.audio.count(path) > 1})
-    return [f"{path} is given twice: it would count twice in the mean" for path in twice]
-
-
-def _load(args: argparse.Namespace, *recordings: Path) -> SpeakerRecognizer:
-    """Loads the recognizer, unless one of the recordings that it is needed for is missing."""
-    from utils.speaker.recognizer import SpeakerRecognizer
-
-    missing = next((path for path in recordings if not path.exists()), None)
-    if missing is not None:
-        raise UserError(f"{missing} is missing; python download.py --dataset demo makes recordings to try")
-    return SpeakerRecognizer.load(args.checkpoint, args.device, args.backend)
-
-
-def _embed(args: argparse.Namespace) -> None:
-    recognizer = _load(args, *args.audio)
-    embeddings = recognizer.embed_files(args.audio)
-    names = [str(path) for path in args.audio]
-    if args.out is not None:
-        from utils.speaker.enrollment import write_embeddings
-
-        write_embeddings(args.out, names, embeddings, recognizer.model_hash)
-        print(f"wrote {counted(len(names), 'embedding')} of {embeddings.shape[1]} numbers to {args.out}")
-    elif args.json:
-        items = [{"audio": name, "embedding": row.tolist()} for name, row in zip(names, embeddings, strict=True)]
-        print_json({"model_hash": recognizer.model_hash, "embeddings": items})
-    else:
-        for name, row in zip(names, embeddings, strict=True):
-            print(name, *(f"{value:.6f}" for value in row))
-
-
-def _enroll(args: argparse.Namespace) -> None:
-    from dataclasses import asdict
-
-    from utils.speaker.enrollment import EnrollmentStore, locked_store
-
-    recognizer = _load(args, *args.audio)
-    owner = recognizer.model_hash, recognizer.recipe.hash
-    EnrollmentStore.begin(args.store, *owner).check_name(args.name, args.replace)
-    embeddings, seconds = recognizer.embed_speech(args.audio)
-    with locked_store(args.store, *owner) as store:
-        added = store.enroll(args.name, embeddings, sum(seconds), args.replace)
-    if args.json:
-        print_json({"store": str(args.store), "model_hash": recognizer.model_hash, "enrolled": asdict(added)})
-    else:
-        print(
-            f"enrolled {added.name} from {counted(added.count, 'recording')}, {added.seconds:.1f} s; "
-            f"{args.store} holds {counted(len(store.speakers), 'speaker')}"
-        )
-
-
-def _identify(args: argparse.Namespace) -> None:
-    from utils.speaker.enrollment import EnrollmentStore
-
-    recognizer = _load(args, *args.audio)
-    store = EnrollmentStore.load(args.store, recognizer.model_hash)
-    count = len(store.speakers)
-    recognizer.identification_threshold(args.threshold, 1.0, count)  # refuses before the work if there is none
-    embeddings, seconds = recognizer.embed_speech(args.audio)
-    results = [
-        store.identify(embedding, recognizer.identification_threshold(args.threshold, length, count))
-        for embedding, length in zip(embeddings, seconds, strict=True)
-    ]
-    if args.json:
-        answers = [{"audio": str(path), **result.to_dict()} for path, result in zip(args.audio, results, strict=True)]
-        print_json({"store": str(args.store), "model_hash": recognizer.model_hash, "results": answers})
-        return
-    for path, result in zip(args.audio, results, strict=True):
-        margin = "no other speaker" if result.margin is None else f"margin {result.margin:.3f}"
-        best = f"best {result.best} {result.score:.3f}"
-        print(f"{path}: {result.name} ({best}, threshold {result.threshold:.3f}, {margin})")
-        print("".join(f"  {score:7.3f}  {name}\n" for name, score in result.scores), end="")
-
-
-def _verify(args: argparse.Namespace) -> None:
-    recognizer = _load(args, args.a, args.b)
-    recognizer.verification_threshold(args.threshold, 1.0, 1.0)  # refuses before the work if there is none
-    (first, second), seconds = recognizer.embed_speech([args.a, args.b])
-    score, threshold = float(first @ second), float(recognizer.verification_threshold(args.threshold, *seconds))
-    answer = {"a": str(args.a), "b": str(args.b), "score": score, "threshold": threshold, "same": score >= threshold}
-    if args.json:
-        print_json({**answer, "model_hash": recognizer.model_hash})
-    else:
-        decision = "same speaker" if answer["same"] else "different speakers"
-        print(f"{decision} (score {score:.3f}, threshold {threshold:.3f})")

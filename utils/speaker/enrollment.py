@@ -11,7 +11,7 @@ import datetime
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -66,8 +66,8 @@ class EnrollmentStore:
         self._embeddings: list[NDArray[np.float32]] = []
 
     @classmethod
-    def load(cls, path: str | Path, model_hash: str) -> EnrollmentStore:
-        """Reads a store; `UserError` if it is missing, empty, damaged, or of another model than `model_hash`."""
+    def load(cls, path: str | Path, model_hash: str | None = None) -> EnrollmentStore:
+        """Reads a store; `UserError` if it is missing, empty, damaged, or not of the model `model_hash` if given."""
         from safetensors import SafetensorError, safe_open
 
         if not Path(path).is_file() or not Path(path).stat().st_size:
@@ -80,12 +80,12 @@ class EnrollmentStore:
             raise UserError(f"{path} is not an enrollment store, or it is damaged: {error}") from error
         if embeddings is None:
             raise UserError(f"{path} is a safetensors file, but not an enrollment store")
-        if about["model_hash"] != model_hash:
+        if model_hash not in (None, about["model_hash"]):
             raise UserError(
                 f"the store {path} belongs to model {about['model_hash']}, and the checkpoint is model {model_hash}: "
                 "their embeddings cannot be compared"
             )
-        store = cls(model_hash, about["recipe_hash"])
+        store = cls(about["model_hash"], about["recipe_hash"])
         store.speakers = [Enrollment(**speaker) for speaker in about["speakers"]]
         store._embeddings = list(embeddings)
         return store
@@ -108,9 +108,31 @@ class EnrollmentStore:
             "recipe_hash": self.recipe_hash,
             "speakers": [asdict(speaker) for speaker in self.speakers],
         }
-        content = save({"embeddings": np.stack(self._embeddings)}, metadata={_KEY: json.dumps(about)})
+        content = save({"embeddings": self.embeddings}, metadata={_KEY: json.dumps(about)})
         with atomic_write(path) as file:
             file.write(content)
+
+    def remove(self, name: str) -> None:
+        """Takes a speaker out; `UserError` if there is none of this name."""
+        place = self._place(name)
+        del self.speakers[place], self._embeddings[place]
+
+    def rename(self, name: str, new: str) -> None:
+        """Gives a speaker another name; `UserError` if there is none of the old name, or one of the new."""
+        place = self._place(name)
+        self.check_name(new, replace=False)
+        self.speakers[place] = replace(self.speakers[place], name=new)
+
+    def _place(self, name: str) -> int:
+        names = [speaker.name for speaker in self.speakers]
+        if name not in names:
+            raise UserError(f"nobody is enrolled as {name!r}: there is {', '.join(names) or 'nobody at all'}")
+        return names.index(name)
+
+    @property
+    def embeddings(self) -> NDArray[np.float32]:
+        """Unit-normalized embeddings (s, d) of `speakers`."""
+        return np.stack(self._embeddings) if self._embeddings else np.empty((0, 0), dtype=np.float32)
 
     def check_name(self, name: str, replace: bool) -> None:
         """`UserError` for a name that cannot be enrolled, or is enrolled already unless `replace`."""
@@ -135,7 +157,9 @@ class EnrollmentStore:
 
     def identify(self, embedding: NDArray[np.float32], threshold: float) -> Identification:
         """Compares a unit-normalized embedding (d,) with all enrolled; equal scores are ranked by name."""
-        cosines = np.stack(self._embeddings).astype(np.float64) @ embedding.astype(np.float64)
+        if not self.speakers:
+            raise UserError("the store holds nobody: enroll somebody first")
+        cosines = self.embeddings.astype(np.float64) @ embedding.astype(np.float64)
         pairs = zip((speaker.name for speaker in self.speakers), cosines.tolist(), strict=True)
         scores = sorted(pairs, key=lambda pair: (-pair[1], pair[0]))
         best, score = scores[0]
@@ -150,15 +174,18 @@ class EnrollmentStore:
 
 
 @contextmanager
-def locked_store(path: str | Path, model_hash: str, recipe_hash: str) -> Iterator[EnrollmentStore]:
-    """Opens or begins a store to change, saves it at the end, and excludes other writers until then."""
+def locked_store(path: str | Path, *owner: str) -> Iterator[EnrollmentStore]:
+    """Opens a store to change, saves it at the end, and excludes other writers until then.
+
+    With an `owner`, the hashes of a model and of its recipe, a missing store is begun.
+    """
     from filelock import FileLock
 
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(path.with_name(f".{path.name}.lock")):
-            store = EnrollmentStore.begin(path, model_hash, recipe_hash)
+            store = EnrollmentStore.begin(path, *owner) if owner else EnrollmentStore.load(path)
             yield store
             store.save(path)
     except OSError as error:

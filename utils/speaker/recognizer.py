@@ -23,7 +23,7 @@ from torch import Tensor
 from models.speaker import SpeakerConfig, SpeakerModel
 from utils.cli import progress
 from utils.errors import UserError
-from utils.features.audio import load_audio
+from utils.features.audio import load_audio, read_blocks, resample
 from utils.features.mel import MelExtractor
 from utils.features.speech import speech_seconds
 from utils.features.windows import Window, cut_windows, read_windows
@@ -39,6 +39,7 @@ WINDOW_SECONDS = 60
 
 MIN_SPEECH_SECONDS = 0.5
 
+_SAMPLES = "the samples"  # what errors call samples that are of no file
 _BATCH_FRAMES = 16_000  # padded frames in one forward: 160 s of audio; a longer recording forms a batch of its own
 _READ_AHEAD = 128  # recordings held at once; lengths are sorted among them, so that little is padding
 
@@ -48,6 +49,15 @@ class Part(NamedTuple):
 
     mel: Mel
     weight: float
+
+
+class EmbeddedWindow(NamedTuple):
+    """A window of a recording: start and end in s, its seconds of speech, and its embedding (d,)."""
+
+    start: float
+    end: float
+    speech: float
+    embedding: NDArray[np.float32]
 
 
 class SpeakerRecognizer(TrainedModel):
@@ -213,6 +223,54 @@ class SpeakerRecognizer(TrainedModel):
     def embed_file(self, path: str | Path, seconds: float | None = None) -> NDArray[np.float32]:
         """Embedding (d,) of an audio file, of its middle `seconds` (None: of the entire file)."""
         return self.embed_files([path], seconds, disable=True)[0]
+
+    def embed_samples(self, samples: ArrayLike, rate: int) -> NDArray[np.float32]:
+        """Embedding (d,) of mono samples (s,) at `rate` Hz, floats or signed integers; `UserError` if unusable."""
+        return self.embed_mels([self.mel_of_samples(_SAMPLES, self._samples(samples, rate))])[0]
+
+    def _samples(self, samples: ArrayLike, rate: int) -> NDArray[np.float32]:
+        """Mono samples (s,) at the rate of the features, within [-1, 1] if they were integers."""
+        values = np.asarray(samples)
+        if values.ndim != 1 or not len(values):
+            raise UserError(f"{_SAMPLES} have the shape {values.shape}; mono samples (s,) are needed")
+        if np.issubdtype(values.dtype, np.signedinteger):
+            values = values / np.iinfo(values.dtype).max
+        if not np.isfinite(values).all():
+            raise UserError(f"{_SAMPLES} contain NaN or infinite values")
+        return resample(_SAMPLES, values.astype(np.float32), rate, self.recipe.sample_rate)
+
+    def embed_windows(
+        self, source: str | Path | ArrayLike, seconds: float = 3.0, hop: float = 1.0, rate: int | None = None
+    ) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
+        """Times (n, 2), start and end in s, and embeddings (n, d) of windows of a recording; arguments as `windows`."""
+        windows = list(self.windows(source, seconds, hop, rate))
+        return np.array([(each.start, each.end) for each in windows]), np.stack([each.embedding for each in windows])
+
+    def windows(
+        self, source: str | Path | ArrayLike, seconds: float = 3.0, hop: float = 1.0, rate: int | None = None
+    ) -> Iterator[EmbeddedWindow]:
+        """Embeds windows of `seconds` that start `hop` seconds apart, as the recording is read.
+
+        The last two share what remains, so that they are shorter (`utils.features.windows.cut_windows`).
+
+        Args:
+            source: an audio file, or mono samples (s,) at `rate` Hz (default: that of the features).
+
+        Raises:
+            UserError: the recording cannot be used, or `hop` is not within (0, seconds].
+        """
+        if not 0 < hop <= seconds:
+            raise UserError(f"windows of {seconds:g} s cannot start {hop:g} s apart: the hop must be within the window")
+        own = self.recipe.sample_rate
+        is_file = isinstance(source, str | Path)
+        blocks = read_blocks(source, own) if is_file else [self._samples(source, rate or own)]
+        windows = cut_windows(blocks, max(1, round(seconds * own)), max(1, round(hop * own)))
+        while group := list(itertools.islice(windows, _READ_AHEAD)):
+            name = source if is_file else _SAMPLES
+            embeddings = self.embed_mels([self.mel_of_samples(name, values) for _, values in group])
+            for (start, values), embedding in zip(group, embeddings, strict=True):
+                speech = speech_seconds(values, own)
+                yield EmbeddedWindow(start / own, (start + len(values)) / own, speech, embedding)
 
     def embed_speech(self, paths: Sequence[str | Path]) -> tuple[NDArray[np.float32], list[float]]:
         """Embeddings (n, d) and seconds of recordings; `UserError` if one contains too little speech.

@@ -1,0 +1,188 @@
+"""test.py on recordings of people: windows, several people in one recording, folders of people, and their store."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import stat
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from safetensors import safe_open
+from test_evaluate import answer, call
+
+from utils.errors import UserError
+from utils.speaker.enrollment import EnrollmentStore
+from utils.speaker.recognizer import SpeakerRecognizer
+
+RATE = 16_000
+
+
+@pytest.fixture(scope="module")
+def recognizer(trained_run: Path) -> SpeakerRecognizer:
+    return SpeakerRecognizer.load(trained_run, "cpu")
+
+
+@pytest.fixture(scope="module")
+def recordings(librispeech_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a sub-folder of three recordings for each of two people, and files that are none."""
+    folder = tmp_path_factory.mktemp("recordings")
+    for name, speaker in (("Ada", "101"), ("Ben", "106")):
+        (folder / name / "day").mkdir(parents=True)
+        for path in sorted(librispeech_root.rglob(f"{speaker}-*.flac"))[:3]:
+            shutil.copy(path, folder / name / "day")
+    (folder / "Ada" / "notes.txt").write_text("no audio")
+    (folder / "readme.md").write_text("in no sub-folder")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def meeting(recordings: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Recordings of Ada, then 3 s of silence, then recordings of Ben, each 12 s long."""
+    parts = []
+    for name in ("Ada", "Ben"):
+        samples = np.concatenate([soundfile.read(path)[0] for path in sorted(recordings.glob(f"{name}/*/*.flac"))])
+        parts.append(np.resize(samples, 12 * RATE))
+    path = tmp_path_factory.mktemp("meeting") / "meeting.wav"
+    soundfile.write(path, np.concatenate([parts[0], np.zeros(3 * RATE), parts[1]]), RATE)
+    return path
+
+
+@pytest.fixture
+def store(recordings: Path, trained_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Path:
+    """A store of the people in `recordings`, enrolled at once."""
+    path = tmp_path / "people"
+    assert call("enroll", "--checkpoint", trained_run, "--store", path, "--folder", recordings) == 0
+    capsys.readouterr()
+    return path
+
+
+def refused(capsys: pytest.CaptureFixture[str], *words: object) -> str:
+    assert call(*words) == 2
+    out, err = capsys.readouterr()
+    assert not out and "Traceback" not in err
+    return err
+
+
+def test_samples_are_embedded_as_their_file_is(recognizer, meeting, tmp_path):
+    samples, _ = soundfile.read(meeting, dtype="float32")
+    integers, _ = soundfile.read(meeting, dtype="int16")
+    expected = recognizer.embed_file(meeting)
+    np.testing.assert_allclose(recognizer.embed_samples(samples, RATE), expected, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(recognizer.embed_samples(integers, RATE), expected, rtol=0, atol=1e-4)
+    soundfile.write(tmp_path / "slow.wav", samples[: 6 * RATE], 8_000, "FLOAT")
+    slow = recognizer.embed_samples(samples[: 6 * RATE], 8_000)
+    np.testing.assert_allclose(slow, recognizer.embed_file(tmp_path / "slow.wav"), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("samples", [[], [[0.1, 0.2]], [0.1, np.nan], np.zeros(100)])
+def test_samples_that_cannot_serve_are_refused(recognizer, samples):
+    with pytest.raises(UserError, match="the samples"):
+        recognizer.embed_samples(samples, RATE)
+
+
+def test_windows_are_embedded_as_parts_of_the_recording(recognizer, meeting):
+    samples, _ = soundfile.read(meeting, dtype="float32")
+    times, embeddings = recognizer.embed_windows(meeting, seconds=2, hop=0.5)
+    assert times.shape == (len(embeddings), 2) and times[0, 0] == 0 and times[-1, 1] == 27
+    np.testing.assert_allclose(np.diff(times[:-1, 0]), 0.5, rtol=0, atol=1e-9)
+    for (start, end), embedding in list(zip(times, embeddings, strict=True))[::9]:
+        part = samples[round(start * RATE) : round(end * RATE)]
+        np.testing.assert_allclose(embedding, recognizer.embed_samples(part, RATE), rtol=0, atol=1e-5)
+    again = recognizer.embed_windows(samples, seconds=2, hop=0.5, rate=RATE)
+    np.testing.assert_array_equal(again[0], times)
+    np.testing.assert_allclose(again[1], embeddings, rtol=0, atol=1e-5)
+    with pytest.raises(UserError, match="within the window"):
+        recognizer.embed_windows(meeting, seconds=1, hop=2)
+
+
+def test_a_folder_of_people_is_enrolled_at_once(trained_run, recordings, tmp_path, capsys):
+    model, folder, one = ["--checkpoint", trained_run], tmp_path / "all", tmp_path / "each"
+    assert call("enroll", *model, "--store", folder, "--folder", recordings) == 0
+    out, err = capsys.readouterr()
+    assert out.count("enrolled ") == 2 and "ignored 2 files below" in err
+    for name in ("Ada", "Ben"):
+        answer(capsys, "enroll", *model, "--store", one, "--name", name, *sorted(recordings.glob(f"{name}/*/*.flac")))
+    together, apart = EnrollmentStore.load(folder), EnrollmentStore.load(one)
+    assert together.speakers == apart.speakers
+    np.testing.assert_allclose(together.embeddings, apart.embeddings, rtol=0, atol=1e-5)
+
+
+def test_folders_of_people_that_are_refused_leave_the_store_alone(trained_run, recordings, store, tmp_path, capsys):
+    enroll = ["enroll", "--checkpoint", trained_run, "--store", store]
+    before = store.read_bytes()
+    assert "'Ada' is enrolled already" in refused(capsys, *enroll, "--folder", recordings)
+    (tmp_path / "more" / "Cid").mkdir(parents=True)
+    assert "Cid has no recordings" in refused(capsys, *enroll, "--folder", tmp_path / "more")
+    soundfile.write(tmp_path / "more" / "Cid" / "silence.wav", np.zeros(RATE), RATE)
+    assert "silence.wav has 0.00 s of speech" in refused(capsys, *enroll, "--folder", tmp_path / "more")
+    assert "is not a folder" in refused(capsys, *enroll, "--folder", tmp_path / "nowhere")
+    both = refused(capsys, *enroll, "--folder", recordings, "--name", "Ada", "a.wav")
+    assert "--folder and --name contradict" in both and "--folder and recordings contradict" in both
+    assert "--name is missing" in refused(capsys, *enroll, "a.wav")
+    assert "recordings of the speaker are missing" in refused(capsys, *enroll, "--name", "Ada")
+    assert store.read_bytes() == before
+
+
+def test_each_window_is_answered(trained_run, recognizer, store, meeting, capsys):
+    words = ["identify", "--checkpoint", trained_run, "--store", store, "--threshold", -1, "--window", 3]
+    results = answer(capsys, *words, "--hop", 3, meeting)["results"]
+    assert [(each["start"], each["end"]) for each in results] == [(3 * n, 3 * n + 3) for n in range(9)]
+    times, embeddings = recognizer.embed_windows(meeting, 3, 3)
+    enrolled = EnrollmentStore.load(store)
+    expected = [enrolled.identify(embedding, -1).name for embedding in embeddings]
+    expected[4] = None  # silence
+    assert [each["name"] for each in results] == expected
+    assert call(*words, "--hop", 3, meeting) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[4] == f"{meeting} 12.0-15.0 s: no speech" and lines[0].startswith(f"{meeting} 0.0-3.0 s: ")
+    assert len(answer(capsys, *words, meeting)["results"]) == 25
+    assert "leaves gaps" in refused(capsys, *words, "--hop", 4, meeting)
+    assert "--hop needs --window" in refused(capsys, *words[:-2], "--hop", 1, meeting)
+
+
+def test_a_recording_of_several_people_is_reported(trained_run, recordings, store, meeting, capsys, tmp_path):
+    words = ["identify", "--checkpoint", trained_run, "--store", store, "--threshold", -1]
+    assert call(*words, meeting) == 0
+    warning = capsys.readouterr().err
+    assert f"warning: {meeting} has several people, of 8 windows of 3 s: " in warning
+    assert "Ada in" in warning and "Ben in" in warning
+    one = np.resize(soundfile.read(sorted(recordings.glob("Ada/*/*.flac"))[0])[0], 13 * RATE)
+    soundfile.write(tmp_path / "one.wav", one, RATE)
+    assert call(*words, tmp_path / "one.wav") == 0
+    assert capsys.readouterr().err == ""
+
+
+def test_people_are_listed_renamed_removed_and_exported(store, tmp_path, capsys):
+    store.chmod(0o600)
+    people = ["people", "--store", store]
+    enrolled = EnrollmentStore.load(store)
+    listed = answer(capsys, *people, "list")
+    assert [each["name"] for each in listed["speakers"]] == ["Ada", "Ben"]
+    assert call(*people, "rename", "Ada", "Ada Lovelace") == 0
+    assert "Ada Lovelace: 3 recordings" in capsys.readouterr().out
+    assert call(*people, "export", tmp_path / "all.safetensors") == 0
+    with safe_open(tmp_path / "all.safetensors", framework="numpy") as file:
+        assert json.loads(file.metadata()["names"]) == ["Ada Lovelace", "Ben"]
+        np.testing.assert_array_equal(file.get_tensor("embeddings"), enrolled.embeddings)
+    assert call(*people, "remove", "Ada Lovelace") == 0
+    left = EnrollmentStore.load(store, enrolled.model_hash)
+    assert [each.name for each in left.speakers] == ["Ben"]
+    np.testing.assert_array_equal(left.embeddings, enrolled.embeddings[1:])
+    assert stat.S_IMODE(store.stat().st_mode) == 0o600
+    assert call(*people, "remove", "Ben") == 0 and "holds 0 speakers" in capsys.readouterr().out
+    with pytest.raises(UserError, match="holds nobody"):
+        EnrollmentStore.load(store).identify(enrolled.embeddings[0], 0.5)
+
+
+def test_people_who_are_not_there_are_refused(store, tmp_path, capsys):
+    people, before = ["people", "--store", store], store.read_bytes()
+    assert "nobody is enrolled as 'Cid': there is Ada, Ben" in refused(capsys, *people, "remove", "Cid")
+    assert "'Ben' is enrolled already" in refused(capsys, *people, "rename", "Ada", "Ben")
+    assert "rename needs NAME NEW, and got Ada" in refused(capsys, *people, "rename", "Ada")
+    assert "list needs no word, and got Ada" in refused(capsys, *people, "list", "Ada")
+    missing = tmp_path / "none" / "people"
+    assert "there is no enrollment store" in refused(capsys, "people", "--store", missing, "remove", "Ada")
+    assert not missing.parent.exists() and store.read_bytes() == before

@@ -1,0 +1,318 @@
+"""The subcommands of test.py for recordings of people: embed, verify, enroll, identify, and their store."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from utils import cli
+from utils.commands import add_command, counted, print_json
+from utils.errors import UserError
+
+if TYPE_CHECKING:
+    from utils.speaker.enrollment import EnrollmentStore, Identification
+    from utils.speaker.recognizer import SpeakerRecognizer
+
+HOP = 1.0  # seconds between windows
+_CHECKED = 3.0  # seconds of the windows in which an entire recording is tested for several people
+_SHARE = 0.1  # of these windows, and at least two, that a second name needs
+
+_ENROLL = """Enroll a speaker: add the mean embedding of the recordings to a store.
+
+python test.py enroll --store people.safetensors --name Ada ada1.flac ada2.wav
+python test.py enroll --store people.safetensors --folder recordings
+
+--folder enrolls everybody at once: it has one sub-folder of recordings for each person, named as the person is.
+"""
+_IDENTIFY = """Name the enrolled speaker who is speaking, or report that it is none of them.
+
+python test.py identify --store people.safetensors unknown.flac
+python test.py identify --store people.safetensors --window 3 --hop 1 meeting.flac
+
+With --window each window of a recording is answered by itself; without it there is one answer for a recording, and a
+warning if its windows name several people.
+"""
+_PEOPLE = """List, remove or rename the speakers of a store, or export their embeddings.
+
+python test.py people --store people.safetensors list
+python test.py people --store people.safetensors remove Ada
+python test.py people --store people.safetensors rename Ada "Ada Lovelace"
+python test.py people --store people.safetensors export embeddings.safetensors
+"""
+ACTIONS = {"list": (), "remove": ("NAME",), "rename": ("NAME", "NEW"), "export": ("FILE",)}
+"""What can be done with a store, and the words that it needs."""
+
+
+def add_commands(commands: Any) -> None:
+    """Adds the subcommands."""
+    description = "Print or store the embedding of each recording, scaled to length 1."
+    parser = add_command(commands, "embed", _embed, description, _embed_problems, shipped=True)
+    _add_recordings(parser, "recordings")
+    help = "safetensors file for the embeddings, instead of printing them"
+    parser.add_argument("--out", type=Path, metavar="FILE", help=help)
+
+    parser = add_command(commands, "enroll", _enroll, _ENROLL, _enroll_problems, shipped=True)
+    _add_recordings(parser, "recordings of the one speaker", nargs="*")
+    _add_store(parser, "store of enrolled speakers; created if missing")
+    parser.add_argument("--name", metavar="NAME", help="the speaker's name")
+    help = "folder with a sub-folder of recordings for each speaker, instead of --name and AUDIO"
+    parser.add_argument("--folder", type=Path, metavar="FOLDER", help=help)
+    help = "replace speakers of these names"
+    parser.add_argument("--replace", action=argparse.BooleanOptionalAction, default=False, help=help)
+
+    parser = add_command(commands, "identify", _identify, _IDENTIFY, _identify_problems, shipped=True)
+    _add_recordings(parser, "recordings, each judged by itself")
+    _add_store(parser, "store of enrolled speakers")
+    default = (
+        "the checkpoint's, by the number of enrolled and the length, which names 5 %% of the strangers in validation"
+    )
+    _add_threshold(parser, default)
+    help = "answer each window of this many seconds (default: one answer for the entire recording)"
+    parser.add_argument("--window", type=cli.positive_float, metavar="SECONDS", help=help)
+    help = f"seconds between the starts of windows (default: {HOP:g}, or the window if that is shorter)"
+    parser.add_argument("--hop", type=cli.positive_float, metavar="SECONDS", help=help)
+
+    description = "Decide whether two recordings are of the same speaker."
+    parser = add_command(commands, "verify", _verify, description, shipped=True)
+    parser.add_argument("a", type=Path, metavar="A", help="a recording")
+    parser.add_argument("b", type=Path, metavar="B", help="another recording")
+    _add_threshold(parser, "the checkpoint's, by the lengths: at the EER of validation recordings like these")
+
+    parser = add_command(commands, "people", _people, _PEOPLE, _people_problems, model=False)
+    _add_store(parser, "store of enrolled speakers")
+    parser.add_argument("action", choices=ACTIONS, help="what to do")
+    help = "of remove: NAME; of rename: NAME NEW; of export: the safetensors FILE to write"
+    parser.add_argument("words", nargs="*", metavar="WORD", help=help)
+
+
+def _add_recordings(parser: cli.Parser, help: str, nargs: str = "+") -> None:
+    parser.add_argument("audio", nargs=nargs, type=Path, metavar="AUDIO", help=help)
+
+
+def _add_store(parser: cli.Parser, help: str) -> None:
+    parser.add_argument("--store", type=Path, required=True, metavar="FILE", help=help)
+
+
+def _add_threshold(parser: cli.Parser, default: str) -> None:
+    help = f"least cosine of the same speaker (default: {default})"
+    parser.add_argument("--threshold", type=_cosine, metavar="X", help=help)
+
+
+def _cosine(text: str) -> float:
+    value = float(text)
+    if not -1 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"must lie between -1 and 1, not {text}")
+    return value
+
+
+def load_recognizer(args: argparse.Namespace, *recordings: Path) -> SpeakerRecognizer:
+    """Loads the recognizer, unless one of the recordings that it is needed for is missing."""
+    from utils.speaker.recognizer import SpeakerRecognizer
+
+    missing = next((path for path in recordings if not path.exists()), None)
+    if missing is not None:
+        raise UserError(f"{missing} is missing; python download.py --dataset demo makes recordings to try")
+    return SpeakerRecognizer.load(args.checkpoint, args.device, args.backend)
+
+
+def _embed_problems(args: argparse.Namespace) -> list[str]:
+    if args.out is not None and args.json:
+        return ["--out and --json contradict: embeddings are either stored or printed"]
+    return []
+
+
+def _embed(args: argparse.Namespace) -> None:
+    recognizer = load_recognizer(args, *args.audio)
+    embeddings = recognizer.embed_files(args.audio)
+    names = [str(path) for path in args.audio]
+    if args.out is not None:
+        from utils.speaker.enrollment import write_embeddings
+
+        write_embeddings(args.out, names, embeddings, recognizer.model_hash)
+        print(f"wrote {counted(len(names), 'embedding')} of {embeddings.shape[1]} numbers to {args.out}")
+    elif args.json:
+        items = [{"audio": name, "embedding": row.tolist()} for name, row in zip(names, embeddings, strict=True)]
+        print_json({"model_hash": recognizer.model_hash, "embeddings": items})
+    else:
+        for name, row in zip(names, embeddings, strict=True):
+            print(name, *(f"{value:.6f}" for value in row))
+
+
+def _enroll_problems(args: argparse.Namespace) -> list[str]:
+    if args.folder is not None:
+        given = ["--name"] * (args.name is not None) + ["recordings"] * bool(args.audio)
+        return [f"--folder and {what} contradict: its sub-folders have both" for what in given]
+    problems = ["--name is missing (or --folder, which names everybody)"] if args.name is None else []
+    problems += [] if args.audio else ["recordings of the speaker are missing"]
+    twice = sorted({str(path) for path in args.audio if args.audio.count(path) > 1})
+    return problems + [f"{path} is given twice: it would count twice in the mean" for path in twice]
+
+
+def _enroll(args: argparse.Namespace) -> None:
+    from utils.speaker.enrollment import EnrollmentStore, locked_store
+
+    people = {args.name: args.audio} if args.folder is None else _recordings_of_people(args.folder)
+    recognizer = load_recognizer(args, *(path for paths in people.values() for path in paths))
+    owner = recognizer.model_hash, recognizer.recipe.hash
+    before = EnrollmentStore.begin(args.store, *owner)
+    for name in people:
+        before.check_name(name, args.replace)
+    embedded = {name: recognizer.embed_speech(paths) for name, paths in people.items()}
+    with locked_store(args.store, *owner) as store:
+        added = [store.enroll(name, rows, sum(seconds), args.replace) for name, (rows, seconds) in embedded.items()]
+    if args.json:
+        one = {"enrolled": asdict(added[0])} if args.folder is None else {"people": [asdict(each) for each in added]}
+        print_json({"store": str(args.store), "model_hash": recognizer.model_hash, **one})
+        return
+    lines = [f"enrolled {each.name} from {counted(each.count, 'recording')}, {each.seconds:.1f} s" for each in added]
+    print("\n".join(lines) + f"; {args.store} holds {counted(len(store.speakers), 'speaker')}")
+
+
+def _recordings_of_people(folder: Path) -> dict[str, list[Path]]:
+    """The recordings at any depth below each sub-folder; other files are counted on stderr."""
+    from utils.corpus.layouts import AUDIO_SUFFIXES
+
+    if not folder.is_dir():
+        raise UserError(f"--folder {folder} is not a folder")
+    people: dict[str, list[Path]] = {}
+    ignored = 0
+    for place in sorted(path for path in folder.iterdir() if not path.name.startswith(".")):
+        files = sorted(path for path in place.rglob("*") if path.is_file()) if place.is_dir() else [place]
+        recordings = [path for path in files if place.is_dir() and path.suffix.lower() in AUDIO_SUFFIXES]
+        ignored += len(files) - len(recordings)
+        if place.is_dir():
+            people[place.name] = recordings
+    if not people:
+        raise UserError(f"--folder {folder} has no sub-folders")
+    silent = next((name for name, recordings in people.items() if not recordings), None)
+    if silent is not None:
+        raise UserError(f"{folder / silent} has no recordings")
+    if ignored:
+        print(f"ignored {counted(ignored, 'file')} below {folder}: no audio, or in no sub-folder", file=sys.stderr)
+    return people
+
+
+def _identify_problems(args: argparse.Namespace) -> list[str]:
+    if args.window is None:
+        return ["--hop needs --window"] if args.hop is not None else []
+    too_far = args.hop is not None and args.hop > args.window
+    return [f"--hop {args.hop:g} leaves gaps between windows of {args.window:g} s"] if too_far else []
+
+
+def _identify(args: argparse.Namespace) -> None:
+    from utils.speaker.enrollment import EnrollmentStore
+
+    recognizer = load_recognizer(args, *args.audio)
+    answer = _Answerer(recognizer, EnrollmentStore.load(args.store, recognizer.model_hash), args.threshold)
+    lines: list[tuple[dict[str, Any], Identification | None]] = []
+    if args.window is None:
+        embeddings, seconds = recognizer.embed_speech(args.audio)
+        for path, embedding, length in zip(args.audio, embeddings, seconds, strict=True):
+            lines.append(({"audio": str(path)}, answer(embedding, length)))
+            _warn_of_several(path, answer, length)
+    else:
+        hop = min(HOP, args.window) if args.hop is None else args.hop
+        for path in args.audio:
+            for start, end, result in answer.windows(path, args.window, hop):
+                lines.append(({"audio": str(path), "start": start, "end": end}, result))
+    if args.json:
+        results = [{**about, **(result.to_dict() if result else {"name": None})} for about, result in lines]
+        print_json({"store": str(args.store), "model_hash": recognizer.model_hash, "results": results})
+        return
+    for about, result in lines:
+        print(_shown(about, result))
+        if args.window is None:
+            print("".join(f"  {score:7.3f}  {name}\n" for name, score in result.scores), end="")
+
+
+class _Answerer:
+    """Answers for embeddings, by the people of a store and the threshold for their number and the length."""
+
+    def __init__(self, recognizer: SpeakerRecognizer, store: EnrollmentStore, threshold: float | None) -> None:
+        self.recognizer, self.store, self.wanted = recognizer, store, threshold
+        self.threshold(1.0)  # refuses before the work if there is none
+
+    def threshold(self, seconds: float) -> float:
+        return self.recognizer.identification_threshold(self.wanted, seconds, len(self.store.speakers))
+
+    def __call__(self, embedding: Any, seconds: float) -> Identification:
+        return self.store.identify(embedding, self.threshold(seconds))
+
+    def windows(self, path: Path, window: float, hop: float) -> Iterator[tuple[float, float, Identification | None]]:
+        """Start, end and answer of each window of a recording; None where there is too little speech."""
+        from utils.speaker.recognizer import MIN_SPEECH_SECONDS
+
+        for each in self.recognizer.windows(path, window, hop):
+            is_spoken = each.speech >= min(MIN_SPEECH_SECONDS, window)
+            yield each.start, each.end, self(each.embedding, each.end - each.start) if is_spoken else None
+
+
+def _warn_of_several(path: Path, answer: _Answerer, seconds: float) -> None:
+    """Warns on stderr if the windows of a recording name several people."""
+    from utils.speaker.enrollment import UNKNOWN
+
+    if seconds < 4 * _CHECKED or len(answer.store.speakers) < 2:
+        return
+    results = [result for _, _, result in answer.windows(path, _CHECKED, _CHECKED) if result]
+    counts = Counter(result.name for result in results if result.name != UNKNOWN)
+    enough = max(2, _SHARE * len(results))
+    names = [f"{name} in {count}" for name, count in counts.most_common() if count >= enough]
+    if len(names) > 1:
+        found = f"of {len(results)} windows of {_CHECKED:g} s: {', '.join(names)}"
+        print(f"warning: {path} has several people, {found}; --window shows who speaks when", file=sys.stderr)
+
+
+def _shown(about: dict[str, Any], result: Identification | None) -> str:
+    """A line for a recording or a window."""
+    where = f"{about['audio']} {about['start']:.1f}-{about['end']:.1f} s" if "start" in about else about["audio"]
+    if result is None:
+        return f"{where}: no speech"
+    margin = "no other speaker" if result.margin is None else f"margin {result.margin:.3f}"
+    best = f"best {result.best} {result.score:.3f}"
+    return f"{where}: {result.name} ({best}, threshold {result.threshold:.3f}, {margin})"
+
+
+def _verify(args: argparse.Namespace) -> None:
+    recognizer = load_recognizer(args, args.a, args.b)
+    recognizer.verification_threshold(args.threshold, 1.0, 1.0)  # refuses before the work if there is none
+    (first, second), seconds = recognizer.embed_speech([args.a, args.b])
+    score, threshold = float(first @ second), float(recognizer.verification_threshold(args.threshold, *seconds))
+    answer = {"a": str(args.a), "b": str(args.b), "score": score, "threshold": threshold, "same": score >= threshold}
+    if args.json:
+        print_json({**answer, "model_hash": recognizer.model_hash})
+    else:
+        decision = "same speaker" if answer["same"] else "different speakers"
+        print(f"{decision} (score {score:.3f}, threshold {threshold:.3f})")
+
+
+def _people_problems(args: argparse.Namespace) -> list[str]:
+    needed = ACTIONS[args.action]
+    if len(args.words) == len(needed):
+        return []
+    return [f"{args.action} needs {' '.join(needed) or 'no word'}, and got {' '.join(args.words) or 'none'}"]
+
+
+def _people(args: argparse.Namespace) -> None:
+    from utils.speaker.enrollment import EnrollmentStore, locked_store, write_embeddings
+
+    if args.action in ("remove", "rename"):
+        EnrollmentStore.load(args.store)  # refuses before a lock is left beside a store that is none
+        with locked_store(args.store) as store:
+            getattr(store, args.action)(*args.words)
+    else:
+        store = EnrollmentStore.load(args.store)
+    if args.action == "export":
+        names = [speaker.name for speaker in store.speakers]
+        write_embeddings(args.words[0], names, store.embeddings, store.model_hash)
+    if args.json:
+        speakers = [asdict(speaker) for speaker in store.speakers]
+        print_json({"store": str(args.store), "model_hash": store.model_hash, "speakers": speakers})
+        return
+    for each in store.speakers:
+        print(f"{each.name}: {counted(each.count, 'recording')}, {each.seconds:.1f} s, enrolled {each.date}")
+    print(f"{args.store} holds {counted(len(store.speakers), 'speaker')} of model {store.model_hash}")
