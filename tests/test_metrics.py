@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from utils.speaker import metrics
 from utils.speaker.metrics import bootstrap_eer, det_curve, eer, error_rates, min_dcf, normal_deviate, rates_at
 
 
@@ -163,6 +164,21 @@ def test_resampling_speakers_is_wider_than_resampling_trials():
     samples = [draw.integers(len(scores), size=len(scores)) for _ in range(200)]
     trial_low, trial_high = np.quantile([eer(scores[s], targets[s])[0] for s in samples], [0.025, 0.975])
     assert high - low > 2 * (trial_high - trial_low)
+
+
+@pytest.mark.parametrize("reach", [1, 3, 1000])
+def test_bootstrap_is_the_eer_of_weighted_trials_wherever_it_is_searched(monkeypatch, reach):
+    monkeypatch.setattr(metrics, "_REACH", reach)
+    rng = np.random.default_rng(7)
+    first, second = rng.integers(9, size=(2, 3000))
+    targets = first == second
+    scores = np.round(rng.normal(size=3000) + 1.2 * targets + 0.4 * rng.normal(size=9)[first], 2)
+    rates = metrics.bootstrap_rates(scores, targets, first, second, n=60, seed=5)
+    draws = np.random.default_rng(5)
+    for rate in rates:
+        drawn = np.bincount(draws.integers(9, size=9), minlength=9)
+        assert rate == eer(scores, targets, drawn[first] * np.where(targets, 1, drawn[second]))[0]
+    assert len(set(rates)) > 50
 
 
 def test_bootstrap_of_names_equals_that_of_numbers():

@@ -8,13 +8,15 @@ the order of a list does not matter, and constant scores have an EER of exactly 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from statistics import NormalDist
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike, NDArray
 
 Floats = NDArray[np.float64]
+
+_REACH = 1000  # points on both sides of a crossing that are searched first
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,22 @@ class ErrorRates:
         """The threshold at `point`: half-way between the last score rejected and the first accepted."""
         around = self.scores[max(point - 1, 0) : point + 1]
         return float(around.mean())
+
+    def eer(self) -> tuple[float, float]:
+        """Equal error rate, a fraction, and the score that decides nearest to it (accept at or above).
+
+        The rate is read where the line through the points crosses FNR = FPR.
+        """
+        rate, point = _crossing(self.fnr, self.fpr)
+        return rate, self.threshold(point)
+
+    def min_dcf(self, p_target: float) -> float:
+        """Least detection cost over all thresholds, normalized by the better of accepting all and rejecting all.
+
+        min over t of [p_target FNR(t) + (1 - p_target) FPR(t)] / min(p_target, 1 - p_target), as in the NIST speaker
+        recognition evaluations with costs of 1; at most 1.
+        """
+        return float((p_target * self.fnr + (1 - p_target) * self.fpr).min() / min(p_target, 1 - p_target))
 
 
 def error_rates(scores: ArrayLike, targets: ArrayLike, weights: ArrayLike | None = None) -> ErrorRates:
@@ -83,23 +101,13 @@ def _crossing(fnr: Floats, fpr: Floats) -> tuple[float, int]:
 
 
 def eer(scores: ArrayLike, targets: ArrayLike, weights: ArrayLike | None = None) -> tuple[float, float]:
-    """Equal error rate, a fraction, and the score that decides nearest to it (accept at or above).
-
-    The rate is read where the line through the points of `error_rates` crosses FNR = FPR; arguments as there.
-    """
-    rates = error_rates(scores, targets, weights)
-    rate, point = _crossing(rates.fnr, rates.fpr)
-    return rate, rates.threshold(point)
+    """`ErrorRates.eer` of trials; arguments as `error_rates`."""
+    return error_rates(scores, targets, weights).eer()
 
 
 def min_dcf(scores: ArrayLike, targets: ArrayLike, p_target: float, weights: ArrayLike | None = None) -> float:
-    """Least detection cost over all thresholds, normalized by the better of accepting all and rejecting all.
-
-    min over t of [p_target FNR(t) + (1 - p_target) FPR(t)] / min(p_target, 1 - p_target), as in the NIST speaker
-    recognition evaluations with costs of 1; at most 1. `weights` as in `error_rates`.
-    """
-    rates = error_rates(scores, targets, weights)
-    return float((p_target * rates.fnr + (1 - p_target) * rates.fpr).min() / min(p_target, 1 - p_target))
+    """`ErrorRates.min_dcf` of trials; arguments as `error_rates`."""
+    return error_rates(scores, targets, weights).min_dcf(p_target)
 
 
 def rates_at(scores: ArrayLike, targets: ArrayLike, thresholds: ArrayLike) -> tuple[float, float]:
@@ -120,18 +128,76 @@ def bootstrap_rates(
     """
     scores, targets = np.asarray(scores, dtype=np.float64), np.asarray(targets, dtype=bool)
     order, ends = _sorted_groups(scores)
-    names, codes = np.unique(np.concatenate([speaker_a, speaker_b]), return_inverse=True)
+    names, codes = _numbered(np.concatenate([speaker_a, speaker_b]))
     first, second = codes[: len(scores)][order], codes[len(scores) :][order]
-    targets, between = targets[order], first != second
+    pairs, pair_of_trial = _numbered(first * len(names) + second)
+    first, second = np.divmod(pairs, len(names))
+    crossings = _Crossings(targets[order], pair_of_trial, len(pairs), ends)
     rng = np.random.default_rng(seed)
     rates = np.full(n, np.nan)
     for replicate in range(n):
         drawn = np.bincount(rng.integers(len(names), size=len(names)), minlength=len(names))
-        weights = drawn[first] * np.where(between, drawn[second], 1)
-        fnr, fpr = _rates(targets, weights, ends)
-        if np.isfinite(fnr[-1]) and np.isfinite(fpr[-1]):
-            rates[replicate] = _crossing(fnr, fpr)[0]
+        rates[replicate] = crossings.rate(drawn[first] * np.where(first != second, drawn[second], 1))
     return rates
+
+
+def _numbered(values: NDArray) -> tuple[NDArray, NDArray[np.int64]]:
+    """The distinct `values` (n,) in ascending order, and the place of each value among them."""
+    if np.issubdtype(values.dtype, np.integer) and len(values) and 0 <= values.min() and values.max() < 4 * len(values):
+        present = np.bincount(values) > 0  # without sorting
+        return np.flatnonzero(present), (np.cumsum(present) - 1)[values]
+    return np.unique(values, return_inverse=True)
+
+
+class _Crossings:
+    """Equal error rates of the same trials with many weights.
+
+    Trials far from the crossing count by their sums alone, which are those of the pairs of speakers: so the points
+    around the unweighted crossing are searched first, and more of them for the few weights that cross elsewhere.
+    """
+
+    def __init__(
+        self, targets: NDArray[np.bool_], pairs: NDArray[np.int64], count: int, ends: NDArray[np.int64]
+    ) -> None:
+        """Takes trials in ascending order of score, each of one of `count` pairs, and the `ends` of distinct scores."""
+        self._targets, self._pairs, self._count = targets, pairs, count
+        self._starts = np.append(0, ends + 1)  # trials rejected at each point
+        fnr, fpr = _rates(targets, np.ones(len(targets), dtype=np.int64), ends)
+        self._middle = _crossing(fnr, fpr)[1] if np.isfinite(fnr[-1] + fpr[-1]) else 0
+        self._all = self._sums(len(targets))
+        self._windows: list[tuple[int, int, tuple[NDArray[np.int64], NDArray[np.int64]]]] = []
+
+    def _sums(self, stop: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Targets and non-targets of each pair among the first `stop` trials."""
+        targets, pairs = self._targets[:stop], self._pairs[:stop]
+        return tuple(np.bincount(pairs[kind], minlength=self._count) for kind in (targets, ~targets))
+
+    def _window(self, level: int) -> tuple[int, int, tuple[NDArray[np.int64], NDArray[np.int64]]]:
+        """First and last point of a window, four times as wide with each level, and the sums below it."""
+        if level == len(self._windows):
+            reach = max(_REACH, len(self._starts) // 256) * 4**level
+            low, high = max(self._middle - reach, 0), min(self._middle + reach, len(self._starts) - 1)
+            self._windows.append((low, high, self._sums(self._starts[low])))
+        return self._windows[level]
+
+    def rate(self, weights: NDArray[np.int64]) -> float:
+        """The equal error rate with the `weights` (pairs,); NaN if a kind of trials has none."""
+        totals = [int(sums @ weights) for sums in self._all]
+        level = 0
+        while all(totals):
+            low, high, below = self._window(level)
+            trials = slice(self._starts[low], self._starts[high])
+            weight, targets = weights[self._pairs[trials]], self._targets[trials]
+            inside = self._starts[low + 1 : high + 1] - self._starts[low] - 1
+            shares = []
+            for sums, chosen, total in zip(below, (targets, ~targets), totals, strict=True):
+                before = int(sums @ weights)
+                shares.append(np.append(before, before + np.cumsum(weight * chosen)[inside]) / total)
+            fnr, fpr = shares[0], 1 - shares[1]
+            if fpr[0] > fnr[0] and fpr[-1] <= fnr[-1]:
+                return _crossing(fnr, fpr)[0]
+            level += 1
+        return np.nan
 
 
 def interval(values: ArrayLike, level: float = 0.95) -> tuple[float, float] | None:
@@ -165,7 +231,5 @@ def det_curve(scores: ArrayLike, targets: ArrayLike, points: int = 1000, floor: 
 
 def normal_deviate(rates: ArrayLike, floor: float = 1e-5) -> Floats:
     """Inverse of the normal distribution function, of rates held within `floor` and 1 - `floor`."""
-    rates = np.clip(np.asarray(rates, dtype=np.float64), floor, 1 - floor)
-    distinct, places = np.unique(rates, return_inverse=True)  # a curve has few distinct rates, or few points
-    inverse = NormalDist().inv_cdf
-    return np.array([inverse(rate) for rate in distinct])[places].reshape(rates.shape)
+    clipped = np.clip(np.asarray(rates, dtype=np.float64), floor, 1 - floor)
+    return torch.special.ndtri(torch.from_numpy(clipped)).numpy()

@@ -21,7 +21,7 @@ from utils.plots import percent
 from utils.speaker import plots
 from utils.speaker.conditions import CLEAN
 from utils.speaker.identification import PARTS, Answer, confusion_matrix
-from utils.speaker.metrics import bootstrap_eer, det_curve, eer, min_dcf, rates_at
+from utils.speaker.metrics import bootstrap_eer, det_curve, error_rates, rates_at
 from utils.speaker.trials import DURATIONS, Origin, TrialSet
 
 CONDITIONS = ("all", "same_sex", "cross_chapter", "1.5s", "3s", "full")
@@ -118,11 +118,12 @@ def _condition(
     missing = [kind for kind, count in zip(("target", "non-target"), counts.values(), strict=True) if not count]
     if missing:
         return _absent(f"no {' and no '.join(missing)} trials", **counts)
-    rate, threshold = eer(scores, targets)
+    rates = error_rates(scores, targets)
+    rate, threshold = rates.eer()
     result: dict[str, Any] = {"eer": rate, "eer_ci": None, "threshold": threshold}
-    result |= {f"min_dcf_{p}": min_dcf(scores, targets, p) for p in P_TARGETS}
+    result |= {f"min_dcf_{p}": rates.min_dcf(p) for p in P_TARGETS}
     first, second = (side[chosen] for side in trials.sides("speaker"))
-    result |= {**counts, "speakers": len(np.union1d(first, second))}
+    result |= {**counts, "speakers": int(np.count_nonzero(np.bincount(np.concatenate([first, second]))))}
     if problem := interval_problem(trials, result["speakers"]):
         return {**result, "eer_ci_reason": problem}
     interval = bootstrap_eer(scores, targets, first, second, bootstrap, seed)

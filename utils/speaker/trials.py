@@ -56,10 +56,11 @@ class TrialSet:
     def __len__(self) -> int:
         return len(self.targets)
 
-    def sides(self, field: str) -> tuple[NDArray[np.str_], NDArray[np.str_]]:
-        """A field of `Origin` for both sides of each trial, (n,) and (n,)."""
+    def sides(self, field: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """A field of `Origin` for both sides of each trial, (n,) and (n,), as places in the order of its values."""
         values = np.array([getattr(origin, field) for origin in self.origins], dtype=np.str_)
-        return values[self.a], values[self.b]
+        places = np.unique(values, return_inverse=True)[1]
+        return places[self.a], places[self.b]
 
     def speakers(self) -> dict[str, str]:
         """Speaker -> sex of all speakers of the trials, in order of name."""
@@ -73,7 +74,8 @@ class TrialSet:
     def same_sex(self) -> NDArray[np.bool_]:
         """Trials whose two sides have one sex, known for both: the harder confusions."""
         first, second = self.sides("sex")
-        return (first == second) & (first != "")
+        known = np.array([bool(origin.sex) for origin in self.origins])
+        return (first == second) & known[self.a]
 
     def cross_chapter(self) -> NDArray[np.bool_]:
         """Target trials across two chapters, and all non-targets.
