@@ -94,6 +94,8 @@ def test_windows_are_embedded_as_parts_of_the_recording(recognizer, meeting):
     again = recognizer.embed_windows(samples, seconds=2, hop=0.5, rate=RATE)
     np.testing.assert_array_equal(again[0], times)
     np.testing.assert_allclose(again[1], embeddings, rtol=0, atol=1e-5)
+    some = list(recognizer.windows(meeting, 2, 0.5, every=4))
+    assert [(each.start, each.end) for each in some] == [tuple(pair) for pair in times[::4]]
     with pytest.raises(UserError, match="within the window"):
         recognizer.embed_windows(meeting, seconds=1, hop=2)
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 HOP = 1.0  # seconds between windows
 _CHECKED = 3.0  # seconds of the windows in which an entire recording is tested for several people
+_MOST_CHECKED = 100  # of these windows, evenly spread, in a long recording
 _SHARE = 0.1  # of these windows, and at least two, that a second name needs
 
 _ENROLL = """Enroll a speaker: add the mean embedding of the recordings to a store.
@@ -243,11 +244,13 @@ class _Answerer:
     def __call__(self, embedding: Any, seconds: float) -> Identification:
         return self.store.identify(embedding, self.threshold(seconds))
 
-    def windows(self, path: Path, window: float, hop: float) -> Iterator[tuple[float, float, Identification | None]]:
-        """Start, end and answer of each window of a recording; None where there is too little speech."""
+    def windows(
+        self, path: Path, window: float, hop: float, every: int = 1
+    ) -> Iterator[tuple[float, float, Identification | None]]:
+        """Start, end and answer of each window, or one of `every`; None where there is too little speech."""
         from utils.speaker.recognizer import MIN_SPEECH_SECONDS
 
-        for each in self.recognizer.windows(path, window, hop):
+        for each in self.recognizer.windows(path, window, hop, every=every):
             is_spoken = each.speech >= min(MIN_SPEECH_SECONDS, window)
             yield each.start, each.end, self(each.embedding, each.end - each.start) if is_spoken else None
 
@@ -258,7 +261,8 @@ def _warn_of_several(path: Path, answer: _Answerer, seconds: float) -> None:
 
     if seconds < 4 * _CHECKED or len(answer.store.speakers) < 2:
         return
-    results = [result for _, _, result in answer.windows(path, _CHECKED, _CHECKED) if result]
+    every = max(1, round(seconds / _CHECKED / _MOST_CHECKED))
+    results = [result for _, _, result in answer.windows(path, _CHECKED, _CHECKED, every) if result]
     counts = Counter(result.name for result in results if result.name != UNKNOWN)
     enough = max(2, _SHARE * len(results))
     names = [f"{name} in {count}" for name, count in counts.most_common() if count >= enough]

@@ -247,7 +247,12 @@ class SpeakerRecognizer(TrainedModel):
         return np.array([(each.start, each.end) for each in windows]), np.stack([each.embedding for each in windows])
 
     def windows(
-        self, source: str | Path | ArrayLike, seconds: float = 3.0, hop: float = 1.0, rate: int | None = None
+        self,
+        source: str | Path | ArrayLike,
+        seconds: float = 3.0,
+        hop: float = 1.0,
+        rate: int | None = None,
+        every: int = 1,
     ) -> Iterator[EmbeddedWindow]:
         """Embeds windows of `seconds` that start `hop` seconds apart, as the recording is read.
 
@@ -255,6 +260,7 @@ class SpeakerRecognizer(TrainedModel):
 
         Args:
             source: an audio file, or mono samples (s,) at `rate` Hz (default: that of the features).
+            every: embeds one of so many windows, from the first on.
 
         Raises:
             UserError: the recording cannot be used, or `hop` is not within (0, seconds].
@@ -264,7 +270,8 @@ class SpeakerRecognizer(TrainedModel):
         own = self.recipe.sample_rate
         is_file = isinstance(source, str | Path)
         blocks = read_blocks(source, own) if is_file else [self._samples(source, rate or own)]
-        windows = cut_windows(blocks, max(1, round(seconds * own)), max(1, round(hop * own)))
+        cut = cut_windows(blocks, max(1, round(seconds * own)), max(1, round(hop * own)))
+        windows = itertools.islice(cut, 0, None, every)
         while group := list(itertools.islice(windows, _READ_AHEAD)):
             name = source if is_file else _SAMPLES
             embeddings = self.embed_mels([self.mel_of_samples(name, values) for _, values in group])
