@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from utils.speaker import metrics
-from utils.speaker.metrics import bootstrap_eer, det_curve, eer, error_rates, min_dcf, normal_deviate, rates_at
+from utils.speaker.metrics import bootstrap_eer, det_curve, eer, error_rates, normal_deviate, rates_at
 
 
 @st.composite
@@ -49,6 +49,10 @@ def swept_eer(points: list[tuple[Fraction, Fraction]]) -> Fraction:
         at = (miss + share * (next_miss - miss), alarm + share * (next_alarm - alarm))
         best = min(best, max(at))
     return best
+
+
+def min_dcf(scores, targets, p_target, weights=None) -> float:
+    return error_rates(scores, targets, weights).min_dcf(p_target)
 
 
 @given(trials(weighted=True))

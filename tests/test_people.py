@@ -35,6 +35,8 @@ def recordings(librispeech_root: Path, tmp_path_factory: pytest.TempPathFactory)
             shutil.copy(path, folder / name / "day")
     (folder / "Ada" / "notes.txt").write_text("no audio")
     (folder / "readme.md").write_text("in no sub-folder")
+    (folder / "Ada" / "._ada.flac").write_text("hidden, as copies from other systems are")
+    (folder / ".cache").mkdir()
     return folder
 
 
@@ -77,7 +79,7 @@ def test_samples_are_embedded_as_their_file_is(recognizer, meeting, tmp_path):
     np.testing.assert_allclose(slow, recognizer.embed_file(tmp_path / "slow.wav"), rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("samples", [[], [[0.1, 0.2]], [0.1, np.nan], np.zeros(100)])
+@pytest.mark.parametrize("samples", [[], [[0.1, 0.2]], [0.1, np.nan], np.zeros(100), np.full(9000, 128, np.uint8)])
 def test_samples_that_cannot_serve_are_refused(recognizer, samples):
     with pytest.raises(UserError, match="the samples"):
         recognizer.embed_samples(samples, RATE)
@@ -142,6 +144,7 @@ def test_each_window_is_answered(trained_run, recognizer, store, meeting, capsys
     assert lines[4] == f"{meeting} 12.0-15.0 s: no speech" and lines[0].startswith(f"{meeting} 0.0-3.0 s: ")
     assert len(answer(capsys, *words, meeting)["results"]) == 25
     assert "leaves gaps" in refused(capsys, *words, "--hop", 4, meeting)
+    assert "--window 0.5 is too short" in refused(capsys, *words[:-1], 0.5, meeting)
     assert "--hop needs --window" in refused(capsys, *words[:-2], "--hop", 1, meeting)
 
 

@@ -157,7 +157,7 @@ def ignored_files(raw: str | Path, layout: str, utterances: Sequence[Utterance])
         folders[:] = sorted(name for name in folders if not name.startswith(".") and here / name not in others)
         is_inside = any(here.is_relative_to(folder) for folder in chosen)
         for name in sorted(names):
-            of_interest = not name.endswith(_COMPANIONS) if is_inside else _is_audio(name)
+            of_interest = not name.endswith(_COMPANIONS) if is_inside else is_audio(name)
             path = (here / name).relative_to(raw).as_posix()
             if of_interest and not name.startswith(".") and path not in read:
                 found.append(path)
@@ -300,10 +300,11 @@ def _folders(folder: Path) -> list[Path]:
 
 
 def _audio_files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if _is_audio(path.name) and not path.name.startswith("."))
+    return sorted(path for path in folder.iterdir() if is_audio(path.name) and not path.name.startswith("."))
 
 
-def _is_audio(name: str) -> bool:
+def is_audio(name: str) -> bool:
+    """Whether a file of this name is a recording."""
     return name.lower().endswith(AUDIO_SUFFIXES)
 
 

@@ -105,11 +105,6 @@ def eer(scores: ArrayLike, targets: ArrayLike, weights: ArrayLike | None = None)
     return error_rates(scores, targets, weights).eer()
 
 
-def min_dcf(scores: ArrayLike, targets: ArrayLike, p_target: float, weights: ArrayLike | None = None) -> float:
-    """`ErrorRates.min_dcf` of trials; arguments as `error_rates`."""
-    return error_rates(scores, targets, weights).min_dcf(p_target)
-
-
 def rates_at(scores: ArrayLike, targets: ArrayLike, thresholds: ArrayLike) -> tuple[float, float]:
     """FNR and FPR when trials (n,) at or above `thresholds`, one or (n,), are accepted."""
     accepted, targets = np.asarray(scores) >= thresholds, np.asarray(targets, dtype=bool)

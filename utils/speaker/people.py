@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from utils.speaker.recognizer import SpeakerRecognizer
 
 HOP = 1.0  # seconds between windows
+_SHORTEST = 1.0  # s; the measure of speech needs so much
 _CHECKED = 3.0  # seconds of the windows in which an entire recording is tested for several people
 _MOST_CHECKED = 100  # of these windows, evenly spread, in a long recording
 _SHARE = 0.1  # of these windows, and at least two, that a second name needs
@@ -175,19 +177,23 @@ def _enroll(args: argparse.Namespace) -> None:
 
 
 def _recordings_of_people(folder: Path) -> dict[str, list[Path]]:
-    """The recordings at any depth below each sub-folder; other files are counted on stderr."""
-    from utils.corpus.layouts import AUDIO_SUFFIXES
+    """The recordings at any depth below each sub-folder; other files are counted on stderr, hidden ones left out."""
+    from utils.corpus.layouts import is_audio
 
     if not folder.is_dir():
         raise UserError(f"--folder {folder} is not a folder")
-    people: dict[str, list[Path]] = {}
+    visible = [
+        path for path in sorted(folder.rglob("*")) if not re.search(r"(^|/)\.", path.relative_to(folder).as_posix())
+    ]
+    people = {path.name: [] for path in visible if path.is_dir() and path.parent == folder}
     ignored = 0
-    for place in sorted(path for path in folder.iterdir() if not path.name.startswith(".")):
-        files = sorted(path for path in place.rglob("*") if path.is_file()) if place.is_dir() else [place]
-        recordings = [path for path in files if place.is_dir() and path.suffix.lower() in AUDIO_SUFFIXES]
-        ignored += len(files) - len(recordings)
-        if place.is_dir():
-            people[place.name] = recordings
+    for path in visible:
+        if path.is_file():
+            name = path.relative_to(folder).parts[0]
+            if name in people and is_audio(path.name):
+                people[name].append(path)
+            else:
+                ignored += 1
     if not people:
         raise UserError(f"--folder {folder} has no sub-folders")
     silent = next((name for name, recordings in people.items() if not recordings), None)
@@ -201,8 +207,12 @@ def _recordings_of_people(folder: Path) -> dict[str, list[Path]]:
 def _identify_problems(args: argparse.Namespace) -> list[str]:
     if args.window is None:
         return ["--hop needs --window"] if args.hop is not None else []
-    too_far = args.hop is not None and args.hop > args.window
-    return [f"--hop {args.hop:g} leaves gaps between windows of {args.window:g} s"] if too_far else []
+    problems = []
+    if args.window < _SHORTEST:
+        problems.append(f"--window {args.window:g} is too short to tell speech from noise: at least {_SHORTEST:g} s")
+    if args.hop is not None and args.hop > args.window:
+        problems.append(f"--hop {args.hop:g} leaves gaps between windows of {args.window:g} s")
+    return problems
 
 
 def _identify(args: argparse.Namespace) -> None:
@@ -251,7 +261,7 @@ class _Answerer:
         from utils.speaker.recognizer import MIN_SPEECH_SECONDS
 
         for each in self.recognizer.windows(path, window, hop, every=every):
-            is_spoken = each.speech >= min(MIN_SPEECH_SECONDS, window)
+            is_spoken = each.speech >= MIN_SPEECH_SECONDS
             yield each.start, each.end, self(each.embedding, each.end - each.start) if is_spoken else None
 
 

@@ -235,6 +235,8 @@ class SpeakerRecognizer(TrainedModel):
             raise UserError(f"{_SAMPLES} have the shape {values.shape}; mono samples (s,) are needed")
         if np.issubdtype(values.dtype, np.signedinteger):
             values = values / np.iinfo(values.dtype).max
+        if not np.issubdtype(values.dtype, np.floating):
+            raise UserError(f"{_SAMPLES} are of type {values.dtype}; floats or signed integers are needed")
         if not np.isfinite(values).all():
             raise UserError(f"{_SAMPLES} contain NaN or infinite values")
         return resample(_SAMPLES, values.astype(np.float32), rate, self.recipe.sample_rate)
