@@ -10,6 +10,7 @@ import torch
 
 import preprocess
 import train_tacomamba
+from benchmarks import adaptation
 from utils.checkpoint import load_checkpoint, save_checkpoint
 
 PRESET = Path(__file__).resolve().parent.parent / "configs" / "speaker-large-margin.yaml"
@@ -77,6 +78,34 @@ def test_resuming_does_not_begin_again(processed, trained_run, tmp_path):
     assert all(torch.equal(one[key], two[key]) for key in two)
 
 
+def test_a_frozen_encoder_stays_and_the_classifier_learns(processed, trained_run, tmp_path):
+    before = load_checkpoint(trained_run)
+    words = ["--data", processed, "--out", tmp_path / "run", "--init", trained_run, *FEW, "--freeze", "encoder"]
+    assert train(*words, "--steps", 3, "--ema", 0.9) == 0
+    after = load_checkpoint(tmp_path / "run")
+    changed = [key for key, value in before["model"].items() if not torch.equal(after["model"][key], value)]
+    assert changed == ["classifier.weight"]
+
+
+def test_few_new_speakers_keep_the_back_end_and_the_thresholds(librispeech_root, tmp_path):
+    words = ["--layout", "librispeech", "--raw", librispeech_root, "--out", tmp_path / "data"]
+    words += ["--heldout-speakers", 0, "--valid-speakers", 0, "--no-identification-tests"]
+    assert preprocess.main([str(word) for word in words]) == 0
+    before, after = load_checkpoint("speaker"), begun(tmp_path / "data", "speaker", tmp_path / "run")
+    for kept in ("back_end", "operating_points"):
+        assert all(torch.equal(after[kept][name], value) for name, value in before[kept].items())
+
+
+def test_the_benchmark_of_adaptation_runs(librispeech_root, trained_run, tmp_path, capsys):
+    (tmp_path / "speakers.txt").write_text("".join(f"{speaker}\n" for speaker in range(101, 107)))
+    words = ["--speech", librispeech_root / "LibriSpeech" / "train-tiny", "--speakers", tmp_path / "speakers.txt"]
+    words += ["--checkpoint", trained_run, "--new", 2, "--seconds", 3, "--draws", 1, "--out", tmp_path / "out"]
+    flags = ["--", "--steps", 1, "--crop-seconds", 1]
+    assert adaptation.main([str(word) for word in [*words, *flags]]) == 0
+    shown = capsys.readouterr().out
+    assert [line.split(" | ")[0] for line in shown.splitlines()[2:6]] == [f"| {name}" for name in adaptation.MEASURES]
+
+
 @pytest.mark.parametrize(
     ("more", "sentence"),
     [
@@ -88,6 +117,11 @@ def test_what_does_not_fit_is_refused(processed, trained_run, tmp_path, capsys, 
     assert train("--data", processed, "--out", tmp_path / "run", "--init", trained_run, *FEW, *more) == 2
     error = capsys.readouterr().err
     assert sentence in error and error.count("\n") == 1 and not (tmp_path / "run").exists()
+
+
+def test_freezing_needs_a_model(processed, tmp_path, capsys):
+    assert train("--data", processed, "--out", tmp_path / "run", "--freeze", "encoder") == 2
+    assert "--freeze encoder needs --init" in capsys.readouterr().err
 
 
 def test_a_model_of_text_to_mel_is_refused(processed, trained_run, tmp_path, capsys):

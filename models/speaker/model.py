@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Self
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -60,6 +62,19 @@ class SpeakerModel(nn.Module):
         self.encoder = ENCODERS[config.model](config)
         self.classifier = LOSSES[config.loss](config, n_speakers)
         self.embedding_dim = config.embedding_dim
+        self.encoder_is_frozen = False
+
+    def freeze_encoder(self) -> None:
+        """Keeps the encoder as it is, its running statistics too, while the classifier is trained."""
+        self.encoder_is_frozen = True
+        self.encoder.requires_grad_(False).eval()
+
+    def train(self, mode: bool = True) -> Self:
+        """As `nn.Module.train`, but a frozen encoder stays in evaluation mode."""
+        super().train(mode)
+        if self.encoder_is_frozen:
+            self.encoder.eval()
+        return self
 
     def embed(self, mel: Tensor, lengths: Tensor) -> Tensor:
         """Embeddings, not normalized: mel (b, t, n_mels), lengths (b,) in frames -> (b, embedding_dim) float32."""

@@ -24,10 +24,11 @@ def encoder_flags(name: str) -> dict[str, Any]:
 
 def begin_with(
     model: SpeakerModel, config: SpeakerConfig, recipe: MelRecipe, speakers: Sequence[str], name: str
-) -> None:
+) -> dict[str, Any]:
     """Gives `model` the encoder and the feature statistics of a checkpoint, and its classifier for the same `speakers`.
 
-    Classes of speeds that `model` does not have are left out. `UserError` if recipe or encoder differ.
+    Classes of speeds that `model` does not have are left out. Returns the checkpoint. `UserError` if recipe or encoder
+    differ.
     """
     checkpoint = load_checkpoint(name)
     theirs = _config(name, checkpoint).to_dict()
@@ -43,6 +44,7 @@ def begin_with(
             if saved is not None and len(saved) >= len(state[key]):
                 state[key] = saved[: len(state[key])]
     model.load_state_dict(state)
+    return checkpoint
 
 
 def _config(name: str, checkpoint: dict[str, Any]) -> SpeakerConfig:

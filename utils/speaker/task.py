@@ -34,6 +34,7 @@ from utils.training.sampling import make_order
 from utils.training.schedule import linear_warmup
 
 BACK_END_SAMPLES = 2000  # training samples that the back end is fitted to
+FEW_SPEAKERS = 50  # fewer say too little of the spread within speakers, and nothing of strangers
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,11 @@ class SpeakerOptions(Config):
         "checkpoint, run folder or packed model whose encoder and feature statistics to begin with, and for the same "
         "training speakers its classifier; flags of the encoder default to its own",
         metavar="MODEL",
+    )
+    freeze: str = option(
+        "none",
+        "part of the model of --init that is not trained; of a frozen encoder, the classifier learns alone",
+        choices=("none", "encoder"),
     )
 
 
@@ -80,6 +86,8 @@ class SpeakerTask:
             found.append(f"--batch-frames: {config.model} has batch norm over frames, which would include the padding")
         if training.batch_frames and options[0].speed_perturbation:
             found.append("--speed-perturbation is for crops, not for --batch-frames: it would change their lengths")
+        if options[0].freeze != "none" and not options[0].init:
+            found.append(f"--freeze {options[0].freeze} needs --init, the model that it comes from")
         return found
 
     def __init__(
@@ -104,16 +112,20 @@ class SpeakerTask:
         mean, std = store.statistics(items, training.seed, self.model.feature_norm.prepared)
         self.model.feature_norm.mean.copy_(torch.from_numpy(mean))
         self.model.feature_norm.std.copy_(torch.from_numpy(std))
+        self.back_end: BackEnd | None = None
+        self.points: OperatingPoints | None = None
         if is_new and self.options.init:
-            begin_with(self.model, self.config, store.recipe, self.speakers, self.options.init)
+            taken = begin_with(self.model, self.config, store.recipe, self.speakers, self.options.init)
+            if self._keeps_back_end():
+                self.restore(taken)
+        if self.options.freeze == "encoder":
+            self.model.freeze_encoder()
         self.order = make_order([store.rows[item].frames for item in items], training)
         labels = [classes[store.rows[item].speaker] for item in items]
         fill = functools.partial(_fill, mean, config.level)
         data = store, items, labels, fill, self.order, self._crop(), self.augmentations, training.seed
         self.dataset = CropDataset(*data, len(self.speakers), speeds)
         self.trials = self._validation_trials()
-        self.back_end: BackEnd | None = None
-        self.points: OperatingPoints | None = None
         self._scored: tuple[np.ndarray, np.ndarray, float] | None = None
 
     def _crop(self) -> int | None:
@@ -124,6 +136,11 @@ class SpeakerTask:
         if not frames:
             raise UserError(f"--crop-seconds {self.options.crop_seconds:g} is shorter than one frame of the features")
         return frames
+
+    def _keeps_back_end(self) -> bool:
+        """Whether the back end and the operating points of --init stay."""
+        is_frozen = self.options.freeze == "encoder"
+        return is_frozen or bool(self.options.init and len(self.speakers) < FEW_SPEAKERS)
 
     def _check(self) -> None:
         name, leaked = self.protocol.name, sorted(set(self.protocol.heldout_speakers).intersection(self.speakers))
@@ -180,15 +197,17 @@ class SpeakerTask:
         return self.store.rows[self.dataset.items[self.order[place]]].utterance
 
     def validate(self, ranks: Ranks) -> dict[str, float]:
-        """Fits the back end; equal error rate of the validation trials, and its threshold; empty without trials."""
-        self.back_end = self._fit_back_end(ranks)
+        """Fits back end and operating points, unless they stay; EER of the validation trials, and its threshold."""
+        if self.back_end is None or not self._keeps_back_end():
+            self.back_end = self._fit_back_end(ranks)
         if not self.trials:
             return {}
         items = sorted({item for _, a, b in self.trials for item in (a, b)})
         place = {item: number for number, item in enumerate(items)}
         mels = [self.store.mel(items[number]) for number in ranks.share(len(items))]
         embeddings = self._embed(mels, len(items), ranks)
-        self.points = self._operating_points(items, mels, embeddings, ranks)
+        if self.points is None or not self._keeps_back_end():
+            self.points = self._operating_points(items, mels, embeddings, ranks)
         targets, left, right = zip(*((target, place[a], place[b]) for target, a, b in self.trials), strict=True)
         scores, targets = (embeddings[list(left)] * embeddings[list(right)]).sum(1), np.array(targets)
         rate, threshold = eer(scores, targets)
