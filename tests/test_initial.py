@@ -78,13 +78,21 @@ def test_resuming_does_not_begin_again(processed, trained_run, tmp_path):
     assert all(torch.equal(one[key], two[key]) for key in two)
 
 
-def test_a_frozen_encoder_stays_and_the_classifier_learns(processed, trained_run, tmp_path):
-    before = load_checkpoint(trained_run)
-    words = ["--data", processed, "--out", tmp_path / "run", "--init", trained_run, *FEW, "--freeze", "encoder"]
+def changed_by_training(processed: Path, run: Path, out: Path, part: str) -> list[str]:
+    words = ["--data", processed, "--out", out, "--init", run, *FEW, "--freeze", part]
     assert train(*words, "--steps", 3, "--ema", 0.9) == 0
-    after = load_checkpoint(tmp_path / "run")
-    changed = [key for key, value in before["model"].items() if not torch.equal(after["model"][key], value)]
-    assert changed == ["classifier.weight"]
+    before, after = load_checkpoint(run)["model"], load_checkpoint(out)["model"]
+    return [key for key, value in before.items() if not torch.equal(after[key], value)]
+
+
+def test_a_frozen_encoder_stays_and_the_classifier_learns(processed, trained_run, tmp_path):
+    assert changed_by_training(processed, trained_run, tmp_path / "run", "encoder") == ["classifier.weight"]
+
+
+def test_frozen_statistics_stay_and_the_encoder_learns(processed, trained_run, tmp_path):
+    changed = changed_by_training(processed, trained_run, tmp_path / "run", "statistics")
+    assert "encoder.embedding.weight" in changed
+    assert not [key for key in changed if "running" in key or "num_batches" in key]
 
 
 def test_few_new_speakers_keep_the_back_end_and_the_thresholds(librispeech_root, tmp_path):

@@ -62,18 +62,21 @@ class SpeakerModel(nn.Module):
         self.encoder = ENCODERS[config.model](config)
         self.classifier = LOSSES[config.loss](config, n_speakers)
         self.embedding_dim = config.embedding_dim
-        self.encoder_is_frozen = False
+        self._frozen: list[nn.Module] = []
 
-    def freeze_encoder(self) -> None:
-        """Keeps the encoder as it is, its running statistics too, while the classifier is trained."""
-        self.encoder_is_frozen = True
-        self.encoder.requires_grad_(False).eval()
+    def freeze(self, part: str) -> None:
+        """Keeps the `statistics` that batch norms run with, or all of the `encoder`, while the rest is trained."""
+        if part == "encoder":
+            self.encoder.requires_grad_(False)
+        norms = [module for module in self.encoder.modules() if isinstance(module, nn.BatchNorm1d)]
+        self._frozen = [self.encoder] if part == "encoder" else norms
+        self.train(self.training)
 
     def train(self, mode: bool = True) -> Self:
-        """As `nn.Module.train`, but a frozen encoder stays in evaluation mode."""
+        """As `nn.Module.train`, but what is frozen stays in evaluation mode."""
         super().train(mode)
-        if self.encoder_is_frozen:
-            self.encoder.eval()
+        for module in self._frozen:
+            module.eval()
         return self
 
     def embed(self, mel: Tensor, lengths: Tensor) -> Tensor:

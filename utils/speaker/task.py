@@ -56,8 +56,9 @@ class SpeakerOptions(Config):
     )
     freeze: str = option(
         "none",
-        "part of the model of --init that is not trained; of a frozen encoder, the classifier learns alone",
-        choices=("none", "encoder"),
+        "part of the model of --init that does not change: the statistics of its batch norms, which few speakers would "
+        "spoil, or all of its encoder, so that the classifier alone learns",
+        choices=("none", "statistics", "encoder"),
     )
 
 
@@ -118,8 +119,8 @@ class SpeakerTask:
             taken = begin_with(self.model, self.config, store.recipe, self.speakers, self.options.init)
             if self._keeps_back_end():
                 self.restore(taken)
-        if self.options.freeze == "encoder":
-            self.model.freeze_encoder()
+        if self.options.freeze != "none":
+            self.model.freeze(self.options.freeze)
         self.order = make_order([store.rows[item].frames for item in items], training)
         labels = [classes[store.rows[item].speaker] for item in items]
         fill = functools.partial(_fill, mean, config.level)
