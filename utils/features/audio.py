@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from utils.corpus.layouts import FFMPEG_SUFFIXES
 from utils.errors import UserError
@@ -22,6 +23,7 @@ from utils.features.containers import checked
 
 BLOCK = 1 << 18  # samples that are decoded at once
 RESAMPLED_AT_ONCE, RESAMPLED_BLOCK = 60, 10  # s: the longest recording without blocks, and the blocks of a longer one
+SAMPLES = "the samples"  # what errors call samples that are of no file
 _MAX_KERNEL = 50_000_000  # float32 taps, 200 MB; the usual pairs of rates need fewer than 100,000
 
 
@@ -171,6 +173,20 @@ def load_audio(path: str | Path, sample_rate: int) -> np.ndarray:
         UserError: as `read_audio`, or the ratio of the rates is too complex.
     """
     return resample(path, *read_audio(path), sample_rate)
+
+
+def checked_samples(samples: ArrayLike) -> np.ndarray:
+    """Mono samples (s,) as float32, within [-1, 1] if they were signed integers; `UserError` for anything else."""
+    values = np.asarray(samples)
+    if values.ndim != 1 or not len(values):
+        raise UserError(f"{SAMPLES} have the shape {values.shape}; mono samples (s,) are needed")
+    if np.issubdtype(values.dtype, np.signedinteger):
+        values = values / np.iinfo(values.dtype).max
+    if not np.issubdtype(values.dtype, np.floating):
+        raise UserError(f"{SAMPLES} are of type {values.dtype}; floats or signed integers are needed")
+    if not np.isfinite(values).all():
+        raise UserError(f"{SAMPLES} contain NaN or infinite values")
+    return values.astype(np.float32)
 
 
 def resample(path: str | Path, samples: np.ndarray, rate: int, sample_rate: int) -> np.ndarray:
