@@ -60,7 +60,7 @@ class MixerBlock(nn.Module):
         return self._feed_forward(x + self.dropout(self.mixer(self.norm(x), lengths)))
 
     def step(self, x: Tensor, state: Any) -> tuple[Tensor, Any]:
-        """The next frames of a stream, (b, l, d), after those in the mixer's `state`; for blocks around a causal mixer."""
+        """The next frames of a stream, (b, l, d), after those in `state`; for blocks around a causal mixer."""
         y, state = self.mixer.step(self.norm(x), state)
         return self._feed_forward(x + self.dropout(y)), state
 

@@ -110,7 +110,7 @@ class MelStream:
 
     def __init__(self, extractor: MelExtractor) -> None:
         if extractor.recipe.padding != "none":
-            raise UserError(f"mels with padding {extractor.recipe.padding} need the end of the audio: they cannot stream")
+            raise UserError(f"mels with padding {extractor.recipe.padding} cannot stream: it needs the end")
         self._extractor = extractor
         self._held = np.empty(0, np.float32)
 

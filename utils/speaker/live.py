@@ -88,5 +88,5 @@ def pcm_blocks(file: BinaryIO, rate: int, sample_rate: int) -> Iterator[NDArray[
 
 
 def leave_closed_output() -> None:
-    """Discards what is still to be written to stdout, whose reader has left, so that Python's exit does not complain."""
+    """Discards what is left to write to stdout, whose reader has gone, so that Python does not complain at its exit."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -5,7 +5,7 @@
         stream.push(samples)
         print(stream.seconds, stream.embedding)
 
-What a stream holds does not grow with its length: less than a window of samples, the model's state, sums of its pooling.
+What a stream holds does not grow with its length: fewer samples than a frame needs, and the model's state.
 """
 
 from __future__ import annotations
