@@ -19,8 +19,6 @@ from utils.speaker.enrollment import Identification
 from utils.speaker.recognizer import MIN_SPEECH_SECONDS, SpeakerRecognizer
 from utils.speaker.streaming import RESAMPLED_SECONDS
 
-Answer = tuple[dict[str, Any], Identification | None]
-
 _READ = 1 << 16  # bytes at most; a pipe gives what it has
 _HEADERS = {b"RIFF": "WAV", b"fLaC": "FLAC", b"OggS": "Ogg", b"ID3\x03": "MP3", b"ID3\x04": "MP3"}
 
@@ -32,8 +30,9 @@ def follow(
     identify: Callable[[NDArray[np.float32], float], Identification],
     window: float,
     hop: float,
-) -> Iterator[Answer]:
-    """Answers each window of a stream as soon as it is complete; None for one with too little speech.
+    show: Callable[[dict[str, Any], Identification | None], None],
+) -> None:
+    """Shows the answer for each window of a stream as soon as it is complete; None for one with too little speech.
 
     A model that can stream gives one more answer in the end, which has no times: of all of the stream, by its running
     embedding. The end is that of `source`, an audio file or "-" for raw PCM at `rate` Hz on standard input, or Ctrl-C.
@@ -42,7 +41,7 @@ def follow(
     running = recognizer.embed_stream() if recognizer.model.can_stream else None
     is_input = str(source) == "-"
     name = "stdin" if is_input else str(source)
-    result, is_spoken = None, False
+    is_spoken = False
 
     def blocks() -> Iterator[NDArray[np.float32]]:
         for block in pcm_blocks(sys.stdin.buffer, rate or own, own) if is_input else read_blocks(source, own):
@@ -55,11 +54,11 @@ def follow(
             seconds, result = len(samples) / own, None
             if speech_seconds(samples, own) >= MIN_SPEECH_SECONDS:
                 result, is_spoken = identify(recognizer.embed_samples(samples, own), seconds), True
-            yield {"audio": name, "start": start / own, "end": start / own + seconds}, result
+            show({"audio": name, "start": start / own, "end": start / own + seconds}, result)
     except KeyboardInterrupt:
         pass
     if running is not None and running.embedding is not None:
-        yield {"audio": name}, identify(running.embedding, running.seconds) if is_spoken else None
+        show({"audio": name}, identify(running.embedding, running.seconds) if is_spoken else None)
 
 
 def pcm_blocks(file: BinaryIO, rate: int, sample_rate: int) -> Iterator[NDArray[np.float32]]:

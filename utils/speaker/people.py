@@ -262,9 +262,12 @@ def _identify_stream(args: argparse.Namespace, recognizer: SpeakerRecognizer, an
 
     window = _CHECKED if args.window is None else args.window
     hop = min(HOP, window) if args.hop is None else args.hop
+
+    def show(about: dict[str, Any], result: Identification | None) -> None:
+        print(json.dumps(_plain(about, result)) if args.json else _shown(about, result), flush=True)
+
     try:
-        for about, result in follow(args.audio[0], args.rate, recognizer, answer, window, hop):
-            print(json.dumps(_plain(about, result)) if args.json else _shown(about, result), flush=True)
+        follow(args.audio[0], args.rate, recognizer, answer, window, hop, show)
     except BrokenPipeError:
         leave_closed_output()
 
