@@ -20,6 +20,7 @@ from test_evaluate import answer, call
 from torch import Tensor
 
 import train_tacomamba
+from benchmarks import streaming as measure_streaming
 from models.speaker import SpeakerConfig, SpeakerModel
 from tests.conftest import REPOSITORY, speak
 from utils.errors import UserError
@@ -173,6 +174,16 @@ def test_live_windows_are_those_of_the_file_until_it_ends(data):
         np.testing.assert_array_equal(window, values[start : start + length])
     assert all(len(window) == length for _, window in live[:-1])
     assert live[-1].start + len(live[-1].values) == len(values)
+
+
+def test_work_and_memory_of_streams_are_measured(trained_run, causal_run, librispeech_root, capsys):
+    words = ["--speech", str(librispeech_root), "--minutes", "1", "--checkpoint"]
+    assert measure_streaming.main([*words, str(trained_run)]) == 0
+    windows = capsys.readouterr().out.splitlines()
+    assert [line.partition(" s |")[0] for line in windows[2:]] == ["| 1", "| 3"]
+    assert measure_streaming.main([*words, str(causal_run)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == len(windows) + 1 + 2 + 4 + 1 + 2 + 1 and lines[-1].startswith("| 1 | ")
 
 
 # identify --stream
