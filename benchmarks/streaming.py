@@ -4,8 +4,8 @@
     python benchmarks/streaming.py --checkpoint runs/causal --speech SPEECH --minutes 60
 
 Prints CPU time for the answer of a window, without the comparison with the enrolled; of a causal model also for a
-chunk of a stream and for the embedding after it, and resident memory along a stream of --minutes. Times are medians over
-half a minute of speech, and in parentheses what one of a hundred exceeds.
+chunk of a stream and for the embedding after it, and resident memory along a stream of --minutes. Times are medians
+over half a minute of speech, and in parentheses what one of a hundred exceeds.
 """
 
 from __future__ import annotations
