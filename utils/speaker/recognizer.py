@@ -155,8 +155,8 @@ class SpeakerRecognizer(TrainedModel):
     def embed_mels(self, mels: Sequence[Mel]) -> NDArray[np.float32]:
         """Unit-normalized embeddings (n, d) of log-mel spectrograms (t_i, n_mels), in batches of like length.
 
-        One of more than `WINDOW_SECONDS` gets the mean of its windows' embeddings, weighted by their lengths; if the
-        model can stream, its running embedding, as one of less.
+        One of more than `WINDOW_SECONDS` gets the mean of its windows' embeddings, weighted by their lengths; of a
+        model that can stream, the running embedding of all of it.
         """
         length = self._frames(WINDOW_SECONDS)
         return self._embed([(Part(mel, len(mel)) for _, mel in cut_windows([mel], length, length)) for mel in mels])

@@ -48,7 +48,9 @@ class EmbeddingStream:
         return self._pushed / self.rate
 
     def push(self, samples: ArrayLike) -> None:
-        """Takes the next mono samples (s,), floats or signed integers; `UserError` if they are unusable."""
+        """Takes the next mono samples (s,), floats or signed integers, maybe none; `UserError` if they are unusable."""
+        if not np.size(samples):
+            return
         values = checked_samples(samples)
         self._pushed += len(values)
         for start in range(0, len(values), _AT_ONCE * self.rate):
