@@ -85,8 +85,8 @@ def add_commands(commands: Any) -> None:
     parser.add_argument("--hop", type=cli.positive_float, metavar="SECONDS", help=help)
     help = "answer while one file, or raw PCM on standard input (-), is read; with --json one object a line"
     parser.add_argument("--stream", action=argparse.BooleanOptionalAction, default=False, help=help)
-    help = "sample rate of raw PCM (default: that of the features, 16000)"
-    parser.add_argument("--rate", type=cli.positive_int, metavar="HZ", help=help)
+    help = "sample rate of raw PCM in Hz (default: that of the features, 16000)"
+    parser.add_argument("--rate", type=cli.positive_int, metavar="N", help=help)
 
     description = "Decide whether two recordings are of the same speaker."
     parser = add_command(commands, "verify", _verify, description, shipped=True)
