@@ -8,6 +8,7 @@ python test.py enroll --store people.safetensors --name Ada ada1.flac ada2.wav
 python test.py enroll --store people.safetensors --folder recordings
 python test.py identify --store people.safetensors unknown.flac
 python test.py identify --store people.safetensors --window 3 meeting.flac
+python test.py identify --store people.safetensors --stream meeting.flac
 python test.py people --store people.safetensors list
 python test.py verify a.flac b.flac
 python test.py embed --checkpoint runs/demo a.flac b.flac --out embeddings.safetensors

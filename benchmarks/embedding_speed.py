@@ -52,7 +52,7 @@ def _measure(args: argparse.Namespace) -> None:
 
     torch.set_num_threads(1)
     systems = {args.checkpoint: _ours(args.checkpoint)} | {name: SYSTEMS[name]() for name in args.systems}
-    speech = _speech(args.speech)
+    speech = joined_speech(args.speech)
     factors = {(name, seconds): [] for name in systems for seconds in SECONDS}
     with torch.inference_mode():
         for number in cli.progress(range(args.rounds + 1), unit="round"):
@@ -71,7 +71,7 @@ def _ours(checkpoint: str) -> Callable[[np.ndarray], np.ndarray]:
     return lambda samples: recognizer.embed_mels([recognizer.mel_of_samples("speech", samples)])[0]
 
 
-def _speech(folder: Path) -> np.ndarray:
+def joined_speech(folder: Path) -> np.ndarray:
     """Recordings under a folder, joined: (S,) float32, ten minutes at most."""
     from utils.features.audio import load_audio
 

@@ -166,6 +166,16 @@ class LSTMMixer(nn.Module):
         y, _ = pad_packed_sequence(self.lstm(packed)[0], batch_first=True, total_length=x.shape[1])
         return self.out_proj(y)
 
+    def initial_state(self, batch: int) -> tuple[Tensor, Tensor]:
+        """Hidden state and cell before the first frame, (1, b, d) each; of a causal mixer."""
+        zeros = self.out_proj.weight.new_zeros(1, batch, self.lstm.hidden_size)
+        return zeros, zeros
+
+    def step(self, x: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """The next frames of a stream, (b, l, d); of a causal mixer."""
+        y, state = self.lstm(x, state)
+        return self.out_proj(y), state
+
 
 @MIXERS.register("conv")
 class ConvMixer(nn.Module):
@@ -188,5 +198,21 @@ class ConvMixer(nn.Module):
         if self.ahead:
             x = x * length_mask(lengths, x.shape[1]).unsqueeze(-1)
             x = F.pad(x, (0, 0, 0, self.ahead))
-        y = causal_conv(x, self.conv1d.weight.squeeze(1), self.conv1d.bias)[:, self.ahead :]
+        return self._project(self._convolve(x)[:, self.ahead :])
+
+    def initial_state(self, batch: int) -> Tensor:
+        """The zeros before the first frame, (b, kernel - 1, d); of a causal mixer."""
+        weight = self.conv1d.weight
+        return weight.new_zeros(batch, weight.shape[2] - 1, weight.shape[0])
+
+    def step(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """The next frames of a stream, (b, l, d); of a causal mixer."""
+        x = F.glu(self.in_proj(x), dim=-1)
+        y = self._convolve(x, state.to(x.dtype))
+        return self._project(y), torch.cat([state.to(x.dtype), x], dim=1)[:, x.shape[1] :]
+
+    def _convolve(self, x: Tensor, before: Tensor | None = None) -> Tensor:
+        return causal_conv(x, self.conv1d.weight.squeeze(1), self.conv1d.bias, before)
+
+    def _project(self, y: Tensor) -> Tensor:
         return self.out_proj(F.silu(self.norm(y.to(self.norm.weight.dtype))))

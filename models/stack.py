@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from models.config import option
-from models.mamba import MixerState, length_mask
+from models.mamba import length_mask
 from models.mixers import MixerConfig, ReversedMixer, build_mixer
 
 
@@ -58,8 +59,8 @@ class MixerBlock(nn.Module):
     def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
         return self._feed_forward(x + self.dropout(self.mixer(self.norm(x), lengths)))
 
-    def step(self, x: Tensor, state: MixerState) -> tuple[Tensor, MixerState]:
-        """The next frames of a stream, (b, l, d); for blocks around a causal state-space mixer."""
+    def step(self, x: Tensor, state: Any) -> tuple[Tensor, Any]:
+        """The next frames of a stream, (b, l, d), after those in `state`; for blocks around a causal mixer."""
         y, state = self.mixer.step(self.norm(x), state)
         return self._feed_forward(x + self.dropout(y)), state
 
@@ -83,6 +84,7 @@ class MixerStack(nn.Module):
 
     def __init__(self, config: StackConfig, causal: bool) -> None:
         super().__init__()
+        self.causal = causal
         self.blocks = nn.ModuleList(
             MixerBlock(config.d_model, _mixer_of_block(config, causal, number), config.mlp_ratio, config.dropout)
             for number in range(config.n_layers)
@@ -107,18 +109,24 @@ class MixerStack(nn.Module):
 
     @property
     def can_stream(self) -> bool:
-        """True if the mixers keep the past in a state, which `step` needs."""
-        return all(hasattr(block.mixer, "step") for block in self.blocks)
+        """True if the mixers are causal and keep the past in a state of constant size, which `step` needs."""
+        return self.causal and all(hasattr(block.mixer, "step") for block in self.blocks)
 
-    def initial_state(self, batch: int) -> list[MixerState]:
-        """The states of all blocks before the first frame."""
+    def initial_state(self, batch: int) -> list[Any]:
+        """The states of all blocks before the first frame; of each mixer's own type, tensors or tuples of them."""
         return [block.mixer.initial_state(batch) for block in self.blocks]
 
-    def step(self, x: Tensor, states: list[MixerState]) -> tuple[Tensor, list[MixerState]]:
-        """The next frames of a stream, (b, l, d), after those in `states`; causal state-space mixers only."""
+    def step(self, x: Tensor, states: list[Any]) -> tuple[Tensor, list[Any]]:
+        """The next frames of a stream, (b, l, d), after those in `states`; where `can_stream`."""
+        outputs, states = self.step_all_outputs(x, states)
+        return outputs[-1], states
+
+    def step_all_outputs(self, x: Tensor, states: list[Any]) -> tuple[list[Tensor], list[Any]]:
+        """As `step`, with the outputs that `all_outputs` has."""
         x = x.to(torch.promote_types(x.dtype, torch.float32))
-        new_states = []
+        outputs, new_states = [x], []
         for block, state in zip(self.blocks, states, strict=True):
             x, state = block.step(x, state)
+            outputs.append(x)
             new_states.append(state)
-        return self.norm(x), new_states
+        return [*outputs[:-1], self.norm(x)], new_states

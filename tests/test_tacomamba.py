@@ -72,7 +72,7 @@ def test_padding_and_batch_change_nothing(decoder, reduction):
         torch.testing.assert_close(value, sum(part[name] for part in parts), atol=1e-8, rtol=1e-8)
 
 
-@pytest.mark.parametrize("mixer", ["mamba", "mamba2"])
+@pytest.mark.parametrize("mixer", ["mamba", "mamba2", "lstm", "conv"])
 @pytest.mark.parametrize("decoder", ["causal", "ar"])
 @pytest.mark.parametrize("reduction", ["1", "2", "3"])
 def test_a_stream_equals_synthesis_in_pieces(mixer, decoder, reduction):
@@ -112,7 +112,7 @@ def test_the_state_of_a_stream_does_not_grow():
     assert len(sizes) == 1
 
 
-@pytest.mark.parametrize("words", [["--decoder", "bidirectional"], ["--mixer", "attention"], ["--mixer", "lstm"]])
+@pytest.mark.parametrize("words", [["--decoder", "bidirectional"], ["--mixer", "attention"]])
 def test_streaming_is_refused_without_a_causal_state(words):
     model = make(*words)
     assert not model.can_stream

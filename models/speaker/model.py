@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -10,8 +10,23 @@ from torch import Tensor, nn
 
 from models.mamba import length_mask
 from models.speaker.config import ENCODERS, LOSSES, SpeakerConfig
+from models.speaker.pooling import widest
 
 FLOOR = -9.0  # nepers below the level: 78 dB, less than what 16 bits hold; silence is the same at any level
+
+
+class Level(NamedTuple):
+    """What a causal `FeatureNorm` keeps of a stream: the sum of the frames' energies, and their number, (b, 1) each."""
+
+    energy: Tensor
+    frames: Tensor
+
+
+class ModelState(NamedTuple):
+    """The whole memory of a causal model, of a size that does not grow."""
+
+    level: Level
+    encoder: Any
 
 
 class FeatureNorm(nn.Module):
@@ -32,14 +47,27 @@ class FeatureNorm(nn.Module):
         """Log-mels relative to their level, from `FLOOR` upward; mel (b, t, n_mels), lengths (b,)."""
         if not self.level:
             return mel
-        wide = torch.float32 if mel.device.type == "mps" else torch.float64  # MPS has no float64
-        energy = (2 * mel).exp().mean(-1, dtype=wide)  # (b, t)
-        energy = energy.masked_fill(~length_mask(lengths, mel.shape[1]), 0)
         if self.causal:
-            mean = energy.cumsum(1) / torch.arange(1, mel.shape[1] + 1, device=mel.device)
-        else:
-            mean = energy.sum(1, keepdim=True) / lengths.unsqueeze(1)
-        return (mel - 0.5 * mean.log().unsqueeze(-1).to(mel.dtype)).clamp_min(FLOOR)
+            return self._continued(mel, self.initial_state(len(mel)))[0]
+        energy = _energy(mel).masked_fill(~length_mask(lengths, mel.shape[1]), 0)
+        return _relative(mel, energy.sum(1, keepdim=True) / lengths.unsqueeze(1))
+
+    def _continued(self, mel: Tensor, before: Level) -> tuple[Tensor, Level]:
+        """Log-mels relative to the level of the frames so far; right padding changes no frame before it."""
+        energy = before.energy + _energy(mel).cumsum(1)
+        frames = before.frames + torch.arange(1, mel.shape[1] + 1, device=mel.device)
+        return _relative(mel, energy / frames), Level(energy[:, -1:], frames[:, -1:])
+
+    def initial_state(self, batch: int) -> Level:
+        """The state before the first frame of a stream."""
+        device = self.mean.device
+        return Level(*torch.zeros(2, batch, 1, dtype=widest(device), device=device))
+
+    def step(self, mel: Tensor, state: Level) -> tuple[Tensor, Level]:
+        """`forward` of the next frames of a stream, (b, t, n_mels), at least one; of a causal model."""
+        if self.level:
+            mel, state = self._continued(mel, state)
+        return (mel - self.mean) / self.std, state
 
     def prepared(self, mel: np.ndarray) -> np.ndarray:
         """`without_level` of one utterance (t, n_mels)."""
@@ -51,6 +79,16 @@ class FeatureNorm(nn.Module):
         if self.per_utterance:
             x = (x - x.sum(1, keepdim=True) / lengths[:, None, None]) * mask
         return x
+
+
+def _energy(mel: Tensor) -> Tensor:
+    """Mean energy of each frame: (b, t, n_mels) -> (b, t)."""
+    return (2 * mel).exp().mean(-1, dtype=widest(mel.device))
+
+
+def _relative(mel: Tensor, energy: Tensor) -> Tensor:
+    """Log-mels (b, t, n_mels) relative to a level, the root of `energy`, (b, t) or (b, 1)."""
+    return (mel - 0.5 * energy.log().unsqueeze(-1).to(mel.dtype)).clamp_min(FLOOR)
 
 
 class SpeakerModel(nn.Module):
@@ -82,6 +120,24 @@ class SpeakerModel(nn.Module):
     def embed(self, mel: Tensor, lengths: Tensor) -> Tensor:
         """Embeddings, not normalized: mel (b, t, n_mels), lengths (b,) in frames -> (b, embedding_dim) float32."""
         return self.encoder(self.feature_norm(mel, lengths), lengths).float()
+
+    @property
+    def can_stream(self) -> bool:
+        """True if the model can follow a stream by `initial_state`, `step` and `embedding_of`."""
+        return self.feature_norm.causal and getattr(self.encoder, "can_stream", False)
+
+    def initial_state(self, batch: int) -> ModelState:
+        """The state before the first frame of a stream."""
+        return ModelState(self.feature_norm.initial_state(batch), self.encoder.initial_state(batch))
+
+    def step(self, mel: Tensor, state: ModelState) -> ModelState:
+        """The state after the next log-mel frames of a stream, (b, t, n_mels), at least one."""
+        x, level = self.feature_norm.step(mel, state.level)
+        return ModelState(level, self.encoder.step(x, state.encoder))
+
+    def embedding_of(self, state: ModelState) -> Tensor:
+        """What `embed` gives for the frames so far, at least one: (b, embedding_dim) float32."""
+        return self.encoder.embedding_of(state.encoder).float()
 
     def forward(self, mel: Tensor, lengths: Tensor, labels: Tensor, margin_share: float) -> dict[str, Tensor]:
         """`loss_sum` over the batch, `count` of utterances and `correct` decisions, each a scalar tensor.

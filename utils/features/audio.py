@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from utils.corpus.layouts import FFMPEG_SUFFIXES
 from utils.errors import UserError
@@ -22,6 +23,7 @@ from utils.features.containers import checked
 
 BLOCK = 1 << 18  # samples that are decoded at once
 RESAMPLED_AT_ONCE, RESAMPLED_BLOCK = 60, 10  # s: the longest recording without blocks, and the blocks of a longer one
+SAMPLES = "the samples"  # what errors call samples that are of no file
 _MAX_KERNEL = 50_000_000  # float32 taps, 200 MB; the usual pairs of rates need fewer than 100,000
 
 
@@ -173,6 +175,20 @@ def load_audio(path: str | Path, sample_rate: int) -> np.ndarray:
     return resample(path, *read_audio(path), sample_rate)
 
 
+def checked_samples(samples: ArrayLike) -> np.ndarray:
+    """Mono samples (s,) as float32, within [-1, 1] if they were signed integers; `UserError` for anything else."""
+    values = np.asarray(samples)
+    if values.ndim != 1 or not len(values):
+        raise UserError(f"{SAMPLES} have the shape {values.shape}; mono samples (s,) are needed")
+    if np.issubdtype(values.dtype, np.signedinteger):
+        values = values / np.iinfo(values.dtype).max
+    if not np.issubdtype(values.dtype, np.floating):
+        raise UserError(f"{SAMPLES} are of type {values.dtype}; floats or signed integers are needed")
+    if not np.isfinite(values).all():
+        raise UserError(f"{SAMPLES} contain NaN or infinite values")
+    return values.astype(np.float32)
+
+
 def resample(path: str | Path, samples: np.ndarray, rate: int, sample_rate: int) -> np.ndarray:
     """Samples (s,) of `rate` Hz at `sample_rate` Hz; `path` names them in the error for too complex a ratio."""
     return samples if rate == sample_rate else _resample(_resampler(path, rate, sample_rate), samples)
@@ -181,26 +197,45 @@ def resample(path: str | Path, samples: np.ndarray, rate: int, sample_rate: int)
 def read_blocks(path: str | Path, sample_rate: int) -> Iterator[np.ndarray]:
     """Blocks (s,) float32 of what `load_audio` returns, read and resampled one after another; errors as there.
 
-    A recording of up to `RESAMPLED_AT_ONCE` seconds is resampled at once. The blocks of a longer one are resampled with
-    the samples that the filter reaches on both sides, which changes the result by rounding alone.
+    A recording of up to `RESAMPLED_AT_ONCE` seconds is resampled at once.
     """
     with open_audio(path) as (rate, blocks):
         if rate == sample_rate:
             yield from blocks
             return
-        resampler = _resampler(path, rate, sample_rate)
-        shared = math.gcd(rate, sample_rate)
-        down, up = rate // shared, sample_rate // shared
-        reach = down * (1 + math.ceil(resampler.width / down))
-        size = down * math.ceil(RESAMPLED_BLOCK * rate / down)
-        held, before, at_once = np.empty(0, np.float32), 0, RESAMPLED_AT_ONCE * rate
+        resampler = BlockResampler(path, rate, sample_rate, RESAMPLED_BLOCK, RESAMPLED_AT_ONCE)
         for block in blocks:
-            held = np.concatenate([held, block])
-            while len(held) > max(at_once, before + size + reach):
-                result = _resample(resampler, held[: before + size + reach])
-                yield result[before // down * up : (before + size) // down * up]
-                held, before, at_once = held[before + size - reach :], reach, 0
-        yield _resample(resampler, held)[before // down * up :]
+            yield from resampler.push(block)
+        yield resampler.rest()
+
+
+class BlockResampler:
+    """Resamples samples that arrive one after another, in blocks of `seconds`; `path` names them in errors.
+
+    Each block is resampled with the samples that the filter reaches on both sides, which changes the result by rounding
+    alone. What is no longer than `at_once` seconds altogether is left to `rest`, which then resamples it at once.
+    """
+
+    def __init__(self, path: str | Path, rate: int, sample_rate: int, seconds: float, at_once: float = 0) -> None:
+        self._resampler = _resampler(path, rate, sample_rate)
+        shared = math.gcd(rate, sample_rate)
+        self._down, self._up = rate // shared, sample_rate // shared
+        self._reach = self._down * (1 + math.ceil(self._resampler.width / self._down))
+        self._size = self._down * math.ceil(seconds * rate / self._down)
+        self._held, self._before, self._at_once = np.empty(0, np.float32), 0, at_once * rate
+
+    def push(self, samples: np.ndarray) -> Iterator[np.ndarray]:
+        """Takes the next samples (s,), and yields the blocks that they complete."""
+        self._held = np.concatenate([self._held, samples])
+        while len(self._held) > max(self._at_once, self._before + self._size + self._reach):
+            end = self._before + self._size
+            result = _resample(self._resampler, self._held[: end + self._reach])
+            yield result[self._before // self._down * self._up : end // self._down * self._up]
+            self._held, self._before, self._at_once = self._held[end - self._reach :], self._reach, 0
+
+    def rest(self) -> np.ndarray:
+        """What is left if the samples end here; changes nothing."""
+        return _resample(self._resampler, self._held)[self._before // self._down * self._up :]
 
 
 def _resample(resampler: Any, samples: np.ndarray) -> np.ndarray:

@@ -102,6 +102,29 @@ class MelExtractor:
         return mel.clamp_min(recipe.log_floor).log().T.contiguous().numpy()
 
 
+class MelStream:
+    """Log-mel frames of a waveform that arrives in pieces: those that `MelExtractor` gives of the whole.
+
+    It holds fewer samples than a window. `UserError` for a recipe whose frames reach beyond the audio.
+    """
+
+    def __init__(self, extractor: MelExtractor) -> None:
+        if extractor.recipe.padding != "none":
+            raise UserError(f"mels with padding {extractor.recipe.padding} cannot stream: it needs the end")
+        self._extractor = extractor
+        self._held = np.empty(0, np.float32)
+
+    def push(self, waveform: np.ndarray) -> np.ndarray:
+        """Takes the next samples (s,) and returns the frames that they complete, (t, n_mels), maybe none."""
+        recipe = self._extractor.recipe
+        held = np.concatenate([self._held, waveform])
+        frames = recipe.frames(len(held))
+        self._held = held[frames * recipe.hop_length :]
+        if not frames:
+            return np.empty((0, recipe.n_mels), np.float32)
+        return self._extractor(held)
+
+
 def checked_mel(mel: np.ndarray, recipe: MelRecipe) -> np.ndarray:
     """Returns `mel` (T, n_mels) as contiguous float32.
 

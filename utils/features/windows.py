@@ -26,6 +26,21 @@ def read_windows(path: str | Path, sample_rate: int, length: int, hop: int, grid
     yield from cut_windows(read_blocks(path, sample_rate), length, hop, grid)
 
 
+def live_windows(blocks: Iterable[np.ndarray], length: int, hop: int) -> Iterator[Window]:
+    """As `cut_windows`, but each window is given as soon as it is complete.
+
+    So only the last one is shorter, of what remains; where `cut_windows` gives a window of full length, both are equal.
+    """
+    overlap, start, held = length - hop, 0, np.empty(0, np.float32)
+    for block in blocks:
+        held = np.concatenate([held, block])
+        while len(held) >= length:
+            yield Window(start, held[:length])
+            start, held = start + hop, held[hop:]
+    if len(held) > (overlap if start else 0):
+        yield Window(start, held)
+
+
 def cut_windows(blocks: Iterable[np.ndarray], length: int, hop: int, grid: int = 1) -> Iterator[Window]:
     """Cuts a sequence, in blocks (s, ...), into windows of `length` that start `hop` apart.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import re
 import sys
 from collections import Counter
@@ -36,9 +37,12 @@ _IDENTIFY = """Name the enrolled speaker who is speaking, or report that it is n
 
 python test.py identify --store people.safetensors unknown.flac
 python test.py identify --store people.safetensors --window 3 --hop 1 meeting.flac
+arecord -f S16_LE -r 16000 | python test.py identify --store people.safetensors --stream -
 
 With --window each window of a recording is answered by itself; without it there is one answer for a recording, and a
-warning if its windows name several people.
+warning if its windows name several people. With --stream windows are answered as soon as they are complete, of a file
+or of raw PCM (mono, signed 16-bit, little-endian) on standard input, until it ends or Ctrl-C; a causal model answers
+for all of it in the end.
 """
 _PEOPLE = """List, remove or rename the speakers of a store, or export their embeddings.
 
@@ -75,10 +79,14 @@ def add_commands(commands: Any) -> None:
         "the checkpoint's, by the number of enrolled and the length, which names 5 %% of the strangers in validation"
     )
     _add_threshold(parser, default)
-    help = "answer each window of this many seconds (default: one answer for the entire recording)"
+    help = f"answer each window of this many seconds (default: the entire recording, with --stream {_CHECKED:g})"
     parser.add_argument("--window", type=cli.positive_float, metavar="SECONDS", help=help)
     help = f"seconds between the starts of windows (default: {HOP:g}, or the window if that is shorter)"
     parser.add_argument("--hop", type=cli.positive_float, metavar="SECONDS", help=help)
+    help = "answer while one file, or raw PCM on standard input (-), is read; with --json one object a line"
+    parser.add_argument("--stream", action=argparse.BooleanOptionalAction, default=False, help=help)
+    help = "sample rate of raw PCM in Hz (default: that of the features, 16000)"
+    parser.add_argument("--rate", type=cli.positive_int, metavar="N", help=help)
 
     description = "Decide whether two recordings are of the same speaker."
     parser = add_command(commands, "verify", _verify, description, shipped=True)
@@ -205,21 +213,29 @@ def _recordings_of_people(folder: Path) -> dict[str, list[Path]]:
 
 
 def _identify_problems(args: argparse.Namespace) -> list[str]:
-    if args.window is None:
-        return ["--hop needs --window"] if args.hop is not None else []
     problems = []
-    if args.window < _SHORTEST:
-        problems.append(f"--window {args.window:g} is too short to tell speech from noise: at least {_SHORTEST:g} s")
-    if args.hop is not None and args.hop > args.window:
-        problems.append(f"--hop {args.hop:g} leaves gaps between windows of {args.window:g} s")
+    if args.stream and len(args.audio) > 1:
+        problems.append("--stream follows one recording at a time")
+    if args.rate is not None and not (args.stream and str(args.audio[0]) == "-"):
+        problems.append("--rate is for raw PCM: it needs --stream -")
+    window = _CHECKED if args.stream and args.window is None else args.window
+    if window is None:
+        return problems + ["--hop needs --window or --stream"] * (args.hop is not None)
+    if window < _SHORTEST:
+        problems.append(f"--window {window:g} is too short to tell speech from noise: at least {_SHORTEST:g} s")
+    if args.hop is not None and args.hop > window:
+        problems.append(f"--hop {args.hop:g} leaves gaps between windows of {window:g} s")
     return problems
 
 
 def _identify(args: argparse.Namespace) -> None:
     from utils.speaker.enrollment import EnrollmentStore
 
-    recognizer = load_recognizer(args, *args.audio)
+    recognizer = load_recognizer(args, *(path for path in args.audio if not (args.stream and str(path) == "-")))
     answer = _Answerer(recognizer, EnrollmentStore.load(args.store, recognizer.model_hash), args.threshold)
+    if args.stream:
+        _identify_stream(args, recognizer, answer)
+        return
     lines: list[tuple[dict[str, Any], Identification | None]] = []
     if args.window is None:
         embeddings, seconds = recognizer.embed_speech(args.audio)
@@ -232,13 +248,33 @@ def _identify(args: argparse.Namespace) -> None:
             for start, end, result in answer.windows(path, args.window, hop):
                 lines.append(({"audio": str(path), "start": start, "end": end}, result))
     if args.json:
-        results = [{**about, **(result.to_dict() if result else {"name": None})} for about, result in lines]
+        results = [_plain(about, result) for about, result in lines]
         print_json({"store": str(args.store), "model_hash": recognizer.model_hash, "results": results})
         return
     for about, result in lines:
         print(_shown(about, result))
         if args.window is None:
             print("".join(f"  {score:7.3f}  {name}\n" for name, score in result.scores), end="")
+
+
+def _identify_stream(args: argparse.Namespace, recognizer: SpeakerRecognizer, answer: _Answerer) -> None:
+    from utils.speaker.live import follow, leave_closed_output
+
+    window = _CHECKED if args.window is None else args.window
+    hop = min(HOP, window) if args.hop is None else args.hop
+
+    def show(about: dict[str, Any], result: Identification | None) -> None:
+        print(json.dumps(_plain(about, result)) if args.json else _shown(about, result), flush=True)
+
+    try:
+        follow(args.audio[0], args.rate, recognizer, answer, window, hop, show)
+    except BrokenPipeError:
+        leave_closed_output()
+
+
+def _plain(about: dict[str, Any], result: Identification | None) -> dict[str, Any]:
+    """Plain values of an answer for JSON."""
+    return {**about, **(result.to_dict() if result else {"name": None})}
 
 
 class _Answerer:

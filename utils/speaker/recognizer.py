@@ -23,23 +23,23 @@ from torch import Tensor
 from models.speaker import SpeakerConfig, SpeakerModel
 from utils.cli import progress
 from utils.errors import UserError
-from utils.features.audio import load_audio, read_blocks, resample
+from utils.features.audio import SAMPLES, checked_samples, load_audio, read_blocks, resample
 from utils.features.mel import MelExtractor
 from utils.features.speech import speech_seconds
 from utils.features.windows import Window, cut_windows, read_windows
 from utils.speaker.back_end import BackEnd
 from utils.speaker.identification import unit
 from utils.speaker.operating import OperatingPoints
+from utils.speaker.streaming import EmbeddingStream, embed_continued, normalized
 from utils.trained import TrainedModel
 
 Mel = NDArray[np.float32]
 
 WINDOW_SECONDS = 60
-"""A longer recording is embedded in windows of 30 to 60 s, whose embeddings are averaged."""
+"""A longer recording is embedded in windows of 30 to 60 s, whose embeddings are averaged, unless the model streams."""
 
 MIN_SPEECH_SECONDS = 0.5
 
-_SAMPLES = "the samples"  # what errors call samples that are of no file
 _BATCH_FRAMES = 16_000  # padded frames in one forward: 160 s of audio; a longer recording forms a batch of its own
 _READ_AHEAD = 128  # recordings held at once; lengths are sorted among them, so that little is padding
 
@@ -155,7 +155,8 @@ class SpeakerRecognizer(TrainedModel):
     def embed_mels(self, mels: Sequence[Mel]) -> NDArray[np.float32]:
         """Unit-normalized embeddings (n, d) of log-mel spectrograms (t_i, n_mels), in batches of like length.
 
-        One of more than `WINDOW_SECONDS` gets the mean of its windows' embeddings, weighted by their lengths.
+        One of more than `WINDOW_SECONDS` gets the mean of its windows' embeddings, weighted by their lengths; of a
+        model that can stream, the running embedding of all of it.
         """
         length = self._frames(WINDOW_SECONDS)
         return self._embed([(Part(mel, len(mel)) for _, mel in cut_windows([mel], length, length)) for mel in mels])
@@ -176,6 +177,8 @@ class SpeakerRecognizer(TrainedModel):
         return self.back_end(np.array(rows, dtype=np.float32).reshape(len(rows), self.model.embedding_dim))
 
     def _embed_parts(self, parts: Iterable[Part]) -> NDArray[np.float32]:
+        if self.model.can_stream:
+            return embed_continued(self.model, (part.mel for part in parts))
         total = np.zeros(self.model.embedding_dim)
         for mel, weight in parts:
             total += weight * embed_mels(self.model, [mel], self.device)[0].astype(np.float64)
@@ -226,20 +229,28 @@ class SpeakerRecognizer(TrainedModel):
 
     def embed_samples(self, samples: ArrayLike, rate: int) -> NDArray[np.float32]:
         """Embedding (d,) of mono samples (s,) at `rate` Hz, floats or signed integers; `UserError` if unusable."""
-        return self.embed_mels([self.mel_of_samples(_SAMPLES, self._samples(samples, rate))])[0]
+        return self.embed_mels([self.mel_of_samples(SAMPLES, self._samples(samples, rate))])[0]
 
     def _samples(self, samples: ArrayLike, rate: int) -> NDArray[np.float32]:
-        """Mono samples (s,) at the rate of the features, within [-1, 1] if they were integers."""
-        values = np.asarray(samples)
-        if values.ndim != 1 or not len(values):
-            raise UserError(f"{_SAMPLES} have the shape {values.shape}; mono samples (s,) are needed")
-        if np.issubdtype(values.dtype, np.signedinteger):
-            values = values / np.iinfo(values.dtype).max
-        if not np.issubdtype(values.dtype, np.floating):
-            raise UserError(f"{_SAMPLES} are of type {values.dtype}; floats or signed integers are needed")
-        if not np.isfinite(values).all():
-            raise UserError(f"{_SAMPLES} contain NaN or infinite values")
-        return resample(_SAMPLES, values.astype(np.float32), rate, self.recipe.sample_rate)
+        """Mono samples (s,) at the rate of the features."""
+        return resample(SAMPLES, checked_samples(samples), rate, self.recipe.sample_rate)
+
+    def embed_stream(self, rate: int | None = None) -> EmbeddingStream:
+        """The running embedding of samples at `rate` Hz (default: that of the features) that will be pushed.
+
+        `UserError` for a model that is not causal, or whose mixer or pooling keeps every frame.
+        """
+        if not self.config.causal:
+            raise UserError(
+                f"a running embedding needs a causal model, and {self.name} is not: it embeds windows, or train one "
+                "with --causal"
+            )
+        if not self.model.can_stream:
+            raise UserError(
+                f"a running embedding needs a mixer and a pooling with a state of constant size, and {self.name} with "
+                f"pooling {self.config.pooling} keeps every frame"
+            )
+        return EmbeddingStream(self.model, self._extractor, self.back_end, rate)
 
     def embed_windows(
         self, source: str | Path | ArrayLike, seconds: float = 3.0, hop: float = 1.0, rate: int | None = None
@@ -275,7 +286,7 @@ class SpeakerRecognizer(TrainedModel):
         cut = cut_windows(blocks, max(1, round(seconds * own)), max(1, round(hop * own)))
         windows = itertools.islice(cut, 0, None, every)
         while group := list(itertools.islice(windows, _READ_AHEAD)):
-            name = source if is_file else _SAMPLES
+            name = source if is_file else SAMPLES
             embeddings = self.embed_mels([self.mel_of_samples(name, values) for _, values in group])
             for (start, values), embedding in zip(group, embeddings, strict=True):
                 speech = speech_seconds(values, own)
@@ -334,10 +345,7 @@ def embed_mels(model: SpeakerModel, mels: Sequence[Mel], device: torch.device) -
     """
     result = np.empty((len(mels), model.embedding_dim), dtype=np.float32)
     for batch in _batches([len(mel) for mel in mels]):
-        embeddings = _embed_batch(model, [mels[place] for place in batch], device)
-        result[batch] = torch.nn.functional.normalize(embeddings, dim=-1).cpu().numpy()
-    if not np.isfinite(result).all():
-        raise UserError("the model gives embeddings that are not finite: its training has diverged")
+        result[batch] = normalized(_embed_batch(model, [mels[place] for place in batch], device))
     return result
 
 
