@@ -102,7 +102,7 @@ def test_evaluation_of_features_reports_everything(evaluated, recognizer, proces
     (trial_file,) = protocol_folder.glob("trials-*.txt")
     assert trial_file.stem.removeprefix("trials-") == report["source"]["trials_sha256"][:8]
     written = {path.name for path in evaluated.iterdir()}
-    assert {"report.json", "config.yaml", "det.png", "scores.png", "confusion.png", "scores.txt"} <= written
+    assert {"report.json", "config.yaml", "det.png", "scores.png", "errors.txt", "scores.txt"} <= written
 
 
 def test_identification_by_the_classifier(evaluated, recognizer, processed, protocol_folder):

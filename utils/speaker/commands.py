@@ -73,7 +73,7 @@ def _finish(args: argparse.Namespace, evaluation: Any, about: dict[str, Any]) ->
     from utils.speaker.report import build_report, table, write_report
 
     report = build_report(evaluation, {**about, "config": cli.plain_arguments(args)}, args.bootstrap, args.seed)
-    write_report(args.out, report, evaluation)
+    write_report(args.out, report, evaluation, args.format)
     show_report(args, report, table(report))
 
 
@@ -87,7 +87,7 @@ def add_commands(commands: Any) -> None:
     parser = add_command(commands, "compare", _compare, _COMPARE, _compare_problems, model=False)
     help = "--out folder of evaluate, or several, separated by commas: seeds of one system, whose EERs are averaged"
     parser.add_argument("systems", nargs="+", type=_folders, metavar="EVALUATION", help=help)
-    add_report_arguments(parser)
+    add_report_arguments(parser, pictures=False)
 
     description = "Pack a recognizer to publish it: 16-bit weights without its training speakers' vectors, and a card."
     parser = add_command(commands, "pack", _pack, description, model=False)
