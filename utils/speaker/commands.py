@@ -19,6 +19,7 @@ python test.py compare a0,a1,a2 b0,b1,b2 --out comparison
 
 Each condition and duration that all evaluations have gets a line, and so do the means over the conditions, of which
 clean recordings are one. The intervals are of the difference, over the same draws of the speakers for all systems.
+comparison.html shows them with DET curves, costs, and flags that differ; it needs no other file and no server.
 """
 
 
@@ -104,10 +105,11 @@ def add_commands(commands: Any) -> None:
 def _pool(args: argparse.Namespace) -> None:
     from utils.files import read_json
     from utils.speaker.report import pool, read_evaluation
+    from utils.speaker.systems import models_of
 
     evaluations = [read_evaluation(folder) for folder in args.evaluations]
     reports = [read_json(folder / REPORT) for folder in args.evaluations]
-    models = [model for report in reports for model in report.get("models", [report.get("model")])]
+    models = [model for report in reports for model in models_of(report)]
     names = " and ".join(sorted({model["name"] for model in models}))
     with report_folder(args.out):
         _finish(args, pool(f"{names}, {len(evaluations)} evaluations pooled", evaluations), {"models": models})
@@ -127,13 +129,16 @@ def _compare(args: argparse.Namespace) -> None:
     from utils.escapes import json_text
     from utils.files import write_text
     from utils.speaker.comparison import compare, comparison_table
-    from utils.speaker.report import clear_report
+    from utils.speaker.comparison_page import comparison_page
+    from utils.speaker.report import COMPARISON, clear_report
 
     with report_folder(args.out):
         title = f"{counted(len(args.systems), 'system')} on the same trials"
-        report = {"title": title, **compare(args.systems, args.bootstrap, args.seed)}
-        report["config"] = cli.plain_arguments(args)
+        compared, curves = compare(args.systems, args.bootstrap, args.seed)
+        report = {"title": title, **compared, "config": cli.plain_arguments(args)}
+        page = comparison_page(report, curves)
         clear_report(args.out)
+        write_text(args.out / COMPARISON, page)
         write_text(args.out / REPORT, json_text(report) + "\n")
         show_report(args, report, comparison_table(report))
 

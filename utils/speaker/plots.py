@@ -103,3 +103,28 @@ def draw_scores(path: Path, scores: NDArray, targets: NDArray, thresholds: Mappi
     axes.set_title(title, parse_math=False)
     add_legend(figure)
     save_figure(figure, path)
+
+
+def differences_figure(rows: Mapping[str, Mapping[str, Sequence]], labels: Sequence[str]) -> Figure:
+    """Differences of EERs to the first system, with their intervals, in percentage points.
+
+    `rows`: name -> `difference` and `difference_ci` of each of the later systems, which have the `labels`.
+    """
+    figure = new_figure(6.0, 1.4 + 0.2 * len(labels) + len(rows) * (0.1 + 0.13 * len(labels)))
+    axes = figure.subplots()
+    height = 0.7 / len(labels)
+    for place, label in enumerate(labels):
+        heights = np.arange(len(rows)) + height * (place - (len(labels) - 1) / 2)
+        middles = [100 * row["difference"][place] for row in rows.values()]
+        color = COLORS[(place + 1) % len(COLORS)]
+        axes.plot(middles, heights, "o", color=color, markersize=4, label=label)
+        for at, interval in zip(heights, [row["difference_ci"][place] for row in rows.values()], strict=True):
+            if interval:
+                axes.plot(100 * np.array(interval), [at, at], color=color, linewidth=1.4)
+    axes.axvline(0, color="black", linewidth=0.9)
+    axes.set_yticks(range(len(rows)), rows, fontsize=9, parse_math=False)
+    axes.set_ylim(len(rows) - 0.4, -0.6)
+    tidy(axes)
+    axes.set_xlabel("difference of EERs to system 1 (percentage points)")
+    add_legend(figure)
+    return figure
