@@ -127,6 +127,7 @@ def test_labels_are_what_differs_in_paths():
     paths = [[Path("/x/runs/a/report"), Path("/x/runs/b/report")], [Path("/x/runs/c/report")], [Path("/x/peer/report")]]
     assert system_labels(paths) == ["runs/a (2 seeds)", "runs/c", "peer"]
     assert system_labels([[Path("a")], [Path("a")]]) == ["a", "a"]
+    assert system_labels([[Path("\udcff")], [Path("a")]]) == ["\\udcff", "a"]  # a byte that is not UTF-8
 
 
 def test_flags_of_pooled_and_of_bare_evaluations():

@@ -68,7 +68,11 @@ def _systems(body: Element, report: dict[str, Any]) -> None:
         _add(name, "small", ", ".join(folders))
         rows.append([name, facts["model"] or "-", *numbers])
     _add_table(body, heads, rows)
-    _add(body, "small", "CPU time and highest memory are those of the first process of a training, without its loaders")
+    _add(
+        body,
+        "small",
+        "CPU time (mean of the seeds) and highest memory: of a training's first process, not its loaders.",
+    )
 
 
 def _flags(body: Element, report: dict[str, Any]) -> None:

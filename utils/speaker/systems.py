@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from utils.files import shown
+
 Report = dict[str, Any]
 
 _ASIDE = ("out", "resume", "checkpoint", "evaluations", "bootstrap", "json", "format")  # flags that change no score
@@ -24,7 +26,7 @@ def system_labels(systems: Sequence[Sequence[Path]]) -> list[str]:
             for name in names:
                 name.pop(end)
     seeds = [f" ({len(folders)} seeds)" if len(folders) > 1 else "" for folders in systems]
-    return ["/".join(name) + number for name, number in zip(names, seeds, strict=True)]
+    return [shown("/".join(name)) + number for name, number in zip(names, seeds, strict=True)]
 
 
 def facts_of(reports: Sequence[Report]) -> dict[str, Any]:
