@@ -40,14 +40,11 @@ def draw_curves(path: Path, runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> 
             axes.plot(steps, values, color=color, marker="o" if is_score else None, ms=4)
             if is_score and len(points):
                 best = int(values.argmin())
-                text = f"{values[best]:.3g} at step {steps[best]:.0f}"
-                axes.plot(
-                    *points[best], "*", color=color, ms=14, mec="white", label=f"best checkpoint: {text}", zorder=3
-                )
-            above = _add_cpu_axis(axes, lines, number, color)
-        above.set_xlabel("CPU time (min)", fontsize=8)
+                label = f"best checkpoint: {values[best]:.3g} at step {steps[best]:.0f}"
+                axes.plot(*points[best], "*", color=color, ms=14, mec="white", zorder=3, label=label)
         tidy(axes)
         axes.set_xlim(left=0)
+        _add_cpu_axes(axes, list(runs.values()))
         axes.set_xlabel("step")
         axes.set_ylabel(name)
         if is_score:
@@ -57,17 +54,19 @@ def draw_curves(path: Path, runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> 
     save_figure(figure, path)
 
 
-def _add_cpu_axis(axes: Axes, lines: Sequence[Mapping[str, Any]], number: int, color: str) -> Any:
-    """Adds the CPU time of a run in minutes above the axes and above those of the runs before it."""
+def _add_cpu_axes(axes: Axes, runs: Sequence[Sequence[Mapping[str, Any]]]) -> None:
+    """Adds the CPU time in minutes above the axes, a scale in the color of each run."""
     from matplotlib.ticker import MaxNLocator
 
-    steps, seconds = cpu_time(lines)
-    minutes = [tick for tick in MaxNLocator(5).tick_values(0, seconds[-1] / 60) if 0 <= 60 * tick <= seconds[-1]]
-    above = axes.secondary_xaxis(1 + 0.09 * number)
-    above.set_xticks(np.interp(np.multiply(minutes, 60), seconds, steps), [f"{tick:g}" for tick in minutes])
-    above.tick_params(labelsize=8, colors=color)
-    above.spines["top"].set_visible(False)
-    return above
+    for number, lines in enumerate(runs):
+        steps, seconds = cpu_time(lines)
+        ticks = MaxNLocator(max(1, round(6 * steps[-1] / axes.get_xlim()[1]))).tick_values(0, seconds[-1] / 60)
+        minutes = ticks[(ticks >= 0) & (60 * ticks <= seconds[-1])]
+        above = axes.secondary_xaxis(1 + 0.09 * number)
+        above.set_xticks(np.interp(60 * minutes, seconds, steps), [f"{tick:g}" for tick in minutes])
+        above.tick_params(labelsize=8, colors=COLORS[number % len(COLORS)])
+        above.spines["top"].set_visible(False)
+    above.set_xlabel("CPU time (min)", fontsize=8)
 
 
 def build_parser() -> cli.Parser:
