@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 from xml.etree.ElementTree import Element, SubElement, tostring
 
@@ -68,11 +68,8 @@ def _systems(body: Element, report: dict[str, Any]) -> None:
         _add(name, "small", ", ".join(folders))
         rows.append([name, facts["model"] or "-", *numbers])
     _add_table(body, heads, rows)
-    _add(
-        body,
-        "small",
-        "CPU time (mean of the seeds) and highest memory: of a training's first process, not its loaders.",
-    )
+    note = "CPU time (mean of the seeds) and highest memory are of the first process of a training, not of its loaders."
+    _add(body, "small", note)
 
 
 def _flags(body: Element, report: dict[str, Any]) -> None:
@@ -92,9 +89,7 @@ def _values(values: Sequence[Any] | None) -> str:
 
 def _rates(body: Element, report: dict[str, Any]) -> None:
     _add(body, "h2", "Equal error rates")
-    pairs = {name: zip(row["eer"], row["eer_ci"], strict=True) for name, row in report["rows"].items()}
-    rows = [[name, *(_with_interval(*pair, percent) for pair in cells)] for name, cells in pairs.items()]
-    _add_table(body, ["condition", *_names(report)], rows)
+    _add_table(body, ["condition", *_names(report)], _with_intervals(report, "eer", percent))
 
 
 def _differences(body: Element, report: dict[str, Any]) -> None:
@@ -102,22 +97,26 @@ def _differences(body: Element, report: dict[str, Any]) -> None:
     _add(body, "p", "EER of a system less that of the first, bold if the interval excludes 0; below 0 is better.")
     later = [f"{place}: {label}" for place, label in enumerate(report["labels"], 1)][1:]
     _add_picture(body, differences_figure(report["rows"], later), "Differences of EERs, as in the table below")
-    pairs = {name: zip(row["difference"], row["difference_ci"], strict=True) for name, row in report["rows"].items()}
-    rows = [[name, *(_with_interval(*pair, signed) for pair in cells)] for name, cells in pairs.items()]
-    _add_table(body, ["condition", *_names(report)[1:]], rows)
+    _add_table(body, ["condition", *_names(report)[1:]], _with_intervals(report, "difference", signed))
 
 
-def _with_interval(rate: float, interval: Sequence[float] | None, show: Any) -> Element:
-    """A rate above its interval; a difference whose interval excludes 0 is bold."""
-    cell, certain = Element("div", {"class": "rate"}), show is signed and interval and interval[0] * interval[1] > 0
-    _add(cell, "strong" if certain else "span", show(rate))
-    _add(cell, "small", " to ".join(map(show, interval)) if interval else "-")
-    return cell
+def _with_intervals(report: dict[str, Any], key: str, show: Callable[[float], str]) -> list[list[str | Element]]:
+    """Rows of names and rates above their intervals; differences whose interval excludes 0 are bold."""
+    rows = []
+    for name, values in report["rows"].items():
+        rows.append([name])
+        for rate, interval in zip(values[key], values[f"{key}_ci"], strict=True):
+            is_certain = key == "difference" and interval and interval[0] * interval[1] > 0
+            cell = Element("div", {"class": "rate"})
+            _add(cell, "strong" if is_certain else "span", show(rate))
+            _add(cell, "small", " to ".join(map(show, interval)) if interval else "-")
+            rows[-1].append(cell)
+    return rows
 
 
 def _add_curves(body: Element, report: dict[str, Any], curves: Curves) -> None:
     _add(body, "h2", "Detection error trade-off")
-    _add(body, "p", "Each seed of a system has a curve; the mark is the EER of the first.")
+    _add(body, "p", "Each seed of a system has a curve, and the first has a mark at its EER; the EERs named are means.")
     for row, systems in curves.items():
         rates = map(percent, report["rows"][row]["eer"])
         labels = (f"{place}: {label}: EER" for place, label in enumerate(report["labels"], 1))

@@ -30,9 +30,9 @@ def system_labels(systems: Sequence[Sequence[Path]]) -> list[str]:
 
 
 def facts_of(reports: Sequence[Report]) -> dict[str, Any]:
-    """Names, parameters, steps and training costs of the models of a system's evaluations.
+    """Names, parameters, steps and training costs of the models of a system's evaluations; None for what none recorded.
 
-    The costs are means over the models that recorded them, the memory is their highest; None where none did.
+    The CPU time is the mean of the models, the rest is their highest.
     """
     models = [model for report in reports for model in models_of(report) if model]
     trainings = [model.get("training", {}) for model in models]
@@ -63,9 +63,8 @@ def differing_flags(systems: Sequence[Sequence[Report]]) -> dict[str, list[list[
 
 def _flags(reports: Sequence[Report]) -> dict[str, list[Any]]:
     """Flags of a system -> their distinct values in the order of its evaluations."""
-    sets = [
-        ("--", model.get("training", {}).get("flags")) for report in reports for model in models_of(report) if model
-    ]
+    models = [model for report in reports for model in models_of(report) if model]
+    sets = [("--", model.get("training", {}).get("flags")) for model in models]
     sets += [("evaluate --", report.get("config")) for report in reports]
     flags: dict[str, list[Any]] = {}
     for prefix, given in sets:
