@@ -46,6 +46,7 @@ A speaker recognizer: --data evaluates on stored features and their protocol, by
 identification of the training speakers. --audio-root evaluates on raw audio, by a trial list (`1|0 path path`) or two
 lists of `speaker path` lines, of which the first enrolls speakers and the second has recordings to identify.
 --conditions scores the trials again with both recordings degraded, and with either one: the same way every time.
+errors.txt lists whom identification took for whom, the most frequent error first.
 
 Text to mel: texts of --data are synthesized and compared with their recordings, sent through the same vocoder: by
 length and time, with --mcd by mel-cepstral distortion and pitch, and with --asr by the errors of a speech recognizer.

@@ -65,7 +65,7 @@ def _evaluate(args: argparse.Namespace) -> None:
         evaluation = evaluate_audio(recognizer, args.audio_root, args.trials, None, conditions)
         about = {"model": {"name": args.system, "hash": args.system}, "config": cli.plain_arguments(args)}
         report = build_report(evaluation, about, args.bootstrap, args.seed)
-        write_report(args.out, report, evaluation)
+        write_report(args.out, report, evaluation, args.format)
         show_report(args, report, table(report))
 
 

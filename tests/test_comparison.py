@@ -34,14 +34,14 @@ def true_eer(distance: float) -> float:
     return NormalDist().cdf(-distance / 2)
 
 
-def written(folder: Path, full: np.ndarray, trials=TRIALS, **conditions: np.ndarray) -> Path:
+def written(folder: Path, full: np.ndarray, trials=TRIALS, about=None, **conditions: np.ndarray) -> Path:
     """The folder of an evaluation with these scores, for all durations, and in conditions, for all sides."""
     evaluation = Evaluation("synthetic", {"data": "none"})
     evaluation.trials = TrialSet.build(trials, ORIGINS)
     evaluation.scores = dict.fromkeys(DURATIONS, full)
     evaluation.conditions = {name: np.array([values] * 3, dtype=np.float32) for name, values in conditions.items()}
     folder.mkdir()
-    write_report(folder, build_report(evaluation, {}, bootstrap=2, seed=0), evaluation)
+    write_report(folder, build_report(evaluation, about or {}, bootstrap=2, seed=0), evaluation)
     return folder
 
 

@@ -21,6 +21,7 @@ from utils.speaker.identification import unit
 from utils.speaker.protocol import read_protocol, write_protocol
 from utils.speaker.recognizer import SpeakerRecognizer, embed_mels, middle
 from utils.speaker.report import CONDITIONS
+from utils.training.runlog import cpu_time, read_log
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -102,7 +103,19 @@ def test_evaluation_of_features_reports_everything(evaluated, recognizer, proces
     (trial_file,) = protocol_folder.glob("trials-*.txt")
     assert trial_file.stem.removeprefix("trials-") == report["source"]["trials_sha256"][:8]
     written = {path.name for path in evaluated.iterdir()}
-    assert {"report.json", "config.yaml", "det.png", "scores.png", "confusion.png", "scores.txt"} <= written
+    assert {"report.json", "config.yaml", "det.png", "scores.png", "errors.txt", "scores.txt"} <= written
+
+
+def test_an_evaluation_records_flags_and_costs_of_the_training(evaluated, trained_run, tmp_path):
+    training = report_in(evaluated)["model"]["training"]
+    log = [line for line in read_log(trained_run) if line.get("step", 0) <= training["steps"]]
+    assert training["steps"] == report_in(evaluated)["checkpoint"]["step"]
+    assert training["flags"] == load_checkpoint(trained_run)["config"]
+    assert training["cpu_s"] == pytest.approx(cpu_time(log)[1][-1]) and training["cpu_s"] > 0
+    assert training["memory_mib"] == max(line["memory_mib"] for line in log)
+    alone = shutil.copy(trained_run / "best.pt", tmp_path)
+    bare = SpeakerRecognizer.load(alone, "cpu").description(alone)["model"]["training"]
+    assert set(bare) == {"steps", "flags"} and bare["flags"] == training["flags"]
 
 
 def test_identification_by_the_classifier(evaluated, recognizer, processed, protocol_folder):

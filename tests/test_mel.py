@@ -192,3 +192,12 @@ def test_a_missing_torchaudio_is_not_hidden(packages):
     (packages / "__init__.py").write_text("import a_module_that_is_nowhere\n")
     with pytest.raises(ModuleNotFoundError, match="a_module_that_is_nowhere"):
         import_torchaudio()
+
+
+@pytest.mark.parametrize("scale", ["slaney", "htk"])
+def test_a_tone_is_loudest_in_its_channel(scale):
+    recipe = MelRecipe.from_dict({**SPEAKER.to_dict(), "mel_scale": scale})
+    time = np.arange(recipe.sample_rate) / recipe.sample_rate
+    for hertz in (250, 600, 1000, 1500, 3000, 6000):
+        mel = MelExtractor(recipe)(np.sin(2 * np.pi * hertz * time).astype(np.float32))
+        assert mel.mean(0).argmax() == pytest.approx(recipe.channel(hertz), abs=1)

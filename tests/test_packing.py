@@ -69,6 +69,12 @@ def test_a_packed_model_keeps_ids_of_training_speakers_and_nothing_else_of_them(
     assert str(trained_run) not in text and content["config"]["data"] not in text
 
 
+def test_an_evaluation_of_a_packed_model_knows_its_flags(evaluated, trained_run):
+    training, flags = report_in(evaluated)["model"]["training"], load_checkpoint(trained_run)["config"]
+    assert set(training) == {"steps", "flags"} and "data" not in training["flags"]
+    assert all(flags[name] == value for name, value in training["flags"].items()) and "mixer" in training["flags"]
+
+
 def test_a_model_is_found_by_default_by_name_by_folder_and_by_file(shipped, trained_run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     hashes = {SpeakerRecognizer.load(*path, device="cpu").model_hash for path in ([], ["speaker"], [shipped])}

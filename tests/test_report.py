@@ -11,7 +11,7 @@ import pytest
 from utils.errors import UserError
 from utils.lists import Trial
 from utils.speaker.conditions import CLEAN
-from utils.speaker.identification import Answer, answers, by_part, confusion_matrix, enroll, unit
+from utils.speaker.identification import Answer, answers, by_part, confusions, enroll, unit
 from utils.speaker.metrics import eer
 from utils.speaker.report import CONDITIONS, Evaluation, build_report, pool, read_evaluation, table, write_report
 from utils.speaker.trials import DURATIONS, Origin, TrialSet
@@ -148,11 +148,10 @@ def test_identification_by_enrollment_names_the_nearest():
     assert np.linalg.norm(enrolled, axis=1) == pytest.approx(np.ones(6))
 
 
-def test_confusions_count_who_was_named():
-    given = [Answer("9", "10", "p"), Answer("9", "9", "q"), Answer("10", "x", "r")]
-    names, counts = confusion_matrix(given)
-    assert names == ["9", "10", "x"]
-    assert counts.tolist() == [[1, 1, 0], [0, 0, 1], [0, 0, 0]]
+def test_confusions_are_sorted_by_their_number():
+    given = [Answer(*pair, "p") for pair in ("aa", "ab", "ab", "ba", "bb", "ca", "cd", "cd", "cd")]
+    assert confusions(given) == [("c", "d", 3, 4), ("a", "b", 2, 3), ("b", "a", 1, 2), ("c", "a", 1, 4)]
+    assert confusions(given[:1]) == []
 
 
 def identified() -> dict[str, list[Answer]]:
@@ -167,8 +166,10 @@ def strict(text: str) -> dict:
 def test_report_is_written_with_scores_and_pictures(tmp_path: Path):
     result = evaluation(answers=identified())
     report = report_of(result)
-    (tmp_path / "det.png").write_text("an old picture")
+    for name in ("det.svg", "confusion.png"):
+        (tmp_path / name).write_text("an old picture")
     write_report(tmp_path, report, result)
+    assert {path.suffix for path in tmp_path.iterdir()} == {".txt", ".json", ".png"}
     assert strict((tmp_path / "report.json").read_text()) == report
     assert report["identification"]["utterance"] == {"accuracy": 2 / 3, "n": 3, "speakers": 2}
     assert report["identification"]["chapter"] == {
@@ -176,8 +177,12 @@ def test_report_is_written_with_scores_and_pictures(tmp_path: Path):
         "n": 0,
         "reason": "no test recordings of this kind",
     }
-    for name in ("det.png", "scores.png", "confusion.png"):
-        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "errors.txt").read_text() == "part speaker named count recordings\nutterance 12 11 1 2\n"
+    assert sorted(path.name for path in tmp_path.glob("*.png")) == ["det.png", "scores.png"]
+    write_report(tmp_path, report, result, "pdf")
+    pictures = [path for path in tmp_path.iterdir() if path.suffix in (".png", ".pdf")]
+    assert sorted(path.name for path in pictures) == ["det.pdf", "scores.pdf"]
+    assert all(path.read_bytes().startswith(b"%PDF") for path in pictures)
     lines = [line.split() for line in (tmp_path / "scores.txt").read_text().splitlines()]
     assert [float(line[0]) for line in lines] == pytest.approx(result.scores["full"].tolist(), abs=1e-8)
     assert [Trial(line[1] == "1", *line[2:]) for line in lines] == ALL_PAIRS
@@ -193,7 +198,7 @@ def test_a_new_report_leaves_nothing_of_the_old(tmp_path: Path):
     write_report(tmp_path, report_of(result), result)
     alone = Evaluation("identification only", {}, answers=identified(), reasons={"verification": "no trials"})
     write_report(tmp_path, report_of(alone), alone)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["confusion.png", "identification.txt", "report.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["errors.txt", "identification.txt", "report.json"]
     assert report_of(alone)["verification"]["all"]["reason"] == "no trials"
 
 

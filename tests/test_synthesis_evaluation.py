@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
 from collections import Counter
@@ -27,7 +28,6 @@ from utils.tts.evaluate import Clock, Distortion, Judged, Measured, Sample, Synt
 from utils.tts.plots import draw_speech
 from utils.tts.report import (
     AUDIO,
-    DURATIONS,
     UTTERANCES,
     build_synthesis_report,
     synthesis_table,
@@ -153,10 +153,11 @@ def test_the_folder_holds_report_utterances_audio_and_pictures(tmp_path: Path):
     assert sorted(path.name for path in (tmp_path / AUDIO).iterdir()) == names
     samples, rate = soundfile.read(tmp_path / AUDIO / "u0.synthesis.wav", dtype="float32")
     assert rate == 22_050 and np.abs(samples - result.samples[0].synthesis).max() <= 1 / 2**15
-    assert (tmp_path / DURATIONS).stat().st_size > 1000
+    assert (tmp_path / "durations.png").stat().st_size > 1000
     again = evaluation(utterances=1)
-    write_synthesis_report(tmp_path, report_of(again), again)
-    assert sorted(path.name for path in (tmp_path / AUDIO).iterdir()) == ["u0.copy.wav", "u0.png", "u0.synthesis.wav"]
+    write_synthesis_report(tmp_path, report_of(again), again, "svg")
+    assert sorted(path.name for path in (tmp_path / AUDIO).iterdir()) == ["u0.copy.wav", "u0.svg", "u0.synthesis.wav"]
+    assert [path.name for path in tmp_path.glob("durations.*")] == ["durations.svg"]
     assert len((tmp_path / UTTERANCES).read_text().splitlines()) == 1
 
 
@@ -174,6 +175,26 @@ def test_pictures_show_mels_and_alignment(tmp_path: Path, tokens: int):
     rows, columns = np.nonzero(aligned)
     assert len(rows) > 500 and np.corrcoef(rows, columns)[0, 1] < -0.85  # from the lower left to the upper right
     assert not (np.abs(bare - to_rgb(colormaps["Blues"](1.0))).max(axis=-1) < 0.02).any()
+
+
+def labels_in(path: Path, pattern: str) -> dict[str, tuple[float, float]]:
+    """Texts in an SVG picture that a pattern describes, and where they are, in points."""
+    found = re.findall(r'<text [^>]* x="([0-9.]+)" y="([0-9.]+)"[^>]*>([^<]*)</text>', path.read_text())
+    return {text: (float(x), float(y)) for x, y, text in found if re.fullmatch(pattern, text)}
+
+
+def test_symbols_of_120_tokens_are_readable(tmp_path: Path):
+    symbols = [f"s{number}" for number in range(121)]
+    for tokens in (120, 121):
+        alignment = np.eye(tokens, dtype=np.float32)
+        draw_speech(tmp_path / f"{tokens}.svg", np.zeros((tokens, 80)), alignment, symbols[:tokens], RECIPE, "many")
+    places = labels_in(tmp_path / "120.svg", "s[0-9]+")
+    assert set(places) == set(symbols[:120]) and not labels_in(tmp_path / "121.svg", "s[0-9]+")
+    for column in (symbols[0:120:2], symbols[1:120:2]):
+        heights = np.array([places[symbol][1] for symbol in column])
+        assert (-np.diff(heights) > 7).all()  # points, the size of the letters
+    assert places["s1"][0] < places["s0"][0] - 15
+    assert set(labels_in(tmp_path / "120.svg", "[0-9]{3,4}")) >= {"250", "500", "1000", "2000", "4000"}
 
 
 @pytest.fixture(scope="module")

@@ -13,6 +13,7 @@ from utils import cli
 from utils.errors import UserError
 from utils.escapes import json_text
 from utils.locks import LOCK, only_writer
+from utils.plots import FORMATS
 
 REPORT, CONFIG = "report.json", "config.yaml"
 PARTS_OF_REPORTS = ("recordings.txt", "identification.txt", "utterances.jsonl")  # left by an interrupted report
@@ -57,11 +58,14 @@ def print_json(content: Any) -> None:
     print(json_text(content, sys.stdout.encoding or "utf-8"))
 
 
-def add_report_arguments(parser: cli.Parser) -> None:
-    """Adds the flags of commands that write a report."""
+def add_report_arguments(parser: cli.Parser, pictures: bool = True) -> None:
+    """Adds the flags of commands that write a report; with `pictures` that of their format."""
     group = parser.add_argument_group("report")
     help = "folder for the report and its pictures"
     group.add_argument("--out", type=Path, required=True, metavar="FOLDER", help=help)
+    if pictures:
+        help = "format of the pictures"
+        group.add_argument("--format", choices=tuple(FORMATS), default="png", help=help)
     help = "bootstrap samples for an interval"
     group.add_argument("--bootstrap", type=cli.positive_int, default=1000, metavar="N", help=help)
     group.add_argument("--seed", type=cli.non_negative_int, default=0, metavar="N", help="seed of the bootstrap")

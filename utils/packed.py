@@ -17,6 +17,7 @@ SHIPPED = Path(__file__).resolve().parent.parent / "pretrained"
 """A folder for each task that this repository has a trained model of."""
 
 WEIGHTS, CONFIG, SUMS = "model.safetensors", "config.json", "SHA256SUMS"
+TRAINING = "training.yaml"  # the flags of the training
 FORMAT = "tacomamba-packed-1"
 _GROUPS = ("model", "back_end", "operating_points")
 

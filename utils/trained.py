@@ -5,14 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Self
 
+import yaml
 from torch import nn
 
 from models.config import Config
-from utils.checkpoint import load_checkpoint, model_hash
+from utils.checkpoint import find_model, load_checkpoint, model_hash
 from utils.device import pick_device, use_backend
 from utils.errors import UserError
 from utils.features.recipe import MelRecipe
-from utils.packed import shipped_model
+from utils.files import read_text
+from utils.packed import TRAINING, is_packed, shipped_model
+from utils.training.runlog import costs_until
 
 
 class TrainedModel:
@@ -46,6 +49,7 @@ class TrainedModel:
         self.recipe = MelRecipe.from_dict(content["recipe"])
         self.speakers: list[str] = list(content["speakers"])
         self.step: int = content["step"]
+        self._flags: dict[str, Any] | None = content.get("config")
         self.training_list: str = content["training_list"]
         tensors = {**content["model"], **content.get("back_end", {})}
         self.model_hash = model_hash(tensors, content["model_config"], content["recipe"])
@@ -75,9 +79,17 @@ class TrainedModel:
 
     def description(self, checkpoint: str | Path) -> dict[str, Any]:
         """The entries of a report that describe the model, as plain values."""
+        model = {"name": self.name, "parameters": self.parameters, "hash": self.model_hash}
         return {
-            "model": {"name": self.name, "parameters": self.parameters, "hash": self.model_hash},
+            "model": {**model, "training": self._training(find_model(checkpoint))},
             "recipe": {"hash": self.recipe.hash, **self.recipe.to_dict()},
             "checkpoint": {"path": str(checkpoint), "step": self.step},
             "training_speakers": len(self.speakers),
         }
+
+    def _training(self, path: Path) -> dict[str, Any]:
+        """Steps and flags of the training, and what it cost if its log is beside the checkpoint."""
+        flags = self._flags
+        if is_packed(path) and (path / TRAINING).exists():
+            flags = yaml.safe_load(read_text(path / TRAINING))
+        return {"steps": self.step, "flags": flags, **costs_until(path if path.is_dir() else path.parent, self.step)}

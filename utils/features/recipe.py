@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -130,6 +131,18 @@ class MelRecipe:
     def seconds(self, frames: int) -> float:
         """Time in s that `frames` frames span."""
         return frames * self.hop_length / self.sample_rate
+
+    def channel(self, hertz: float) -> float:
+        """The channel that peaks at a frequency, between two numbers (from 0) if none does exactly."""
+        low, high, place = (_mel(value, self.mel_scale) for value in (self.f_min, self.f_max, hertz))
+        return (place - low) / (high - low) * (self.n_mels + 1) - 1
+
+
+def _mel(hertz: float, scale: str) -> float:
+    """A frequency on the scale of HTK, or on Slaney's: linear to 1 kHz, then 27 steps for a factor of 6.4."""
+    if scale == "htk":
+        return 2595 * math.log10(1 + hertz / 700)
+    return 3 * hertz / 200 if hertz < 1000 else 15 + 27 * math.log(hertz / 1000) / math.log(6.4)
 
 
 RECIPES = {

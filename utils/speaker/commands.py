@@ -19,6 +19,7 @@ python test.py compare a0,a1,a2 b0,b1,b2 --out comparison
 
 Each condition and duration that all evaluations have gets a line, and so do the means over the conditions, of which
 clean recordings are one. The intervals are of the difference, over the same draws of the speakers for all systems.
+comparison.html shows them with DET curves, costs, and flags that differ; it needs no other file and no server.
 """
 
 
@@ -73,7 +74,7 @@ def _finish(args: argparse.Namespace, evaluation: Any, about: dict[str, Any]) ->
     from utils.speaker.report import build_report, table, write_report
 
     report = build_report(evaluation, {**about, "config": cli.plain_arguments(args)}, args.bootstrap, args.seed)
-    write_report(args.out, report, evaluation)
+    write_report(args.out, report, evaluation, args.format)
     show_report(args, report, table(report))
 
 
@@ -87,7 +88,7 @@ def add_commands(commands: Any) -> None:
     parser = add_command(commands, "compare", _compare, _COMPARE, _compare_problems, model=False)
     help = "--out folder of evaluate, or several, separated by commas: seeds of one system, whose EERs are averaged"
     parser.add_argument("systems", nargs="+", type=_folders, metavar="EVALUATION", help=help)
-    add_report_arguments(parser)
+    add_report_arguments(parser, pictures=False)
 
     description = "Pack a recognizer to publish it: 16-bit weights without its training speakers' vectors, and a card."
     parser = add_command(commands, "pack", _pack, description, model=False)
@@ -104,10 +105,11 @@ def add_commands(commands: Any) -> None:
 def _pool(args: argparse.Namespace) -> None:
     from utils.files import read_json
     from utils.speaker.report import pool, read_evaluation
+    from utils.speaker.systems import models_of
 
     evaluations = [read_evaluation(folder) for folder in args.evaluations]
     reports = [read_json(folder / REPORT) for folder in args.evaluations]
-    models = [model for report in reports for model in report.get("models", [report.get("model")])]
+    models = [model for report in reports for model in models_of(report)]
     names = " and ".join(sorted({model["name"] for model in models}))
     with report_folder(args.out):
         _finish(args, pool(f"{names}, {len(evaluations)} evaluations pooled", evaluations), {"models": models})
@@ -127,13 +129,16 @@ def _compare(args: argparse.Namespace) -> None:
     from utils.escapes import json_text
     from utils.files import write_text
     from utils.speaker.comparison import compare, comparison_table
-    from utils.speaker.report import clear_report
+    from utils.speaker.comparison_page import comparison_page
+    from utils.speaker.report import COMPARISON, clear_report
 
     with report_folder(args.out):
         title = f"{counted(len(args.systems), 'system')} on the same trials"
-        report = {"title": title, **compare(args.systems, args.bootstrap, args.seed)}
-        report["config"] = cli.plain_arguments(args)
+        compared, curves = compare(args.systems, args.bootstrap, args.seed)
+        report = {"title": title, **compared, "config": cli.plain_arguments(args)}
+        page = comparison_page(report, curves)
         clear_report(args.out)
+        write_text(args.out / COMPARISON, page)
         write_text(args.out / REPORT, json_text(report) + "\n")
         show_report(args, report, comparison_table(report))
 

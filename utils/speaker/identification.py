@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -60,18 +61,18 @@ def by_part(train: Sequence[tuple[str, str]], test: Sequence[tuple[str, str]]) -
     return parts
 
 
-def confusion_matrix(given: Sequence[Answer]) -> tuple[list[str], NDArray[np.int64]]:
-    """Names (s) of all who spoke or were named, and counts (s, s): row = speaker, column = named.
+class Confusion(NamedTuple):
+    """How many of a speaker's recordings were taken for somebody else."""
 
-    Names that are numbers come first, in numerical order.
-    """
-    names = sorted({name for answer in given for name in (answer.speaker, answer.named)}, key=_number_first)
-    index = {name: number for number, name in enumerate(names)}
-    counts = np.zeros((len(names), len(names)), dtype=np.int64)
-    for answer in given:
-        counts[index[answer.speaker], index[answer.named]] += 1
-    return names, counts
+    speaker: str
+    named: str
+    count: int
+    recordings: int
 
 
-def _number_first(name: str) -> tuple[bool, int, str]:
-    return not name.isdecimal(), int(name) if name.isdecimal() else 0, name
+def confusions(given: Sequence[Answer]) -> list[Confusion]:
+    """The errors among answers: the most frequent first, then by the speakers' names."""
+    recordings = Counter(answer.speaker for answer in given)
+    errors = Counter(answer[:2] for answer in given if answer.speaker != answer.named)
+    found = [Confusion(*pair, count, recordings[pair[0]]) for pair, count in errors.items()]
+    return sorted(found, key=lambda each: (-each.count, each))

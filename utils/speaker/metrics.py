@@ -7,6 +7,7 @@ the order of a list does not matter, and constant scores have an EER of exactly 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -123,17 +124,27 @@ def bootstrap_rates(
     """
     scores, targets = np.asarray(scores, dtype=np.float64), np.asarray(targets, dtype=bool)
     order, ends = _sorted_groups(scores)
+    pairs, weights = speaker_draws(speaker_a, speaker_b, n, seed)
+    crossings = _Crossings(targets[order], pairs[order], int(pairs.max()) + 1, ends)
+    return np.fromiter(map(crossings.rate, weights), dtype=np.float64, count=n)
+
+
+def speaker_draws(
+    speaker_a: ArrayLike, speaker_b: ArrayLike, n: int, seed: int
+) -> tuple[NDArray[np.int64], Iterator[NDArray[np.int64]]]:
+    """Numbers (trials,) of the pairs of speakers of trials, and n weights (pairs,), as `bootstrap_rates` draws them."""
     names, codes = _numbered(np.concatenate([speaker_a, speaker_b]))
-    first, second = codes[: len(scores)][order], codes[len(scores) :][order]
-    pairs, pair_of_trial = _numbered(first * len(names) + second)
+    half = len(codes) // 2
+    pairs, pair_of_trial = _numbered(codes[:half] * len(names) + codes[half:])
     first, second = np.divmod(pairs, len(names))
-    crossings = _Crossings(targets[order], pair_of_trial, len(pairs), ends)
-    rng = np.random.default_rng(seed)
-    rates = np.full(n, np.nan)
-    for replicate in range(n):
-        drawn = np.bincount(rng.integers(len(names), size=len(names)), minlength=len(names))
-        rates[replicate] = crossings.rate(drawn[first] * np.where(first != second, drawn[second], 1))
-    return rates
+
+    def draw() -> Iterator[NDArray[np.int64]]:
+        rng = np.random.default_rng(seed)
+        for _ in range(n):
+            drawn = np.bincount(rng.integers(len(names), size=len(names)), minlength=len(names))
+            yield drawn[first] * np.where(first != second, drawn[second], 1)
+
+    return pair_of_trial, draw()
 
 
 def _numbered(values: NDArray) -> tuple[NDArray, NDArray[np.int64]]:

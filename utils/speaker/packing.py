@@ -15,11 +15,12 @@ from utils.commands import REPORT, counted
 from utils.errors import UserError
 from utils.features.mel import MelExtractor
 from utils.files import read_json, read_text, replacing_directory, write_text
-from utils.packed import CONFIG, SUMS, WEIGHTS, is_packed, write_packed
+from utils.packed import CONFIG, SUMS, TRAINING, WEIGHTS, is_packed, write_packed
 from utils.speaker.recognizer import SpeakerRecognizer
 from utils.speaker.report import table
+from utils.speaker.systems import models_of
 
-CARD, TRAINING = "README.md", "training.yaml"
+CARD = "README.md"
 LEAST_COSINE = 0.9999  # of embeddings before and after packing
 BEGIN, END = "<!-- figures: written by test.py pack, not by hand -->", "<!-- end of the figures -->"
 
@@ -122,7 +123,7 @@ def _command(content: dict[str, Any]) -> str:
 
 def _figure(report: dict[str, Any], folder: Path, names: dict[str, str]) -> str:
     """The table of a report, and whose figures they are."""
-    models = [model["hash"] for model in report.get("models", [report.get("model")])]
+    models = [model["hash"] for model in models_of(report)]
     whose = ", ".join(names.get(model, f"another model, `{model}`") for model in models)
     trials = f", trial list `{report['source']['trials_sha256'][:8]}`" if "trials_sha256" in report["source"] else ""
     return f"**{folder.name}**: {report['title']}{trials}; {whose}.\n\n```text\n{table(report)}{_errors(report)}\n```"

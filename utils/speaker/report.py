@@ -17,11 +17,11 @@ from utils.errors import UserError
 from utils.escapes import json_text
 from utils.files import atomic_write, read_json, write_text
 from utils.lists import Trial, join_fields, read_lines, split_fields
-from utils.plots import percent
-from utils.speaker import plots
+from utils.plots import FORMATS, percent
 from utils.speaker.conditions import CLEAN
-from utils.speaker.identification import PARTS, Answer, confusion_matrix
-from utils.speaker.metrics import bootstrap_eer, det_curve, error_rates, rates_at
+from utils.speaker.figures import PICTURES, draw_verification
+from utils.speaker.identification import PARTS, Answer, Confusion, confusions
+from utils.speaker.metrics import bootstrap_eer, error_rates, rates_at
 from utils.speaker.trials import DURATIONS, Origin, TrialSet
 
 CONDITIONS = ("all", "same_sex", "cross_chapter", "1.5s", "3s", "full")
@@ -29,10 +29,10 @@ P_TARGETS = (0.01, 0.05)
 MIN_SPEAKERS = 3  # with two, every replicate that has both kinds of trials is the same one
 UNLIKE_PATHS = "the labels of the trial list do not follow the speakers in its paths"
 
-ANSWERS, RECORDINGS = "identification.txt", "recordings.txt"
+ANSWERS, ERRORS, RECORDINGS = "identification.txt", "errors.txt", "recordings.txt"
 CONDITION_SCORES = "conditions.safetensors"
 SCORES = {name: "scores.txt" if seconds is None else f"scores-{name}.txt" for name, seconds in DURATIONS.items()}
-PICTURES = ("det.png", "scores.png", "confusion.png")
+COMPARISON = "comparison.html"
 
 
 @dataclass
@@ -234,17 +234,17 @@ def _condition_lines(conditions: dict[str, dict[str, Any]]) -> list[str]:
     return lines
 
 
-def write_report(out: Path, report: dict[str, Any], evaluation: Evaluation) -> None:
+def write_report(out: Path, report: dict[str, Any], evaluation: Evaluation, pictures: str = "png") -> None:
     """Writes report, scores, answers and pictures into `out`, after removing those of an earlier evaluation.
 
-    `report.json` is written last: a folder that has it is complete.
+    `pictures` is their format. `report.json` is written last: a folder that has it is complete.
     """
     clear_report(out)
     if evaluation.trials is not None:
         write_text(out / RECORDINGS, "".join(evaluation.trials.recordings()))
         for duration, scores in evaluation.scores.items():
             write_text(out / SCORES[duration], "".join(evaluation.trials.lines(scores)))
-        _draw_verification(out, report, evaluation.trials, evaluation.scores)
+        draw_verification(out, report, evaluation.trials, evaluation.scores, pictures)
     if evaluation.conditions:
         with atomic_write(out / CONDITION_SCORES) as file:
             file.write(save(evaluation.conditions))
@@ -252,37 +252,23 @@ def write_report(out: Path, report: dict[str, Any], evaluation: Evaluation) -> N
     if given:
         lines = (join_fields(part, *answer) for part, answers in given.items() for answer in answers)
         write_text(out / ANSWERS, "".join(lines))
-        parts = {f"by {part}": confusion_matrix(answers) for part, answers in given.items()}
-        plots.draw_confusions(out / "confusion.png", parts, f"{evaluation.title}: identification")
+        write_text(out / ERRORS, "".join(_error_lines(given)))
     write_text(out / REPORT, json_text(report) + "\n")
 
 
 def clear_report(out: Path) -> None:
-    """Removes the files of an earlier evaluation."""
-    for name in (REPORT, ANSWERS, RECORDINGS, CONDITION_SCORES, *SCORES.values(), *PICTURES):
+    """Removes the files of an earlier evaluation or comparison, and pictures of every format."""
+    names = REPORT, ANSWERS, ERRORS, RECORDINGS, CONDITION_SCORES, COMPARISON, *SCORES.values()
+    pictures = (*PICTURES, "confusion")  # the last was drawn by earlier versions
+    for name in (*names, *(f"{picture}.{kind}" for picture in pictures for kind in FORMATS)):
         (out / name).unlink(missing_ok=True)
 
 
-def _draw_verification(
-    out: Path, report: dict[str, Any], trials: TrialSet, scores: dict[str, NDArray[np.float64]]
-) -> None:
-    """Draws the DET curves of the conditions that have metrics, and the scores of entire recordings."""
-    chosen = {"same_sex": trials.same_sex(), "cross_chapter": trials.cross_chapter()}
-    everything = np.ones(len(trials), dtype=bool)
-    curves = {}
-    for name in ("all", "same_sex", "cross_chapter", "3s", "1.5s"):
-        rate = report["verification"][name]["eer"]
-        if rate is not None:
-            mask = chosen.get(name, everything)
-            values = scores.get(name, scores["full"])[mask]
-            curves[name.replace("_", " ")] = (*det_curve(values, trials.targets[mask]), rate)
-    if not curves:
-        return
-    plots.draw_det(out / "det.png", curves, f"{report['title']}: detection errors")
-    thresholds = {"EER threshold of these trials": report["verification"]["all"]["threshold"]}
-    if report["operating_point"]:
-        thresholds["median threshold of the checkpoint"] = report["operating_point"]["threshold"]
-    plots.draw_scores(out / "scores.png", scores["full"], trials.targets, thresholds, f"{report['title']}: scores")
+def _error_lines(given: dict[str, list[Answer]]) -> Iterator[str]:
+    """The content of errors.txt: a line of names, and one for each speaker and whom they were taken for."""
+    yield join_fields("part", *Confusion._fields)
+    for part, answers in given.items():
+        yield from (join_fields(part, *map(str, each)) for each in confusions(answers))
 
 
 def pool(title: str, evaluations: Sequence[Evaluation]) -> Evaluation:

@@ -22,7 +22,7 @@ from utils.speaker.augment import AUGMENTATIONS, WaveAugmentation
 from utils.speaker.back_end import BackEnd
 from utils.speaker.crops import SPEEDS, CropDataset
 from utils.speaker.initial import begin_with
-from utils.speaker.metrics import eer
+from utils.speaker.metrics import eer, rates_at
 from utils.speaker.operating import OperatingPoints
 from utils.speaker.protocol import read_protocol
 from utils.speaker.recognizer import embed_mels, middle
@@ -247,10 +247,11 @@ class SpeakerTask:
     def show(self, log: RunLog, step: int) -> None:
         """Logs histograms of the scores of the last validation."""
         if self._scored is not None:
-            from utils.speaker.plots import draw_scores
+            from utils.speaker.plots import Threshold, draw_scores
 
             scores, targets, threshold = self._scored
-            lines, title = {"EER threshold": threshold}, f"validation, step {step}"
+            lines = {"EER threshold": Threshold(threshold, *rates_at(scores, targets, threshold))}
+            title = f"validation, step {step}"
             log.picture(step, "scores", lambda path: draw_scores(path, scores, targets, lines, title))
 
     def description(self) -> dict[str, Any]:

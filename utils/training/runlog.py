@@ -8,11 +8,12 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from utils.escapes import json_text
 from utils.files import write_text
@@ -109,6 +110,30 @@ def read_log(directory: Path) -> list[dict[str, Any]]:
         return []
     lines = path.read_text(encoding="utf-8").split("\n")
     return [json.loads(line) for line in lines[:-1] if line]
+
+
+def cpu_time(log: Sequence[dict[str, Any]]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Steps (k,) of a log's lines from 0 on, and the CPU seconds (k,) of the main process from 0 to each.
+
+    Steps whose line was lost by an interruption count as the others' mean.
+    """
+    steps, rates = [0], []
+    for line in log:
+        step = line.get("resumed_from", line.get("step"))
+        if step > steps[-1] and ("resumed_from" in line or "cpu_s_per_step" in line):
+            steps.append(step)
+            rates.append(line.get("cpu_s_per_step", np.nan))
+    widths, known = np.diff(steps), np.isfinite(rates)
+    if known.any():
+        rates = np.where(known, rates, np.average(np.array(rates)[known], weights=widths[known]))
+    return np.array(steps, dtype=np.float64), np.append(0.0, np.cumsum(widths * rates))
+
+
+def costs_until(directory: Path, step: int) -> dict[str, float]:
+    """CPU seconds and highest memory in MiB of a run's main process until a step; nothing if no log is there."""
+    log = [line for line in read_log(directory) if line.get("step", line.get("resumed_from")) <= step]
+    memory = [line["memory_mib"] for line in log if "memory_mib" in line]
+    return {"cpu_s": float(cpu_time(log)[1][-1]), "memory_mib": max(memory)} if memory else {}
 
 
 def write_run_record(directory: Path, config: dict[str, Any], facts: dict[str, Any]) -> None:

@@ -16,6 +16,7 @@ from utils.errors import UserError
 from utils.files import read_text
 from utils.lists import DEFAULT_PROTOCOL
 from utils.locks import only_writer
+from utils.plots import picture_path
 
 if TYPE_CHECKING:
     import numpy as np
@@ -64,7 +65,7 @@ def evaluate(args: argparse.Namespace) -> None:
     evaluation = evaluate_synthesis(synthesizer, args.data, protocol, *chosen)
     about = {**synthesizer.description(args.checkpoint), "config": cli.plain_arguments(args)}
     report = build_synthesis_report(evaluation, about, args.bootstrap, args.seed)
-    write_synthesis_report(args.out, report, evaluation)
+    write_synthesis_report(args.out, report, evaluation, args.format)
     show_report(args, report, synthesis_table(report))
 
 
@@ -85,8 +86,8 @@ def add_commands(commands: Any) -> None:
     group.add_argument("--vocoder", default="griffin-lim", metavar="VOCODER", help=_VOCODERS)
     group = parser.add_argument_group("output")
     group.add_argument("--out", required=True, metavar="WAV", help="file; with --each-line a folder; - for stdout")
-    help = "picture of the mel and, for up to a minute of speech, of the alignment"
-    group.add_argument("--picture", type=Path, metavar="PNG", help=help)
+    help = "picture of the mel and, for up to a minute of speech, of the alignment: a .png, .pdf or .svg file"
+    group.add_argument("--picture", type=picture_path, metavar="FILE", help=help)
     group.add_argument("--stream", help="generate and write audio piece by piece", **switch)
     help = f"mel frames per piece with --stream (default: {CHUNK})"
     group.add_argument("--chunk", type=cli.positive_int, metavar="N", help=help)

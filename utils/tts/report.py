@@ -15,14 +15,14 @@ import numpy as np
 from utils.commands import REPORT, counted
 from utils.escapes import json_text
 from utils.files import write_text
-from utils.plots import percent
+from utils.plots import FORMATS, percent
 from utils.tts import plots
 from utils.tts.asr import ErrorCounts
 from utils.tts.evaluate import Judged, Measured, Sample, SynthesisEvaluation
 from utils.tts.speech_metrics import PitchErrors, bootstrap_ratio
 from utils.wav import wav_file
 
-UTTERANCES, DURATIONS, AUDIO = "utterances.jsonl", "durations.png", "samples"
+UTTERANCES, DURATIONS, AUDIO = "utterances.jsonl", "durations", "samples"
 SYSTEMS = {"synthesis": "synthesis", "copy_synthesis": "copy-synthesis"}
 TIMES = {"text": "RTF, text", "acoustic_model": "RTF, acoustic model", "vocoder": "RTF, vocoder", "whole": "RTF, total"}
 Interval = Callable[..., tuple[float, float] | None]  # of numerators and denominators, see `bootstrap_ratio`
@@ -170,20 +170,22 @@ _MISSING = {
 }
 
 
-def write_synthesis_report(out: Path, report: dict[str, Any], evaluation: SynthesisEvaluation) -> None:
+def write_synthesis_report(
+    out: Path, report: dict[str, Any], evaluation: SynthesisEvaluation, pictures: str = "png"
+) -> None:
     """Writes report, utterances, audio and pictures into `out`, after removing those of an earlier evaluation.
 
-    `report.json` is written last: a folder that has it is complete.
+    `pictures` is their format. `report.json` is written last: a folder that has it is complete.
     """
-    for name in (REPORT, UTTERANCES, DURATIONS):
+    for name in (REPORT, UTTERANCES, *(f"{DURATIONS}.{kind}" for kind in FORMATS)):
         (out / name).unlink(missing_ok=True)
     shutil.rmtree(out / AUDIO, ignore_errors=True)
     lines = (json.dumps(_utterance(one, evaluation), ensure_ascii=False) + "\n" for one in evaluation.judged)
     write_text(out / UTTERANCES, "".join(lines))
     for sample in evaluation.samples:
-        _write_sample(out / AUDIO, sample, evaluation)
+        _write_sample(out / AUDIO, sample, evaluation, pictures)
     predicted, true = _lengths(evaluation.judged) * evaluation.recipe.seconds(1)
-    plots.draw_durations(out / DURATIONS, true, predicted, f"{evaluation.title}: lengths")
+    plots.draw_durations(out / f"{DURATIONS}.{pictures}", true, predicted, f"{evaluation.title}: lengths")
     write_text(out / REPORT, json_text(report) + "\n")
 
 
@@ -214,10 +216,10 @@ def _measured(measured: Measured) -> dict[str, Any]:
     return metrics
 
 
-def _write_sample(folder: Path, sample: Sample, evaluation: SynthesisEvaluation) -> None:
+def _write_sample(folder: Path, sample: Sample, evaluation: SynthesisEvaluation, pictures: str) -> None:
     recipe, name, spoken = evaluation.recipe, sample.row.utterance, sample.spoken
     for system, audio in (("synthesis", sample.synthesis), ("copy", sample.copy)):
         with wav_file(folder / f"{name}.{system}.wav", recipe.sample_rate) as write:
             write(audio)
     shown = spoken.mel, spoken.alignment, spoken.symbols, recipe, name, sample.recording
-    plots.draw_speech(folder / f"{name}.png", *shown)
+    plots.draw_speech(folder / f"{name}.{pictures}", *shown)

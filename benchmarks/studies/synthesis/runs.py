@@ -29,7 +29,7 @@ from utils.cli import cores
 from utils.errors import UserError
 from utils.files import read_json, sha256_file, write_json
 from utils.lists import DEFAULT_PROTOCOL, training_list_hash
-from utils.training.runlog import read_log
+from utils.training.runlog import cpu_time, read_log
 
 ROOT = Path(__file__).resolve().parents[3]
 STEPS = "steps.json"
@@ -226,19 +226,6 @@ def _remove_another(run: Path, wanted: dict[str, Any]) -> None:
         shutil.rmtree(run)
 
 
-def cpu_seconds(log: Sequence[dict[str, Any]], steps: int) -> float:
-    """CPU seconds of a run's steps; those whose log line was lost by an interruption count as the others' mean."""
-    seconds, counted, last = 0.0, 0, 0
-    for line in log:
-        if "resumed_from" in line:
-            last = line["resumed_from"]
-        elif "cpu_s_per_step" in line:
-            seconds += line["cpu_s_per_step"] * (line["step"] - last)
-            counted += line["step"] - last
-            last = line["step"]
-    return seconds / counted * steps
-
-
 def evaluation_of(run: Path) -> Path:
     """The folder that the evaluation of a run goes into."""
     return run.with_name(f"{run.name}-evaluation")
@@ -316,7 +303,7 @@ def result(args: argparse.Namespace, one: Training, run: Path) -> dict[str, Any]
     require_unseen(report, run)
     record, log = read_json(run / "run.json"), read_log(run)
     steps = read_json(run / DONE)["steps"]
-    seconds = cpu_seconds(log, steps)
+    seconds = float(cpu_time(log)[1][-1])
     found = {
         "system": one.system,
         "seed": one.seed,

@@ -98,13 +98,6 @@ def test_the_budget_becomes_steps():
         runs.cpu_per_step(log[:2])
 
 
-def test_cpu_time_of_a_run_that_was_interrupted():
-    """Steps 21 to 25 were done, but their line was lost: they count as the mean of the others."""
-    log = [{"step": 20, "cpu_s_per_step": 1.0}, {"resumed_from": 25}, {"step": 40, "cpu_s_per_step": 2.0}]
-    assert runs.cpu_seconds(log, 40) == pytest.approx((20 * 1 + 15 * 2) / 35 * 40)
-    assert runs.cpu_seconds([{"step": 3, "cpu_s_per_step": 2.0}, {"step": 4, "cpu_s_per_step": 4.0}], 4) == 10
-
-
 def a_store(folder: Path, train: str = "ab", valid: str = "c", recipe: str = "0123", source: str = "old") -> Path:
     """The fields of a feature store and its lists that runs are compared by, with an utterance a letter."""
     splits = {"speech": {"source": source}}

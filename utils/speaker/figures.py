@@ -1,0 +1,44 @@
+"""The pictures in the folder of an evaluation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from utils.plots import percent, save_figure
+from utils.speaker.det import make_det
+from utils.speaker.metrics import rates_at
+from utils.speaker.plots import Threshold, det_figure, draw_scores
+from utils.speaker.trials import TrialSet
+
+PICTURES = ("det", "scores")
+
+
+def draw_verification(out: Path, report: dict[str, Any], trials: TrialSet, scores: dict[str, Any], kind: str) -> None:
+    """Draws the DET curves of the conditions that have metrics, and the scores of entire recordings.
+
+    `scores`: name of a duration -> (n,); `kind`: format of the pictures. The curve of all trials has a band if there is
+    an interval of its EER; bands of all curves would hide each other.
+    """
+    chosen = {"same_sex": trials.same_sex(), "cross_chapter": trials.cross_chapter()}
+    everything, curves = np.ones(len(trials), dtype=bool), {}
+    for name in ("all", "same_sex", "cross_chapter", "3s", "1.5s"):
+        metrics = report["verification"][name]
+        if metrics["eer"] is not None:
+            mask, interval = chosen.get(name, everything), metrics["eer_ci"]
+            values = scores.get(name, scores["full"])[mask], trials.targets[mask]
+            label = f"{name.replace('_', ' ')}: EER {percent(metrics['eer'])}"
+            label += f" ({' to '.join(map(percent, interval))})" if interval else ""
+            curves[label] = [make_det(*values, trials.sides("speaker") if interval and not curves else None)]
+    if not curves:
+        return
+    save_figure(det_figure(curves, f"{report['title']}: detection errors"), out / f"det.{kind}")
+    threshold, point = report["verification"]["all"]["threshold"], report["operating_point"]
+    rates = rates_at(scores["full"], trials.targets, threshold)
+    thresholds = {"EER threshold of these trials": Threshold(threshold, *rates)}
+    if point:
+        rates = point["false_rejection"], point["false_acceptance"]
+        thresholds["thresholds of the checkpoint, median"] = Threshold(point["threshold"], *rates)
+    draw_scores(out / f"scores.{kind}", scores["full"], trials.targets, thresholds, f"{report['title']}: scores")
