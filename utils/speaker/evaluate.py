@@ -15,7 +15,7 @@ from utils.features.recipe import require_same
 from utils.features.store import FeatureStore
 from utils.files import read_json, sha256_file, shown
 from utils.lists import Trial, read_identification, read_trials, training_list_hash
-from utils.speaker.conditions import CLEAN, Degrader
+from utils.speaker.conditions import Degrader
 from utils.speaker.identification import PARTS, answers, by_part, enroll
 from utils.speaker.protocol import Protocol, check_disjoint, read_protocol
 from utils.speaker.recognizer import Mel, SpeakerRecognizer
@@ -89,19 +89,25 @@ def _embed(
     return {name: _Sides(*pair) for name, *pair in zip(durations, embeddings, seconds, strict=True)}
 
 
-def _thresholds(recognizer: SpeakerRecognizer, trials: TrialSet, first: _Sides, second: _Sides) -> NDArray[np.float64]:
-    return recognizer.verification_threshold(None, first.seconds[trials.a], second.seconds[trials.b])
+def _score_pair(
+    recognizer: SpeakerRecognizer, trials: TrialSet, first: _Sides, second: _Sides
+) -> tuple[NDArray[np.float64], NDArray[np.float32] | None]:
+    """Cosines (n,), and their log-likelihood ratios if there is a calibration."""
+    scores = trials.score(first.embeddings, second.embeddings)
+    if recognizer.calibration is None:
+        return scores, None
+    return scores, recognizer.calibration(scores, first.seconds[trials.a], second.seconds[trials.b]).astype(np.float32)
 
 
 def _score(evaluation: Evaluation, recognizer: SpeakerRecognizer, read: Callable[[str], Mel]) -> _Sides:
     """Scores the trials at every duration; returns their entire recordings."""
     trials = evaluation.trials
     sides = _embed(recognizer, trials.items, read, DURATIONS, "trials")
-    evaluation.scores = {name: trials.score(each.embeddings) for name, each in sides.items()}
-    clean = sides["full"]
-    if recognizer.threshold is not None:
-        evaluation.thresholds[CLEAN] = _thresholds(recognizer, trials, clean, clean)
-    return clean
+    for name, each in sides.items():
+        evaluation.scores[name], llrs = _score_pair(recognizer, trials, each, each)
+        if llrs is not None:
+            evaluation.llrs[name] = llrs
+    return sides["full"]
 
 
 def _degrader(
@@ -121,10 +127,10 @@ def _score_conditions(
     for name in names:
         degraded = _embed_degraded(recognizer, trials.items, degrader, name)
         pairs = (degraded, degraded), (degraded, clean), (clean, degraded)
-        scores = [trials.score(first.embeddings, second.embeddings) for first, second in pairs]
+        scores, llrs = zip(*(_score_pair(recognizer, trials, *pair) for pair in pairs), strict=True)
         evaluation.conditions[name] = np.array(scores, dtype=np.float32)
-        if CLEAN in evaluation.thresholds:
-            evaluation.thresholds[name] = np.array([_thresholds(recognizer, trials, *pair) for pair in pairs])
+        if recognizer.calibration is not None:
+            evaluation.llrs[name] = np.array(llrs)
 
 
 def _embed_degraded(recognizer: SpeakerRecognizer, paths: Sequence[str], degrader: Degrader, name: str) -> _Sides:

@@ -1,4 +1,4 @@
-"""The subcommands of test.py for recordings of people: embed, verify, enroll, identify, and their store."""
+"""The subcommands of test.py for recordings of people: embed, enroll, identify, and their store."""
 
 from __future__ import annotations
 
@@ -74,17 +74,11 @@ def add_commands(commands: Any) -> None:
     default = (
         "the checkpoint's, by the number of enrolled and the length, which names 5 %% of the strangers in validation"
     )
-    _add_threshold(parser, default)
+    add_threshold(parser, default)
     help = "answer each window of this many seconds (default: one answer for the entire recording)"
     parser.add_argument("--window", type=cli.positive_float, metavar="SECONDS", help=help)
     help = f"seconds between the starts of windows (default: {HOP:g}, or the window if that is shorter)"
     parser.add_argument("--hop", type=cli.positive_float, metavar="SECONDS", help=help)
-
-    description = "Decide whether two recordings are of the same speaker."
-    parser = add_command(commands, "verify", _verify, description, shipped=True)
-    parser.add_argument("a", type=Path, metavar="A", help="a recording")
-    parser.add_argument("b", type=Path, metavar="B", help="another recording")
-    _add_threshold(parser, "the checkpoint's, by the lengths: at the EER of validation recordings like these")
 
     parser = add_command(commands, "people", _people, _PEOPLE, _people_problems, model=False)
     _add_store(parser, "store of enrolled speakers")
@@ -101,7 +95,8 @@ def _add_store(parser: cli.Parser, help: str) -> None:
     parser.add_argument("--store", type=Path, required=True, metavar="FILE", help=help)
 
 
-def _add_threshold(parser: cli.Parser, default: str) -> None:
+def add_threshold(parser: cli.Parser, default: str) -> None:
+    """Adds the flag that overrides the decisions of a checkpoint by a cosine."""
     help = f"least cosine of the same speaker (default: {default})"
     parser.add_argument("--threshold", type=_cosine, metavar="X", help=help)
 
@@ -289,19 +284,6 @@ def _shown(about: dict[str, Any], result: Identification | None) -> str:
     margin = "no other speaker" if result.margin is None else f"margin {result.margin:.3f}"
     best = f"best {result.best} {result.score:.3f}"
     return f"{where}: {result.name} ({best}, threshold {result.threshold:.3f}, {margin})"
-
-
-def _verify(args: argparse.Namespace) -> None:
-    recognizer = load_recognizer(args, args.a, args.b)
-    recognizer.verification_threshold(args.threshold, 1.0, 1.0)  # refuses before the work if there is none
-    (first, second), seconds = recognizer.embed_speech([args.a, args.b])
-    score, threshold = float(first @ second), float(recognizer.verification_threshold(args.threshold, *seconds))
-    answer = {"a": str(args.a), "b": str(args.b), "score": score, "threshold": threshold, "same": score >= threshold}
-    if args.json:
-        print_json({**answer, "model_hash": recognizer.model_hash})
-    else:
-        decision = "same speaker" if answer["same"] else "different speakers"
-        print(f"{decision} (score {score:.3f}, threshold {threshold:.3f})")
 
 
 def _people_problems(args: argparse.Namespace) -> list[str]:

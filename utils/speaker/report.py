@@ -18,19 +18,19 @@ from utils.escapes import json_text
 from utils.files import atomic_write, read_json, write_text
 from utils.lists import Trial, join_fields, read_lines, split_fields
 from utils.plots import percent
-from utils.speaker import plots
+from utils.speaker import plots, ratios
 from utils.speaker.conditions import CLEAN
 from utils.speaker.identification import PARTS, Answer, confusion_matrix
-from utils.speaker.metrics import bootstrap_eer, det_curve, error_rates, rates_at
+from utils.speaker.metrics import P_TARGETS, bootstrap_eer, det_curve, error_rates
+from utils.speaker.ratios import ratio_metrics
 from utils.speaker.trials import DURATIONS, Origin, TrialSet
 
 CONDITIONS = ("all", "same_sex", "cross_chapter", "1.5s", "3s", "full")
-P_TARGETS = (0.01, 0.05)
 MIN_SPEAKERS = 3  # with two, every replicate that has both kinds of trials is the same one
 UNLIKE_PATHS = "the labels of the trial list do not follow the speakers in its paths"
 
 ANSWERS, RECORDINGS = "identification.txt", "recordings.txt"
-CONDITION_SCORES = "conditions.safetensors"
+CONDITION_SCORES, LLRS = "conditions.safetensors", "llrs.safetensors"
 SCORES = {name: "scores.txt" if seconds is None else f"scores-{name}.txt" for name, seconds in DURATIONS.items()}
 PICTURES = ("det.png", "scores.png", "confusion.png")
 
@@ -40,10 +40,10 @@ class Evaluation:
     """Raw results of an evaluation.
 
     `scores`: name of a duration -> cosines (n,) of `trials`; `conditions`: name of a test condition -> cosines (3, n)
-    float32 of the trials with both sides in the condition, the first side alone, the second alone; `thresholds`:
-    "clean" or name of a test condition -> the checkpoint's thresholds (n,) or (3, n) by the lengths of the recordings,
-    if it has any; `answers`: part of identification -> answers; `source`: recordings and lists; `reasons`: why
-    verification or identification is missing; `warnings`: sentences for the user.
+    float32 of the trials with both sides in the condition, the first side alone, the second alone; `llrs`: name of a
+    duration or of a test condition -> log-likelihood ratios float32 of these scores, if the model has a calibration;
+    `answers`: part of identification -> answers; `source`: recordings and lists; `reasons`: why verification or
+    identification is missing; `warnings`: sentences for the user.
     """
 
     title: str
@@ -51,7 +51,7 @@ class Evaluation:
     trials: TrialSet | None = None
     scores: dict[str, NDArray[np.float64]] = field(default_factory=dict)
     conditions: dict[str, NDArray[np.float32]] = field(default_factory=dict)
-    thresholds: dict[str, NDArray[np.float64]] = field(default_factory=dict)
+    llrs: dict[str, NDArray[np.float32]] = field(default_factory=dict)
     answers: dict[str, list[Answer]] = field(default_factory=lambda: {part: [] for part in PARTS})
     reasons: dict[str, str] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
@@ -59,18 +59,17 @@ class Evaluation:
 
 def build_report(evaluation: Evaluation, about: dict[str, Any], bootstrap: int, seed: int) -> dict[str, Any]:
     """Builds the content of report.json; `about` describes the model and the command."""
-    trials, thresholds = evaluation.trials, evaluation.thresholds.get(CLEAN)
+    trials = evaluation.trials
     if trials is None:
         verification = dict.fromkeys(CONDITIONS, _absent(evaluation.reasons["verification"]))
     else:
-        verification = verification_report(trials, evaluation.scores, bootstrap, seed)
-    point = None if trials is None else _operating_point(trials, evaluation.scores["full"], thresholds)
+        verification = verification_report(trials, evaluation.scores, evaluation.llrs, bootstrap, seed)
     return {
         "title": evaluation.title,
         "identification": identification_report(evaluation.answers, evaluation.reasons.get("identification")),
         "verification": verification,
-        "conditions": conditions_report(evaluation, {**verification["all"], "operating_point": point}, bootstrap, seed),
-        "operating_point": point,
+        "conditions": conditions_report(evaluation, verification["all"], bootstrap, seed),
+        "operating_point": verification["all"]["operating_point"],
         "source": evaluation.source,
         "trial_speakers": len(trials.speakers()) if trials is not None else 0,
         "warnings": evaluation.warnings,
@@ -81,21 +80,31 @@ def build_report(evaluation: Evaluation, about: dict[str, Any], bootstrap: int, 
 def _absent(reason: str, targets: int = 0, nontargets: int = 0) -> dict[str, Any]:
     """A verification condition without metrics, and the reason."""
     metrics = ("eer", "eer_ci", "threshold", *(f"min_dcf_{p}" for p in P_TARGETS))
-    return {**dict.fromkeys(metrics), "targets": targets, "nontargets": nontargets, "reason": reason}
+    return {
+        **dict.fromkeys(metrics),
+        **ratio_metrics(),
+        "targets": targets,
+        "nontargets": nontargets,
+        "reason": reason,
+    }
 
 
 def verification_report(
-    trials: TrialSet, scores: dict[str, NDArray[np.float64]], bootstrap: int, seed: int
+    trials: TrialSet,
+    scores: dict[str, NDArray[np.float64]],
+    llrs: dict[str, NDArray[np.float32]],
+    bootstrap: int,
+    seed: int,
 ) -> dict[str, dict[str, Any]]:
     """Metrics of each condition.
 
     `all` and `full` are the same: all trials, entire recordings. `same_sex` keeps trials whose sides have one sex, both
     known. `cross_chapter` keeps target trials across chapters and all non-targets. `1.5s` and `3s` are all trials with
     both sides cut to their middle 1.5 s or 3 s (shorter recordings stay as they are). `eer_ci` is the 95 % interval
-    from `bootstrap` draws of the speakers.
+    from `bootstrap` draws of the speakers. EER, threshold and minDCF are of the cosines, the others of `llrs`.
     """
     everything = np.ones(len(trials), dtype=bool)
-    report = {name: _condition(trials, scores[name], everything, bootstrap, seed) for name in DURATIONS}
+    report = {name: _condition(trials, scores[name], llrs.get(name), everything, bootstrap, seed) for name in DURATIONS}
     report["all"] = report["full"]
     reasons = {}
     if not any(trials.speakers().values()):
@@ -106,12 +115,17 @@ def verification_report(
         if name in reasons:
             report[name] = _absent(reasons[name])
         else:
-            report[name] = _condition(trials, scores["full"], chosen, bootstrap, seed)
+            report[name] = _condition(trials, scores["full"], llrs.get("full"), chosen, bootstrap, seed)
     return {name: report[name] for name in CONDITIONS}
 
 
 def _condition(
-    trials: TrialSet, scores: NDArray[np.float64], chosen: NDArray[np.bool_], bootstrap: int, seed: int
+    trials: TrialSet,
+    scores: NDArray[np.float64],
+    llrs: NDArray[np.float32] | None,
+    chosen: NDArray[np.bool_],
+    bootstrap: int,
+    seed: int,
 ) -> dict[str, Any]:
     targets, scores = trials.targets[chosen], scores[chosen]
     counts = {"targets": int(targets.sum()), "nontargets": int((~targets).sum())}
@@ -122,6 +136,7 @@ def _condition(
     rate, threshold = rates.eer()
     result: dict[str, Any] = {"eer": rate, "eer_ci": None, "threshold": threshold}
     result |= {f"min_dcf_{p}": rates.min_dcf(p) for p in P_TARGETS}
+    result |= ratio_metrics(None if llrs is None else llrs[chosen], targets)
     first, second = (side[chosen] for side in trials.sides("speaker"))
     result |= {**counts, "speakers": int(np.count_nonzero(np.bincount(np.concatenate([first, second]))))}
     if problem := interval_problem(trials, result["speakers"]):
@@ -150,12 +165,12 @@ def conditions_report(
         return {}
     report = {CLEAN: {"both": clean}}
     for name, cosines in evaluation.conditions.items():
-        thresholds, report[name] = evaluation.thresholds.get(name), {}
-        limits = {} if thresholds is None else by_sides(evaluation.trials, thresholds)
+        llrs, report[name] = evaluation.llrs.get(name), {}
+        of_sides = {} if llrs is None else by_sides(evaluation.trials, llrs)
         for sides, (chosen, scores) in by_sides(evaluation.trials, cosines).items():
-            metrics = _condition(chosen, scores, np.ones(len(chosen), dtype=bool), bootstrap, seed)
-            point = _operating_point(chosen, scores, limits[sides][1] if limits else None)
-            report[name][sides] = {**metrics, "operating_point": point}
+            everything = np.ones(len(chosen), dtype=bool)
+            chosen_llrs = of_sides[sides][1] if of_sides else None
+            report[name][sides] = _condition(chosen, scores, chosen_llrs, everything, bootstrap, seed)
     return report
 
 
@@ -163,17 +178,6 @@ def by_sides(trials: TrialSet, values: NDArray[np.floating]) -> dict[str, tuple[
     """Trials and values of a test condition by the sides that are in it; `values` (3, n) as in `Evaluation`."""
     values = values.astype(np.float64)
     return {"both": (trials, values[0]), "one": (trials.twice(), values[1:].ravel())}
-
-
-def _operating_point(
-    trials: TrialSet, scores: NDArray[np.float64], thresholds: NDArray[np.float64] | None
-) -> dict[str, float] | None:
-    """Error rates at thresholds (n,) that were tuned elsewhere, and their median; None if a rate is undefined."""
-    if thresholds is None or trials.targets.all() or not trials.targets.any():
-        return None
-    false_rejection, false_acceptance = rates_at(scores, trials.targets, thresholds)
-    middle = float(np.median(thresholds))
-    return {"threshold": middle, "false_rejection": false_rejection, "false_acceptance": false_acceptance}
 
 
 def identification_report(answers: dict[str, list[Answer]], reason: str | None) -> dict[str, dict[str, Any]]:
@@ -203,6 +207,7 @@ def table(report: dict[str, Any]) -> str:
         costs = f"{metrics['min_dcf_0.01']:>11.3f}{metrics['min_dcf_0.05']:>8.3f}"
         counts = f"{metrics['targets']:>9}{metrics['nontargets']:>12}"
         lines.append(f"{name:<15}{percent(metrics['eer']):>9}  {shown:<19}{costs}{counts}")
+    lines += ratios.lines(report["verification"])
     lines += _condition_lines(report["conditions"])
     lines += ["", f"{'identification':<15}{'accuracy':>9}  {'recordings':<19}"]
     for part in PARTS:
@@ -219,7 +224,7 @@ def _condition_lines(conditions: dict[str, dict[str, Any]]) -> list[str]:
     """The part of the table on test conditions, one line for both sides and one for one side."""
     if not conditions:
         return []
-    lines = ["", f"{'condition':<15}{'EER':>9}  {'95 % interval':<19}  at the thresholds of the checkpoint"]
+    lines = ["", f"{'condition':<15}{'EER':>9}  {'95 % interval':<19}{ratios.HEAD}"]
     for name, by_side in conditions.items():
         for sides, metrics in by_side.items():
             label = name if sides == "both" else "  one side"
@@ -227,10 +232,7 @@ def _condition_lines(conditions: dict[str, dict[str, Any]]) -> list[str]:
                 lines.append(f"{label:<15}{'-':>9}  {metrics['reason']}")
                 continue
             shown = " to ".join(map(percent, metrics["eer_ci"])) if metrics["eer_ci"] else metrics["eer_ci_reason"]
-            point = metrics["operating_point"]
-            rates = point and [percent(point[f"false_{kind}"]) for kind in ("rejection", "acceptance")]
-            errors = f"{rates[0]} false rejects, {rates[1]} false accepts" if point else "-"
-            lines.append(f"{label:<15}{percent(metrics['eer']):>9}  {shown:<19}  {errors}")
+            lines.append(f"{label:<15}{percent(metrics['eer']):>9}  {shown:<19}{ratios.columns(metrics)}")
     return lines
 
 
@@ -245,9 +247,10 @@ def write_report(out: Path, report: dict[str, Any], evaluation: Evaluation) -> N
         for duration, scores in evaluation.scores.items():
             write_text(out / SCORES[duration], "".join(evaluation.trials.lines(scores)))
         _draw_verification(out, report, evaluation.trials, evaluation.scores)
-    if evaluation.conditions:
-        with atomic_write(out / CONDITION_SCORES) as file:
-            file.write(save(evaluation.conditions))
+    for name, values in ((CONDITION_SCORES, evaluation.conditions), (LLRS, evaluation.llrs)):
+        if values:
+            with atomic_write(out / name) as file:
+                file.write(save(values))
     given = {part: answers for part, answers in evaluation.answers.items() if answers}
     if given:
         lines = (join_fields(part, *answer) for part, answers in given.items() for answer in answers)
@@ -259,7 +262,7 @@ def write_report(out: Path, report: dict[str, Any], evaluation: Evaluation) -> N
 
 def clear_report(out: Path) -> None:
     """Removes the files of an earlier evaluation."""
-    for name in (REPORT, ANSWERS, RECORDINGS, CONDITION_SCORES, *SCORES.values(), *PICTURES):
+    for name in (REPORT, ANSWERS, RECORDINGS, CONDITION_SCORES, LLRS, *SCORES.values(), *PICTURES):
         (out / name).unlink(missing_ok=True)
 
 
@@ -280,8 +283,6 @@ def _draw_verification(
         return
     plots.draw_det(out / "det.png", curves, f"{report['title']}: detection errors")
     thresholds = {"EER threshold of these trials": report["verification"]["all"]["threshold"]}
-    if report["operating_point"]:
-        thresholds["median threshold of the checkpoint"] = report["operating_point"]["threshold"]
     plots.draw_scores(out / "scores.png", scores["full"], trials.targets, thresholds, f"{report['title']}: scores")
 
 
@@ -300,6 +301,8 @@ def pool(title: str, evaluations: Sequence[Evaluation]) -> Evaluation:
         pooled.scores = {name: np.concatenate([each.scores[name] for each in with_trials]) for name in SCORES}
         shared = [name for name in with_trials[0].conditions if all(name in each.conditions for each in with_trials)]
         pooled.conditions = {name: np.hstack([each.conditions[name] for each in with_trials]) for name in shared}
+        calibrated = [name for name in (*SCORES, *shared) if all(name in each.llrs for each in with_trials)]
+        pooled.llrs = {name: np.hstack([each.llrs[name] for each in with_trials]) for name in calibrated}
     else:
         pooled.reasons["verification"] = "none of the evaluations has trials"
     pooled.answers = {part: [answer for each in evaluations for answer in each.answers[part]] for part in PARTS}
@@ -329,15 +332,17 @@ def read_evaluation(folder: Path) -> Evaluation:
         evaluation.trials = TrialSet.build(trials, origins)
         evaluation.scores = {name: np.array([float(score) for score, *_ in lines]) for name, lines in rows.items()}
     if (folder / CONDITION_SCORES).exists():
-        scores = _read_condition_scores(folder / CONDITION_SCORES)
+        scores = _read_arrays(folder / CONDITION_SCORES)
         evaluation.conditions = {name: scores[name] for name in report["conditions"] if name != CLEAN}
+    if (folder / LLRS).exists():
+        evaluation.llrs = _read_arrays(folder / LLRS)
     if (folder / ANSWERS).exists():
         for part, *answer in _read(folder / ANSWERS):
             evaluation.answers[part].append(Answer(*answer))
     return evaluation
 
 
-def _read_condition_scores(path: Path) -> dict[str, NDArray[np.float32]]:
+def _read_arrays(path: Path) -> dict[str, NDArray[np.float32]]:
     try:
         return load_file(path)
     except SafetensorError as error:
