@@ -55,7 +55,7 @@ class OperatingPoints:
             None with fewer than `MIN_SPEAKERS` speakers.
         """
         labels, lengths = np.asarray(speakers), np.asarray(lengths, dtype=np.float64)
-        groups = [part for part in (lengths < LONG, lengths >= LONG) if _speakers(labels[part]) >= MIN_SPEAKERS]
+        groups = length_groups(labels, lengths)
         if not groups:
             return None
         everyone = np.ones(len(labels), dtype=bool)
@@ -97,6 +97,11 @@ class OperatingPoints:
 def useful_cuts(lengths: Sequence[float]) -> list[float]:
     """Those of `CUTS` that shorten most recordings of `lengths` in s."""
     return [seconds for seconds in CUTS if seconds < np.median(lengths)]
+
+
+def length_groups(labels: NDArray[np.str_], lengths: NDArray[np.float64]) -> list[NDArray[np.bool_]]:
+    """Recordings (n,) below `LONG` and the others, if they are of `MIN_SPEAKERS` or more."""
+    return [part for part in (lengths < LONG, lengths >= LONG) if _speakers(labels[part]) >= MIN_SPEAKERS]
 
 
 def _speakers(labels: NDArray[np.str_]) -> int:

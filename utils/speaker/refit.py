@@ -29,14 +29,12 @@ def refit(recognizer: SpeakerRecognizer, data: Path, protocol_name: str) -> dict
     speakers, lengths = [store.rows[item].speaker for item in items], [store.rows[item].seconds for item in items]
     if trained := sorted(set(speakers).intersection(recognizer.speakers)):
         raise UserError(f"the checkpoint was trained on validation speakers of {data}, such as {trained[0]}")
-    if len(set(speakers)) < MIN_SPEAKERS:
-        raise UserError(
-            f"the validation trials in {data} have {len(set(speakers))} speakers; {MIN_SPEAKERS} are needed"
-        )
     cuts = useful_cuts(lengths)
     *cut, whole = recognizer.embed_durations(items, store.mel, [*cuts, None], desc="validation")
     recordings = dict(zip(cuts, cut, strict=True)), whole, speakers, lengths
     points, calibration = OperatingPoints.fit(*recordings), Calibration.fit(*recordings)
     if calibration is None:
-        raise UserError(f"the validation trials in {data} have no speaker with two recordings")
+        raise UserError(
+            f"the validation trials in {data} are not of {MIN_SPEAKERS} speakers with two recordings of like length"
+        )
     return {"operating_points": points.to_tensors(), "calibration": calibration.to_tensors()}
