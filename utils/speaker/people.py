@@ -37,6 +37,8 @@ _IDENTIFY = """Name the enrolled speaker who is speaking, or report that it is n
 python test.py identify --store people.safetensors unknown.flac
 python test.py identify --store people.safetensors --window 3 --hop 1 meeting.flac
 
+The candidates are listed from best to worst, with cosines and log-likelihood ratios of verification.
+
 With --window each window of a recording is answered by itself; without it there is one answer for a recording, and a
 warning if its windows name several people.
 """
@@ -233,7 +235,7 @@ def _identify(args: argparse.Namespace) -> None:
     for about, result in lines:
         print(_shown(about, result))
         if args.window is None:
-            print("".join(f"  {score:7.3f}  {name}\n" for name, score in result.scores), end="")
+            print(_ranked(result), end="")
 
 
 class _Answerer:
@@ -247,7 +249,7 @@ class _Answerer:
         return self.recognizer.identification_threshold(self.wanted, seconds, len(self.store.speakers))
 
     def __call__(self, embedding: Any, seconds: float) -> Identification:
-        return self.store.identify(embedding, self.threshold(seconds))
+        return self.store.identify(embedding, self.threshold(seconds), self.recognizer.calibration, seconds)
 
     def windows(
         self, path: Path, window: float, hop: float, every: int = 1
@@ -284,6 +286,12 @@ def _shown(about: dict[str, Any], result: Identification | None) -> str:
     margin = "no other speaker" if result.margin is None else f"margin {result.margin:.3f}"
     best = f"best {result.best} {result.score:.3f}"
     return f"{where}: {result.name} ({best}, threshold {result.threshold:.3f}, {margin})"
+
+
+def _ranked(result: Identification) -> str:
+    """A line for each candidate: cosine, log-likelihood ratio, and name."""
+    llrs = ["" if llr is None else f"  LLR {llr:6.2f}" for llr in result.llrs or [None] * len(result.scores)]
+    return "".join(f"  {score:7.3f}{llr}  {name}\n" for (name, score), llr in zip(result.scores, llrs, strict=True))
 
 
 def _people_problems(args: argparse.Namespace) -> list[str]:

@@ -18,17 +18,17 @@ from utils.speaker.recognizer import SpeakerRecognizer
 def refit(recognizer: SpeakerRecognizer, data: Path, protocol_name: str) -> dict[str, dict[str, Tensor]]:
     """Operating points and calibration, as in a checkpoint, from all recordings of a protocol's validation trials.
 
-    Validation in training takes the first `--valid-utterances` of them, and is otherwise the same. `UserError` for
-    features of another recipe, trained speakers, and too few others.
+    Validation in training draws at most `--valid-utterances` of them, and is otherwise the same. `UserError` for
+    features of another recipe, and for too few speakers.
     """
     store = FeatureStore.open(data)
     require_same(store.recipe, recognizer.recipe, f"the features in {data}", "the checkpoint")
     protocol = read_protocol(data / "protocols" / protocol_name)
+    if not protocol.valid_trials:
+        raise UserError(f"protocol {protocol_name} in {data} has no validation trials")
     paths = {path for trial in protocol.valid_trials for path in (trial.a, trial.b)}
     items = [item for item, row in enumerate(store.rows) if row.path in paths]
     speakers, lengths = [store.rows[item].speaker for item in items], [store.rows[item].seconds for item in items]
-    if trained := sorted(set(speakers).intersection(recognizer.speakers)):
-        raise UserError(f"the checkpoint was trained on validation speakers of {data}, such as {trained[0]}")
     cuts = useful_cuts(lengths)
     *cut, whole = recognizer.embed_durations(items, store.mel, [*cuts, None], desc="validation")
     recordings = dict(zip(cuts, cut, strict=True)), whole, speakers, lengths
