@@ -97,6 +97,10 @@ def _evaluate_problems(args: argparse.Namespace) -> list[str]:
         problems.append("--conditions needs --trials, whose recordings it degrades")
     if args.protocol is not None and args.data is None:
         problems.append("--protocol needs --data")
+    if args.cohort_top is not None and args.cohort is None:
+        problems.append("--cohort-top needs --cohort")
+    if args.cohort is not None and args.back_end is False:
+        problems.append("--no-back-end and --cohort contradict: the embeddings of the cohort come from the back end")
     return problems
 
 

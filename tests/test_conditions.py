@@ -74,7 +74,7 @@ def test_each_condition_is_reported_with_both_sides_and_with_one(evaluated, trai
     assert report["verification"]["all"]["operating_point"] == report["operating_point"]
     for name, cosines in evaluation.conditions.items():
         expected = {"both": (cosines[0], targets), "one": (cosines[1:].ravel(), np.tile(targets, 2))}
-        np.testing.assert_allclose(evaluation.llrs[name], llrs[name], rtol=1e-5, atol=1e-4)
+        np.testing.assert_allclose(evaluation.derived["llr"][name], llrs[name], rtol=1e-5, atol=1e-4)
         by_side = {"both": llrs[name][0], "one": llrs[name][1:].ravel()}
         for sides, data in expected.items():
             metrics = report["conditions"][name][sides]

@@ -13,7 +13,7 @@ from utils.lists import Trial
 from utils.speaker.conditions import CLEAN
 from utils.speaker.identification import Answer, answers, by_part, confusion_matrix, enroll, unit
 from utils.speaker.metrics import cllr, eer
-from utils.speaker.report import CONDITIONS, Evaluation, build_report, pool, read_evaluation, table, write_report
+from utils.speaker.report import CONDITIONS, LLR, Evaluation, build_report, pool, read_evaluation, table, write_report
 from utils.speaker.trials import DURATIONS, Origin, TrialSet
 
 # Two recordings of two chapters each of six speakers, every other one a woman.
@@ -42,7 +42,7 @@ def evaluation(trials=ALL_PAIRS, origins=ORIGINS, **parts) -> Evaluation:
     result.trials = TrialSet.build(trials, origins)
     for number, name in enumerate(DURATIONS):
         result.scores[name] = result.trials.score(embed(result.trials.items, noise=0.8 + number))
-        result.llrs[name] = (9 * result.scores[name] - 4).astype(np.float32)
+        result.derived.setdefault(LLR, {})[name] = (9 * result.scores[name] - 4).astype(np.float32)
     return result
 
 
@@ -97,9 +97,9 @@ def test_ratios_are_judged_by_themselves_and_cosines_without_them():
         assert 0 < metrics["min_cllr"] < metrics["cllr"], name
         assert metrics["act_dcf_0.01"] >= metrics["min_dcf_0.01"], name
     everything = report["verification"]["1.5s"]
-    assert everything["cllr"] == cllr(result.llrs["1.5s"], targets)
+    assert everything["cllr"] == cllr(result.derived[LLR]["1.5s"], targets)
     assert f"{everything['cllr']:.3f}" in table(report).partition("calibration")[2]
-    result.llrs.clear()
+    result.derived.clear()
     report = report_of(result)
     assert report["operating_point"] is None and report["verification"]["all"]["cllr"] is None
     assert "calibration" not in table(report)
@@ -109,7 +109,7 @@ def test_reports_and_folders_of_before_are_still_read(tmp_path: Path):
     """They have no log-likelihood ratios."""
     result = evaluation()
     write_report(tmp_path, report_of(result), result)
-    (tmp_path / "llrs.safetensors").unlink()
+    (tmp_path / "llr.safetensors").unlink()
     report = json.loads((tmp_path / "report.json").read_text())
     for metrics in report["verification"].values():
         for name in ("cllr", "min_cllr", "act_dcf_0.01", "act_dcf_0.05", "operating_point"):
@@ -118,7 +118,7 @@ def test_reports_and_folders_of_before_are_still_read(tmp_path: Path):
     (tmp_path / "report.json").write_text(json.dumps(report))
     assert "same_sex" in table(report) and "clean" in table(report)
     again = read_evaluation(tmp_path)
-    assert again.llrs == {} and again.scores["full"] == pytest.approx(result.scores["full"])
+    assert again.derived == {} and again.scores["full"] == pytest.approx(result.scores["full"])
 
 
 def reasons(result: Evaluation) -> dict[str, str]:
@@ -227,7 +227,7 @@ def test_pooled_halves_equal_the_whole(tmp_path: Path):
         half = Evaluation(name, {}, answers={"utterance": identified()["utterance"][start::2], "chapter": []})
         half.trials = TrialSet.build(ALL_PAIRS[start::2], ORIGINS)
         half.scores = {duration: scores[start::2] for duration, scores in whole.scores.items()}
-        half.llrs = {duration: llrs[start::2].copy() for duration, llrs in whole.llrs.items()}
+        half.derived[LLR] = {name: llrs[start::2].copy() for name, llrs in whole.derived[LLR].items()}
         write_report(tmp_path / name, report_of(half), half)
     pooled = pool("both", [read_evaluation(tmp_path / "a"), read_evaluation(tmp_path / "b")])
     merged, expected = report_of(pooled), report_of(whole)

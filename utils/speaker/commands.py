@@ -12,6 +12,9 @@ from utils.lists import DEFAULT_PROTOCOL
 from utils.speaker import people, verification
 from utils.speaker.people import load_recognizer
 
+TOP = 100
+"""Embeddings of a cohort that count by default."""
+
 _COMPARE = """Compare recognizers on the same trials: differences of EERs to the first, with paired intervals.
 
 python test.py compare runs/a/report runs/b/report --out comparison
@@ -40,6 +43,14 @@ def add_evaluate_arguments(parser: cli.Parser) -> None:
     group.add_argument("--conditions", type=_conditions, metavar="NAMES", help=help)
     help = "take cosines after the back end of the checkpoint; without it there are no thresholds (default: yes)"
     group.add_argument("--back-end", action=argparse.BooleanOptionalAction, default=None, help=help)
+    group = parser.add_argument_group("score normalization")
+    help = (
+        "embeddings of other speakers (`test.py embed --out`): report the rates of adaptive s-norm beside those of "
+        "the cosines (default: none)"
+    )
+    group.add_argument("--cohort", type=Path, metavar="FILE", help=help)
+    help = f"embeddings of the cohort, nearest to a recording, that count (default: {TOP})"
+    group.add_argument("--cohort-top", type=cli.positive_int, metavar="N", help=help)
 
 
 def _conditions(text: str) -> str:
@@ -59,6 +70,10 @@ def evaluate(args: argparse.Namespace) -> None:
     from utils.speaker.evaluate import evaluate_audio, evaluate_features
 
     recognizer, conditions = load_recognizer(args), parse_conditions(args.conditions or "clean")
+    if args.cohort is not None:
+        from utils.speaker.cohort import Cohort
+
+        recognizer.cohort = Cohort.load(args.cohort, recognizer.model_hash, args.cohort_top or TOP)
     if args.back_end is False:
         recognizer.remove_back_end()
     if args.data is not None:

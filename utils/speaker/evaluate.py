@@ -15,11 +15,12 @@ from utils.features.recipe import require_same
 from utils.features.store import FeatureStore
 from utils.files import read_json, sha256_file, shown
 from utils.lists import Trial, read_identification, read_trials, training_list_hash
+from utils.speaker.cohort import normalize
 from utils.speaker.conditions import Degrader
 from utils.speaker.identification import PARTS, answers, by_part, enroll
 from utils.speaker.protocol import Protocol, check_disjoint, read_protocol
 from utils.speaker.recognizer import Mel, SpeakerRecognizer
-from utils.speaker.report import Evaluation
+from utils.speaker.report import LLR, S_NORM, Evaluation
 from utils.speaker.trials import DURATIONS, Origin, TrialSet
 
 Item = tuple[str, str]  # speaker, path
@@ -91,12 +92,16 @@ def _embed(
 
 def _score_pair(
     recognizer: SpeakerRecognizer, trials: TrialSet, first: _Sides, second: _Sides
-) -> tuple[NDArray[np.float64], NDArray[np.float32] | None]:
-    """Cosines (n,), and their log-likelihood ratios if there is a calibration."""
-    scores = trials.score(first.embeddings, second.embeddings)
-    if recognizer.calibration is None:
-        return scores, None
-    return scores, recognizer.calibration(scores, first.seconds[trials.a], second.seconds[trials.b]).astype(np.float32)
+) -> tuple[NDArray[np.float64], dict[str, NDArray[np.float32]]]:
+    """Cosines (n,), and what is derived from them: ratios by the calibration, and scores normalized by the cohort."""
+    scores, derived = trials.score(first.embeddings, second.embeddings), {}
+    if recognizer.calibration is not None:
+        derived[LLR] = recognizer.calibration(scores, first.seconds[trials.a], second.seconds[trials.b])
+    if recognizer.cohort is not None:
+        statistics = (recognizer.cohort.statistics(each.embeddings) for each in (first, second))
+        sides = (each[:, places] for each, places in zip(statistics, (trials.a, trials.b), strict=True))
+        derived[S_NORM] = normalize(scores, *sides)
+    return scores, {kind: values.astype(np.float32) for kind, values in derived.items()}
 
 
 def _score(evaluation: Evaluation, recognizer: SpeakerRecognizer, read: Callable[[str], Mel]) -> _Sides:
@@ -104,9 +109,9 @@ def _score(evaluation: Evaluation, recognizer: SpeakerRecognizer, read: Callable
     trials = evaluation.trials
     sides = _embed(recognizer, trials.items, read, DURATIONS, "trials")
     for name, each in sides.items():
-        evaluation.scores[name], llrs = _score_pair(recognizer, trials, each, each)
-        if llrs is not None:
-            evaluation.llrs[name] = llrs
+        evaluation.scores[name], derived = _score_pair(recognizer, trials, each, each)
+        for kind, values in derived.items():
+            evaluation.derived.setdefault(kind, {})[name] = values
     return sides["full"]
 
 
@@ -127,10 +132,10 @@ def _score_conditions(
     for name in names:
         degraded = _embed_degraded(recognizer, trials.items, degrader, name)
         pairs = (degraded, degraded), (degraded, clean), (clean, degraded)
-        scores, llrs = zip(*(_score_pair(recognizer, trials, *pair) for pair in pairs), strict=True)
+        scores, derived = zip(*(_score_pair(recognizer, trials, *pair) for pair in pairs), strict=True)
         evaluation.conditions[name] = np.array(scores, dtype=np.float32)
-        if recognizer.calibration is not None:
-            evaluation.llrs[name] = np.array(llrs)
+        for kind in derived[0]:
+            evaluation.derived[kind][name] = np.array([each[kind] for each in derived])
 
 
 def _embed_degraded(recognizer: SpeakerRecognizer, paths: Sequence[str], degrader: Degrader, name: str) -> _Sides:

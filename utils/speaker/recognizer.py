@@ -29,6 +29,7 @@ from utils.features.speech import speech_seconds
 from utils.features.windows import Window, cut_windows, read_windows
 from utils.speaker.back_end import BackEnd
 from utils.speaker.calibration import Calibration
+from utils.speaker.cohort import Cohort
 from utils.speaker.identification import cosine, unit
 from utils.speaker.operating import MIN_SPEAKERS, OperatingPoints
 from utils.trained import TrainedModel
@@ -64,10 +65,12 @@ class EmbeddedWindow(NamedTuple):
 class SpeakerRecognizer(TrainedModel):
     """A speaker model with the features that it was trained on.
 
-    `threshold` is the cosine at the equal error rate of the validation trials; None without a validation.
+    `threshold` is the cosine at the equal error rate of the validation trials; None without a validation. With a
+    `cohort`, evaluations normalize scores too.
     """
 
     task = "speaker"
+    cohort: Cohort | None = None
     config_class = SpeakerConfig
 
     def __init__(

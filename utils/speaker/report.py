@@ -30,7 +30,9 @@ MIN_SPEAKERS = 3  # with two, every replicate that has both kinds of trials is t
 UNLIKE_PATHS = "the labels of the trial list do not follow the speakers in its paths"
 
 ANSWERS, RECORDINGS = "identification.txt", "recordings.txt"
-CONDITION_SCORES, LLRS = "conditions.safetensors", "llrs.safetensors"
+CONDITION_SCORES = "conditions.safetensors"
+LLR, S_NORM = "llr", "s_norm"
+DERIVED = {LLR: "llr.safetensors", S_NORM: "s-norm.safetensors"}  # kinds of scores beside the cosines
 SCORES = {name: "scores.txt" if seconds is None else f"scores-{name}.txt" for name, seconds in DURATIONS.items()}
 PICTURES = ("det.png", "scores.png", "confusion.png")
 
@@ -40,10 +42,10 @@ class Evaluation:
     """Raw results of an evaluation.
 
     `scores`: name of a duration -> cosines (n,) of `trials`; `conditions`: name of a test condition -> cosines (3, n)
-    float32 of the trials with both sides in the condition, the first side alone, the second alone; `llrs`: name of a
-    duration or of a test condition -> log-likelihood ratios float32 of these scores, if the model has a calibration;
-    `answers`: part of identification -> answers; `source`: recordings and lists; `reasons`: why verification or
-    identification is missing; `warnings`: sentences for the user.
+    float32 of the trials with both sides in the condition, the first side alone, the second alone; `derived`: `LLR` if
+    the model has a calibration, `S_NORM` if it has a cohort -> name of a duration or of a test condition -> float32
+    log-likelihood ratios or normalized scores of these cosines; `answers`: part of identification -> answers; `source`:
+    recordings and lists; `reasons`: why verification or identification is missing; `warnings`: sentences for the user.
     """
 
     title: str
@@ -51,10 +53,14 @@ class Evaluation:
     trials: TrialSet | None = None
     scores: dict[str, NDArray[np.float64]] = field(default_factory=dict)
     conditions: dict[str, NDArray[np.float32]] = field(default_factory=dict)
-    llrs: dict[str, NDArray[np.float32]] = field(default_factory=dict)
+    derived: dict[str, dict[str, NDArray[np.float32]]] = field(default_factory=dict)
     answers: dict[str, list[Answer]] = field(default_factory=lambda: {part: [] for part in PARTS})
     reasons: dict[str, str] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
+
+    def derived_of(self, name: str) -> dict[str, NDArray[np.float32]]:
+        """The arrays of a duration or of a test condition, by kind."""
+        return {kind: arrays[name] for kind, arrays in self.derived.items() if name in arrays}
 
 
 def build_report(evaluation: Evaluation, about: dict[str, Any], bootstrap: int, seed: int) -> dict[str, Any]:
@@ -63,7 +69,7 @@ def build_report(evaluation: Evaluation, about: dict[str, Any], bootstrap: int, 
     if trials is None:
         verification = dict.fromkeys(CONDITIONS, _absent(evaluation.reasons["verification"]))
     else:
-        verification = verification_report(trials, evaluation.scores, evaluation.llrs, bootstrap, seed)
+        verification = verification_report(evaluation, bootstrap, seed)
     return {
         "title": evaluation.title,
         "identification": identification_report(evaluation.answers, evaluation.reasons.get("identification")),
@@ -89,22 +95,22 @@ def _absent(reason: str, targets: int = 0, nontargets: int = 0) -> dict[str, Any
     }
 
 
-def verification_report(
-    trials: TrialSet,
-    scores: dict[str, NDArray[np.float64]],
-    llrs: dict[str, NDArray[np.float32]],
-    bootstrap: int,
-    seed: int,
-) -> dict[str, dict[str, Any]]:
+def verification_report(evaluation: Evaluation, bootstrap: int, seed: int) -> dict[str, dict[str, Any]]:
     """Metrics of each condition.
 
     `all` and `full` are the same: all trials, entire recordings. `same_sex` keeps trials whose sides have one sex, both
     known. `cross_chapter` keeps target trials across chapters and all non-targets. `1.5s` and `3s` are all trials with
     both sides cut to their middle 1.5 s or 3 s (shorter recordings stay as they are). `eer_ci` is the 95 % interval
-    from `bootstrap` draws of the speakers. EER, threshold and minDCF are of the cosines, the others of `llrs`.
+    from `bootstrap` draws of the speakers. EER, threshold and minDCF are of the cosines, the others of
+    log-likelihood ratios; those of `s_norm` are of normalized scores.
     """
-    everything = np.ones(len(trials), dtype=bool)
-    report = {name: _condition(trials, scores[name], llrs.get(name), everything, bootstrap, seed) for name in DURATIONS}
+    trials = evaluation.trials
+
+    def condition(duration: str, chosen: NDArray[np.bool_]) -> dict[str, Any]:
+        scores = evaluation.scores[duration], evaluation.derived_of(duration)
+        return _condition(trials, *scores, chosen, bootstrap, seed)
+
+    report = {name: condition(name, np.ones(len(trials), dtype=bool)) for name in DURATIONS}
     report["all"] = report["full"]
     reasons = {}
     if not any(trials.speakers().values()):
@@ -115,28 +121,27 @@ def verification_report(
         if name in reasons:
             report[name] = _absent(reasons[name])
         else:
-            report[name] = _condition(trials, scores["full"], llrs.get("full"), chosen, bootstrap, seed)
+            report[name] = condition("full", chosen)
     return {name: report[name] for name in CONDITIONS}
 
 
 def _condition(
     trials: TrialSet,
     scores: NDArray[np.float64],
-    llrs: NDArray[np.float32] | None,
+    derived: dict[str, NDArray[np.float32]],
     chosen: NDArray[np.bool_],
     bootstrap: int,
     seed: int,
 ) -> dict[str, Any]:
     targets, scores = trials.targets[chosen], scores[chosen]
+    derived = {kind: values[chosen] for kind, values in derived.items()}
     counts = {"targets": int(targets.sum()), "nontargets": int((~targets).sum())}
     missing = [kind for kind, count in zip(("target", "non-target"), counts.values(), strict=True) if not count]
     if missing:
         return _absent(f"no {' and no '.join(missing)} trials", **counts)
-    rates = error_rates(scores, targets)
-    rate, threshold = rates.eer()
-    result: dict[str, Any] = {"eer": rate, "eer_ci": None, "threshold": threshold}
-    result |= {f"min_dcf_{p}": rates.min_dcf(p) for p in P_TARGETS}
-    result |= ratio_metrics(None if llrs is None else llrs[chosen], targets)
+    result = {**_order_metrics(scores, targets), "eer_ci": None}
+    result |= ratio_metrics(derived.get(LLR), targets)
+    result |= {S_NORM: _order_metrics(derived[S_NORM], targets)} if S_NORM in derived else {}
     first, second = (side[chosen] for side in trials.sides("speaker"))
     result |= {**counts, "speakers": int(np.count_nonzero(np.bincount(np.concatenate([first, second]))))}
     if problem := interval_problem(trials, result["speakers"]):
@@ -145,6 +150,13 @@ def _condition(
     if interval is None:
         return {**result, "eer_ci_reason": "no draw of the speakers had both kinds of trials"}
     return {**result, "eer_ci": list(interval)}
+
+
+def _order_metrics(scores: NDArray[np.floating], targets: NDArray[np.bool_]) -> dict[str, Any]:
+    """EER, its threshold, and minDCF of scores (n,)."""
+    rates = error_rates(scores, targets)
+    rate, threshold = rates.eer()
+    return {"eer": rate, "threshold": threshold, **{f"min_dcf_{p}": rates.min_dcf(p) for p in P_TARGETS}}
 
 
 def interval_problem(trials: TrialSet, speakers: int) -> str | None:
@@ -165,12 +177,12 @@ def conditions_report(
         return {}
     report = {CLEAN: {"both": clean}}
     for name, cosines in evaluation.conditions.items():
-        llrs, report[name] = evaluation.llrs.get(name), {}
-        of_sides = {} if llrs is None else by_sides(evaluation.trials, llrs)
+        derived = {kind: by_sides(evaluation.trials, each) for kind, each in evaluation.derived_of(name).items()}
+        report[name] = {}
         for sides, (chosen, scores) in by_sides(evaluation.trials, cosines).items():
+            of_sides = {kind: each[sides][1] for kind, each in derived.items()}
             everything = np.ones(len(chosen), dtype=bool)
-            chosen_llrs = of_sides[sides][1] if of_sides else None
-            report[name][sides] = _condition(chosen, scores, chosen_llrs, everything, bootstrap, seed)
+            report[name][sides] = _condition(chosen, scores, of_sides, everything, bootstrap, seed)
     return report
 
 
@@ -209,6 +221,7 @@ def table(report: dict[str, Any]) -> str:
         lines.append(f"{name:<15}{percent(metrics['eer']):>9}  {shown:<19}{costs}{counts}")
     lines += ratios.lines(report["verification"])
     lines += _condition_lines(report["conditions"])
+    lines += _normalized_lines(report)
     lines += ["", f"{'identification':<15}{'accuracy':>9}  {'recordings':<19}"]
     for part in PARTS:
         result = report["identification"][part]
@@ -236,6 +249,19 @@ def _condition_lines(conditions: dict[str, dict[str, Any]]) -> list[str]:
     return lines
 
 
+def _normalized_lines(report: dict[str, Any]) -> list[str]:
+    """The part of the table on normalized scores, if there are any."""
+    rows = {**report["verification"]}
+    for name, by_side in report["conditions"].items():
+        rows |= {name if sides == "both" else f"{name}, one side": metrics for sides, metrics in by_side.items()}
+    shown = []
+    for name, metrics in rows.items():
+        if each := metrics.get(S_NORM):
+            costs = (f"{metrics[key]:>9.3f} to {each[key]:.3f}" for key in (f"min_dcf_{p}" for p in P_TARGETS))
+            shown.append(f"{name:<21}{percent(metrics['eer']):>8} to {percent(each['eer']):>8}{''.join(costs)}")
+    return ["", f"{'by s-norm':<21}{'EER':>20}{'minDCF .01':>18}{'.05':>18}", *shown] if shown else []
+
+
 def write_report(out: Path, report: dict[str, Any], evaluation: Evaluation) -> None:
     """Writes report, scores, answers and pictures into `out`, after removing those of an earlier evaluation.
 
@@ -247,7 +273,9 @@ def write_report(out: Path, report: dict[str, Any], evaluation: Evaluation) -> N
         for duration, scores in evaluation.scores.items():
             write_text(out / SCORES[duration], "".join(evaluation.trials.lines(scores)))
         _draw_verification(out, report, evaluation.trials, evaluation.scores)
-    for name, values in ((CONDITION_SCORES, evaluation.conditions), (LLRS, evaluation.llrs)):
+    arrays = {CONDITION_SCORES: evaluation.conditions}
+    arrays |= {DERIVED[kind]: values for kind, values in evaluation.derived.items()}
+    for name, values in arrays.items():
         if values:
             with atomic_write(out / name) as file:
                 file.write(save(values))
@@ -262,7 +290,7 @@ def write_report(out: Path, report: dict[str, Any], evaluation: Evaluation) -> N
 
 def clear_report(out: Path) -> None:
     """Removes the files of an earlier evaluation."""
-    for name in (REPORT, ANSWERS, RECORDINGS, CONDITION_SCORES, LLRS, *SCORES.values(), *PICTURES):
+    for name in (REPORT, ANSWERS, RECORDINGS, CONDITION_SCORES, *DERIVED.values(), *SCORES.values(), *PICTURES):
         (out / name).unlink(missing_ok=True)
 
 
@@ -301,8 +329,10 @@ def pool(title: str, evaluations: Sequence[Evaluation]) -> Evaluation:
         pooled.scores = {name: np.concatenate([each.scores[name] for each in with_trials]) for name in SCORES}
         shared = [name for name in with_trials[0].conditions if all(name in each.conditions for each in with_trials)]
         pooled.conditions = {name: np.hstack([each.conditions[name] for each in with_trials]) for name in shared}
-        calibrated = [name for name in (*SCORES, *shared) if all(name in each.llrs for each in with_trials)]
-        pooled.llrs = {name: np.hstack([each.llrs[name] for each in with_trials]) for name in calibrated}
+        for name in (*SCORES, *shared):
+            arrays = [each.derived_of(name) for each in with_trials]
+            for kind in set.intersection(*map(set, arrays)):
+                pooled.derived.setdefault(kind, {})[name] = np.hstack([each[kind] for each in arrays])
     else:
         pooled.reasons["verification"] = "none of the evaluations has trials"
     pooled.answers = {part: [answer for each in evaluations for answer in each.answers[part]] for part in PARTS}
@@ -334,8 +364,9 @@ def read_evaluation(folder: Path) -> Evaluation:
     if (folder / CONDITION_SCORES).exists():
         scores = _read_arrays(folder / CONDITION_SCORES)
         evaluation.conditions = {name: scores[name] for name in report["conditions"] if name != CLEAN}
-    if (folder / LLRS).exists():
-        evaluation.llrs = _read_arrays(folder / LLRS)
+    evaluation.derived = {
+        kind: _read_arrays(folder / name) for kind, name in DERIVED.items() if (folder / name).exists()
+    }
     if (folder / ANSWERS).exists():
         for part, *answer in _read(folder / ANSWERS):
             evaluation.answers[part].append(Answer(*answer))
