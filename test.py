@@ -10,8 +10,9 @@ python test.py identify --store people.safetensors unknown.flac
 python test.py identify --store people.safetensors --window 3 meeting.flac
 python test.py people --store people.safetensors list
 python test.py verify a.flac b.flac
+python test.py verify --prior 0.01 --cost-false-accept 10 a.flac b.flac
 python test.py embed --checkpoint runs/demo a.flac b.flac --out embeddings.safetensors
-python test.py pack --checkpoint runs/demo --out pretrained/speaker --report report
+python test.py pack --checkpoint runs/demo --data data/processed/demo --out pretrained/speaker --report report
 python test.py synthesize --checkpoint runs/voice --text "Good morning." --out morning.wav
 
 A checkpoint is a file (best.pt), a run folder, a packed model, or the name of one in pretrained/; enroll, identify,
