@@ -11,8 +11,9 @@ python test.py identify --store people.safetensors --window 3 meeting.flac
 python test.py identify --store people.safetensors --stream meeting.flac
 python test.py people --store people.safetensors list
 python test.py verify a.flac b.flac
+python test.py verify --prior 0.01 --cost-false-accept 10 a.flac b.flac
 python test.py embed --checkpoint runs/demo a.flac b.flac --out embeddings.safetensors
-python test.py pack --checkpoint runs/demo --out pretrained/speaker --report report
+python test.py pack --checkpoint runs/demo --data data/processed/demo --out pretrained/speaker --report report
 python test.py synthesize --checkpoint runs/voice --text "Good morning." --out morning.wav
 
 A checkpoint is a file (best.pt), a run folder, a packed model, or the name of one in pretrained/; enroll, identify,
@@ -99,6 +100,10 @@ def _evaluate_problems(args: argparse.Namespace) -> list[str]:
         problems.append("--conditions needs --trials, whose recordings it degrades")
     if args.protocol is not None and args.data is None:
         problems.append("--protocol needs --data")
+    if args.cohort_top is not None and args.cohort is None:
+        problems.append("--cohort-top needs --cohort")
+    if args.cohort is not None and args.back_end is False:
+        problems.append("--no-back-end and --cohort contradict: the embeddings of the cohort come from the back end")
     return problems
 
 

@@ -77,7 +77,7 @@ def _as_recognizer(system: str, embed: Embed) -> object:
         name = system
         recipe = SimpleNamespace(sample_rate=RATE, frames=lambda samples: samples, seconds=lambda count: count / RATE)
         speakers: Sequence[str] = ()
-        threshold = operating_points = None
+        threshold = operating_points = calibration = None
 
         def __init__(self) -> None:
             noise = np.random.default_rng(0).normal(0, 0.1, 2 * RATE).astype(np.float32)

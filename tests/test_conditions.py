@@ -13,11 +13,10 @@ from safetensors.numpy import load_file
 import test
 from utils.features.store import FeatureStore
 from utils.speaker.conditions import CONDITIONS, Degrader, parse_conditions
-from utils.speaker.metrics import eer, rates_at
+from utils.speaker.metrics import act_dcf, cllr, eer, min_cllr, rates_at
 from utils.speaker.protocol import read_protocol
 from utils.speaker.recognizer import SpeakerRecognizer
-from utils.speaker.report import read_evaluation
-from utils.speaker.trials import TrialSet
+from utils.speaker.report import Evaluation, read_evaluation
 
 EVERY = "clean,level,noise,babble,telephone,mp3,reverb,tilt,cut"
 RATE = 16_000
@@ -53,35 +52,39 @@ def report_in(out: Path) -> dict:
     return json.loads((out / "report.json").read_text(encoding="utf-8"))
 
 
-def thresholds(run: Path, data: Path, trials: TrialSet) -> dict[str, np.ndarray]:
-    """Name of a condition -> thresholds (3, n) of a checkpoint, by the lengths of both sides."""
+def ratios(run: Path, data: Path, evaluation: Evaluation) -> dict[str, np.ndarray]:
+    """Name of a condition -> log-likelihood ratios (3, n), by a checkpoint's calibration and the lengths of both."""
     recognizer, store, found = SpeakerRecognizer.load(run), FeatureStore.open(data), {}
-    recipe, rows = store.recipe, {row.path: row for row in store.rows}
+    recipe, rows, trials = store.recipe, {row.path: row for row in store.rows}, evaluation.trials
     frames = np.array([rows[item].frames for item in trials.items])
     for name in CONDITIONS:
         most = recipe.frames(int(name[-1]) * recipe.sample_rate) if name.startswith("cut") else frames.max()
         whole, cut = (recipe.seconds(side) for side in (frames, np.minimum(frames, most)))
         pairs = [(x[trials.a], y[trials.b]) for x, y in ((cut, cut), (cut, whole), (whole, cut))]
-        found[name] = np.array([recognizer.verification_threshold(None, *pair) for pair in pairs])
+        of_sides = zip(evaluation.conditions[name], pairs, strict=True)
+        found[name] = np.array([recognizer.calibration(cosines, *pair) for cosines, pair in of_sides])
     return found
 
 
 def test_each_condition_is_reported_with_both_sides_and_with_one(evaluated, trained_run, stored):
     report, evaluation = report_in(evaluated), read_evaluation(evaluated)
-    targets, limits = evaluation.trials.targets, thresholds(trained_run, stored, evaluation.trials)
+    targets, llrs = evaluation.trials.targets, ratios(trained_run, stored, evaluation)
     assert list(report["conditions"]) == ["clean", *CONDITIONS] and list(evaluation.conditions) == [*CONDITIONS]
-    clean = report["conditions"]["clean"]["both"]
-    assert clean == {**report["verification"]["all"], "operating_point": report["operating_point"]}
+    assert report["conditions"]["clean"]["both"] == report["verification"]["all"]
+    assert report["verification"]["all"]["operating_point"] == report["operating_point"]
     for name, cosines in evaluation.conditions.items():
         expected = {"both": (cosines[0], targets), "one": (cosines[1:].ravel(), np.tile(targets, 2))}
-        by_side = {"both": limits[name][0], "one": limits[name][1:].ravel()}
+        np.testing.assert_allclose(evaluation.derived["llr"][name], llrs[name], rtol=1e-5, atol=1e-4)
+        by_side = {"both": llrs[name][0], "one": llrs[name][1:].ravel()}
         for sides, data in expected.items():
             metrics = report["conditions"][name][sides]
             assert metrics["eer"] == eer(*data)[0] and metrics["targets"] == data[1].sum()
-            point = metrics["operating_point"]
-            assert (point["false_rejection"], point["false_acceptance"]) == rates_at(*data, by_side[sides])
+            point, values = metrics["operating_point"], (by_side[sides], data[1])
+            assert (point["false_rejection"], point["false_acceptance"]) == rates_at(*values, 0)
+            assert metrics["cllr"] == pytest.approx(cllr(*values), abs=1e-5)
+            assert metrics["min_cllr"] == pytest.approx(min_cllr(*values), abs=1e-5)
+            assert metrics["act_dcf_0.05"] == pytest.approx(act_dcf(*values, 0.05), abs=1e-5)
             assert len({tuple(row) for row in cosines.tolist()}) == 3, f"{name} changes nothing"
-    assert len({limits[name][0].mean() for name in ("level", "cut1", "cut2")}) == 3
 
 
 def test_the_table_has_two_lines_for_a_condition(evaluated, trained_run, stored, tmp_path, capsys):
@@ -90,7 +93,7 @@ def test_the_table_has_two_lines_for_a_condition(evaluated, trained_run, stored,
     lines = capsys.readouterr().out.splitlines()
     place = next(number for number, line in enumerate(lines) if line.startswith("condition "))
     assert [line[:15].rstrip() for line in lines[place + 1 : place + 4]] == ["clean", "telephone", "  one side"]
-    assert all("false accepts" in line for line in lines[place + 1 : place + 4])
+    assert "actDCF" in lines[place] and all(line.endswith(" %") for line in lines[place + 1 : place + 4])
     assert call("evaluate", *words) == 0
     assert "condition " not in capsys.readouterr().out and report_in(tmp_path / "out")["conditions"] == {}
     assert not (tmp_path / "out" / "conditions.safetensors").exists()
@@ -133,6 +136,7 @@ def test_pooled_evaluations_keep_their_conditions(evaluated, tmp_path):
     pooled, report = report_in(tmp_path)["conditions"], report_in(evaluated)["conditions"]
     assert pooled["noise"]["one"]["eer"] == pytest.approx(report["noise"]["one"]["eer"])
     assert pooled["noise"]["one"]["targets"] == 2 * report["noise"]["one"]["targets"]
+    assert pooled["noise"]["one"]["cllr"] == pytest.approx(report["noise"]["one"]["cllr"])
 
 
 @pytest.fixture

@@ -54,7 +54,9 @@ def test_unknown_below_the_threshold_and_no_margin_alone():
     probe = embeddings([0.6, 0.8])[0]
     near, far = store.identify(probe, threshold=0.59), store.identify(probe, threshold=0.61)
     assert (near.name, far.name, far.best, far.margin) == ("Ada", UNKNOWN, "Ada", None)
-    assert json.loads(json.dumps(far.to_dict()))["scores"] == [{"name": "Ada", "score": pytest.approx(0.6)}]
+    assert json.loads(json.dumps(far.to_dict()))["scores"] == [
+        {"name": "Ada", "score": pytest.approx(0.6), "llr": None}
+    ]
 
 
 def test_replacing_a_speaker(tmp_path: Path):

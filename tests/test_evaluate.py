@@ -268,7 +268,7 @@ def test_verify(trained_run, voices, recognizer, capsys):
         assert given["score"] == pytest.approx(expected, abs=1e-5) and given["same"] is same
     assert answer(capsys, "verify", "--checkpoint", trained_run, a, a)["same"] is True
     assert call("verify", "--checkpoint", trained_run, a, a) == 0
-    assert capsys.readouterr().out.startswith("same speaker (score 1.000")
+    assert ", cosine 1.000; threshold 0.00 at a prior of 0.5 and a cost of 1 " in capsys.readouterr().out
 
 
 def test_embed_any_format_and_rate(trained_run, voices, recognizer, tmp_path, capsys):
@@ -395,7 +395,7 @@ def test_stores_that_cannot_serve_are_refused(trained_run, voices, tmp_path, cap
     checkpoint = load_checkpoint(trained_run)
     checkpoint["model"] = {name: tensor * 1.5 for name, tensor in checkpoint["model"].items()}
     checkpoint["metrics"] = {}
-    checkpoint.pop("operating_points")
+    del checkpoint["operating_points"], checkpoint["calibration"]
     save_checkpoint(tmp_path / "other.pt", checkpoint)
     other = ["--checkpoint", tmp_path / "other.pt"]
     assert "belongs to model" in refused(capsys, "enroll", *other, "--store", store, "--name", "Ben", audio)
@@ -404,7 +404,10 @@ def test_stores_that_cannot_serve_are_refused(trained_run, voices, tmp_path, cap
     assert "cannot be written" in refused(capsys, *words)
     words = ["embed", *model, audio, "--out", store / "inside"]
     assert "cannot be written to" in refused(capsys, *words)
-    assert "give --threshold" in refused(capsys, "verify", *other, audio, audio)
+    assert "has no calibration" in refused(capsys, "verify", *other, audio, audio)
+    assert call("enroll", *other, "--store", tmp_path / "new", "--name", "Ada", audio) == 0
+    capsys.readouterr()
+    assert "give --threshold" in refused(capsys, "identify", *other, "--store", tmp_path / "new", audio)
     assert call(*enroll, "--replace") == 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -15,8 +16,10 @@ from safetensors.torch import load_file
 from test_evaluate import answer, call, refused, report_in
 
 from utils.checkpoint import load_checkpoint, save_checkpoint
+from utils.features.store import FeatureStore
 from utils.packed import CONFIG, SUMS, WEIGHTS, is_packed
 from utils.speaker.packing import BEGIN, END, LEAST_COSINE
+from utils.speaker.protocol import read_protocol, write_protocol
 from utils.speaker.recognizer import SpeakerRecognizer
 from utils.tts.synthesizer import Synthesizer
 
@@ -154,6 +157,41 @@ def test_the_card_gets_the_figures_of_reports_and_keeps_the_rest(copied, evaluat
     assert again["model_hash"] == packed["model_hash"] and (copied / WEIGHTS).read_bytes() == weights
     assert "; this model.\n" in card.read_text(encoding="utf-8") and "feed" not in card.read_text(encoding="utf-8")
     assert "steps: 60" in (copied / "training.yaml").read_text()
+
+
+def test_thresholds_and_calibration_are_fitted_anew_without_training(trained_run, copied, processed, tmp_path, capsys):
+    """To the same validation speakers as the training did; and to a checkpoint of before, which has neither."""
+    content = load_checkpoint(trained_run)
+    fitted = {name: content.pop(name) for name in ("operating_points", "calibration")}
+    save_checkpoint(tmp_path / "old.pt", content)
+    pack = ["pack", "--checkpoint", tmp_path / "old.pt", "--out", copied]
+    before = answer(capsys, *pack)
+    assert "calibration" not in load_checkpoint(copied)
+    assert "It has no calibration." in (copied / "README.md").read_text(encoding="utf-8")
+    again = answer(capsys, *pack, "--data", processed)
+    assert again["model_hash"] == before["model_hash"]
+    packed = load_checkpoint(copied)
+    for group, tensors in fitted.items():
+        for name, tensor in tensors.items():
+            np.testing.assert_allclose(packed[group][name], tensor, rtol=1e-3, atol=1e-3, err_msg=name)
+    low, high = fitted["calibration"]["seconds"]
+    assert f"{low:g} and {high:.0f} s." in " ".join((copied / "README.md").read_text(encoding="utf-8").split())
+
+
+def test_data_that_cannot_calibrate_are_refused(trained_run, copied, processed, processed_voice, tmp_path, capsys):
+    pack = ["pack", "--checkpoint", trained_run, "--out", copied]
+    before = {path.name: path.read_bytes() for path in copied.iterdir()}
+    assert "there are no features" in refused(capsys, *pack, "--data", tmp_path / "nowhere")
+    assert "the checkpoint" in refused(capsys, *pack, "--data", processed_voice)
+    default = read_protocol(processed / "protocols" / "default")
+    few = [trial for trial in default.valid_trials if trial.target and "/101/" in trial.a]
+    for name, trials, sentence in (("none", [], "has no validation trials"), ("one", few, "are not of 3 speakers")):
+        shutil.copytree(processed, tmp_path / name)
+        changed = dataclasses.replace(default, name="changed", valid_trials=trials)
+        write_protocol(tmp_path / name / "protocols" / "changed", changed, FeatureStore.open(processed).rows)
+        assert sentence in refused(capsys, *pack, "--data", tmp_path / name, "--protocol", "changed")
+    assert call(*pack, "--protocol", "other") == 2 and "--protocol needs --data" in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in copied.iterdir()} == before
 
 
 def test_what_cannot_be_packed_leaves_the_folder_as_it_is(copied, trained_run, evaluated, tmp_path, capsys):

@@ -148,6 +148,24 @@ def test_each_window_is_answered(trained_run, recognizer, store, meeting, capsys
     assert "--hop needs --window" in refused(capsys, *words[:-2], "--hop", 1, meeting)
 
 
+def test_candidates_are_ranked_with_their_ratios(trained_run, recognizer, store, recordings, capsys):
+    audio = min(recordings.glob("Ben/*/*.flac"))
+    words = ["identify", "--checkpoint", trained_run, "--store", store, audio]
+    (result,) = answer(capsys, *words)["results"]
+    enrolled, seconds = EnrollmentStore.load(store), soundfile.info(audio).duration
+    assert [each["name"] for each in result["scores"]] == [result["best"], "Ada"] == ["Ben", "Ada"]
+    for each in result["scores"]:
+        speaker = next(speaker for speaker in enrolled.speakers if speaker.name == each["name"])
+        assert each["llr"] == pytest.approx(recognizer.calibration(each["score"], seconds, speaker.seconds), abs=1e-4)
+    assert result["margin"] == pytest.approx(result["scores"][0]["score"] - result["scores"][1]["score"])
+    assert call(*words) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[1:] for line in lines[1:]] == [
+        ["LLR", f"{each['llr']:.2f}", each["name"]] for each in result["scores"]
+    ]
+    assert enrolled.identify(recognizer.embed_file(audio), 0.5).to_dict()["scores"][0]["llr"] is None
+
+
 def test_a_recording_of_several_people_is_reported(trained_run, recordings, store, meeting, capsys, tmp_path):
     words = ["identify", "--checkpoint", trained_run, "--store", store, "--threshold", -1]
     assert call(*words, meeting) == 0

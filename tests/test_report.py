@@ -12,8 +12,8 @@ from utils.errors import UserError
 from utils.lists import Trial
 from utils.speaker.conditions import CLEAN
 from utils.speaker.identification import Answer, answers, by_part, confusions, enroll, unit
-from utils.speaker.metrics import eer
-from utils.speaker.report import CONDITIONS, Evaluation, build_report, pool, read_evaluation, table, write_report
+from utils.speaker.metrics import cllr, eer
+from utils.speaker.report import CONDITIONS, LLR, Evaluation, build_report, pool, read_evaluation, table, write_report
 from utils.speaker.trials import DURATIONS, Origin, TrialSet
 
 # Two recordings of two chapters each of six speakers, every other one a woman.
@@ -40,9 +40,9 @@ def embed(paths, noise: float, seed: int = 0) -> np.ndarray:
 def evaluation(trials=ALL_PAIRS, origins=ORIGINS, **parts) -> Evaluation:
     result = Evaluation("a model on synthetic data", {"data": "synthetic"}, **parts)
     result.trials = TrialSet.build(trials, origins)
-    result.thresholds[CLEAN] = np.linspace(0.4, 0.6, len(result.trials))
     for number, name in enumerate(DURATIONS):
         result.scores[name] = result.trials.score(embed(result.trials.items, noise=0.8 + number))
+        result.derived.setdefault(LLR, {})[name] = (9 * result.scores[name] - 4).astype(np.float32)
     return result
 
 
@@ -86,15 +86,39 @@ def test_scores_are_cosines():
     assert trials.score(vectors) == pytest.approx(expected, abs=1e-6)
 
 
-def test_operating_point_uses_the_thresholds_of_the_checkpoint():
+def test_ratios_are_judged_by_themselves_and_cosines_without_them():
     result = evaluation()
-    above, targets = result.scores["full"] >= result.thresholds[CLEAN], result.trials.targets
-    point = report_of(result)["operating_point"]
-    assert point["threshold"] == pytest.approx(0.5)
+    above, targets = result.scores["full"] >= 4 / 9, result.trials.targets
+    report = report_of(result)
+    point = report["operating_point"]
     assert point["false_rejection"] == pytest.approx(np.mean(~above[targets]))
     assert point["false_acceptance"] == pytest.approx(np.mean(above[~targets]))
-    result.thresholds.clear()
-    assert report_of(result)["operating_point"] is None
+    for name, metrics in report["verification"].items():
+        assert 0 < metrics["min_cllr"] < metrics["cllr"], name
+        assert metrics["act_dcf_0.01"] >= metrics["min_dcf_0.01"], name
+    everything = report["verification"]["1.5s"]
+    assert everything["cllr"] == cllr(result.derived[LLR]["1.5s"], targets)
+    assert f"{everything['cllr']:.3f}" in table(report).partition("calibration")[2]
+    result.derived.clear()
+    report = report_of(result)
+    assert report["operating_point"] is None and report["verification"]["all"]["cllr"] is None
+    assert "calibration" not in table(report)
+
+
+def test_reports_and_folders_of_before_are_still_read(tmp_path: Path):
+    """They have no log-likelihood ratios."""
+    result = evaluation()
+    write_report(tmp_path, report_of(result), result)
+    (tmp_path / "llr.safetensors").unlink()
+    report = json.loads((tmp_path / "report.json").read_text())
+    for metrics in report["verification"].values():
+        for name in ("cllr", "min_cllr", "act_dcf_0.01", "act_dcf_0.05", "operating_point"):
+            del metrics[name]
+    report["conditions"] = {CLEAN: {"both": {**report["verification"]["all"], "operating_point": None}}}
+    (tmp_path / "report.json").write_text(json.dumps(report))
+    assert "same_sex" in table(report) and "clean" in table(report)
+    again = read_evaluation(tmp_path)
+    assert again.derived == {} and again.scores["full"] == pytest.approx(result.scores["full"])
 
 
 def reasons(result: Evaluation) -> dict[str, str]:
@@ -208,6 +232,7 @@ def test_pooled_halves_equal_the_whole(tmp_path: Path):
         half = Evaluation(name, {}, answers={"utterance": identified()["utterance"][start::2], "chapter": []})
         half.trials = TrialSet.build(ALL_PAIRS[start::2], ORIGINS)
         half.scores = {duration: scores[start::2] for duration, scores in whole.scores.items()}
+        half.derived[LLR] = {name: llrs[start::2].copy() for name, llrs in whole.derived[LLR].items()}
         write_report(tmp_path / name, report_of(half), half)
     pooled = pool("both", [read_evaluation(tmp_path / "a"), read_evaluation(tmp_path / "b")])
     merged, expected = report_of(pooled), report_of(whole)
@@ -215,7 +240,7 @@ def test_pooled_halves_equal_the_whole(tmp_path: Path):
     nothing = pool("nothing", [Evaluation("empty", {})])
     assert set(nothing.reasons) == {"verification", "identification"}
     for condition in CONDITIONS:
-        for name in ("eer", "min_dcf_0.01", "targets", "nontargets", "speakers"):
+        for name in ("eer", "min_dcf_0.01", "cllr", "min_cllr", "targets", "speakers"):
             assert merged["verification"][condition][name] == pytest.approx(expected["verification"][condition][name])
         assert merged["verification"][condition]["eer_ci"] == pytest.approx(
             expected["verification"][condition]["eer_ci"]

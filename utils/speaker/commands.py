@@ -9,8 +9,11 @@ from typing import Any
 from utils import cli
 from utils.commands import REPORT, add_command, add_report_arguments, counted, print_json, report_folder, show_report
 from utils.lists import DEFAULT_PROTOCOL
-from utils.speaker import people
+from utils.speaker import people, verification
 from utils.speaker.people import load_recognizer
+
+TOP = 100
+"""Embeddings of a cohort that count by default."""
 
 _COMPARE = """Compare recognizers on the same trials: differences of EERs to the first, with paired intervals.
 
@@ -41,6 +44,14 @@ def add_evaluate_arguments(parser: cli.Parser) -> None:
     group.add_argument("--conditions", type=_conditions, metavar="NAMES", help=help)
     help = "take cosines after the back end of the checkpoint; without it there are no thresholds (default: yes)"
     group.add_argument("--back-end", action=argparse.BooleanOptionalAction, default=None, help=help)
+    group = parser.add_argument_group("score normalization")
+    help = (
+        "embeddings of other speakers (`test.py embed --out`): report the rates of adaptive s-norm beside those of "
+        "the cosines (default: none)"
+    )
+    group.add_argument("--cohort", type=Path, metavar="FILE", help=help)
+    help = f"embeddings of the cohort, nearest to a recording, that count (default: {TOP})"
+    group.add_argument("--cohort-top", type=cli.positive_int, metavar="N", help=help)
 
 
 def _conditions(text: str) -> str:
@@ -60,6 +71,10 @@ def evaluate(args: argparse.Namespace) -> None:
     from utils.speaker.evaluate import evaluate_audio, evaluate_features
 
     recognizer, conditions = load_recognizer(args), parse_conditions(args.conditions or "clean")
+    if args.cohort is not None:
+        from utils.speaker.cohort import Cohort
+
+        recognizer.cohort = Cohort.load(args.cohort, recognizer.model_hash, args.cohort_top or TOP)
     if args.back_end is False:
         recognizer.remove_back_end()
     if args.data is not None:
@@ -91,15 +106,19 @@ def add_commands(commands: Any) -> None:
     add_report_arguments(parser, pictures=False)
 
     description = "Pack a recognizer to publish it: 16-bit weights without its training speakers' vectors, and a card."
-    parser = add_command(commands, "pack", _pack, description, model=False)
+    parser = add_command(commands, "pack", _pack, description, _pack_problems, model=False)
     help = "checkpoint file, run folder, or packed model"
     parser.add_argument("--checkpoint", type=Path, required=True, metavar="PATH", help=help)
     help = "folder of the packed model; its card keeps what is outside of the figures"
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help=help)
     help = "--out folders of evaluate or pool, for the figures in the card"
     parser.add_argument("--report", type=Path, nargs="+", default=[], metavar="EVALUATION", help=help)
+    help = "folder that preprocess.py wrote: fit thresholds and calibration to its validation speakers anew"
+    parser.add_argument("--data", type=Path, metavar="FOLDER", help=help)
+    parser.add_argument("--protocol", metavar="NAME", help=f"protocol of the data (default: {DEFAULT_PROTOCOL})")
 
     people.add_commands(commands)
+    verification.add_commands(commands)
 
 
 def _pool(args: argparse.Namespace) -> None:
@@ -143,10 +162,14 @@ def _compare(args: argparse.Namespace) -> None:
         show_report(args, report, comparison_table(report))
 
 
+def _pack_problems(args: argparse.Namespace) -> list[str]:
+    return ["--protocol needs --data"] if args.protocol is not None and args.data is None else []
+
+
 def _pack(args: argparse.Namespace) -> None:
     from utils.speaker.packing import pack
 
-    packed = pack(args.checkpoint, args.out, args.report)
+    packed = pack(args.checkpoint, args.out, args.report, args.data, args.protocol or DEFAULT_PROTOCOL)
     if args.json:
         print_json(packed)
     else:

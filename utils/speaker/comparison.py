@@ -41,6 +41,10 @@ def read_sorted(folder: Path) -> Evaluation:
         trials=dataclasses.replace(trials, **columns),
         scores={name: scores[order] for name, scores in evaluation.scores.items()},
         conditions={name: cosines[:, order] for name, cosines in evaluation.conditions.items()},
+        derived={
+            kind: {name: values[..., order] for name, values in arrays.items()}
+            for kind, arrays in evaluation.derived.items()
+        },
     )
 
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,9 @@ from numpy.typing import NDArray
 from utils.errors import UserError
 from utils.files import atomic_write
 from utils.speaker.identification import enrollment_mean
+
+if TYPE_CHECKING:
+    from utils.speaker.calibration import Calibration
 
 UNKNOWN = "unknown"
 """The answer when no enrolled speaker reaches the threshold; a reserved name."""
@@ -42,7 +45,8 @@ class Enrollment:
 class Identification:
     """The speaker of a recording: `name` is the best match, or "unknown" if its score is below `threshold`.
 
-    `scores` are (name, cosine) from best to worst; `margin` is the lead over the second (None if there is none).
+    `scores` are (name, cosine) from best to worst; `margin` is the lead over the second (None if there is none). `llrs`
+    are log-likelihood ratios in the same order, if the model has a calibration.
     """
 
     name: str
@@ -51,10 +55,14 @@ class Identification:
     margin: float | None
     threshold: float
     scores: list[tuple[str, float]]
+    llrs: list[float] | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        return {**asdict(self), "scores": [{"name": name, "score": score} for name, score in self.scores]}
+        """Plain values for JSON; `llr` of each candidate is null without a calibration."""
+        llrs = self.llrs or [None] * len(self.scores)
+        pairs = zip(self.scores, llrs, strict=True)
+        scores = [{"name": name, "score": score, "llr": llr} for (name, score), llr in pairs]
+        return {**{name: value for name, value in asdict(self).items() if name != "llrs"}, "scores": scores}
 
 
 class EnrollmentStore:
@@ -155,14 +163,25 @@ class EnrollmentStore:
         self._embeddings = [*(self._embeddings[place] for place in kept), enrollment_mean(embeddings)]
         return added
 
-    def identify(self, embedding: NDArray[np.float32], threshold: float) -> Identification:
-        """Compares a unit-normalized embedding (d,) with all enrolled; equal scores are ranked by name."""
+    def identify(
+        self,
+        embedding: NDArray[np.float32],
+        threshold: float,
+        calibration: Calibration | None = None,
+        seconds: float = 1.0,
+    ) -> Identification:
+        """Compares a unit-normalized embedding (d,) with all enrolled; equal scores are ranked by name.
+
+        `calibration` turns cosines to log-likelihood ratios, by the `seconds` of the recording and those that each
+        speaker was enrolled from.
+        """
         if not self.speakers:
             raise UserError("the store holds nobody: enroll somebody first")
         cosines = self.embeddings.astype(np.float64) @ embedding.astype(np.float64)
-        pairs = zip((speaker.name for speaker in self.speakers), cosines.tolist(), strict=True)
-        scores = sorted(pairs, key=lambda pair: (-pair[1], pair[0]))
+        order = sorted(range(len(cosines)), key=lambda place: (-cosines[place], self.speakers[place].name))
+        scores = [(self.speakers[place].name, float(cosines[place])) for place in order]
         best, score = scores[0]
+        llrs = calibration and calibration(cosines, seconds, [each.seconds for each in self.speakers])[order].tolist()
         return Identification(
             name=best if score >= threshold else UNKNOWN,
             best=best,
@@ -170,6 +189,7 @@ class EnrollmentStore:
             margin=score - scores[1][1] if len(scores) > 1 else None,
             threshold=threshold,
             scores=scores,
+            llrs=llrs,
         )
 
 

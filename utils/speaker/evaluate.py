@@ -15,11 +15,12 @@ from utils.features.recipe import require_same
 from utils.features.store import FeatureStore
 from utils.files import read_json, sha256_file, shown
 from utils.lists import Trial, read_identification, read_trials, training_list_hash
-from utils.speaker.conditions import CLEAN, Degrader
+from utils.speaker.cohort import normalize
+from utils.speaker.conditions import Degrader
 from utils.speaker.identification import PARTS, answers, by_part, enroll
 from utils.speaker.protocol import Protocol, check_disjoint, read_protocol
 from utils.speaker.recognizer import Mel, SpeakerRecognizer
-from utils.speaker.report import Evaluation
+from utils.speaker.report import LLR, S_NORM, Evaluation
 from utils.speaker.trials import DURATIONS, Origin, TrialSet
 
 Item = tuple[str, str]  # speaker, path
@@ -89,19 +90,29 @@ def _embed(
     return {name: _Sides(*pair) for name, *pair in zip(durations, embeddings, seconds, strict=True)}
 
 
-def _thresholds(recognizer: SpeakerRecognizer, trials: TrialSet, first: _Sides, second: _Sides) -> NDArray[np.float64]:
-    return recognizer.verification_threshold(None, first.seconds[trials.a], second.seconds[trials.b])
+def _score_pair(
+    recognizer: SpeakerRecognizer, trials: TrialSet, first: _Sides, second: _Sides
+) -> tuple[NDArray[np.float64], dict[str, NDArray[np.float32]]]:
+    """Cosines (n,), and what is derived from them: ratios by the calibration, and scores normalized by the cohort."""
+    scores, derived = trials.score(first.embeddings, second.embeddings), {}
+    if recognizer.calibration is not None:
+        derived[LLR] = recognizer.calibration(scores, first.seconds[trials.a], second.seconds[trials.b])
+    if recognizer.cohort is not None:
+        statistics = (recognizer.cohort.statistics(each.embeddings) for each in (first, second))
+        sides = (each[:, places] for each, places in zip(statistics, (trials.a, trials.b), strict=True))
+        derived[S_NORM] = normalize(scores, *sides)
+    return scores, {kind: values.astype(np.float32) for kind, values in derived.items()}
 
 
 def _score(evaluation: Evaluation, recognizer: SpeakerRecognizer, read: Callable[[str], Mel]) -> _Sides:
     """Scores the trials at every duration; returns their entire recordings."""
     trials = evaluation.trials
     sides = _embed(recognizer, trials.items, read, DURATIONS, "trials")
-    evaluation.scores = {name: trials.score(each.embeddings) for name, each in sides.items()}
-    clean = sides["full"]
-    if recognizer.threshold is not None:
-        evaluation.thresholds[CLEAN] = _thresholds(recognizer, trials, clean, clean)
-    return clean
+    for name, each in sides.items():
+        evaluation.scores[name], derived = _score_pair(recognizer, trials, each, each)
+        for kind, values in derived.items():
+            evaluation.derived.setdefault(kind, {})[name] = values
+    return sides["full"]
 
 
 def _degrader(
@@ -121,10 +132,10 @@ def _score_conditions(
     for name in names:
         degraded = _embed_degraded(recognizer, trials.items, degrader, name)
         pairs = (degraded, degraded), (degraded, clean), (clean, degraded)
-        scores = [trials.score(first.embeddings, second.embeddings) for first, second in pairs]
+        scores, derived = zip(*(_score_pair(recognizer, trials, *pair) for pair in pairs), strict=True)
         evaluation.conditions[name] = np.array(scores, dtype=np.float32)
-        if CLEAN in evaluation.thresholds:
-            evaluation.thresholds[name] = np.array([_thresholds(recognizer, trials, *pair) for pair in pairs])
+        for kind in derived[0]:
+            evaluation.derived[kind][name] = np.array([each[kind] for each in derived])
 
 
 def _embed_degraded(recognizer: SpeakerRecognizer, paths: Sequence[str], degrader: Degrader, name: str) -> _Sides:

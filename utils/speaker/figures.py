@@ -35,10 +35,7 @@ def draw_verification(out: Path, report: dict[str, Any], trials: TrialSet, score
     if not curves:
         return
     save_figure(det_figure(curves, f"{report['title']}: detection errors"), out / f"det.{kind}")
-    threshold, point = report["verification"]["all"]["threshold"], report["operating_point"]
+    threshold = report["verification"]["all"]["threshold"]
     rates = rates_at(scores["full"], trials.targets, threshold)
     thresholds = {"EER threshold of these trials": Threshold(threshold, *rates)}
-    if point:
-        rates = point["false_rejection"], point["false_acceptance"]
-        thresholds["thresholds of the checkpoint, median"] = Threshold(point["threshold"], *rates)
     draw_scores(out / f"scores.{kind}", scores["full"], trials.targets, thresholds, f"{report['title']}: scores")

@@ -27,6 +27,11 @@ def unit(vectors: NDArray) -> NDArray[np.float32]:
     return (vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)).astype(np.float32)
 
 
+def cosine(first: NDArray, second: NDArray) -> float:
+    """Cosine of two unit-normalized embeddings (d,), summed in double precision."""
+    return float(np.dot(first.astype(np.float64), second.astype(np.float64)))
+
+
 def enrollment_mean(embeddings: NDArray) -> NDArray[np.float32]:
     """Unit-normalized mean (d,) of embeddings (n, d), each scaled to length 1 first.
 

@@ -1,7 +1,8 @@
-"""Metrics of speaker verification: EER, minDCF, the DET curve, and intervals by resampling speakers.
+"""Metrics of speaker verification: EER, minDCF, Cllr, the DET curve, and intervals by resampling speakers.
 
 A trial is accepted when its score reaches the threshold. Every metric takes O(n log n) time and O(n) memory for n
-trials, and depends on the order of the scores alone. Trials of equal score are accepted or rejected together, so that
+trials, and depends on the order of the scores alone, except those of the values of log-likelihood ratios: Cllr and
+actDCF. Trials of equal score are accepted or rejected together, so that
 the order of a list does not matter, and constant scores have an EER of exactly 0.5.
 """
 
@@ -15,8 +16,11 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
+from utils.speaker.decision import llr_threshold
+
 Floats = NDArray[np.float64]
 
+P_TARGETS = (0.01, 0.05)  # the priors of minDCF and actDCF in reports
 _REACH = 1000  # points on both sides of a crossing that are searched first
 
 
@@ -110,6 +114,44 @@ def rates_at(scores: ArrayLike, targets: ArrayLike, thresholds: ArrayLike) -> tu
     """FNR and FPR when trials (n,) at or above `thresholds`, one or (n,), are accepted."""
     accepted, targets = np.asarray(scores) >= thresholds, np.asarray(targets, dtype=bool)
     return float(1 - accepted[targets].mean()), float(accepted[~targets].mean())
+
+
+def act_dcf(llrs: ArrayLike, targets: ArrayLike, p_target: float) -> float:
+    """Detection cost when log-likelihood ratios (n,) are believed: as `ErrorRates.min_dcf`, at the threshold of Bayes.
+
+    It may be above 1, where accepting or rejecting all would have been better.
+    """
+    fnr, fpr = rates_at(llrs, targets, llr_threshold(p_target))
+    return (p_target * fnr + (1 - p_target) * fpr) / min(p_target, 1 - p_target)
+
+
+def cllr(llrs: ArrayLike, targets: ArrayLike) -> float:
+    """Cost of log-likelihood ratios (n,), natural logarithms, in bits (Brümmer and du Preez 2006).
+
+    The mean cost of all decisions that can be based on them; 1 for ratios that say nothing, 0 for perfect ones.
+    """
+    llrs, targets = np.asarray(llrs, dtype=np.float64), np.asarray(targets, dtype=bool)
+    missed, alarmed = np.logaddexp(0, -llrs[targets]).mean(), np.logaddexp(0, llrs[~targets]).mean()
+    return float((missed + alarmed) / (2 * np.log(2)))
+
+
+def min_cllr(scores: ArrayLike, targets: ArrayLike) -> float:
+    """The least Cllr of all maps of scores (n,) that never fall: what remains once calibration is perfect.
+
+    The best map is isotonic regression, which pools adjacent violators.
+    """
+    scores, targets = np.asarray(scores, dtype=np.float64), np.asarray(targets, dtype=bool)
+    order, ends = _sorted_groups(scores)
+    of_targets, of_all = (np.diff(np.cumsum(kind[order])[ends], prepend=0) for kind in (targets, np.ones_like(targets)))
+    while True:
+        share = of_targets / of_all
+        starts = np.flatnonzero(np.append(True, share[1:] > share[:-1]))  # a run that does not rise is one pool
+        if len(starts) == len(share):
+            break
+        of_targets, of_all = np.add.reduceat(of_targets, starts), np.add.reduceat(of_all, starts)
+    rates = [counts / counts.sum() for counts in (of_targets, of_all - of_targets)]
+    costs = [own[own > 0] @ np.log2(1 + other[own > 0] / own[own > 0]) for own, other in (rates, rates[::-1])]
+    return float(sum(costs) / 2)
 
 
 def bootstrap_rates(

@@ -1,43 +1,39 @@
-"""Decision thresholds, taken in the way that they are used.
+"""Thresholds of identification, taken in the way that they are used.
 
-The more people are enrolled and the shorter a recording is, the higher is the best score of a stranger; the longer two
-recordings are, the higher are all their scores. So thresholds are taken from validation speakers for several durations:
-for verification at the equal error rate, for identification by the number of enrolled such that a share of
-`STRANGERS_NAMED` of the strangers is named.
+The more people are enrolled and the shorter a recording is, the higher is the best score of a stranger. So thresholds
+are taken from validation speakers for several durations and numbers of enrolled people, such that a share of
+`STRANGERS_NAMED` of the strangers is named. Verification decides by log-likelihood ratios instead
+(utils/speaker/calibration.py).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Self
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 from torch import Tensor
 
 from utils.speaker.identification import enrollment_mean
-from utils.speaker.metrics import eer
 
 STRANGERS_NAMED = 0.05
 ENROLLED = (1, 2, 5, 10, 20, 50, 100, 200, 500)
 RECORDINGS = 3  # of an enrollment
 LONG = 8.0  # seconds; recordings from here on have thresholds of their own
 MIN_SPEAKERS = 3
+CUTS = (0.75, 1.5, 3.0)  # seconds of the middle of recordings, which stand for short ones
 _STEPS = 40  # halvings of the interval of cosines
 
 
 @dataclass(frozen=True)
 class OperatingPoints:
-    """Thresholds for recordings of `seconds` (d,), rising.
-
-    `same` (d,) are those of verification, `named` (d, n) those of identification for `enrolled` (n,) people, rising.
-    """
+    """Thresholds `named` (d, n) for recordings of `seconds` (d,) and `enrolled` (n,) people, both rising."""
 
     seconds: NDArray[np.float64]
     enrolled: NDArray[np.float64]
-    same: NDArray[np.float64]
     named: NDArray[np.float64]
 
     @classmethod
@@ -59,7 +55,7 @@ class OperatingPoints:
             None with fewer than `MIN_SPEAKERS` speakers.
         """
         labels, lengths = np.asarray(speakers), np.asarray(lengths, dtype=np.float64)
-        groups = [part for part in (lengths < LONG, lengths >= LONG) if _speakers(labels[part]) >= MIN_SPEAKERS]
+        groups = length_groups(labels, lengths)
         if not groups:
             return None
         everyone = np.ones(len(labels), dtype=bool)
@@ -73,13 +69,8 @@ class OperatingPoints:
         return cls(
             seconds=np.array([seconds for seconds, _ in rows]),
             enrolled=counts[: len(growth)],
-            same=np.array([_same_threshold(vectors[part], labels[part]) for _, (vectors, part) in rows]),
             named=np.array([row if len(row) == len(growth) else row[0] + growth for row in named]).clip(max=1.0),
         )
-
-    def verification(self, seconds: ArrayLike) -> NDArray[np.float64]:
-        """The threshold for two recordings whose lengths have the geometric mean `seconds`; elementwise."""
-        return np.interp(np.log(seconds), np.log(self.seconds), self.same)
 
     def identification(self, seconds: float, enrolled: int) -> float:
         """The threshold for a recording of `seconds` and `enrolled` people.
@@ -99,19 +90,22 @@ class OperatingPoints:
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor]) -> Self:
-        """The inverse of `to_tensors`."""
-        return cls(**{name: tensor.numpy() for name, tensor in tensors.items()})
+        """The inverse of `to_tensors`; checkpoints of before have thresholds of verification too."""
+        return cls(**{field.name: tensors[field.name].numpy() for field in fields(cls)})
+
+
+def useful_cuts(lengths: Sequence[float]) -> list[float]:
+    """Those of `CUTS` that shorten most recordings of `lengths` in s."""
+    return [seconds for seconds in CUTS if seconds < np.median(lengths)]
+
+
+def length_groups(labels: NDArray[np.str_], lengths: NDArray[np.float64]) -> list[NDArray[np.bool_]]:
+    """Recordings (n,) below `LONG` and the others, if they are of `MIN_SPEAKERS` or more."""
+    return [part for part in (lengths < LONG, lengths >= LONG) if _speakers(labels[part]) >= MIN_SPEAKERS]
 
 
 def _speakers(labels: NDArray[np.str_]) -> int:
     return len(np.unique(labels))
-
-
-def _same_threshold(vectors: NDArray[np.float32], labels: NDArray[np.str_]) -> float:
-    """The cosine at the equal error rate of all pairs; the largest one if no speaker has two recordings."""
-    a, b = np.triu_indices(len(labels), 1)
-    scores, targets = (vectors @ vectors.T)[a, b].astype(np.float64), labels[a] == labels[b]
-    return eer(scores, targets)[1] if targets.any() else float(scores.max())
 
 
 def _named_thresholds(

@@ -15,8 +15,11 @@ from utils.commands import REPORT, counted
 from utils.errors import UserError
 from utils.features.mel import MelExtractor
 from utils.files import read_json, read_text, replacing_directory, write_text
+from utils.lists import DEFAULT_PROTOCOL
 from utils.packed import CONFIG, SUMS, TRAINING, WEIGHTS, is_packed, write_packed
+from utils.speaker.calibration import Calibration
 from utils.speaker.recognizer import SpeakerRecognizer
+from utils.speaker.refit import refit
 from utils.speaker.report import table
 from utils.speaker.systems import models_of
 
@@ -28,18 +31,25 @@ _KEPT = ("task", "step", "model_config", "recipe", "recipe_hash", "speakers", "t
 _NEW_CARD = f"# Model card\n\n{BEGIN}\n{END}\n"
 
 
-def pack(checkpoint: Path, out: Path, reports: Sequence[Path]) -> dict[str, Any]:
+def pack(
+    checkpoint: Path, out: Path, reports: Sequence[Path], data: Path | None = None, protocol: str = DEFAULT_PROTOCOL
+) -> dict[str, Any]:
     """Writes the packed model of a checkpoint to `out`, with the figures of evaluations in its card.
 
     `out` is replaced as a whole, and only by a model whose embeddings have a cosine of at least `LEAST_COSINE` with
     those of the checkpoint. Its card keeps everything outside of the figures. A packed model can be packed again, with
     other figures.
 
+    Args:
+        data: folder of preprocess.py, to whose validation speakers thresholds and calibration are fitted anew.
+        protocol: name of its protocol.
+
     Returns:
         The folder, its size in bytes, the model's hash, and the least cosine.
     """
     content = load_checkpoint(checkpoint)
     before = SpeakerRecognizer(content, checkpoint, "cpu")
+    content |= refit(before, data, protocol) if data is not None else {}
     figures = [(_report(folder), folder) for folder in reports]
     card, training = _card(out), _training(checkpoint, content)
     with replacing_directory(out) as staging:
@@ -61,7 +71,7 @@ def pack(checkpoint: Path, out: Path, reports: Sequence[Path]) -> dict[str, Any]
 def _without_classifier(content: dict[str, Any]) -> dict[str, Any]:
     """Drops what only training needs: the vectors of the training speakers, who keep no more than their ids."""
     model = {name: each[:0] if name.startswith("classifier.") else each for name, each in content["model"].items()}
-    kept = {name: content[name] for name in (*_KEPT, "back_end", "operating_points") if name in content}
+    kept = {name: content[name] for name in (*_KEPT, "back_end", "operating_points", "calibration") if name in content}
     return {**kept, "speeds": 0, "model": model}
 
 
@@ -104,14 +114,24 @@ def _report(folder: Path) -> dict[str, Any]:
 
 def _facts(recognizer: SpeakerRecognizer, size: int) -> str:
     """The sentences of the card that describe the model; `size` is that of the weights in bytes."""
-    threshold = "none" if recognizer.threshold is None else f"{recognizer.threshold:.3f}"
     text = (
         f"Model `{recognizer.model_hash}`, {recognizer.name}: {recognizer.parameters:,} parameters in "
         f"{size / 1e6:.1f} MB, step {recognizer.step:,} of a training on "
         f"{counted(len(recognizer.speakers), 'speaker')} (training list "
-        f"`{recognizer.training_list}`). Threshold of verification: {threshold}."
+        f"`{recognizer.training_list}`). {_ratio(recognizer.calibration)}"
     )
     return textwrap.fill(text, 120, break_long_words=False, break_on_hyphens=False)
+
+
+def _ratio(calibration: Calibration | None) -> str:
+    if calibration is None:
+        return "It has no calibration."
+    offset, slope, growth = calibration.weights
+    low, high = calibration.seconds
+    return (
+        f"Log-likelihood ratio: {offset:.2f} + {slope:.2f} times the cosine {growth:+.2f} times the logarithm of the "
+        f"geometric mean of both lengths, within {low:g} and {high:.0f} s."
+    )
 
 
 def _command(content: dict[str, Any]) -> str:
@@ -126,19 +146,7 @@ def _figure(report: dict[str, Any], folder: Path, names: dict[str, str]) -> str:
     models = [model["hash"] for model in models_of(report)]
     whose = ", ".join(names.get(model, f"another model, `{model}`") for model in models)
     trials = f", trial list `{report['source']['trials_sha256'][:8]}`" if "trials_sha256" in report["source"] else ""
-    return f"**{folder.name}**: {report['title']}{trials}; {whose}.\n\n```text\n{table(report)}{_errors(report)}\n```"
-
-
-def _errors(report: dict[str, Any]) -> str:
-    """The line of the errors at the model's own thresholds, which a table of test conditions has already."""
-    point = report["operating_point"]
-    if report["conditions"] or not point:
-        return ""
-    accepted, rejected = point["false_acceptance"], point["false_rejection"]
-    return (
-        f"\n\nat the thresholds (median {point['threshold']:.3f}): {accepted:.1%} of the non-targets accepted, "
-        f"{rejected:.1%} of the targets rejected"
-    )
+    return f"**{folder.name}**: {report['title']}{trials}; {whose}.\n\n```text\n{table(report)}\n```"
 
 
 def _least_cosine(before: SpeakerRecognizer, after: SpeakerRecognizer) -> float:

@@ -1,4 +1,4 @@
-"""The subcommands of test.py for recordings of people: embed, verify, enroll, identify, and their store."""
+"""The subcommands of test.py for recordings of people: embed, enroll, identify, and their store."""
 
 from __future__ import annotations
 
@@ -39,6 +39,8 @@ python test.py identify --store people.safetensors unknown.flac
 python test.py identify --store people.safetensors --window 3 --hop 1 meeting.flac
 arecord -f S16_LE -r 16000 | python test.py identify --store people.safetensors --stream -
 
+The candidates are listed from best to worst, with cosines and log-likelihood ratios of verification.
+
 With --window each window of a recording is answered by itself; without it there is one answer for a recording, and a
 warning if its windows name several people. With --stream windows are answered as soon as they are complete, of a file
 or of raw PCM (mono, signed 16-bit, little-endian) on standard input, until it ends or Ctrl-C; a causal model answers
@@ -78,7 +80,7 @@ def add_commands(commands: Any) -> None:
     default = (
         "the checkpoint's, by the number of enrolled and the length, which names 5 %% of the strangers in validation"
     )
-    _add_threshold(parser, default)
+    add_threshold(parser, default)
     help = f"answer each window of this many seconds (default: the entire recording, with --stream {_CHECKED:g})"
     parser.add_argument("--window", type=cli.positive_float, metavar="SECONDS", help=help)
     help = f"seconds between the starts of windows (default: {HOP:g}, or the window if that is shorter)"
@@ -87,12 +89,6 @@ def add_commands(commands: Any) -> None:
     parser.add_argument("--stream", action=argparse.BooleanOptionalAction, default=False, help=help)
     help = "sample rate of raw PCM in Hz (default: that of the features, 16000)"
     parser.add_argument("--rate", type=cli.positive_int, metavar="N", help=help)
-
-    description = "Decide whether two recordings are of the same speaker."
-    parser = add_command(commands, "verify", _verify, description, shipped=True)
-    parser.add_argument("a", type=Path, metavar="A", help="a recording")
-    parser.add_argument("b", type=Path, metavar="B", help="another recording")
-    _add_threshold(parser, "the checkpoint's, by the lengths: at the EER of validation recordings like these")
 
     parser = add_command(commands, "people", _people, _PEOPLE, _people_problems, model=False)
     _add_store(parser, "store of enrolled speakers")
@@ -109,7 +105,8 @@ def _add_store(parser: cli.Parser, help: str) -> None:
     parser.add_argument("--store", type=Path, required=True, metavar="FILE", help=help)
 
 
-def _add_threshold(parser: cli.Parser, default: str) -> None:
+def add_threshold(parser: cli.Parser, default: str) -> None:
+    """Adds the flag that overrides the decisions of a checkpoint by a cosine."""
     help = f"least cosine of the same speaker (default: {default})"
     parser.add_argument("--threshold", type=_cosine, metavar="X", help=help)
 
@@ -254,7 +251,7 @@ def _identify(args: argparse.Namespace) -> None:
     for about, result in lines:
         print(_shown(about, result))
         if args.window is None:
-            print("".join(f"  {score:7.3f}  {name}\n" for name, score in result.scores), end="")
+            print(_ranked(result), end="")
 
 
 def _identify_stream(args: argparse.Namespace, recognizer: SpeakerRecognizer, answer: _Answerer) -> None:
@@ -288,7 +285,7 @@ class _Answerer:
         return self.recognizer.identification_threshold(self.wanted, seconds, len(self.store.speakers))
 
     def __call__(self, embedding: Any, seconds: float) -> Identification:
-        return self.store.identify(embedding, self.threshold(seconds))
+        return self.store.identify(embedding, self.threshold(seconds), self.recognizer.calibration, seconds)
 
     def windows(
         self, path: Path, window: float, hop: float, every: int = 1
@@ -327,17 +324,10 @@ def _shown(about: dict[str, Any], result: Identification | None) -> str:
     return f"{where}: {result.name} ({best}, threshold {result.threshold:.3f}, {margin})"
 
 
-def _verify(args: argparse.Namespace) -> None:
-    recognizer = load_recognizer(args, args.a, args.b)
-    recognizer.verification_threshold(args.threshold, 1.0, 1.0)  # refuses before the work if there is none
-    (first, second), seconds = recognizer.embed_speech([args.a, args.b])
-    score, threshold = float(first @ second), float(recognizer.verification_threshold(args.threshold, *seconds))
-    answer = {"a": str(args.a), "b": str(args.b), "score": score, "threshold": threshold, "same": score >= threshold}
-    if args.json:
-        print_json({**answer, "model_hash": recognizer.model_hash})
-    else:
-        decision = "same speaker" if answer["same"] else "different speakers"
-        print(f"{decision} (score {score:.3f}, threshold {threshold:.3f})")
+def _ranked(result: Identification) -> str:
+    """A line for each candidate: cosine, log-likelihood ratio, and name."""
+    llrs = ["" if llr is None else f"  LLR {llr:6.2f}" for llr in result.llrs or [None] * len(result.scores)]
+    return "".join(f"  {score:7.3f}{llr}  {name}\n" for (name, score), llr in zip(result.scores, llrs, strict=True))
 
 
 def _people_problems(args: argparse.Namespace) -> list[str]:

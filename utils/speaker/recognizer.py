@@ -5,7 +5,7 @@
     embedding = recognizer.embed_file("recording.flac")
 
 `load("runs/demo")` takes a model of your own. Embeddings are unit-normalized, so that the cosine of two recordings is
-their dot product.
+their dot product; `recognizer.compare(a, b)` gives the log-likelihood ratio of two files.
 """
 
 from __future__ import annotations
@@ -28,8 +28,10 @@ from utils.features.mel import MelExtractor
 from utils.features.speech import speech_seconds
 from utils.features.windows import Window, cut_windows, read_windows
 from utils.speaker.back_end import BackEnd
-from utils.speaker.identification import unit
-from utils.speaker.operating import OperatingPoints
+from utils.speaker.calibration import Calibration
+from utils.speaker.cohort import Cohort
+from utils.speaker.identification import cosine, unit
+from utils.speaker.operating import MIN_SPEAKERS, OperatingPoints
 from utils.speaker.streaming import EmbeddingStream, embed_continued, normalized
 from utils.trained import TrainedModel
 
@@ -63,10 +65,12 @@ class EmbeddedWindow(NamedTuple):
 class SpeakerRecognizer(TrainedModel):
     """A speaker model with the features that it was trained on.
 
-    `threshold` is the cosine at the equal error rate of the validation trials; None without a validation.
+    `threshold` is the cosine at the equal error rate of the validation trials; None without a validation. With a
+    `cohort`, evaluations normalize scores too.
     """
 
     task = "speaker"
+    cohort: Cohort | None = None
     config_class = SpeakerConfig
 
     def __init__(
@@ -78,6 +82,8 @@ class SpeakerRecognizer(TrainedModel):
         self.back_end = BackEnd.from_tensors(tensors) if tensors else BackEnd.none(self.model.embedding_dim)
         points = content.get("operating_points")
         self.operating_points = OperatingPoints.from_tensors(points) if points else None
+        weights = content.get("calibration")
+        self.calibration = Calibration.from_tensors(weights) if weights else None
         self._extractor = MelExtractor(self.recipe)
 
     def build(self, content: dict[str, Any]) -> SpeakerModel:
@@ -101,34 +107,40 @@ class SpeakerRecognizer(TrainedModel):
         return {**about, "checkpoint": {**about["checkpoint"], "valid_threshold": self.threshold}}
 
     def remove_back_end(self) -> None:
-        """Takes cosines of embeddings as the encoder gives them; thresholds, which are of other cosines, go too."""
+        """Takes cosines of embeddings as the encoder gives them; what was fitted to other cosines goes too."""
         self.back_end = BackEnd.none(self.model.embedding_dim)
-        self.threshold = self.operating_points = None
+        self.threshold = self.operating_points = self.calibration = None
 
-    def decision_threshold(self, wanted: float | None) -> float:
-        """`wanted`, or else the threshold of the checkpoint; `UserError` if there is neither."""
+    def identification_threshold(self, wanted: float | None, seconds: float, enrolled: int) -> float:
+        """`wanted`, or else that of the operating points for a recording of `seconds` and `enrolled` people.
+
+        Checkpoints without operating points have the threshold of trials only. `UserError` if there is none of them.
+        """
+        if wanted is None and self.operating_points is not None:
+            return self.operating_points.identification(seconds, enrolled)
         threshold = self.threshold if wanted is None else wanted
         if threshold is None:
             raise UserError("the checkpoint has no threshold, because it was never validated: give --threshold")
         return threshold
 
-    def identification_threshold(self, wanted: float | None, seconds: float, enrolled: int) -> float:
-        """`wanted`, or else that of the operating points for a recording of `seconds` and `enrolled` people.
+    def require_calibration(self) -> Calibration:
+        """The calibration; `UserError` if the checkpoint has none."""
+        if self.calibration is None:
+            raise UserError(
+                "the checkpoint has no calibration, because it is of an older version or was validated on fewer than "
+                f"{MIN_SPEAKERS} speakers: test.py pack --data fits one, and --threshold decides by the cosine alone"
+            )
+        return self.calibration
 
-        Checkpoints without operating points have the threshold of trials only.
+    def compare(self, a: str | Path, b: str | Path) -> float:
+        """Log-likelihood ratio of two recordings: above 0 one speaker explains them better than two do.
+
+        It is the natural logarithm of p(a, b | same speaker) / p(a, b | different speakers). `UserError` if a recording
+        has too little speech, or if the checkpoint has no calibration.
         """
-        if wanted is None and self.operating_points is not None:
-            return self.operating_points.identification(seconds, enrolled)
-        return self.decision_threshold(wanted)
-
-    def verification_threshold(self, wanted: float | None, first: ArrayLike, second: ArrayLike) -> NDArray[np.float64]:
-        """`wanted`, or else that of the operating points for recordings of `first` and `second` seconds; elementwise.
-
-        Without operating points it is one for all lengths.
-        """
-        if wanted is None and self.operating_points is not None:
-            return self.operating_points.verification(np.sqrt(np.multiply(first, second)))
-        return np.full(np.shape(first), self.decision_threshold(wanted))
+        calibration = self.require_calibration()
+        (first, second), seconds = self.embed_speech([a, b])
+        return float(calibration(cosine(first, second), *seconds))
 
     def mel_of_file(self, path: str | Path) -> Mel:
         """Log-mel spectrogram (t, n_mels) of an audio file of any sample rate."""

@@ -18,19 +18,22 @@ from utils.escapes import json_text
 from utils.files import atomic_write, read_json, write_text
 from utils.lists import Trial, join_fields, read_lines, split_fields
 from utils.plots import FORMATS, percent
+from utils.speaker import ratios
 from utils.speaker.conditions import CLEAN
 from utils.speaker.figures import PICTURES, draw_verification
 from utils.speaker.identification import PARTS, Answer, Confusion, confusions
-from utils.speaker.metrics import bootstrap_eer, error_rates, rates_at
+from utils.speaker.metrics import P_TARGETS, bootstrap_eer, error_rates
+from utils.speaker.ratios import ratio_metrics
 from utils.speaker.trials import DURATIONS, Origin, TrialSet
 
 CONDITIONS = ("all", "same_sex", "cross_chapter", "1.5s", "3s", "full")
-P_TARGETS = (0.01, 0.05)
 MIN_SPEAKERS = 3  # with two, every replicate that has both kinds of trials is the same one
 UNLIKE_PATHS = "the labels of the trial list do not follow the speakers in its paths"
 
 ANSWERS, ERRORS, RECORDINGS = "identification.txt", "errors.txt", "recordings.txt"
 CONDITION_SCORES = "conditions.safetensors"
+LLR, S_NORM = "llr", "s_norm"
+DERIVED = {LLR: "llr.safetensors", S_NORM: "s-norm.safetensors"}  # kinds of scores beside the cosines
 SCORES = {name: "scores.txt" if seconds is None else f"scores-{name}.txt" for name, seconds in DURATIONS.items()}
 COMPARISON = "comparison.html"
 
@@ -40,10 +43,10 @@ class Evaluation:
     """Raw results of an evaluation.
 
     `scores`: name of a duration -> cosines (n,) of `trials`; `conditions`: name of a test condition -> cosines (3, n)
-    float32 of the trials with both sides in the condition, the first side alone, the second alone; `thresholds`:
-    "clean" or name of a test condition -> the checkpoint's thresholds (n,) or (3, n) by the lengths of the recordings,
-    if it has any; `answers`: part of identification -> answers; `source`: recordings and lists; `reasons`: why
-    verification or identification is missing; `warnings`: sentences for the user.
+    float32 of the trials with both sides in the condition, the first side alone, the second alone; `derived`: `LLR` if
+    the model has a calibration, `S_NORM` if it has a cohort -> name of a duration or of a test condition -> float32
+    log-likelihood ratios or normalized scores of these cosines; `answers`: part of identification -> answers; `source`:
+    recordings and lists; `reasons`: why verification or identification is missing; `warnings`: sentences for the user.
     """
 
     title: str
@@ -51,26 +54,29 @@ class Evaluation:
     trials: TrialSet | None = None
     scores: dict[str, NDArray[np.float64]] = field(default_factory=dict)
     conditions: dict[str, NDArray[np.float32]] = field(default_factory=dict)
-    thresholds: dict[str, NDArray[np.float64]] = field(default_factory=dict)
+    derived: dict[str, dict[str, NDArray[np.float32]]] = field(default_factory=dict)
     answers: dict[str, list[Answer]] = field(default_factory=lambda: {part: [] for part in PARTS})
     reasons: dict[str, str] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
 
+    def derived_of(self, name: str) -> dict[str, NDArray[np.float32]]:
+        """The arrays of a duration or of a test condition, by kind."""
+        return {kind: arrays[name] for kind, arrays in self.derived.items() if name in arrays}
+
 
 def build_report(evaluation: Evaluation, about: dict[str, Any], bootstrap: int, seed: int) -> dict[str, Any]:
     """Builds the content of report.json; `about` describes the model and the command."""
-    trials, thresholds = evaluation.trials, evaluation.thresholds.get(CLEAN)
+    trials = evaluation.trials
     if trials is None:
         verification = dict.fromkeys(CONDITIONS, _absent(evaluation.reasons["verification"]))
     else:
-        verification = verification_report(trials, evaluation.scores, bootstrap, seed)
-    point = None if trials is None else _operating_point(trials, evaluation.scores["full"], thresholds)
+        verification = verification_report(evaluation, bootstrap, seed)
     return {
         "title": evaluation.title,
         "identification": identification_report(evaluation.answers, evaluation.reasons.get("identification")),
         "verification": verification,
-        "conditions": conditions_report(evaluation, {**verification["all"], "operating_point": point}, bootstrap, seed),
-        "operating_point": point,
+        "conditions": conditions_report(evaluation, verification["all"], bootstrap, seed),
+        "operating_point": verification["all"]["operating_point"],
         "source": evaluation.source,
         "trial_speakers": len(trials.speakers()) if trials is not None else 0,
         "warnings": evaluation.warnings,
@@ -81,21 +87,31 @@ def build_report(evaluation: Evaluation, about: dict[str, Any], bootstrap: int, 
 def _absent(reason: str, targets: int = 0, nontargets: int = 0) -> dict[str, Any]:
     """A verification condition without metrics, and the reason."""
     metrics = ("eer", "eer_ci", "threshold", *(f"min_dcf_{p}" for p in P_TARGETS))
-    return {**dict.fromkeys(metrics), "targets": targets, "nontargets": nontargets, "reason": reason}
+    return {
+        **dict.fromkeys(metrics),
+        **ratio_metrics(),
+        "targets": targets,
+        "nontargets": nontargets,
+        "reason": reason,
+    }
 
 
-def verification_report(
-    trials: TrialSet, scores: dict[str, NDArray[np.float64]], bootstrap: int, seed: int
-) -> dict[str, dict[str, Any]]:
+def verification_report(evaluation: Evaluation, bootstrap: int, seed: int) -> dict[str, dict[str, Any]]:
     """Metrics of each condition.
 
     `all` and `full` are the same: all trials, entire recordings. `same_sex` keeps trials whose sides have one sex, both
     known. `cross_chapter` keeps target trials across chapters and all non-targets. `1.5s` and `3s` are all trials with
     both sides cut to their middle 1.5 s or 3 s (shorter recordings stay as they are). `eer_ci` is the 95 % interval
-    from `bootstrap` draws of the speakers.
+    from `bootstrap` draws of the speakers. EER, threshold and minDCF are of the cosines, the others of
+    log-likelihood ratios; those of `s_norm` are of normalized scores.
     """
-    everything = np.ones(len(trials), dtype=bool)
-    report = {name: _condition(trials, scores[name], everything, bootstrap, seed) for name in DURATIONS}
+    trials = evaluation.trials
+
+    def condition(duration: str, chosen: NDArray[np.bool_]) -> dict[str, Any]:
+        scores = evaluation.scores[duration], evaluation.derived_of(duration)
+        return _condition(trials, *scores, chosen, bootstrap, seed)
+
+    report = {name: condition(name, np.ones(len(trials), dtype=bool)) for name in DURATIONS}
     report["all"] = report["full"]
     reasons = {}
     if not any(trials.speakers().values()):
@@ -106,22 +122,27 @@ def verification_report(
         if name in reasons:
             report[name] = _absent(reasons[name])
         else:
-            report[name] = _condition(trials, scores["full"], chosen, bootstrap, seed)
+            report[name] = condition("full", chosen)
     return {name: report[name] for name in CONDITIONS}
 
 
 def _condition(
-    trials: TrialSet, scores: NDArray[np.float64], chosen: NDArray[np.bool_], bootstrap: int, seed: int
+    trials: TrialSet,
+    scores: NDArray[np.float64],
+    derived: dict[str, NDArray[np.float32]],
+    chosen: NDArray[np.bool_],
+    bootstrap: int,
+    seed: int,
 ) -> dict[str, Any]:
     targets, scores = trials.targets[chosen], scores[chosen]
+    derived = {kind: values[chosen] for kind, values in derived.items()}
     counts = {"targets": int(targets.sum()), "nontargets": int((~targets).sum())}
     missing = [kind for kind, count in zip(("target", "non-target"), counts.values(), strict=True) if not count]
     if missing:
         return _absent(f"no {' and no '.join(missing)} trials", **counts)
-    rates = error_rates(scores, targets)
-    rate, threshold = rates.eer()
-    result: dict[str, Any] = {"eer": rate, "eer_ci": None, "threshold": threshold}
-    result |= {f"min_dcf_{p}": rates.min_dcf(p) for p in P_TARGETS}
+    result = {**_order_metrics(scores, targets), "eer_ci": None}
+    result |= ratio_metrics(derived.get(LLR), targets)
+    result |= {S_NORM: _order_metrics(derived[S_NORM], targets)} if S_NORM in derived else {}
     first, second = (side[chosen] for side in trials.sides("speaker"))
     result |= {**counts, "speakers": int(np.count_nonzero(np.bincount(np.concatenate([first, second]))))}
     if problem := interval_problem(trials, result["speakers"]):
@@ -130,6 +151,13 @@ def _condition(
     if interval is None:
         return {**result, "eer_ci_reason": "no draw of the speakers had both kinds of trials"}
     return {**result, "eer_ci": list(interval)}
+
+
+def _order_metrics(scores: NDArray[np.floating], targets: NDArray[np.bool_]) -> dict[str, Any]:
+    """EER, its threshold, and minDCF of scores (n,)."""
+    rates = error_rates(scores, targets)
+    rate, threshold = rates.eer()
+    return {"eer": rate, "threshold": threshold, **{f"min_dcf_{p}": rates.min_dcf(p) for p in P_TARGETS}}
 
 
 def interval_problem(trials: TrialSet, speakers: int) -> str | None:
@@ -150,12 +178,12 @@ def conditions_report(
         return {}
     report = {CLEAN: {"both": clean}}
     for name, cosines in evaluation.conditions.items():
-        thresholds, report[name] = evaluation.thresholds.get(name), {}
-        limits = {} if thresholds is None else by_sides(evaluation.trials, thresholds)
+        derived = {kind: by_sides(evaluation.trials, each) for kind, each in evaluation.derived_of(name).items()}
+        report[name] = {}
         for sides, (chosen, scores) in by_sides(evaluation.trials, cosines).items():
-            metrics = _condition(chosen, scores, np.ones(len(chosen), dtype=bool), bootstrap, seed)
-            point = _operating_point(chosen, scores, limits[sides][1] if limits else None)
-            report[name][sides] = {**metrics, "operating_point": point}
+            of_sides = {kind: each[sides][1] for kind, each in derived.items()}
+            everything = np.ones(len(chosen), dtype=bool)
+            report[name][sides] = _condition(chosen, scores, of_sides, everything, bootstrap, seed)
     return report
 
 
@@ -163,17 +191,6 @@ def by_sides(trials: TrialSet, values: NDArray[np.floating]) -> dict[str, tuple[
     """Trials and values of a test condition by the sides that are in it; `values` (3, n) as in `Evaluation`."""
     values = values.astype(np.float64)
     return {"both": (trials, values[0]), "one": (trials.twice(), values[1:].ravel())}
-
-
-def _operating_point(
-    trials: TrialSet, scores: NDArray[np.float64], thresholds: NDArray[np.float64] | None
-) -> dict[str, float] | None:
-    """Error rates at thresholds (n,) that were tuned elsewhere, and their median; None if a rate is undefined."""
-    if thresholds is None or trials.targets.all() or not trials.targets.any():
-        return None
-    false_rejection, false_acceptance = rates_at(scores, trials.targets, thresholds)
-    middle = float(np.median(thresholds))
-    return {"threshold": middle, "false_rejection": false_rejection, "false_acceptance": false_acceptance}
 
 
 def identification_report(answers: dict[str, list[Answer]], reason: str | None) -> dict[str, dict[str, Any]]:
@@ -203,7 +220,9 @@ def table(report: dict[str, Any]) -> str:
         costs = f"{metrics['min_dcf_0.01']:>11.3f}{metrics['min_dcf_0.05']:>8.3f}"
         counts = f"{metrics['targets']:>9}{metrics['nontargets']:>12}"
         lines.append(f"{name:<15}{percent(metrics['eer']):>9}  {shown:<19}{costs}{counts}")
+    lines += ratios.lines(report["verification"])
     lines += _condition_lines(report["conditions"])
+    lines += _normalized_lines(report)
     lines += ["", f"{'identification':<15}{'accuracy':>9}  {'recordings':<19}"]
     for part in PARTS:
         result = report["identification"][part]
@@ -219,7 +238,7 @@ def _condition_lines(conditions: dict[str, dict[str, Any]]) -> list[str]:
     """The part of the table on test conditions, one line for both sides and one for one side."""
     if not conditions:
         return []
-    lines = ["", f"{'condition':<15}{'EER':>9}  {'95 % interval':<19}  at the thresholds of the checkpoint"]
+    lines = ["", f"{'condition':<15}{'EER':>9}  {'95 % interval':<19}{ratios.HEAD}"]
     for name, by_side in conditions.items():
         for sides, metrics in by_side.items():
             label = name if sides == "both" else "  one side"
@@ -227,11 +246,21 @@ def _condition_lines(conditions: dict[str, dict[str, Any]]) -> list[str]:
                 lines.append(f"{label:<15}{'-':>9}  {metrics['reason']}")
                 continue
             shown = " to ".join(map(percent, metrics["eer_ci"])) if metrics["eer_ci"] else metrics["eer_ci_reason"]
-            point = metrics["operating_point"]
-            rates = point and [percent(point[f"false_{kind}"]) for kind in ("rejection", "acceptance")]
-            errors = f"{rates[0]} false rejects, {rates[1]} false accepts" if point else "-"
-            lines.append(f"{label:<15}{percent(metrics['eer']):>9}  {shown:<19}  {errors}")
+            lines.append(f"{label:<15}{percent(metrics['eer']):>9}  {shown:<19}{ratios.columns(metrics)}")
     return lines
+
+
+def _normalized_lines(report: dict[str, Any]) -> list[str]:
+    """The part of the table on normalized scores, if there are any."""
+    rows = {**report["verification"]}
+    for name, by_side in report["conditions"].items():
+        rows |= {name if sides == "both" else f"{name}, one side": metrics for sides, metrics in by_side.items()}
+    shown = []
+    for name, metrics in rows.items():
+        if each := metrics.get(S_NORM):
+            costs = (f"{metrics[key]:>9.3f} to {each[key]:.3f}" for key in (f"min_dcf_{p}" for p in P_TARGETS))
+            shown.append(f"{name:<21}{percent(metrics['eer']):>8} to {percent(each['eer']):>8}{''.join(costs)}")
+    return ["", f"{'by s-norm':<21}{'EER':>20}{'minDCF .01':>18}{'.05':>18}", *shown] if shown else []
 
 
 def write_report(out: Path, report: dict[str, Any], evaluation: Evaluation, pictures: str = "png") -> None:
@@ -245,9 +274,12 @@ def write_report(out: Path, report: dict[str, Any], evaluation: Evaluation, pict
         for duration, scores in evaluation.scores.items():
             write_text(out / SCORES[duration], "".join(evaluation.trials.lines(scores)))
         draw_verification(out, report, evaluation.trials, evaluation.scores, pictures)
-    if evaluation.conditions:
-        with atomic_write(out / CONDITION_SCORES) as file:
-            file.write(save(evaluation.conditions))
+    arrays = {CONDITION_SCORES: evaluation.conditions}
+    arrays |= {DERIVED[kind]: values for kind, values in evaluation.derived.items()}
+    for name, values in arrays.items():
+        if values:
+            with atomic_write(out / name) as file:
+                file.write(save(values))
     given = {part: answers for part, answers in evaluation.answers.items() if answers}
     if given:
         lines = (join_fields(part, *answer) for part, answers in given.items() for answer in answers)
@@ -258,7 +290,7 @@ def write_report(out: Path, report: dict[str, Any], evaluation: Evaluation, pict
 
 def clear_report(out: Path) -> None:
     """Removes the files of an earlier evaluation or comparison, and pictures of every format."""
-    names = REPORT, ANSWERS, ERRORS, RECORDINGS, CONDITION_SCORES, COMPARISON, *SCORES.values()
+    names = REPORT, ANSWERS, ERRORS, RECORDINGS, CONDITION_SCORES, COMPARISON, *DERIVED.values(), *SCORES.values()
     pictures = (*PICTURES, "confusion")  # the last was drawn by earlier versions
     for name in (*names, *(f"{picture}.{kind}" for picture in pictures for kind in FORMATS)):
         (out / name).unlink(missing_ok=True)
@@ -286,6 +318,10 @@ def pool(title: str, evaluations: Sequence[Evaluation]) -> Evaluation:
         pooled.scores = {name: np.concatenate([each.scores[name] for each in with_trials]) for name in SCORES}
         shared = [name for name in with_trials[0].conditions if all(name in each.conditions for each in with_trials)]
         pooled.conditions = {name: np.hstack([each.conditions[name] for each in with_trials]) for name in shared}
+        for name in (*SCORES, *shared):
+            arrays = [each.derived_of(name) for each in with_trials]
+            for kind in set.intersection(*map(set, arrays)):
+                pooled.derived.setdefault(kind, {})[name] = np.hstack([each[kind] for each in arrays])
     else:
         pooled.reasons["verification"] = "none of the evaluations has trials"
     pooled.answers = {part: [answer for each in evaluations for answer in each.answers[part]] for part in PARTS}
@@ -315,15 +351,18 @@ def read_evaluation(folder: Path) -> Evaluation:
         evaluation.trials = TrialSet.build(trials, origins)
         evaluation.scores = {name: np.array([float(score) for score, *_ in lines]) for name, lines in rows.items()}
     if (folder / CONDITION_SCORES).exists():
-        scores = _read_condition_scores(folder / CONDITION_SCORES)
+        scores = _read_arrays(folder / CONDITION_SCORES)
         evaluation.conditions = {name: scores[name] for name in report["conditions"] if name != CLEAN}
+    evaluation.derived = {
+        kind: _read_arrays(folder / name) for kind, name in DERIVED.items() if (folder / name).exists()
+    }
     if (folder / ANSWERS).exists():
         for part, *answer in _read(folder / ANSWERS):
             evaluation.answers[part].append(Answer(*answer))
     return evaluation
 
 
-def _read_condition_scores(path: Path) -> dict[str, NDArray[np.float32]]:
+def _read_arrays(path: Path) -> dict[str, NDArray[np.float32]]:
     try:
         return load_file(path)
     except SafetensorError as error:

@@ -20,13 +20,13 @@ from utils.features.store import FeatureStore
 from utils.lists import training_list_hash
 from utils.speaker.augment import AUGMENTATIONS, WaveAugmentation
 from utils.speaker.back_end import BackEnd
+from utils.speaker.calibration import Calibration
 from utils.speaker.crops import SPEEDS, CropDataset
 from utils.speaker.initial import begin_with
 from utils.speaker.metrics import eer, rates_at
-from utils.speaker.operating import OperatingPoints
+from utils.speaker.operating import OperatingPoints, useful_cuts
 from utils.speaker.protocol import read_protocol
 from utils.speaker.recognizer import embed_mels, middle
-from utils.speaker.trials import DURATIONS
 from utils.training.distributed import Ranks
 from utils.training.options import TrainingOptions
 from utils.training.runlog import RunLog
@@ -115,6 +115,7 @@ class SpeakerTask:
         self.model.feature_norm.std.copy_(torch.from_numpy(std))
         self.back_end: BackEnd | None = None
         self.points: OperatingPoints | None = None
+        self.calibration: Calibration | None = None
         if is_new and self.options.init:
             taken = begin_with(self.model, self.config, store.recipe, self.speakers, self.options.init)
             if self._keeps_back_end():
@@ -208,7 +209,7 @@ class SpeakerTask:
         mels = [self.store.mel(items[number]) for number in ranks.share(len(items))]
         embeddings = self._embed(mels, len(items), ranks)
         if self.points is None or not self._keeps_back_end():
-            self.points = self._operating_points(items, mels, embeddings, ranks)
+            self._fit_decisions(items, mels, embeddings, ranks)
         targets, left, right = zip(*((target, place[a], place[b]) for target, a, b in self.trials), strict=True)
         scores, targets = (embeddings[list(left)] * embeddings[list(right)]).sum(1), np.array(targets)
         rate, threshold = eer(scores, targets)
@@ -219,18 +220,16 @@ class SpeakerTask:
         """Embeddings (count, e) by the back end; `mels` are this rank's share."""
         return self.back_end(ranks.join_rows(embed_mels(self.model, mels, ranks.device), count))
 
-    def _operating_points(
-        self, items: Sequence[int], mels: Sequence[np.ndarray], whole: np.ndarray, ranks: Ranks
-    ) -> OperatingPoints | None:
-        """Thresholds by duration; `whole` (n, e) are the embeddings of entire recordings."""
+    def _fit_decisions(self, items: Sequence[int], mels: Sequence[np.ndarray], whole: np.ndarray, ranks: Ranks) -> None:
+        """Fits thresholds and calibration by duration; `whole` (n, e) are the embeddings of entire recordings."""
         recipe, rows = self.store.recipe, [self.store.rows[item] for item in items]
-        lengths = [row.seconds for row in rows]
+        speakers, lengths = [row.speaker for row in rows], [row.seconds for row in rows]
         cut = {}
-        for seconds in filter(None, DURATIONS.values()):
+        for seconds in useful_cuts(lengths):
             frames = recipe.frames(round(seconds * recipe.sample_rate))
-            if seconds < np.median(lengths):
-                cut[seconds] = self._embed([middle(mel, frames) for mel in mels], len(items), ranks)
-        return OperatingPoints.fit(cut, whole, [row.speaker for row in rows], lengths)
+            cut[seconds] = self._embed([middle(mel, frames) for mel in mels], len(items), ranks)
+        self.points = OperatingPoints.fit(cut, whole, speakers, lengths)
+        self.calibration = Calibration.fit(cut, whole, speakers, lengths)
 
     def _fit_back_end(self, ranks: Ranks) -> BackEnd:
         """Fits the back end to the first samples of the run, augmented as in training; finite ones only."""
@@ -267,13 +266,15 @@ class SpeakerTask:
         }
 
     def attachments(self) -> dict[str, Any]:
-        """The back end and the operating points of the last validation."""
-        found = {"back_end": self.back_end, "operating_points": self.points}
+        """What the last validation fitted."""
+        found = {"back_end": self.back_end, "operating_points": self.points, "calibration": self.calibration}
         return {name: value.to_tensors() for name, value in found.items() if value is not None}
 
     def restore(self, checkpoint: dict[str, Any]) -> None:
-        """Takes the back end and the operating points of a checkpoint."""
+        """Takes what a validation fitted from a checkpoint."""
         if "back_end" in checkpoint:
             self.back_end = BackEnd.from_tensors(checkpoint["back_end"])
         if "operating_points" in checkpoint:
             self.points = OperatingPoints.from_tensors(checkpoint["operating_points"])
+        if "calibration" in checkpoint:
+            self.calibration = Calibration.from_tensors(checkpoint["calibration"])
