@@ -8,6 +8,7 @@ python test.py enroll --store people.safetensors --name Ada ada1.flac ada2.wav
 python test.py enroll --store people.safetensors --folder recordings
 python test.py identify --store people.safetensors unknown.flac
 python test.py identify --store people.safetensors --window 3 meeting.flac
+python test.py timeline --store people.safetensors --out meeting meeting.flac
 python test.py people --store people.safetensors list
 python test.py verify a.flac b.flac
 python test.py embed --checkpoint runs/demo a.flac b.flac --out embeddings.safetensors
@@ -15,8 +16,8 @@ python test.py pack --checkpoint runs/demo --out pretrained/speaker --report rep
 python test.py synthesize --checkpoint runs/voice --text "Good morning." --out morning.wav
 
 A checkpoint is a file (best.pt), a run folder, a packed model, or the name of one in pretrained/; enroll, identify,
-verify and embed take pretrained/speaker by default. Audio is any file that libsndfile reads, or ffmpeg for M4A and the
-like, at any sample rate. Exit codes: 0 done, 2 bad input.
+timeline, verify and embed take pretrained/speaker by default. Audio is any file that libsndfile reads, or ffmpeg for
+M4A and the like, at any sample rate. Exit codes: 0 done, 2 bad input.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ from utils.commands import REPORT, add_command, add_report_arguments, counted, p
 from utils.lists import DEFAULT_PROTOCOL
 from utils.speaker import people
 from utils.speaker.people import load_recognizer
+from utils.speaker.timeline import command as timeline
 
 _COMPARE = """Compare recognizers on the same trials: differences of EERs to the first, with paired intervals.
 
@@ -99,6 +100,7 @@ def add_commands(commands: Any) -> None:
     parser.add_argument("--report", type=Path, nargs="+", default=[], metavar="EVALUATION", help=help)
 
     people.add_commands(commands)
+    timeline.add_commands(commands)
 
 
 def _pool(args: argparse.Namespace) -> None:
