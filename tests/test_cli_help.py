@@ -29,7 +29,8 @@ def parsers(name: str) -> dict[str, cli.Parser]:
 
 def test_the_list_of_scripts_is_complete():
     scripts = ["download.py", "preprocess.py", "profile_model.py", "test.py", "train_tacomamba.py"]
-    measuring = ["degraded", "embedding_speed", "loading", "metrics", "mixers", "peers", "pretrained", "recognizers"]
+    measuring = ["degraded", "diarization", "embedding_speed", "loading", "metrics", "mixers", "peers", "pretrained"]
+    measuring.append("recognizers")
     assert SCRIPTS == [*(f"benchmarks/{name}.py" for name in measuring), *scripts]
     commands = set(subparsers(build_parser("test.py")))
     assert {"evaluate", "embed", "enroll", "identify", "verify"} <= commands

@@ -36,11 +36,12 @@ def add_commands(commands: Any) -> None:
     parser.add_argument("--store", type=Path, metavar="FILE", help=help)
     help = "number of people who speak, or auto, to find out up to 10"
     parser.add_argument("--speakers", type=_number, default="auto", metavar="N", help=help)
-    help = (
-        "least cosine of a voice and an enrollment of the same name, and of two voices of one person (default: that of "
-        "identify, by the seconds of the voice)"
-    )
+    default = "that of identify for recordings as long as the windows of speech that voices are made of"
+    help = f"least cosine of a voice and an enrollment for the voice to get its name (default: {default})"
     parser.add_argument("--threshold", type=cli.fraction, metavar="X", help=help)
+    default = "that of identify, by the seconds of the shorter one"
+    help = f"least cosine of two voices for them to be one person's, with --speakers auto (default: {default})"
+    parser.add_argument("--same-threshold", type=cli.fraction, metavar="X", help=help)
     help = "folder for the timeline as RTTM, JSON and a picture (default: none is written)"
     parser.add_argument("--out", type=Path, metavar="FOLDER", help=help)
 
@@ -68,7 +69,7 @@ def _timeline(args: argparse.Namespace) -> None:
         raise UserError(f"--out {args.out} is a file; a folder is needed")
     number = None if args.speakers == "auto" else int(args.speakers)
     with only_writer(args.out) if args.out is not None else contextlib.nullcontext():
-        timeline = make_timeline(recognizer, args.audio, store, number, args.threshold)
+        timeline = make_timeline(recognizer, args.audio, store, number, args.threshold, args.same_threshold)
         content = _content(timeline, args, recognizer.model_hash)
         if args.out is not None:
             write_text(args.out / RTTM, to_rttm(timeline.segments, args.audio.stem))

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from utils.features.speech import HOP
 from utils.speaker.enrollment import UNKNOWN, EnrollmentStore, Identification
-from utils.speaker.timeline.listening import STEPS, Frames, listen, runs
+from utils.speaker.timeline.listening import STEPS, WINDOW, Frames, listen, runs
 from utils.speaker.timeline.segments import Segment
-from utils.speaker.timeline.voices import find_voices
+from utils.speaker.timeline.voices import Voice, find_voices
 
 if TYPE_CHECKING:
     from utils.speaker.recognizer import SpeakerRecognizer
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 _LEAST = 0.5  # s of speech in a recording; less is nobody's
 _SHORTEST = 0.2  # s of a segment
 _CHANGE = 0.6  # s before and after a change of person that tell whether both speak
-_UNBROKEN = 0.75  # share of these with syllables, from which on they do: turns that do not overlap leave a pause
+_UNBROKEN = 0.85  # share of these with syllables, from which on they do: turns that do not overlap leave a pause
 _BOTH = 0.3  # s before and after the change for which they do
 
 
@@ -64,20 +64,25 @@ def make_timeline(
     store: EnrollmentStore | None = None,
     number: int | None = None,
     threshold: float | None = None,
+    same_threshold: float | None = None,
 ) -> Timeline:
     """The timeline of an audio file.
 
     Args:
         store: enrolled people; voices of nobody among them are named "speaker 1" and so on.
         number: how many people speak; None to find out.
-        threshold: least cosine of a voice and the enrollment whose name it gets, and of two voices of one person
-            (default: that of the recognizer for identification, by the seconds of the voice).
+        threshold: least cosine of a voice and the enrollment whose name it gets (default: that of the recognizer to
+            identify a recording as long as a window, because a voice is the mean of such).
+        same_threshold: least cosine of two voices that are one person's, where `number` is None (default: that of the
+            recognizer to identify a recording as long as the shorter one, with one enrolled).
 
     Raises:
         UserError: the file cannot be read, or the recognizer has no threshold and none is given.
     """
-    recognizer.identification_threshold(threshold, 1.0, 1)  # refuses before the work if there is none
-    return timeline_of(listen(recognizer, path), recognizer, store, number, threshold)
+    for wanted, is_needed in ((threshold, store is not None), (same_threshold, number is None)):
+        if is_needed:
+            recognizer.identification_threshold(wanted, WINDOW, 1)  # refuses before the work if there is none
+    return timeline_of(listen(recognizer, path), recognizer, store, number, threshold, same_threshold)
 
 
 def timeline_of(
@@ -86,27 +91,28 @@ def timeline_of(
     store: EnrollmentStore | None = None,
     number: int | None = None,
     threshold: float | None = None,
+    same_threshold: float | None = None,
 ) -> Timeline:
     """The timeline of a recording that was listened to; arguments as those of `make_timeline`."""
 
-    def identify(embedding: NDArray[np.float32], seconds: float) -> Identification | None:
+    def identify(voice: Voice) -> Identification | None:
         if store is None:
             return None
-        limit = recognizer.identification_threshold(threshold, seconds, len(store.speakers))
-        return store.identify(embedding, limit)
+        limit = recognizer.identification_threshold(threshold, WINDOW, len(store.speakers))
+        return store.identify(voice.embedding, limit)
 
-    def is_same(voices: Sequence[tuple[NDArray[np.float32], float]]) -> bool:
-        names = [found.name if (found := identify(*voice)) else UNKNOWN for voice in voices]
+    def is_same(pair: tuple[Voice, Voice]) -> bool:
+        names = [found.name if (found := identify(voice)) else UNKNOWN for voice in pair]
         if UNKNOWN not in names:
             return names[0] == names[1]
-        (first, _), (second, _) = voices
-        seconds = min(seconds for _, seconds in voices)
-        return float(first @ second) >= recognizer.identification_threshold(threshold, seconds, 1)
+        (first, _), (second, _) = pair
+        seconds = min(voice.seconds for voice in pair)
+        return float(first @ second) >= recognizer.identification_threshold(same_threshold, seconds, 1)
 
     if frames.speech.sum() * HOP < _LEAST:
         return Timeline(frames.seconds, [], [], frames.peaks)
     voices, path = find_voices(frames, number, is_same)
-    found = [identify(*voice) for voice in voices]
+    found = [identify(voice) for voice in voices]
     names = _names(found, path[frames.spoken > 0], store)
     segments = _segments(frames, np.array([names.index(name) for name in names])[path], names)
     people = []

@@ -4,14 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-
-from utils.errors import UserError
-from utils.files import read_text
 
 
 class Segment(NamedTuple):
@@ -47,21 +43,6 @@ def to_rttm(segments: Iterable[Segment], recording: str) -> str:
         f"SPEAKER {name} 1 {start:.3f} {end - start:.3f} <NA> <NA> {'_'.join(speaker.split())} <NA> <NA>\n"
         for start, end, speaker in segments
     )
-
-
-def read_rttm(path: str | Path) -> list[Segment]:
-    """The segments of an RTTM file of one recording; `UserError` if a line is none of that format."""
-    segments = []
-    for number, line in enumerate(read_text(path).splitlines(), 1):
-        fields = line.split()
-        if fields[:1] != ["SPEAKER"]:
-            continue
-        try:
-            start, seconds = float(fields[3]), float(fields[4])
-            segments.append(Segment(start, start + seconds, fields[7]))
-        except (IndexError, ValueError) as error:
-            raise UserError(f"{path}, line {number}: not a line of the RTTM format") from error
-    return segments
 
 
 def errors(reference: Sequence[Segment], found: Sequence[Segment], collar: float = 0.0, named: bool = False) -> Errors:
