@@ -3,7 +3,8 @@
     python benchmarks/diarization.py --raw CORPORA --split speechocean762 train-clean-100 --speakers test.txt \\
         --noise-folder CORPORA/speakers_more/noise --out conversations
     python benchmarks/diarization.py --raw CORPORA --split speechocean762 train-clean-100 --speakers test.txt \\
-        --noise-folder CORPORA/speakers_more/noise --out others --embeddings resemblyzer --threshold 0.8 --same-threshold 0.9
+        --noise-folder CORPORA/speakers_more/noise --out others --embeddings resemblyzer \\
+        --threshold 0.8 --same-threshold 0.9
 
 Five conversations of each number of people, 2 to 5, all of one split, and each at two levels of noise: two minutes of
 turns of 1 to 10 s, of which three tenths begin 0.5 to 2 s before the end of the one before, and the others 0.1 to 1.5 s
@@ -265,8 +266,8 @@ def _table(results: Sequence[dict[str, Any]], draws: int, seed: int) -> str:
     sums = {name: sum(row["overlaps"][name] for row in given) for name in given[0]["overlaps"]}
     note = (
         f"Overlap: {sums['true'] / _total(given, 1).speech:.1%} of the speech. Marked: {sums['places']} places, of "
-        f"which {sums['true_places']} have some; by time, precision {sums['both'] / max(sums['found'], 0.01):.2f} and recall "
-        f"{sums['both'] / sums['true']:.2f}."
+        f"which {sums['true_places']} have some; by time, precision {sums['both'] / max(sums['found'], 0.01):.2f} "
+        f"and recall {sums['both'] / sums['true']:.2f}."
     )
     return table(["diarization error rate", *CASES], rows) + "\n\n" + note
 

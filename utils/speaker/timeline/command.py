@@ -48,11 +48,8 @@ def add_commands(commands: Any) -> None:
 
 def _number(text: str) -> str:
     """argparse type: a number of people, or auto; the word, because configurations keep it."""
-    if text != "auto":
-        try:
-            cli.positive_int(text)
-        except argparse.ArgumentTypeError as error:
-            raise argparse.ArgumentTypeError(f"{error}, or auto") from error
+    if text != "auto" and not (text.isdecimal() and int(text)):
+        raise argparse.ArgumentTypeError(f"must be auto, or a whole number from 1 on, not {text!r}")
     return text
 
 

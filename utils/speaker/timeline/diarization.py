@@ -146,7 +146,7 @@ def _segments(frames: Frames, path: NDArray[np.int64], names: Sequence[str]) -> 
     found = [
         Segment(round(start * HOP, 3), round(end * HOP, 3), names[person])
         for person, steps in speaking.items()
-        for start, end in runs(steps)
+        for start, end in runs(steps).tolist()
         if end - start >= round(_SHORTEST / HOP)
     ]
     return sorted(found)

@@ -30,7 +30,7 @@ def draw_timeline(path: Path, timeline: Timeline, title: str) -> None:
     for start, end in timeline.overlaps:
         below.axvspan(start, end, color="#000000", alpha=0.15, linewidth=0)
     below.set_yticks(range(len(names)), names)
-    below.set_ylim(len(names) - 0.5, -0.5)
+    below.set_ylim(max(1, len(names)) - 0.5, -0.5)
     below.set_xlim(0, timeline.seconds)
     below.xaxis.set_major_formatter(lambda time, _: f"{int(time) // 60}:{time % 60:02.0f}")
     below.set_xlabel("time (min:s)" + ("; gray: two people at once" if timeline.overlaps else ""))
