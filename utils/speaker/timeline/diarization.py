@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 
 _LEAST = 0.5  # s of speech in a recording; less is nobody's
 _SHORTEST = 0.2  # s of a segment
-_CHANGE = 0.6  # s before and after a change of person that tell whether both speak
-_UNBROKEN = 0.85  # share of these with syllables, from which on they do: turns that do not overlap leave a pause
-_BOTH = 0.3  # s before and after the change for which they do
+_CHANGE = 0.5  # s before and after a change of person that tell whether both speak
+_UNBROKEN = 0.8  # share of these with syllables, from which on they do: turns that do not overlap leave a pause
+_BOTH = 0.4  # s before and after the change for which they do
 
 
 @dataclass(frozen=True)

@@ -24,8 +24,8 @@ FRAME = STEPS * HOP
 WINDOW = 1.5  # s that an embedding hears: shorter ones tell people apart less, longer ones blur the borders of turns
 _PIECE, _MARGIN = 125 * FRAME, 4 * FRAME  # s; the margin holds half a window, and what the measure of speech looks at
 _STAYS = 3.0  # dB that speech rises from one rise above `RISE` to the next
-_PAUSE = 0.6  # s of silence within speech
-_AROUND = 0.12  # s of speech before and after what rises
+_PAUSE = 0.8  # s of silence within speech
+_AROUND = 0.16  # s of speech before and after what rises
 
 
 @dataclass(frozen=True)
