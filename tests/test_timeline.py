@@ -103,10 +103,10 @@ def test_a_single_window_of_another_voice_is_no_turn_and_a_change_without_pause_
     timeline = timeline_of(frames_of(turns, unbroken=True), recognizer, number=2)
     change = 22 * FRAME
     assert timeline.segments == [
-        Segment(0.48, round(change + 0.3, 3), "speaker 1"),
-        Segment(round(change - 0.3, 3), round(53 * FRAME, 3), "speaker 2"),
+        Segment(0.48, round(change + 0.4, 3), "speaker 1"),
+        Segment(round(change - 0.4, 3), round(53 * FRAME, 3), "speaker 2"),
     ]
-    assert timeline.overlaps == [(round(change - 0.3, 3), round(change + 0.3, 3))]
+    assert timeline.overlaps == [(round(change - 0.4, 3), round(change + 0.4, 3))]
 
 
 def test_names_are_of_the_enrolled_only_and_decide_who_is_the_same(recognizer):
