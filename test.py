@@ -9,6 +9,7 @@ python test.py enroll --store people.safetensors --folder recordings
 python test.py identify --store people.safetensors unknown.flac
 python test.py identify --store people.safetensors --window 3 meeting.flac
 python test.py identify --store people.safetensors --stream meeting.flac
+python test.py timeline --store people.safetensors --out meeting meeting.flac
 python test.py people --store people.safetensors list
 python test.py verify a.flac b.flac
 python test.py verify --prior 0.01 --cost-false-accept 10 a.flac b.flac
@@ -17,8 +18,8 @@ python test.py pack --checkpoint runs/demo --data data/processed/demo --out pret
 python test.py synthesize --checkpoint runs/voice --text "Good morning." --out morning.wav
 
 A checkpoint is a file (best.pt), a run folder, a packed model, or the name of one in pretrained/; enroll, identify,
-verify and embed take pretrained/speaker by default. Audio is any file that libsndfile reads, or ffmpeg for M4A and the
-like, at any sample rate. Exit codes: 0 done, 2 bad input.
+timeline, verify and embed take pretrained/speaker by default. Audio is any file that libsndfile reads, or ffmpeg for
+M4A and the like, at any sample rate. Exit codes: 0 done, 2 bad input.
 """
 
 from __future__ import annotations

@@ -60,7 +60,7 @@ def _evaluate(args: argparse.Namespace) -> None:
 
     torch.set_num_threads(args.threads)
     with report_folder(args.out), torch.inference_mode():
-        recognizer = _as_recognizer(args.system, SYSTEMS[args.system]())
+        recognizer = as_recognizer(args.system, SYSTEMS[args.system]())
         conditions = parse_conditions(args.conditions)
         evaluation = evaluate_audio(recognizer, args.audio_root, args.trials, None, conditions)
         about = {"model": {"name": args.system, "hash": args.system}, "config": cli.plain_arguments(args)}
@@ -69,7 +69,7 @@ def _evaluate(args: argparse.Namespace) -> None:
         show_report(args, report, table(report))
 
 
-def _as_recognizer(system: str, embed: Embed) -> object:
+def as_recognizer(system: str, embed: Embed) -> object:
     """A recognizer whose features are the samples themselves."""
     from utils.speaker.recognizer import SpeakerRecognizer
 

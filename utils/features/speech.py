@@ -2,7 +2,7 @@
 
 Syllables make many bands rise and fall again within a second, whatever the gain. Hum, tones and steady noise do not,
 nor does noise whose level changes once. So a band's floor is its level after morphological opening, the highest level
-that it keeps for `_LASTING`, and a frame is speech where its `_BEST` bands exceed their floors by `_RISE` on average.
+that it keeps for `_LASTING`, and a frame is speech where its `_BEST` bands exceed their floors by `RISE` on average.
 """
 
 from __future__ import annotations
@@ -10,14 +10,14 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-_FRAME, _HOP = 0.040, 0.020  # s; two periods of 50 Hz, so that hum does not flutter
+HOP = 0.020  # s between frames of twice that: two periods of 50 Hz, so that hum does not flutter
 _EDGES = (200, 400, 700, 1100, 1700, 2500, 3400)  # Hz; above hum and offsets, within a telephone's band
 _QUANTUM = 1e-9  # power added to each band: -90 dB of full scale, where 16 bits end
 _RANGE = 1e-5  # and relative to the loudest: how far the end of a click can fall
 _LASTING = 0.8  # s; half of it at the borders of a recording: less than a speaker needs to be enrolled
 _BEST = 3  # noise may hide the rest
 _MOST = 15.0  # dB that a band counts at most: one alone, as of a tone, is not enough
-_RISE = 6.0  # dB; white and pink noise reach 5.5 once in 15 minutes
+RISE = 6.0  # dB; white and pink noise reach 5.5 once in 15 minutes
 _CLICK = 9  # frames of the median that drops what is shorter than 0.1 s
 _PAUSE = 0.3  # s between rises that count as speech
 
@@ -27,19 +27,23 @@ def speech_seconds(samples: NDArray[np.float32], sample_rate: int) -> float:
 
     Other sounds that come and go several times a second in many bands, such as music, count as well.
     """
-    frame, hop = round(_FRAME * sample_rate), round(_HOP * sample_rate)
+    gaps = np.diff(found := np.flatnonzero(rises(samples, sample_rate) > RISE))
+    return HOP * float(len(found[:1]) + np.where(gaps <= _PAUSE / HOP, gaps, 1).sum())
+
+
+def rises(samples: NDArray[np.float32], sample_rate: int) -> NDArray[np.float32]:
+    """How far the bands exceed their floors, in dB: (T,), frames of 2 `HOP` s that start `HOP` s apart."""
+    frame, hop = round(2 * HOP * sample_rate), round(HOP * sample_rate)
     if len(samples) < frame:
-        return 0.0
+        return np.empty(0, np.float32)
     peak = np.abs(samples).max()
     if peak > 1:  # files of floats may exceed full scale by so much that powers overflow
         samples = samples / peak
     levels = _median(_levels(samples, frame, hop, sample_rate), 3)
-    width = 2 * round(_LASTING / _HOP / 2) + 1
+    width = 2 * round(_LASTING / HOP / 2) + 1
     floor = _highest(-_highest(-levels, width), width)
     best = np.sort(levels - floor, axis=0)[-_BEST:]
-    rise = _median(np.minimum(best, _MOST).mean(axis=0), _CLICK)
-    gaps = np.diff(found := np.flatnonzero(rise > _RISE))
-    return _HOP * float(len(found[:1]) + np.where(gaps <= _PAUSE / _HOP, gaps, 1).sum())
+    return _median(np.minimum(best, _MOST).mean(axis=0), _CLICK)
 
 
 def _levels(samples: NDArray[np.float32], frame: int, hop: int, sample_rate: int) -> NDArray[np.float32]:

@@ -11,6 +11,7 @@ from utils.commands import REPORT, add_command, add_report_arguments, counted, p
 from utils.lists import DEFAULT_PROTOCOL
 from utils.speaker import people, verification
 from utils.speaker.people import load_recognizer
+from utils.speaker.timeline import command as timeline
 
 TOP = 100
 """Embeddings of a cohort that count by default."""
@@ -119,6 +120,7 @@ def add_commands(commands: Any) -> None:
 
     people.add_commands(commands)
     verification.add_commands(commands)
+    timeline.add_commands(commands)
 
 
 def _pool(args: argparse.Namespace) -> None:
