@@ -9,7 +9,7 @@ from typing import Any
 from utils import cli
 from utils.commands import REPORT, add_command, add_report_arguments, counted, print_json, report_folder, show_report
 from utils.lists import DEFAULT_PROTOCOL
-from utils.speaker import people
+from utils.speaker import export, people
 from utils.speaker.people import load_recognizer
 
 _COMPARE = """Compare recognizers on the same trials: differences of EERs to the first, with paired intervals.
@@ -98,6 +98,7 @@ def add_commands(commands: Any) -> None:
     help = "--out folders of evaluate or pool, for the figures in the card"
     parser.add_argument("--report", type=Path, nargs="+", default=[], metavar="EVALUATION", help=help)
 
+    export.add_commands(commands)
     people.add_commands(commands)
 
 
