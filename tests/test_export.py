@@ -177,11 +177,11 @@ def test_the_example_of_the_documentation_runs(exported, trained_run):
     assert elsewhere(exported, block).startswith(f"score {first @ second:.3f}, threshold ")
 
 
-@pytest.mark.parametrize("format", ["torchscript", "torch-export"])
-def test_files_for_torch_need_none_of_this_code(format, trained_run, tmp_path, capsys):
-    words = ["--checkpoint", trained_run, "--format", format, "--out", tmp_path / "speaker.pt2"]
+@pytest.mark.parametrize(("format", "name"), [("torchscript", "speaker.pt"), ("torch-export", "speaker.pt2")])
+def test_files_for_torch_need_none_of_this_code(format, name, trained_run, tmp_path, capsys):
+    words = ["--checkpoint", trained_run, "--format", format, "--out", tmp_path / name]
     shown = answer(capsys, "export", *words)
-    assert shown["difference"] < 1e-5 and shown["bytes"] == (tmp_path / "speaker.pt2").stat().st_size
+    assert shown["difference"] < 1e-5 and shown["bytes"] == (tmp_path / name).stat().st_size
     (block,) = (block for block in blocks("docs/export.md", "python") if f'"{format}"' in block)
     code = block + "\nimport sys; assert not {'models', 'utils'} & set(sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
