@@ -178,8 +178,9 @@ def test_the_example_of_the_documentation_runs(exported, trained_run):
 
 
 @pytest.mark.parametrize(("format", "name"), [("torchscript", "speaker.pt"), ("torch-export", "speaker.pt2")])
-def test_files_for_torch_need_none_of_this_code(format, name, trained_run, tmp_path, capsys):
-    words = ["--checkpoint", trained_run, "--format", format, "--out", tmp_path / name]
+def test_files_for_torch_need_none_of_this_code(format, name, tmp_path, capsys):
+    save_checkpoint(tmp_path / "best.pt", content(mixer="lstm", embedding_dim=192))
+    words = ["--checkpoint", tmp_path, "--format", format, "--out", tmp_path / name]
     shown = answer(capsys, "export", *words)
     assert shown["difference"] < 1e-5 and shown["bytes"] == (tmp_path / name).stat().st_size
     (block,) = (block for block in blocks("docs/export.md", "python") if f'"{format}"' in block)
@@ -187,6 +188,17 @@ def test_files_for_torch_need_none_of_this_code(format, name, trained_run, tmp_p
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout == "16000 torch.Size([1, 192])\n"
+
+
+def test_metadata_have_every_group_of_numbers_for_decisions(tmp_path):
+    groups = {"operating_points": {"seconds": torch.tensor([1.0, 3.0])}, "other": {"weights": torch.ones(1, 2)}}
+    save_checkpoint(tmp_path / "best.pt", {**content(), **groups})
+    about = export.metadata(recognizer(), tmp_path)
+    assert about["decisions"] == {
+        "threshold": 0.25,
+        "operating_points": {"seconds": [1.0, 3.0]},
+        "other": {"weights": [[1.0, 1.0]]},
+    }
 
 
 def test_no_vectors_of_training_speakers_are_exported(trained_run):

@@ -50,13 +50,15 @@ class SamplesToEmbedding(nn.Module):
         self.model = copy.deepcopy(recognizer.model).cpu()
         self.model.classifier = None  # the vectors of the training speakers stay here
         set_backend(self.model, "decomposed")
-        for name, tensor in recognizer.back_end.to_tensors().items():
-            self.register_buffer(name, tensor)
+        back_end = recognizer.back_end.to_tensors()
+        self.register_buffer("center", back_end["center"])
+        self.register_buffer("whitening", back_end["whitening"])
         self.longest, self.grid = recognizer.longest_window, recognizer.config.subsampling
 
     def forward(self, samples: Tensor) -> Tensor:
         mel = self.log_mel(samples)
-        (batch, frames), starts, lengths, width = mel.shape[:2], *self._windows(mel.shape[1])
+        batch, frames, _ = mel.shape
+        starts, lengths, width = self._windows(frames)
         frame = (starts.unsqueeze(1) + torch.arange(self.grid * width)).clamp(max=frames - 1)
         windows = mel[:, frame].flatten(0, 1)  # (b k, w, n_mels); what is beyond a window's length is padding
         embeddings = F.normalize(self.model.embed(windows, lengths.repeat(batch)), dim=-1)
