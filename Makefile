@@ -67,8 +67,8 @@ clean:
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Installations. Each stamp is as old as its requirement file's last installation.
-$(TESTS)/.dev: requirements-dev.txt requirements-eval.txt $(VENV)/.demo $(TESTS)/.made
-	$(TEST_PY) $(INSTALL) -r requirements-dev.txt -r requirements-eval.txt
+$(TESTS)/.dev: requirements-dev.txt requirements-eval.txt requirements-export.txt $(VENV)/.demo $(TESTS)/.made
+	$(TEST_PY) $(INSTALL) -r requirements-dev.txt -r requirements-eval.txt -r requirements-export.txt
 	@touch $@
 
 # The path in users.pth is relative, so that a checkout can move.

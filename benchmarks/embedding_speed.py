@@ -2,6 +2,7 @@
 
     python benchmarks/embedding_speed.py --speech ../shared/data/speakers_dev/LibriSpeech
     python benchmarks/embedding_speed.py --speech SPEECH --checkpoint runs/a --systems resemblyzer campplus
+    python benchmarks/embedding_speed.py --speech SPEECH --exported speaker.onnx
 
 One recording at a time, of 3 and of 30 s, joined from recordings under --speech. The systems take turns within a round;
 medians over the rounds, and their range. --systems are those of benchmarks/pretrained.py. Nothing else should run at
@@ -38,6 +39,7 @@ def build_parser() -> cli.Parser:
     add("--speech", type=Path, required=True, metavar="FOLDER", help="folder of FLAC files at 16 kHz")
     add("--checkpoint", default="speaker", metavar="MODEL", help="recognizer: checkpoint, run folder or packed model")
     add("--systems", nargs="*", choices=SYSTEMS, default=[], help="pretrained recognizers to measure beside it")
+    add("--exported", type=Path, nargs="*", default=[], metavar="FILE", help="ONNX files by test.py export, likewise")
     add("--rounds", type=cli.positive_int, default=15, metavar="N", help="rounds, after one that does not count")
     return parser
 
@@ -52,6 +54,7 @@ def _measure(args: argparse.Namespace) -> None:
 
     torch.set_num_threads(1)
     systems = {args.checkpoint: _ours(args.checkpoint)} | {name: SYSTEMS[name]() for name in args.systems}
+    systems |= {str(path): _exported(path) for path in args.exported}
     speech = joined_speech(args.speech)
     factors = {(name, seconds): [] for name in systems for seconds in SECONDS}
     with torch.inference_mode():
@@ -69,6 +72,15 @@ def _ours(checkpoint: str) -> Callable[[np.ndarray], np.ndarray]:
 
     recognizer = SpeakerRecognizer.load(checkpoint, "cpu")
     return lambda samples: recognizer.embed_mels([recognizer.mel_of_samples("speech", samples)])[0]
+
+
+def _exported(path: Path) -> Callable[[np.ndarray], np.ndarray]:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    session = onnxruntime.InferenceSession(path, options)
+    return lambda samples: session.run(["embedding"], {"samples": samples[None]})[0]
 
 
 def joined_speech(folder: Path) -> np.ndarray:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from models.engine.backends import resolve
 from models.engine.interface import causal_conv, selective_scan, ssd
+from models.engine.reference import without_autocast
 
 NO_STEP = -1e4  # a raw step size whose softplus is 0, as is its gradient
 
@@ -156,7 +157,7 @@ class Mamba(StateSpaceMixer):
         x, gate = self.in_proj(x).chunk(2, dim=-1)  # (b, l, d) each
         u, conv_input = self.convolve(x, valid, seq_idx, state, backend)
         dt, B, C = self.x_proj(u).split([self.dt_rank, self.d_state, self.d_state], dim=-1)
-        with torch.autocast(u.device.type, enabled=False):
+        with without_autocast(u.device.type):
             weight = self.dt_proj.weight
             dt = F.linear(dt.to(weight.dtype), weight)  # (b, l, d); the bias is added inside the scan
             A = -self.A_log.exp()

@@ -152,7 +152,7 @@ class LSTMMixer(nn.Module):
 
     def __init__(self, config: MixerConfig, causal: bool) -> None:
         super().__init__()
-        self.causal = causal
+        self.causal, self.backend = causal, "auto"
         d_inner, directions = config.expand * config.d_model, 1 if causal else 2
         if d_inner % directions:
             raise ValueError(f"expand x d_model = {d_inner} must be even for a bidirectional lstm")
@@ -162,6 +162,9 @@ class LSTMMixer(nn.Module):
     def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
         if self.causal:
             return self.out_proj(self.lstm(x)[0])
+        if self.backend == "decomposed":  # exporters cannot follow the batches of a packed sequence
+            backward = reverse_by_length(self._read(reverse_by_length(x, lengths), 1), lengths)
+            return self.out_proj(torch.cat([self._read(x, 0), backward], dim=-1))
         packed = pack_padded_sequence(x, lengths.cpu(), batch_first=True, enforce_sorted=False)
         y, _ = pad_packed_sequence(self.lstm(packed)[0], batch_first=True, total_length=x.shape[1])
         return self.out_proj(y)
@@ -176,6 +179,12 @@ class LSTMMixer(nn.Module):
         y, state = self.lstm(x, state)
         return self.out_proj(y), state
 
+    def _read(self, x: Tensor, direction: int) -> Tensor:
+        """The output of one direction's weights from left to right: (b, l, d_model) -> (b, l, d_inner / 2)."""
+        start = x.new_zeros(1, x.shape[0], self.lstm.hidden_size)
+        weights = self.lstm.all_weights[direction]
+        return torch.lstm(x, (start, start), weights, True, 1, 0.0, False, False, True)[0]
+
 
 @MIXERS.register("conv")
 class ConvMixer(nn.Module):
@@ -187,7 +196,7 @@ class ConvMixer(nn.Module):
     def __init__(self, config: MixerConfig, causal: bool) -> None:
         super().__init__()
         d_model, d_inner, kernel = config.d_model, config.expand * config.d_model, config.conv_kernel
-        self.ahead = 0 if causal else kernel // 2
+        self.ahead, self.backend = 0 if causal else kernel // 2, "auto"
         self.in_proj = nn.Linear(d_model, 2 * d_inner, bias=False)
         self.conv1d = nn.Conv1d(d_inner, d_inner, kernel, groups=d_inner)
         self.norm = nn.RMSNorm(d_inner, eps=1e-5)
@@ -212,7 +221,8 @@ class ConvMixer(nn.Module):
         return self._project(y), torch.cat([state.to(x.dtype), x], dim=1)[:, x.shape[1] :]
 
     def _convolve(self, x: Tensor, before: Tensor | None = None) -> Tensor:
-        return causal_conv(x, self.conv1d.weight.squeeze(1), self.conv1d.bias, before)
+        backend = "decomposed" if self.backend == "decomposed" else "torch"
+        return causal_conv(x, self.conv1d.weight.squeeze(1), self.conv1d.bias, before, backend=backend)
 
     def _project(self, y: Tensor) -> Tensor:
         return self.out_proj(F.silu(self.norm(y.to(self.norm.weight.dtype))))

@@ -5,9 +5,9 @@ import re
 import resource
 import subprocess
 import sys
-import tomllib
 
 import pytest
+import yaml
 from shown_commands import MODULES, ROOT, SCRIPTS, build_parser, lines_of, parse, split_command, subparsers
 
 from utils import cli
@@ -81,7 +81,7 @@ def test_every_script_states_the_version(words, capsys):
     name, *rest = words.split()
     with pytest.raises(SystemExit) as stop:
         build_parser(name).parse_args([*rest, "--version"])
-    version = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["version"]
+    version = yaml.safe_load((ROOT / "CITATION.cff").read_text("utf-8"))["version"]
     assert stop.value.code == 0 and capsys.readouterr().out == f"TacoMamba {version}\n"
 
 

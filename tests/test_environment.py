@@ -47,7 +47,7 @@ def environment(name: str) -> tuple[dict, list[str], dict[str, str]]:
     return content, [item for item in content["dependencies"] if isinstance(item, str)], pins(pip)
 
 
-@pytest.mark.parametrize("name", [f"requirements{part}.txt" for part in ("", "-demo", "-eval", "-dev")])
+@pytest.mark.parametrize("name", [f"requirements{part}.txt" for part in ("", "-demo", "-eval", "-export", "-dev")])
 def test_requirements_are_pinned_exactly(name):
     versions = requirements(name)
     assert versions and all(re.fullmatch(r"\d+(\.\d+)+(\.post\d+)?", version) for version in versions.values())
@@ -83,8 +83,9 @@ def test_kernel_wheels_fit_the_cuda_environment():
 
 
 def test_python_versions_agree():
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    assert project["requires-python"] == ">=3.11,<3.14"
+    tools = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]
+    assert tools["ruff"]["target-version"] == "py311"
+    assert "Python 3.11 to 3.13" in (ROOT / "README.md").read_text(encoding="utf-8")
     assert "(3, 11) <= sys.version_info[:2] <= (3, 13)" in (ROOT / "Makefile").read_text(encoding="utf-8")
 
 
@@ -92,18 +93,31 @@ def test_license_is_the_verbatim_text_and_is_named_everywhere():
     text = (ROOT / "LICENSE").read_bytes()
     # The text at apache.org, which Apache-licensed distributions on PyPI carry byte for byte.
     assert hashlib.sha256(text).hexdigest() == "cfc7749b96f63bd31c3c42b5c471bf756814053e847c10f3eb003417bc523d30"
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
-    assert project["license"] == citation["license"] == "Apache-2.0"
-    assert str(citation["version"]) == project["version"]
+    assert citation["license"] == "Apache-2.0"
     assert {"cff-version", "message", "title", "authors", "type"} <= set(citation)
+
+
+@pytest.mark.parametrize("how", [[], ["--editable"]], ids=["install", "editable"])
+def test_pip_says_that_this_is_no_package(how, tmp_path):
+    """In one sentence, without the network, and without leaving anything behind."""
+    checkout = tmp_path / "checkout"
+    (checkout / "utils").mkdir(parents=True)
+    for name in ("pyproject.toml", "utils/__init__.py", "utils/installation.py"):
+        (checkout / name).write_bytes((ROOT / name).read_bytes())
+    target = ["--no-index", "--target", tmp_path / "installed"]
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "install", *target, *how, checkout]
+    done = subprocess.run(pip, capture_output=True, text=True)
+    assert done.returncode != 0 and not (tmp_path / "installed").exists()
+    assert "TacoMamba is not a package: run its scripts from a checkout" in done.stderr + done.stdout
+    assert "Traceback" not in done.stderr + done.stdout
 
 
 def test_notice_names_what_is_used_under_other_terms():
     notice = (ROOT / "NOTICE").read_text(encoding="utf-8")
     for name in ("espeak-ng", "GPL-3.0-or-later", "LibriSpeech", "CC BY 4.0", "LJSpeech", "public domain"):
         assert name in notice
-    for file in ("requirements-demo.txt", "requirements-eval.txt"):
+    for file in ("requirements-demo.txt", "requirements-eval.txt", "requirements-export.txt"):
         for name in requirements(file):
             assert name in notice and name not in requirements("requirements.txt")
 

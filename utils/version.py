@@ -1,4 +1,4 @@
-"""The version of the project, which pyproject.toml states."""
+"""The version of the project, which CITATION.cff states."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ class ShowVersion(argparse.Action):
     """Action of `--version`: prints the version and exits."""
 
     def __call__(self, parser: argparse.ArgumentParser, *args: Any) -> None:
-        import tomllib  # only here, as every script has this flag
+        import yaml  # only here, as every script has this flag
 
-        content = (Path(__file__).resolve().parents[1] / "pyproject.toml").read_text(encoding="utf-8")
-        print(f"TacoMamba {tomllib.loads(content)['project']['version']}")
+        content = (Path(__file__).resolve().parents[1] / "CITATION.cff").read_text(encoding="utf-8")
+        print(f"TacoMamba {yaml.safe_load(content)['version']}")
         parser.exit()

@@ -23,7 +23,7 @@ COST = {"native": ", which is 8 % slower"}  # of torch in its place, if it was m
 
 
 def set_backend(module: nn.Module, backend: str) -> None:
-    """Makes every state-space mixer in `module` use `backend`; ValueError if there is no such backend."""
+    """Makes every mixer in `module` that has backends use `backend`; ValueError if there is no such backend."""
     if backend not in BACKENDS:
         raise ValueError(f"unknown backend {backend!r}; there are {', '.join(BACKENDS)}")
     for part in module.modules():

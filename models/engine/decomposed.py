@@ -61,13 +61,15 @@ def _widened(inputs: Inputs) -> Inputs:
 
 
 def _doublings(length: int | torch.SymInt) -> list[int]:
-    """Lists 1, 2, 4, ... below the length, or below LONGEST where the graph must serve every length."""
+    """Lists 1, 2, 4, ... below the length, or below its bound, at most LONGEST, if a graph must serve every length."""
     if isinstance(length, int):
         if length > LONGEST:
             raise ValueError(f"the decomposed selective scan takes at most {LONGEST} frames, not {length}")
         return [2**i for i in range((length - 1).bit_length())]
     torch._check(length <= LONGEST, lambda: f"the decomposed selective scan takes at most {LONGEST} frames")
-    return [2**i for i in range(DOUBLINGS)]
+    from torch.fx.experimental.symbolic_shapes import statically_known_true  # imported by then: length is symbolic
+
+    return [2**i for i in range(DOUBLINGS) if not statically_known_true(length <= 2**i)]
 
 
 def ssd(inputs: SSDInputs) -> tuple[Tensor, Tensor]:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 
 from utils.errors import UserError
 from utils.features.recipe import MelRecipe
@@ -56,13 +57,17 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-class MelExtractor:
-    """Extractor of log-mel frames from a waveform, as a `MelRecipe` says."""
+class LogMel(nn.Module):
+    """Log-mel energies as a `MelRecipe` says: samples (b, s) float32 at the recipe's rate -> (b, t, n_mels).
+
+    t is `recipe.frames(s)`, which must not be 0. Samples that are too large give values that are not finite.
+    """
 
     def __init__(self, recipe: MelRecipe) -> None:
+        super().__init__()
         transforms = import_torchaudio().transforms
         self.recipe = recipe
-        self._spectrogram = transforms.Spectrogram(
+        self.spectrogram = transforms.Spectrogram(
             n_fft=recipe.n_fft,
             win_length=recipe.win_length,
             hop_length=recipe.hop_length,
@@ -70,7 +75,7 @@ class MelExtractor:
             power=2.0,
             center=False,
         )
-        self._mel_scale = transforms.MelScale(
+        self.mel_scale = transforms.MelScale(
             n_mels=recipe.n_mels,
             sample_rate=recipe.sample_rate,
             f_min=recipe.f_min,
@@ -79,6 +84,22 @@ class MelExtractor:
             norm=None if recipe.mel_norm == "none" else recipe.mel_norm,
             mel_scale=recipe.mel_scale,
         )
+
+    def forward(self, samples: Tensor) -> Tensor:
+        recipe = self.recipe
+        mode = "reflect" if recipe.padding == "hifigan" else "constant"
+        padded = nn.functional.pad(samples, recipe.pad, mode=mode)
+        power = self.spectrogram(padded) + recipe.power_floor  # (b, n_fft / 2 + 1, t)
+        spectrum = power.sqrt() if recipe.power == 1.0 else power
+        return self.mel_scale(spectrum).clamp_min(recipe.log_floor).log().mT
+
+
+class MelExtractor:
+    """Extractor of log-mel frames from a waveform, as a `MelRecipe` says."""
+
+    def __init__(self, recipe: MelRecipe) -> None:
+        self.recipe = recipe
+        self._log_mel = LogMel(recipe)
 
     @torch.no_grad()
     def __call__(self, waveform: np.ndarray) -> np.ndarray:
@@ -89,17 +110,12 @@ class MelExtractor:
         Raises:
             UserError: T would be 0, or samples are so large that the energies are not finite.
         """
-        recipe = self.recipe
-        recipe.require_frame(len(waveform))
-        mode = "reflect" if recipe.padding == "hifigan" else "constant"
+        self.recipe.require_frame(len(waveform))
         samples = torch.from_numpy(np.ascontiguousarray(waveform, dtype=np.float32))
-        padded = torch.nn.functional.pad(samples[None], recipe.pad, mode=mode)
-        power = self._spectrogram(padded)[0] + recipe.power_floor  # (n_fft / 2 + 1, T)
-        spectrum = power.sqrt() if recipe.power == 1.0 else power
-        mel = self._mel_scale(spectrum)  # (n_mels, T)
+        mel = self._log_mel(samples[None])[0]
         if not mel.isfinite().all():
             raise UserError(f"the features are not finite: samples reach {np.abs(waveform).max():.3g}")
-        return mel.clamp_min(recipe.log_floor).log().T.contiguous().numpy()
+        return mel.contiguous().numpy()
 
 
 class MelStream:

@@ -9,7 +9,7 @@ from typing import Any
 from utils import cli
 from utils.commands import REPORT, add_command, add_report_arguments, counted, print_json, report_folder, show_report
 from utils.lists import DEFAULT_PROTOCOL
-from utils.speaker import people, verification
+from utils.speaker import export, people, verification
 from utils.speaker.people import load_recognizer
 from utils.speaker.timeline import command as timeline
 
@@ -118,6 +118,7 @@ def add_commands(commands: Any) -> None:
     parser.add_argument("--data", type=Path, metavar="FOLDER", help=help)
     parser.add_argument("--protocol", metavar="NAME", help=f"protocol of the data (default: {DEFAULT_PROTOCOL})")
 
+    export.add_commands(commands)
     people.add_commands(commands)
     verification.add_commands(commands)
     timeline.add_commands(commands)

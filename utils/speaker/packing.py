@@ -152,14 +152,14 @@ def _figure(report: dict[str, Any], folder: Path, names: dict[str, str]) -> str:
 def _least_cosine(before: SpeakerRecognizer, after: SpeakerRecognizer) -> float:
     """The least cosine between embeddings of generated audio by two recognizers; NaN if one is not finite."""
     extract = MelExtractor(before.recipe)
-    mels = [extract(_voice(number, before.recipe.sample_rate)) for number in range(12)]
+    mels = [extract(generated_voice(number, 1 + number / 4, before.recipe.sample_rate)) for number in range(12)]
     return float((before.embed_mels(mels) * after.embed_mels(mels)).sum(1).min())
 
 
-def _voice(number: int, rate: int) -> NDArray[np.float32]:
-    """Generated audio of 1 to 4 s: syllables of harmonics, and noise."""
-    draw = np.random.default_rng(number)
-    time = np.arange(int(draw.uniform(1, 4) * rate)) / rate
+def generated_voice(seed: int, seconds: float, rate: int) -> NDArray[np.float32]:
+    """Generated audio (s,): syllables of harmonics, and noise."""
+    draw = np.random.default_rng(seed)
+    time = np.arange(int(seconds * rate)) / rate
     pitch = draw.uniform(80, 280) * (1 + 0.05 * np.sin(2 * np.pi * draw.uniform(0.5, 2) * time))
     phase, tilt = 2 * np.pi * np.cumsum(pitch) / rate, draw.uniform(0.5, 1.5)
     harmonics = sum(draw.uniform(0.2, 1) * np.sin(order * phase) / order**tilt for order in range(1, 13))

@@ -160,9 +160,14 @@ class SpeakerRecognizer(TrainedModel):
     def _windows(self, path: str | Path) -> Iterator[Window]:
         """Windows of samples whose frames are those of `cut_windows` of the entire spectrogram."""
         recipe = self.recipe
-        hop = self._frames(WINDOW_SECONDS) * recipe.hop_length
+        hop = self.longest_window * recipe.hop_length
         overlap = recipe.n_fft - sum(recipe.pad) - recipe.hop_length
         return read_windows(path, recipe.sample_rate, hop + overlap, hop, recipe.hop_length)
+
+    @property
+    def longest_window(self) -> int:
+        """Frames of a spectrogram that are embedded as a whole."""
+        return self._frames(WINDOW_SECONDS)
 
     def embed_mels(self, mels: Sequence[Mel]) -> NDArray[np.float32]:
         """Unit-normalized embeddings (n, d) of log-mel spectrograms (t_i, n_mels), in batches of like length.
@@ -170,7 +175,7 @@ class SpeakerRecognizer(TrainedModel):
         One of more than `WINDOW_SECONDS` gets the mean of its windows' embeddings, weighted by their lengths; of a
         model that can stream, the running embedding of all of it.
         """
-        length = self._frames(WINDOW_SECONDS)
+        length = self.longest_window
         return self._embed([(Part(mel, len(mel)) for _, mel in cut_windows([mel], length, length)) for mel in mels])
 
     def _embed(self, recordings: Iterable[Iterator[Part]]) -> NDArray[np.float32]:

@@ -1,0 +1,160 @@
+"""The subcommand of test.py that exports a recognizer for projects without this code; docs/export.md shows its use."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from utils.commands import add_command, print_json
+from utils.errors import UserError
+
+if TYPE_CHECKING:
+    from utils.speaker.embedder import Embed
+    from utils.speaker.recognizer import SpeakerRecognizer
+
+FORMATS = ("onnx", "torchscript", "torch-export")
+FORMAT = "tacomamba-embedding-1"  # of the metadata
+PACKAGES = {"onnx": ("onnx", "onnxscript", "onnxruntime")}  # that a format needs beyond requirements.txt
+TOLERANCE = 1e-4  # of each number of an embedding
+SECONDS = (0.5, 1.7, 3.0, 10.0, 70.0)  # of the recordings of the check; the longest has two windows
+
+_EXPORT = """Export a recognizer as one file for a project without this code: samples in, embeddings out.
+
+python test.py export --out speaker.onnx
+python test.py export --checkpoint runs/demo --format torchscript --out demo.pt
+
+The file takes samples (batch, n) float32 at the model's sample rate, any number of them, and gives embeddings (batch,
+e) of length 1. It is loaded and compared with the recognizer before it is written. Its metadata are JSON: rate, recipe
+of the features, and what decisions need. docs/export.md shows the use of each format.
+"""
+
+
+def add_commands(commands: Any) -> None:
+    """Adds the subcommand."""
+    parser = add_command(commands, "export", _export, _EXPORT, _problems, model=False)
+    parser.add_config()
+    help = "checkpoint file, run folder, or packed model (default: the one in pretrained/)"
+    parser.add_argument("--checkpoint", type=Path, metavar="PATH", help=help)
+    help = "onnx for onnxruntime and the like, torchscript for torch.jit.load, torch-export for torch.export.load"
+    parser.add_argument("--format", choices=FORMATS, default="onnx", help=help)
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="file to write")
+
+
+def _problems(args: argparse.Namespace) -> list[str]:
+    return [f"--out {args.out} is a folder; a file is needed"] if args.out.is_dir() else []
+
+
+def _export(args: argparse.Namespace) -> None:
+    exported = export(args.checkpoint, args.format, args.out)
+    if args.json:
+        print_json(exported)
+        return
+    lengths = ", ".join(f"{seconds:g}" for seconds in SECONDS)
+    print(
+        f"exported {exported['name']}, model {exported['model_hash']}, {exported['bytes'] / 1e6:.1f} MB, "
+        f"to {exported['out']}; embeddings of noise and of a voice of {lengths} s, alone and together, differ by at "
+        f"most {exported['difference']:.1g} from those of the recognizer"
+    )
+
+
+def export(checkpoint: Path | None, format: str, out: Path) -> dict[str, Any]:
+    """Writes a recognizer to `out` in a format, if the file embeds as the recognizer does.
+
+    Returns:
+        The file, its size, the model's name and hash, and the largest difference of an embedding's number.
+
+    Raises:
+        UserError: the checkpoint or a package is missing, the model cannot be exported, or the difference is larger
+            than `TOLERANCE`; `out` is untouched then.
+    """
+    _require_packages(format)
+    from utils.files import atomic_write
+    from utils.packed import shipped_model
+    from utils.speaker import embedder
+    from utils.speaker.recognizer import SpeakerRecognizer
+
+    checkpoint = shipped_model("speaker") if checkpoint is None else checkpoint
+    recognizer = SpeakerRecognizer.load(checkpoint, "cpu")
+    suffix = format.replace("-", "_")
+    with embedder.without_notes():
+        try:
+            graph = embedder.trace(embedder.SamplesToEmbedding(recognizer), recognizer.recipe)
+            content = getattr(embedder, f"to_{suffix}")(graph, json.dumps(metadata(recognizer, checkpoint)))
+            embed = getattr(embedder, f"from_{suffix}")(content)
+            difference = largest_difference(embed, recognizer, SECONDS)
+        except (UserError, MemoryError):
+            raise
+        except Exception as error:  # exporters and runtimes raise what they like, with long explanations
+            reason = str(error).strip().partition("\n")[0] or type(error).__name__
+            raise UserError(f"{recognizer.name} cannot be exported to {format}: {reason}") from error
+    if not difference <= TOLERANCE:
+        raise UserError(
+            f"{recognizer.name} cannot be exported to {format}: embeddings differ by {difference:.2g}, more than "
+            f"{TOLERANCE:g}"
+        )
+    with atomic_write(out) as file:
+        file.write(content)
+    about = {"name": recognizer.name, "model_hash": recognizer.model_hash, "format": format}
+    return {"out": str(out), "bytes": len(content), **about, "seconds": list(SECONDS), "difference": difference}
+
+
+def _require_packages(format: str) -> None:
+    missing = [name for name in PACKAGES.get(format, ()) if importlib.util.find_spec(name) is None]
+    if missing:
+        raise UserError(
+            f"--format {format} needs the package{'s' * (len(missing) > 1)} {' and '.join(missing)}: "
+            "pip install -r requirements-export.txt"
+        )
+
+
+def metadata(recognizer: SpeakerRecognizer, checkpoint: Path) -> dict[str, Any]:
+    """What a user of the file has to know, as plain values; `decisions` are the checkpoint's groups of tensors."""
+    from torch import Tensor
+
+    from utils.checkpoint import load_checkpoint
+    from utils.speaker.recognizer import WINDOW_SECONDS
+
+    groups = {
+        name: {key: each.tolist() for key, each in group.items()}
+        for name, group in load_checkpoint(checkpoint).items()
+        if name not in ("model", "back_end") and isinstance(group, dict) and _holds_tensors(group, Tensor)
+    }
+    recipe = recognizer.recipe
+    return {
+        "format": FORMAT,
+        "model": {"name": recognizer.name, "hash": recognizer.model_hash, "step": recognizer.step},
+        "sample_rate": recipe.sample_rate,
+        "least_samples": recipe.samples(2),
+        "window_seconds": WINDOW_SECONDS,
+        "embedding_dim": recognizer.model.embedding_dim,
+        "recipe": {"hash": recipe.hash, **recipe.to_dict()},
+        "decisions": {"threshold": recognizer.threshold, **groups},
+    }
+
+
+def _holds_tensors(group: dict[str, Any], tensor: type) -> bool:
+    return bool(group) and all(isinstance(each, tensor) for each in group.values())
+
+
+def largest_difference(embed: Embed, recognizer: SpeakerRecognizer, lengths: Sequence[float]) -> float:
+    """The largest difference of a number of an embedding, over noise and a voice of `lengths` in s; NaN if one is.
+
+    The recordings are embedded alone and as a batch of two.
+    """
+    import numpy as np
+
+    from utils.speaker.packing import generated_voice
+
+    rate, differences = recognizer.recipe.sample_rate, []
+    for number, seconds in enumerate(lengths):
+        voice = generated_voice(number, seconds, rate)
+        noise = 0.1 * np.random.default_rng(number).standard_normal(len(voice)).astype(np.float32)
+        both = np.stack([voice, noise])
+        wanted = np.stack([recognizer.embed_samples(each, rate) for each in both])
+        for samples, embeddings in ((both, wanted), (both[:1], wanted[:1]), (both[1:], wanted[1:])):
+            differences.append(np.abs(embed(samples) - embeddings).max())
+    return float(np.max(differences))
