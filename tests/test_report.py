@@ -193,7 +193,7 @@ def test_report_is_written_with_scores_and_pictures(tmp_path: Path):
     for name in ("det.svg", "confusion.png"):
         (tmp_path / name).write_text("an old picture")
     write_report(tmp_path, report, result)
-    assert {path.suffix for path in tmp_path.iterdir()} == {".txt", ".json", ".png"}
+    assert {path.suffix for path in tmp_path.iterdir()} == {".txt", ".json", ".png", ".safetensors"}
     assert strict((tmp_path / "report.json").read_text()) == report
     assert report["identification"]["utterance"] == {"accuracy": 2 / 3, "n": 3, "speakers": 2}
     assert report["identification"]["chapter"] == {
