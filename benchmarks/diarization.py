@@ -4,7 +4,7 @@
         --noise-folder CORPORA/speakers_more/noise --out conversations
     python benchmarks/diarization.py --raw CORPORA --split speechocean762 train-clean-100 --speakers test.txt \\
         --noise-folder CORPORA/speakers_more/noise --out others --embeddings resemblyzer \\
-        --threshold 0.8 --same-threshold 0.9
+        --threshold 0.6 --same-threshold 0.9
 
 Five conversations of each number of people, 2 to 5, all of one split, and each at two levels of noise: two minutes of
 turns of 1 to 10 s, of which three tenths begin 0.5 to 2 s before the end of the one before, and the others 0.1 to 1.5 s

@@ -248,6 +248,7 @@ def test_memory_does_not_grow_with_a_recording(conversation, tmp_path):
 
 
 @pytest.mark.real
+@pytest.mark.timeout(900)
 def test_conversations_of_real_people(real_data, tmp_path):
     diarization = load_script("benchmarks/diarization.py")
     speakers = (real_data / "speakers_more" / "heldout_speakers.txt").read_text()

@@ -46,7 +46,7 @@ def to_rttm(segments: Iterable[Segment], recording: str) -> str:
 
 
 def errors(reference: Sequence[Segment], found: Sequence[Segment], collar: float = 0.0, named: bool = False) -> Errors:
-    """The errors of `found`, overlapping speech included, by the definition of NIST's md-eval and pyannote.metrics.
+    """The errors of `found`, overlapping speech included, by the definition of md-eval and pyannote.metrics.
 
     `collar` s on both sides of each border of the reference are not scored: md-eval's collar, and half of that of
     pyannote.metrics. Without `named`, speakers are paired such that the confusion is least.
