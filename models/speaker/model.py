@@ -48,7 +48,7 @@ class FeatureNorm(nn.Module):
         if not self.level:
             return mel
         if self.causal:
-            return self._continued(mel, self.initial_state(len(mel)))[0]
+            return self._continued(mel, self.initial_state(mel.shape[0]))[0]
         energy = _energy(mel).masked_fill(~length_mask(lengths, mel.shape[1]), 0)
         return _relative(mel, energy.sum(1, keepdim=True) / lengths.unsqueeze(1))
 
