@@ -103,7 +103,7 @@ def house(tmp_path_factory, librispeech_root, ljspeech_root, processed, trained_
     shutil.copy(trials, folder / "trials.txt")
     speaker = min(librispeech_root.glob("LibriSpeech/*/*/"))
     recordings = sorted(speaker.glob("*/*.flac"))
-    for name, audio in zip(("ada1", "ada2", "unknown"), recordings, strict=False):
+    for name, audio in zip(("ada1", "ada2", "unknown", "meeting"), recordings, strict=False):
         shutil.copy(audio, folder / f"{name}.flac")
     for chapter, audio in zip(("900011", "900012"), recordings, strict=False):  # of the demo corpus in the README
         place = folder / "data/raw/demo/LibriSpeech/demo/90001" / chapter
