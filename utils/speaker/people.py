@@ -311,7 +311,7 @@ def _warn_of_several(path: Path, answer: _Answerer, seconds: float) -> None:
     names = [f"{name} in {count}" for name, count in counts.most_common() if count >= enough]
     if len(names) > 1:
         found = f"of {len(results)} windows of {_CHECKED:g} s: {', '.join(names)}"
-        print(f"warning: {path} has several people, {found}; --window shows who speaks when", file=sys.stderr)
+        print(f"warning: {path} has several people, {found}; timeline shows who speaks when", file=sys.stderr)
 
 
 def _shown(about: dict[str, Any], result: Identification | None) -> str:
