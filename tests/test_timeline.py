@@ -238,6 +238,7 @@ def test_bad_input_is_one_sentence(trained_run, conversation, tmp_path, capsys):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["text.wav"]
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_a_recording(conversation, tmp_path):
     samples, _ = soundfile.read(conversation[0])
     words = ["timeline", "--speakers", 3]
@@ -247,6 +248,7 @@ def test_memory_does_not_grow_with_a_recording(conversation, tmp_path):
     assert len(found["segments"]) == 10 * len(TURNS)
 
 
+@pytest.mark.slow
 @pytest.mark.real
 @pytest.mark.timeout(900)
 def test_conversations_of_real_people(real_data, tmp_path):
