@@ -213,6 +213,12 @@ def test_silence_is_nobody(trained_run, tmp_path, capsys, seconds):
     assert (tmp_path / "out" / "timeline.rttm").read_text() == ""
 
 
+@pytest.mark.filterwarnings("error")
+def test_fewer_windows_than_voices_are_no_reason_to_warn(recognizer, tmp_path):
+    soundfile.write(tmp_path / "short.wav", speak(np.random.default_rng(1), "101", 1.5), RATE)
+    assert make_timeline(recognizer, tmp_path / "short.wav", number=10).people
+
+
 def test_a_word_is_a_voice(recognizer, tmp_path):
     samples = np.concatenate([np.zeros(RATE // 2), speak(np.random.default_rng(1), "101", 0.9), np.zeros(RATE // 2)])
     soundfile.write(tmp_path / "word.wav", samples, RATE)

@@ -85,8 +85,8 @@ def _voices(
 
 def _cluster(vectors: NDArray[np.float32], number: int) -> NDArray[np.int64]:
     """Labels (n,) of vectors (n, d) in clusters."""
-    if number == 1:
-        return np.zeros(len(vectors), dtype=np.int64)
+    if number in (1, len(vectors)):
+        return np.arange(len(vectors)) % number
     from sklearn.cluster import SpectralClustering
 
     affinity = ((1 + vectors.astype(np.float64) @ vectors.T) / 2).clip(0, 1)
