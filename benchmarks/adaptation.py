@@ -12,6 +12,7 @@ found and strangers named at the stored thresholds. Means over the draws; differ
 from __future__ import annotations
 
 import argparse
+import shutil
 import subprocess
 import sys
 import time
@@ -99,11 +100,11 @@ def _enough(recordings: Sequence[Path], seconds: float) -> list[Path]:
 def _fine_tuned(args: argparse.Namespace, draw: int, chosen: dict[str, list[Path]]) -> tuple[Path, float]:
     """The run folder of the model fine-tuned on `chosen`, and the wall time of the training in s."""
     raw, data, run = (args.out / f"{kind}-{draw}" for kind in ("raw", "data", "run"))
+    shutil.rmtree(raw, ignore_errors=True)  # links of another --seconds or --new
     for paths in chosen.values():
         for path in paths:
             link = raw / "new" / path.relative_to(args.speech)
             link.parent.mkdir(parents=True, exist_ok=True)
-            link.unlink(missing_ok=True)
             link.symlink_to(path.resolve())
     words = ["--layout", "librispeech", "--raw", raw, "--split", "new", "--store", "audio", "--out", data]
     _script("preprocess.py", *words, "--heldout-speakers", 0, "--valid-speakers", 0, "--no-identification-tests")

@@ -13,8 +13,7 @@ from utils.speaker import export, people, verification
 from utils.speaker.people import load_recognizer
 from utils.speaker.timeline import command as timeline
 
-TOP = 100
-"""Embeddings of a cohort that count by default."""
+TOP = 100  # embeddings of a cohort that count by default
 
 _COMPARE = """Compare recognizers on the same trials: differences of EERs to the first, with paired intervals.
 
