@@ -106,6 +106,8 @@ def _evaluate_problems(args: argparse.Namespace) -> list[str]:
         problems.append("--cohort-top needs --cohort")
     if args.cohort is not None and args.back_end is False:
         problems.append("--no-back-end and --cohort contradict: the embeddings of the cohort come from the back end")
+    if args.cohort is not None and args.s_norm is False:
+        problems.append("--no-s-norm and --cohort contradict: a cohort is what scores are normalized by")
     return problems
 
 

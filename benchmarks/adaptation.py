@@ -138,15 +138,19 @@ def _measures(
     named = np.array([store.identify(embedding, threshold).name for embedding in tested])
     is_own = np.isin(labels, list(chosen))
     found, wrong = (named == labels)[is_own].mean(), (named[~is_own] != "unknown").mean()
-    return [*(_eer(tested[part], labels[part]) for part in (is_own, ~is_own)), found, wrong]
+    return [
+        *(_eer(recognizer.scoring.scores(tested[part], tested[part]), labels[part]) for part in (is_own, ~is_own)),
+        found,
+        wrong,
+    ]
 
 
-def _eer(embeddings: np.ndarray, labels: np.ndarray) -> float:
-    """EER of all pairs."""
+def _eer(scores: np.ndarray, labels: np.ndarray) -> float:
+    """EER of all pairs, by scores (n, n)."""
     from utils.speaker.metrics import eer
 
     a, b = np.triu_indices(len(labels), 1)
-    return eer((embeddings @ embeddings.T)[a, b].astype(np.float64), labels[a] == labels[b])[0]
+    return eer(scores[a, b], labels[a] == labels[b])[0]
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Open-set identification: people found, and strangers named, by the number of people enrolled.
+"""Open-set identification, by the number of people enrolled, and calibration, on speakers of the fit and on others.
 
     python benchmarks/open_set.py --audio-root SPEECH --trials trials.txt
 
@@ -6,14 +6,15 @@ The recordings are those of a trial list of speakers whom the recognizer was nev
 speakers are enrolled from three random recordings, and everything else is identified. "detected" is the share of the
 enrolled people's recordings that are named right where 1 % of the strangers' are named. "stored" thresholds are the
 checkpoint's. Those "of others" are what validation would take from one half of these speakers, tested on the other
-half, both ways, for 20 random halves: no speaker is tested at thresholds that were taken from him.
+half, both ways, for 20 random halves: no speaker is tested at thresholds that were taken from him. Cllr is of all pairs
+of recordings, entire or cut to their middle, by the stored calibration and by those of the other halves.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +30,12 @@ SPLITS = 20  # of the speakers into halves
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+    from utils.speaker.recognizer import SpeakerRecognizer
+    from utils.speaker.scoring import Scoring
+    from utils.speaker.validation import Validation
+
+    Halves = Sequence[tuple[Scoring, Validation]]
 
 
 def build_parser() -> cli.Parser:
@@ -53,8 +60,8 @@ def main(argv: list[str] | None = None) -> int:
 def _measure(args: argparse.Namespace) -> None:
     from utils.corpus.layouts import parse_path
     from utils.lists import read_trials
-    from utils.speaker.operating import CUTS
     from utils.speaker.recognizer import SpeakerRecognizer
+    from utils.speaker.validation import CUTS, Validation
 
     recognizer = SpeakerRecognizer.load(args.checkpoint, "cpu")
     paths = sorted({path for trial in read_trials(args.trials) for path in (trial.a, trial.b)})
@@ -70,15 +77,23 @@ def _measure(args: argparse.Namespace) -> None:
     if known := sorted(set(speakers).intersection(recognizer.speakers)):
         raise UserError(f"the recognizer was trained on {len(known)} of these speakers, such as {known[0]}")
     try:
-        rows = _rates(recognizer, dict(zip(CUTS, cut, strict=True)), whole, speakers, seconds, args)
+        scoring, validation = (
+            recognizer.scoring,
+            Validation.of(dict(zip(CUTS, cut, strict=True)), whole, speakers, seconds),
+        )
+        halves = list(_halves(scoring, validation, args.seed))
+        rows = _rates(recognizer, validation, halves, args)
     except ValueError as error:
         raise UserError(f"{args.trials}: {error}") from error
+    costs = _costs(scoring, validation, halves)
     if args.json:
-        print_json({"speakers": len(set(speakers)), "recordings": len(paths), "rows": rows})
+        print_json({"speakers": len(set(speakers)), "recordings": len(paths), "rows": rows, "costs": costs})
         return
     print(f"{recognizer.name} {recognizer.model_hash}, {len(set(speakers))} speakers, {len(paths)} recordings\n")
     head = ["enrolled", "detected", "stored: found", "confused", "strangers named"]
     print(table([*head, "of others: found", "confused", "strangers named"], map(_cells, rows)))
+    lines = [[f"{cost['seconds']:.2f} s", *(f"{cost[name]:.3f}" for name in ("stored", "of_others"))] for cost in costs]
+    print("\n" + table(["length", "Cllr, stored", "of others"], lines))
 
 
 def _cells(row: dict[str, Any]) -> list[str]:
@@ -87,44 +102,74 @@ def _cells(row: dict[str, Any]) -> list[str]:
     return [str(row["enrolled"]), *("-" if share is None else f"{100 * share:.1f} %" for share in shares)]
 
 
+def _halves(scoring: Scoring, validation: Validation, seed: int) -> Iterator[tuple[Scoring, Validation]]:
+    """Scorings fitted to random halves of the speakers, each with the other half; ValueError if they are too few."""
+    import numpy as np
+
+    from utils.speaker.scoring import Scoring
+
+    names, rng = np.unique(validation.labels), np.random.default_rng(seed)
+    for _ in range(SPLITS):
+        is_first = np.isin(validation.labels, rng.permutation(names)[: len(names) // 2])
+        for chosen in (is_first, ~is_first):
+            fitted = Scoring.fit(scoring.cohort, validation.subset(chosen))
+            if fitted.operating_points is None or fitted.calibration is None:
+                raise ValueError("half of the speakers are too few to fit thresholds and calibration to")
+            yield fitted, validation.subset(~chosen)
+
+
 def _rates(
-    recognizer: Any,
-    cut: dict[float, NDArray],
-    whole: NDArray,
-    speakers: Sequence[str],
-    seconds: Sequence[float],
-    args: argparse.Namespace,
+    recognizer: SpeakerRecognizer, validation: Validation, halves: Halves, args: argparse.Namespace
 ) -> list[dict[str, Any]]:
     """For each number of enrolled: rates at the stored thresholds, and at those of the other half of the speakers."""
     import numpy as np
 
     from utils.speaker.open_set import OpenSetRates, open_set_rates
-    from utils.speaker.operating import OperatingPoints
+
+    def rates_of(some: Validation, threshold: Callable[[float, int], float], *settings: int) -> OpenSetRates:
+        return open_set_rates(some.whole, some.labels, some.seconds, threshold, *settings)
 
     def stored(length: float, enrolled: int) -> float:
         return recognizer.identification_threshold(None, length, enrolled)
 
-    labels, lengths = np.array(speakers), np.array(seconds)
-    rows = []
+    rows, speakers = [], len(np.unique(validation.labels))
     for enrolled in args.enrolled:
-        rates = open_set_rates(whole, labels, lengths, stored, enrolled, args.draws, args.seed)
-        rows.append({"enrolled": enrolled, "stored": rates._asdict(), "of_others": None})
-    names, rng = np.unique(labels), np.random.default_rng(args.seed)
-    few = [row for row in rows if row["enrolled"] < len(names) // 2]
-    found: dict[int, list[OpenSetRates]] = {row["enrolled"]: [] for row in few}
-    for split in range(SPLITS):
-        is_first = np.isin(labels, rng.permutation(names)[: len(names) // 2])
-        for fit, test in ((is_first, ~is_first), (~is_first, is_first)):
-            cuts = {length: vectors[fit] for length, vectors in cut.items()}
-            points = OperatingPoints.fit(cuts, whole[fit], labels[fit], lengths[fit])
-            if points is None:
-                raise ValueError("half of the speakers are too few to take thresholds from")
-            data = whole[test], labels[test], lengths[test], points.identification
-            for enrolled, rates in found.items():
-                rates.append(open_set_rates(*data, enrolled, -(-args.draws // SPLITS), args.seed + split))
-    for row in few:
-        row["of_others"] = OpenSetRates(*np.mean(found[row["enrolled"]], axis=0).tolist())._asdict()
+        row = {"enrolled": enrolled, "of_others": None}
+        row["stored"] = rates_of(validation, stored, enrolled, args.draws, args.seed)._asdict()
+        if enrolled < speakers // 2:
+            draws = -(-args.draws // SPLITS)
+            found = [
+                rates_of(tested, fitted.operating_points.identification, enrolled, draws, args.seed + place // 2)
+                for place, (fitted, tested) in enumerate(halves)
+            ]
+            row["of_others"] = OpenSetRates(*np.mean(found, axis=0).tolist())._asdict()
+        rows.append(row)
     return rows
+
+
+def _costs(scoring: Scoring, validation: Validation, halves: Halves) -> list[dict[str, float]]:
+    """Cllr of all pairs of each part, by the stored calibration and by those of the other half of the speakers."""
+    import numpy as np
+
+    costs = []
+    for place, part in enumerate(validation.parts()):
+        others = [_cllr(fitted, tested, place) for fitted, tested in halves if place < len(tested.parts())]
+        costs.append(
+            {"seconds": part.seconds, "stored": _cllr(scoring, validation, place), "of_others": np.mean(others)}
+        )
+    return costs
+
+
+def _cllr(scoring: Scoring, validation: Validation, place: int) -> float:
+    import numpy as np
+
+    from utils.speaker.metrics import cllr
+    from utils.speaker.validation import Recordings
+
+    part = validation.parts()[place]
+    recordings, labels = Recordings(part.embeddings, part.lengths), validation.labels[part.chosen]
+    a, b = np.triu_indices(len(labels), 1)
+    return cllr(scoring.llrs(recordings, recordings)[a, b], labels[a] == labels[b])
 
 
 if __name__ == "__main__":

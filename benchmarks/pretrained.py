@@ -72,12 +72,13 @@ def _evaluate(args: argparse.Namespace) -> None:
 def as_recognizer(system: str, embed: Embed) -> object:
     """A recognizer whose features are the samples themselves."""
     from utils.speaker.recognizer import SpeakerRecognizer
+    from utils.speaker.scoring import Scoring
 
     class Pretrained(SpeakerRecognizer):
         name = system
         recipe = SimpleNamespace(sample_rate=RATE, frames=lambda samples: samples, seconds=lambda count: count / RATE)
         speakers: Sequence[str] = ()
-        threshold = operating_points = calibration = None
+        threshold, scoring = None, Scoring()
 
         def __init__(self) -> None:
             noise = np.random.default_rng(0).normal(0, 0.1, 2 * RATE).astype(np.float32)

@@ -22,6 +22,8 @@ from utils.speaker.calibration import Calibration, logistic_regression
 from utils.speaker.decision import llr_threshold
 from utils.speaker.metrics import act_dcf, cllr, error_rates, min_cllr
 from utils.speaker.recognizer import SpeakerRecognizer
+from utils.speaker.scoring import Scoring
+from utils.speaker.validation import Validation
 
 
 def slow_cllr(llrs, targets) -> float:
@@ -132,6 +134,11 @@ def test_ratios_of_gaussian_scores_are_the_true_ones(seed):
     assert min_cllr(llrs, targets) <= cllr(llrs, targets) < min_cllr(llrs, targets) + 0.02
 
 
+def calibration_of(*recordings) -> Calibration | None:
+    """Of cosines."""
+    return Calibration.fit(Validation.of(*recordings), Scoring().scores)
+
+
 def test_the_lengths_lower_the_cost():
     """Cosines of cuts are lower, those of targets more so: one map of cosines alone serves neither."""
     whole, labels = voices(14, 6, 0.6)
@@ -140,7 +147,7 @@ def test_the_lengths_lower_the_cost():
     a, b = np.triu_indices(len(labels), 1)
     targets = np.array(labels)[a] == np.array(labels)[b]
     both = [((x @ x.T)[a, b], seconds) for x, seconds in ((cut, np.full(len(labels), 1.5)), (whole, lengths))]
-    fitted = Calibration.fit({1.5: cut}, whole, labels, lengths)
+    fitted = calibration_of({1.5: cut}, whole, labels, lengths)
     alone = logistic_regression([scores[:, None] for scores, _ in both], [targets] * 2)
     costs = [cllr(fitted(scores, seconds[a], seconds[b]), targets) for scores, seconds in both]
     without = [cllr(alone[0] + alone[1] * scores, targets) for scores, _ in both]
@@ -154,8 +161,8 @@ def test_the_lengths_lower_the_cost():
 
 def test_few_speakers_give_no_calibration():
     vectors, labels = voices(2, 5, 0.2)
-    assert Calibration.fit({}, vectors, labels, [4.0] * len(labels)) is None
-    assert Calibration.fit({}, vectors[::5], labels[::5], [4.0] * 2) is None
+    assert calibration_of({}, vectors, labels, [4.0] * len(labels)) is None
+    assert calibration_of({}, vectors[::5], labels[::5], [4.0] * 2) is None
 
 
 @pytest.fixture(scope="module")
@@ -173,12 +180,12 @@ def test_compare_in_any_order_and_company(trained_run, recordings):
     vectors = recognizer.embed_files([*recordings["103"][:5], b, *recordings["107"][:5], a])
     seconds = [soundfile.info(path).duration for path in (a, b)]
     score = float(vectors[-1].astype(np.float64) @ vectors[5].astype(np.float64))
-    assert recognizer.calibration(score, *seconds) == pytest.approx(llr, abs=1e-3)
+    assert recognizer.scoring.calibration(score, *seconds) == pytest.approx(llr, abs=1e-3)
 
 
 def test_a_packed_model_gives_the_ratios_of_its_run(trained_run, packed_model, recordings):
     run, packed = SpeakerRecognizer.load(trained_run, "cpu"), SpeakerRecognizer.load(packed_model, "cpu")
-    assert (run.calibration.weights == packed.calibration.weights).all()
+    assert (run.scoring.calibration.weights == packed.scoring.calibration.weights).all()
     for a, b in (("101", "101"), ("101", "107")):
         pair = recordings[a][0], recordings[b][1]
         assert packed.compare(*pair) == pytest.approx(run.compare(*pair), abs=0.05)

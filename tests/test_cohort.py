@@ -1,4 +1,4 @@
-"""Adaptive s-norm against its definition, and evaluations that report it beside the cosines."""
+"""Adaptive s-norm against its definition, and evaluations and checkpoints with a cohort."""
 
 from __future__ import annotations
 
@@ -11,12 +11,14 @@ from test_evaluate import answer, call
 from test_operating import voices
 from test_people import refused
 
+from utils.checkpoint import load_checkpoint, save_checkpoint
 from utils.features.store import FeatureStore
-from utils.speaker.cohort import Cohort, normalize
+from utils.speaker.cohort import MIN_COHORT, Cohort, cohort_recordings, normalize
 from utils.speaker.enrollment import write_embeddings
 from utils.speaker.metrics import eer
 from utils.speaker.recognizer import SpeakerRecognizer
-from utils.speaker.report import S_NORM, read_evaluation
+from utils.speaker.report import COSINE, read_evaluation
+from utils.speaker.scoring import Scoring
 
 
 def slow_s_norm(first: np.ndarray, second: np.ndarray, cohort: np.ndarray, top: int) -> float:
@@ -32,14 +34,34 @@ def slow_s_norm(first: np.ndarray, second: np.ndarray, cohort: np.ndarray, top: 
 
 @pytest.mark.parametrize("top", [5, 30, 1000])
 def test_normalized_scores_are_those_of_the_definition(seed, top):
-    vectors = voices(9, 5, 0.8)[0]
-    vectors = np.random.default_rng(seed).permutation(vectors)
-    cohort, first, second = vectors[:30], vectors[30:37], vectors[37:44]
-    statistics = [Cohort(cohort, top).statistics(each) for each in (first, second)]
-    scores = np.einsum("nd,nd->n", first, second, dtype=np.float64)
-    expected = [slow_s_norm(*pair, cohort, top) for pair in zip(first, second, strict=True)]
-    assert normalize(scores, *statistics) == pytest.approx(expected, abs=1e-4)
-    assert normalize(scores, *statistics[::-1]) == pytest.approx(normalize(scores, *statistics))
+    vectors = np.random.default_rng(seed).permutation(voices(9, 5, 0.8)[0])
+    cohort, first, second = Cohort(vectors[:30], top), vectors[30:37], vectors[37:44]
+    statistics = [cohort.statistics(each) for each in (first, second)]
+    found = normalize(np.einsum("nd,nd->n", first, second, dtype=np.float64), *statistics)
+    expected = [slow_s_norm(*pair, vectors[:30], top) for pair in zip(first, second, strict=True)]
+    assert found == pytest.approx(expected, abs=1e-4)
+    matrix = Scoring(cohort).scores(first, second)
+    assert np.diagonal(matrix) == pytest.approx(found, abs=1e-5) and matrix.shape == (7, 7)
+    assert Scoring(cohort).scores(second, first) == pytest.approx(matrix.T, abs=1e-5)
+
+
+def test_each_voice_of_a_cohort_is_the_mean_of_two_speakers():
+    cohort = Cohort.fit(np.repeat(np.eye(60, dtype=np.float32), 3, axis=0), [f"s{n // 3:02d}" for n in range(180)])
+    shares = cohort.embeddings.round(6)
+    assert shares.shape == (60, 60) and cohort.top == 30
+    assert ((shares > 0).sum(0) == 2).all() and ((shares > 0).sum(1) == 2).all()
+    assert shares[shares > 0] == pytest.approx(0.5**0.5)
+    again = Cohort.from_tensors(cohort.to_tensors())
+    assert again.top == 30 and (again.embeddings == cohort.embeddings).all()
+
+
+def test_a_cohort_is_of_at_most_two_recordings_of_two_hundred_speakers():
+    labels = [f"s{number % 260}" for number in range(1000)]
+    places = cohort_recordings(labels)
+    chosen = [labels[place] for place in places]
+    assert len(set(places)) == len(places) == 400 and len(set(chosen)) == 200
+    assert cohort_recordings([f"s{number}" for number in range(MIN_COHORT - 1)]) == []
+    assert len(cohort_recordings([f"s{number}" for number in range(MIN_COHORT)])) == MIN_COHORT
 
 
 @pytest.fixture(scope="module")
@@ -51,32 +73,59 @@ def cohort(trained_run, librispeech_root: Path, tmp_path_factory) -> Path:
     return out
 
 
-def test_an_evaluation_reports_it_beside_the_cosines(trained_run, stored, cohort, tmp_path, capsys):
+def test_an_evaluation_reports_every_kind_of_score(trained_run, stored, cohort, tmp_path, capsys):
     words = ["evaluate", "--checkpoint", trained_run, "--data", stored, "--bootstrap", 5, "--conditions", "telephone"]
     plain = answer(capsys, *words, "--out", tmp_path / "plain")
+    assert plain["checkpoint"]["scores"] == "cosine" and "cosine" not in plain["verification"]["all"]
     normed = ["--cohort", cohort, "--cohort-top", 10, "--out", tmp_path / "normed"]
     report = answer(capsys, *words, *normed)
     evaluation = read_evaluation(tmp_path / "normed")
-    values, targets = evaluation.derived[S_NORM]["1.5s"], evaluation.trials.targets
-    found = report["verification"]["1.5s"]["s_norm"]
-    assert found["eer"] == eer(values, targets)[0] and {"min_dcf_0.01", "min_dcf_0.05"} <= set(found)
-    for name, metrics in report["verification"].items():
-        without = {key: value for key, value in metrics.items() if key != "s_norm"}
-        assert without == plain["verification"][name] and "s_norm" not in plain["verification"][name]
-    assert evaluation.derived[S_NORM]["telephone"].shape == (3, len(targets))
-    assert report["conditions"]["telephone"]["one"]["s_norm"]["eer"] >= 0
+    targets, found = evaluation.trials.targets, report["verification"]["1.5s"]
+    assert report["checkpoint"]["scores"] == "s-norm" and found["cllr"] is None
+    assert found["eer"] == eer(evaluation.scores["1.5s"], targets)[0]
+    assert found["cosine"]["eer"] == eer(evaluation.derived[COSINE]["1.5s"], targets)[0]
+    for name, metrics in plain["verification"].items():
+        if metrics["eer"] is not None:
+            cosine = report["verification"][name]["cosine"]
+            assert cosine == {key: pytest.approx(metrics[key], abs=1e-6) for key in cosine}
+    assert evaluation.derived[COSINE]["telephone"].shape == (3, len(targets))
+    assert report["conditions"]["telephone"]["one"]["cosine"]["eer"] >= 0
     recognizer, store = SpeakerRecognizer.load(trained_run, "cpu"), FeatureStore.open(stored)
     place = {row.path: number for number, row in enumerate(store.rows)}
     first, second = (evaluation.trials.items[side[0]] for side in (evaluation.trials.a, evaluation.trials.b))
     pair = recognizer.embed_mels([store.mel(place[path]) for path in (first, second)])
     others = load_file(cohort)["embeddings"]
-    assert evaluation.derived[S_NORM]["full"][0] == pytest.approx(slow_s_norm(*pair, others, 10), abs=1e-2)
+    assert evaluation.scores["full"][0] == pytest.approx(slow_s_norm(*pair, others, 10), abs=1e-2)
     assert call(*words, *normed) == 0
     block = capsys.readouterr().out.partition("by s-norm")[2]
     assert "cross_chapter" in block and "telephone, one side" in block
     pooled = answer(capsys, "pool", tmp_path / "normed", tmp_path / "normed", "--out", tmp_path / "all")
-    first, again = (each["verification"]["1.5s"]["s_norm"]["eer"] for each in (report, pooled))
+    first, again = (each["verification"]["1.5s"]["eer"] for each in (report, pooled))
     assert again == pytest.approx(first)
+
+
+def test_a_checkpoint_keeps_the_cohort_that_it_decides_by(
+    trained_run, stored, cohort, librispeech_root, tmp_path, capsys
+):
+    """Its own cohort gives the scores of the same one in a file, and log-likelihood ratios too."""
+    content, vectors = load_checkpoint(trained_run), load_file(cohort)["embeddings"]
+    content["cohort"] = Cohort(vectors, 10).to_tensors()
+    save_checkpoint(tmp_path / "with.pt", content)
+    words = ["evaluate", "--data", stored, "--bootstrap", 5]
+    own = answer(capsys, *words, "--checkpoint", tmp_path / "with.pt", "--out", tmp_path / "own")
+    file = ["--checkpoint", trained_run, "--cohort", cohort, "--cohort-top", 10]
+    given = answer(capsys, *words, *file, "--out", tmp_path / "given")
+    without = answer(capsys, *words, "--checkpoint", tmp_path / "with.pt", "--no-s-norm", "--out", tmp_path / "without")
+    plain = answer(capsys, *words, "--checkpoint", trained_run, "--out", tmp_path / "plain")
+    assert own["verification"]["1.5s"]["eer"] == given["verification"]["1.5s"]["eer"]
+    assert own["verification"]["1.5s"]["cllr"] > 0
+    assert without["verification"]["1.5s"]["eer"] == plain["verification"]["1.5s"]["eer"]
+    assert without["verification"]["1.5s"]["cllr"] is None
+    a, b = sorted((librispeech_root / "LibriSpeech").rglob("*-0000.flac"))[:2]
+    recognizer = SpeakerRecognizer.load(tmp_path / "with.pt", "cpu")
+    pair, seconds = recognizer.embed_speech([a, b])
+    score = slow_s_norm(*pair, vectors, 10)
+    assert recognizer.compare(a, b) == pytest.approx(recognizer.scoring.calibration(score, *seconds), abs=1e-4)
 
 
 def test_what_is_no_cohort_is_refused(trained_run, processed, cohort, tmp_path, capsys):
@@ -98,5 +147,6 @@ def test_what_is_no_cohort_is_refused(trained_run, processed, cohort, tmp_path, 
         assert sentence in refused(capsys, *words, "--cohort", tmp_path / name)
     both = refused(capsys, *words, "--cohort", cohort, "--no-back-end")
     assert "--no-back-end and --cohort contradict" in both
+    assert "--no-s-norm and --cohort contradict" in refused(capsys, *words, "--cohort", cohort, "--no-s-norm")
     assert "--cohort-top needs --cohort" in refused(capsys, *words, "--cohort-top", 5)
     assert not (tmp_path / "out" / "report.json").exists()

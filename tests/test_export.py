@@ -26,7 +26,10 @@ from utils.errors import UserError
 from utils.features.recipe import RECIPES
 from utils.features.windows import cut_windows
 from utils.speaker import embedder, export
+from utils.speaker.calibration import Calibration
+from utils.speaker.cohort import Cohort
 from utils.speaker.recognizer import SpeakerRecognizer
+from utils.speaker.scoring import Scoring
 
 FORMATS = ("onnx", "torchscript", "torch_export")
 RECIPE = RECIPES["speaker-16k"]
@@ -176,8 +179,9 @@ print(json.dumps([session.get_modelmeta().custom_metadata_map["tacomamba"], embe
 
 def test_the_example_of_the_documentation_runs(exported, trained_run):
     (block,) = (block for block in blocks("docs/export.md", "python") if "onnxruntime" in block)
-    first, second = SpeakerRecognizer.load(trained_run, "cpu").embed_files(sorted(exported.glob("*.flac")))
-    assert elsewhere(exported, block).startswith(f"score {first @ second:.3f}, threshold ")
+    original, pair = SpeakerRecognizer.load(trained_run, "cpu"), sorted(exported.glob("*.flac"))
+    first, second = original.embed_files(pair)
+    assert elsewhere(exported, block) == f"cosine {first @ second:.3f}, LLR {original.compare(*pair):.2f}\n"
 
 
 @pytest.mark.parametrize(("format", "name"), [("torchscript", "speaker.pt"), ("torch-export", "speaker.pt2")])
@@ -193,14 +197,14 @@ def test_files_for_torch_need_none_of_this_code(format, name, tmp_path, capsys):
     assert done.stdout == "16000 torch.Size([1, 192])\n"
 
 
-def test_metadata_have_every_group_of_numbers_for_decisions(tmp_path):
-    groups = {"operating_points": {"seconds": torch.tensor([1.0, 3.0])}, "other": {"weights": torch.ones(1, 2)}}
-    save_checkpoint(tmp_path / "best.pt", {**content(), **groups})
-    about = export.metadata(recognizer(), tmp_path)
-    assert about["decisions"] == {
+def test_metadata_have_what_scores_are_made_of():
+    original = recognizer()
+    cohort = Cohort(np.array([[0.123456789, 0.5]], np.float32), 1)
+    original.scoring = Scoring(cohort, Calibration(np.array([1.0, 2.0, -3.0]), np.array([0.75, 9.0])))
+    assert export.metadata(original)["decisions"] == {
         "threshold": 0.25,
-        "operating_points": {"seconds": [1.0, 3.0]},
-        "other": {"weights": [[1.0, 1.0]]},
+        "cohort": {"embeddings": [[0.12346, 0.5]], "top": 1},
+        "calibration": {"weights": [1.0, 2.0, -3.0], "seconds": [0.75, 9.0]},
     }
 
 

@@ -79,10 +79,22 @@ def test_the_benchmark(trained_run, librispeech_root: Path, tmp_path, capsys):
     content = json.loads(capsys.readouterr().out)
     two, five = content["rows"]
     assert (content["speakers"], content["recordings"], two["enrolled"]) == (8, 40, 2)
+    assert [cost["seconds"] for cost in content["costs"]][:2] == [0.75, 1.5]
+    assert all(cost["stored"] > 0 and cost["of_others"] > 0 for cost in content["costs"])
     assert five["of_others"] is None and set(two["of_others"]) == set(two["stored"]) == set(five["stored"])
     assert all(0 <= share <= 1 for row in (two["stored"], two["of_others"], five["stored"]) for share in row.values())
     assert open_set.main(words) == 0
-    assert capsys.readouterr().out.splitlines()[-1].startswith("| 5 | ")
+    rows = [line.split(" | ") for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
+    assert [row[0] for row in rows][:9] == [
+        "| enrolled",
+        "| ---",
+        "| 2",
+        "| 5",
+        "| length",
+        "| ---",
+        "| 0.75 s",
+        "| 1.50 s",
+    ]
     assert open_set.main([*words, "--enrolled", "8"]) == 2
     assert "more than 8 speakers are needed" in capsys.readouterr().err
     first, second = sorted((librispeech_root / "LibriSpeech" / "train-tiny" / "101").rglob("*.flac"))[:2]

@@ -8,6 +8,7 @@ import torch
 
 from utils.speaker.identification import unit
 from utils.speaker.operating import RECORDINGS, STRANGERS_NAMED, OperatingPoints
+from utils.speaker.validation import Validation
 
 
 def voices(speakers: int, recordings: int, spread: float) -> tuple[np.ndarray, list[str]]:
@@ -17,11 +18,15 @@ def voices(speakers: int, recordings: int, spread: float) -> tuple[np.ndarray, l
     return vectors, [f"s{number // recordings:02d}" for number in range(speakers * recordings)]
 
 
+def points_of(*recordings) -> OperatingPoints | None:
+    return OperatingPoints.fit(Validation.of(*recordings))
+
+
 @pytest.mark.parametrize("enrolled", [1, 5, 20])
 def test_the_stated_share_of_strangers_is_named(enrolled):
     """Strangers against drawn sets of enrolled people: 5 % within 0.6 % for 6000 draws of 720 recordings."""
     vectors, labels = voices(30, 24, 0.6)
-    points = OperatingPoints.fit({}, vectors, labels, [4.0] * len(labels))
+    points = points_of({}, vectors, labels, [4.0] * len(labels))
     names, named, draw = np.array(sorted(set(labels))), 0, np.random.default_rng(1)
     means = {name: unit(vectors[np.array(labels) == name][:RECORDINGS].mean(0)) for name in names}
     for _ in range(6000):
@@ -35,7 +40,7 @@ def test_the_stated_share_of_strangers_is_named(enrolled):
 def test_more_people_and_less_speech_need_more():
     exact, labels = voices(12, 6, 0.2)
     noisy, _ = voices(12, 6, 1.5)
-    points = OperatingPoints.fit({2.0: noisy}, exact, labels, [6.0] * len(labels))
+    points = points_of({2.0: noisy}, exact, labels, [6.0] * len(labels))
     by_count = [points.identification(6.0, count) for count in (1, 2, 3, 5, 10, 40, 1000)]
     assert by_count == sorted(by_count) and by_count[-1] <= 1
     lengths = [points.identification(seconds, 5) for seconds in (0.5, 2.0, 4.0, 6.0, 60.0)]
@@ -49,8 +54,8 @@ def test_long_recordings_have_thresholds_of_their_own():
     noisy, _ = voices(16, 6, 1.5)
     is_long = np.arange(len(labels)) < 24
     vectors = np.where(is_long[:, None], exact, noisy)
-    points = OperatingPoints.fit({}, vectors, labels, np.where(is_long, 12.0, 4.0))
-    alone = OperatingPoints.fit({}, exact[:24], labels[:24], [12.0] * 24)
+    points = points_of({}, vectors, labels, np.where(is_long, 12.0, 4.0))
+    alone = points_of({}, exact[:24], labels[:24], [12.0] * 24)
     assert points.seconds.tolist() == [4.0, 12.0]
     assert points.identification(12.0, 1) == pytest.approx(alone.identification(12.0, 1))
     growth = points.identification(4.0, 10) - points.identification(4.0, 1)
@@ -59,12 +64,12 @@ def test_long_recordings_have_thresholds_of_their_own():
 
 def test_few_speakers_give_no_points():
     vectors, labels = voices(2, 5, 0.2)
-    assert OperatingPoints.fit({}, vectors, labels, [4.0] * len(labels)) is None
+    assert points_of({}, vectors, labels, [4.0] * len(labels)) is None
 
 
 def test_points_survive_a_checkpoint():
     vectors, labels = voices(12, 6, 0.2)
-    points = OperatingPoints.fit({1.5: vectors}, vectors, labels, [8.0] * len(labels))
+    points = points_of({1.5: vectors}, vectors, labels, [8.0] * len(labels))
     again = OperatingPoints.from_tensors(points.to_tensors())
     assert again.identification(3.0, 7) == points.identification(3.0, 7)
     old = {**points.to_tensors(), "same": torch.zeros(2)}  # of verification, which is calibrated instead

@@ -156,7 +156,9 @@ def test_candidates_are_ranked_with_their_ratios(trained_run, recognizer, store,
     assert [each["name"] for each in result["scores"]] == [result["best"], "Ada"] == ["Ben", "Ada"]
     for each in result["scores"]:
         speaker = next(speaker for speaker in enrolled.speakers if speaker.name == each["name"])
-        assert each["llr"] == pytest.approx(recognizer.calibration(each["score"], seconds, speaker.seconds), abs=1e-4)
+        assert each["llr"] == pytest.approx(
+            recognizer.scoring.calibration(each["score"], seconds, speaker.seconds), abs=1e-4
+        )
     assert result["margin"] == pytest.approx(result["scores"][0]["score"] - result["scores"][1]["score"])
     assert call(*words) == 0
     lines = capsys.readouterr().out.splitlines()

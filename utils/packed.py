@@ -1,6 +1,6 @@
 """Packed models: folders of plain files to publish, such as those in pretrained/, read without pickle.
 
-`model.safetensors` has the tensors of a checkpoint under `model.`, `back_end.`, `operating_points.` and `calibration.`;
+`model.safetensors` has the tensors of a checkpoint under the names of their groups, such as `model.` and `back_end.`;
 matrices and kernels of the model are float16 there, everything else keeps its type. `config.json` has the checkpoint's
 plain entries, and `SHA256SUMS` the hashes of both.
 """
@@ -19,7 +19,7 @@ SHIPPED = Path(__file__).resolve().parent.parent / "pretrained"
 WEIGHTS, CONFIG, SUMS = "model.safetensors", "config.json", "SHA256SUMS"
 TRAINING = "training.yaml"  # the flags of the training
 FORMAT = "tacomamba-packed-1"
-_GROUPS = ("model", "back_end", "operating_points", "calibration")
+_GROUPS = ("model", "back_end", "cohort", "calibration", "operating_points")
 
 
 def shipped_model(task: str) -> Path:

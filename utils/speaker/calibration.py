@@ -1,14 +1,14 @@
-"""Calibration: from cosines to log-likelihood ratios.
+"""Calibration: from normalized cosines to log-likelihood ratios.
 
-The longer two recordings are, the higher are all their cosines; so the lengths are a second input. An interaction with
-the cosine, the shorter length instead of the mean, and the difference of both were tried on speakers left out of the
+The longer two recordings are, the higher are all their scores; so the lengths are a second input. An interaction with
+the score, the shorter length instead of the mean, and the difference of both were tried on speakers left out of the
 fit: none lowered Cllr reliably.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -17,7 +17,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from utils.speaker.operating import length_groups
+from utils.speaker.validation import Part, Validation
 
 _STEPS = 100  # of Newton's method, which needs some ten
 _PRECISION = 1e-10
@@ -27,9 +27,9 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Calibration:
-    """LLR = `weights` (3,) times (1, cosine, log of the geometric mean of both lengths in s).
+    """LLR = `weights` (3,) times (1, score, log of the geometric mean of both lengths in s).
 
-    LLR is the natural logarithm of p(cosine | same speaker) / p(cosine | different speakers). Lengths count as if they
+    LLR is the natural logarithm of p(score | same speaker) / p(score | different speakers). Lengths count as if they
     were within `seconds` (2,), the least and the greatest that the weights were fitted to.
     """
 
@@ -37,35 +37,26 @@ class Calibration:
     seconds: Floats
 
     @classmethod
-    def fit(
-        cls,
-        cut: Mapping[float, NDArray[np.float32]],
-        whole: NDArray[np.float32],
-        speakers: Sequence[str],
-        lengths: Sequence[float],
-    ) -> Self | None:
-        """Fits pairs of recordings by logistic regression; arguments as those of `OperatingPoints.fit`.
+    def fit(cls, validation: Validation, score: Callable[[NDArray, NDArray], Floats]) -> Self | None:
+        """Fits pairs of recordings by logistic regression; `score` gives (n, m) of embeddings (n, d) and (m, d).
 
-        Each cut, and the entire recordings of each group of lengths, have equal weight, and so have pairs of one
-        speaker and of two.
+        Each part of the validation has equal weight, and so have pairs of one speaker and of two.
 
         Returns:
-            None where `OperatingPoints.fit` has none, or if no speaker has two recordings in a group.
+            None without parts, or if no speaker has two recordings in one of them.
         """
-        labels, lengths = np.asarray(speakers), np.asarray(lengths, dtype=np.float64)
-        everyone = np.ones(len(labels), dtype=bool)
-        groups = length_groups(labels, lengths)
-        parts = [_pairs(vectors, labels, np.minimum(lengths, most), everyone) for most, vectors in cut.items()]
-        parts = [each for each in parts + [_pairs(whole, labels, lengths, part) for part in groups] if each[1].any()]
-        if not groups or not parts:
+        parts = validation.parts()
+        pairs = [_pairs(part, validation.labels[part.chosen], score) for part in parts]
+        pairs = [each for each in pairs if each[1].any()]
+        if not pairs:
             return None
-        known = [np.minimum(lengths, min(cut, default=np.inf)).min(), lengths.max()]
-        return cls(logistic_regression(*zip(*parts, strict=True)), np.array(known))
+        known = [min(part.lengths.min() for part in parts), validation.seconds.max()]
+        return cls(logistic_regression(*zip(*pairs, strict=True)), np.array(known))
 
-    def __call__(self, cosines: ArrayLike, first: ArrayLike, second: ArrayLike) -> Floats:
-        """LLRs of cosines of recordings of `first` and `second` seconds; elementwise."""
+    def __call__(self, scores: ArrayLike, first: ArrayLike, second: ArrayLike) -> Floats:
+        """LLRs of scores of recordings of `first` and `second` seconds; elementwise."""
         logs = _log_mean(np.clip(first, *self.seconds), np.clip(second, *self.seconds))
-        return self.weights[0] + self.weights[1] * np.asarray(cosines, dtype=np.float64) + self.weights[2] * logs
+        return self.weights[0] + self.weights[1] * np.asarray(scores, dtype=np.float64) + self.weights[2] * logs
 
     def to_tensors(self) -> dict[str, Tensor]:
         """The content of a checkpoint."""
@@ -78,12 +69,12 @@ class Calibration:
 
 
 def _pairs(
-    vectors: NDArray[np.float32], labels: NDArray[np.str_], seconds: Floats, part: NDArray[np.bool_]
+    part: Part, labels: NDArray[np.str_], score: Callable[[NDArray, NDArray], Floats]
 ) -> tuple[Floats, NDArray[np.bool_]]:
-    """Cosines and logarithms of lengths (p, 2), and whether the speakers agree (p,), of all pairs of a part."""
-    vectors, labels, seconds = vectors[part], labels[part], seconds[part]
+    """Scores and logarithms of lengths (p, 2), and whether the speakers agree (p,), of all pairs of a part."""
     a, b = np.triu_indices(len(labels), 1)
-    return np.stack([(vectors @ vectors.T)[a, b], _log_mean(seconds[a], seconds[b])], axis=1), labels[a] == labels[b]
+    logs = _log_mean(part.lengths[a], part.lengths[b])
+    return np.stack([score(part.embeddings, part.embeddings)[a, b], logs], axis=1), labels[a] == labels[b]
 
 
 def _log_mean(first: ArrayLike, second: ArrayLike) -> Floats:

@@ -13,8 +13,6 @@ from utils.speaker import export, people, verification
 from utils.speaker.people import load_recognizer
 from utils.speaker.timeline import command as timeline
 
-TOP = 100  # embeddings of a cohort that count by default
-
 _COMPARE = """Compare recognizers on the same trials: differences of EERs to the first, with paired intervals.
 
 python test.py compare runs/a/report runs/b/report --out comparison
@@ -46,11 +44,13 @@ def add_evaluate_arguments(parser: cli.Parser) -> None:
     group.add_argument("--back-end", action=argparse.BooleanOptionalAction, default=None, help=help)
     group = parser.add_argument_group("score normalization")
     help = (
-        "embeddings of other speakers (`test.py embed --out`): report the rates of adaptive s-norm beside those of "
-        "the cosines (default: none)"
+        "embeddings of other speakers (`test.py embed --out`), to normalize scores by instead of the checkpoint's; "
+        "without log-likelihood ratios, which are of its scores"
     )
     group.add_argument("--cohort", type=Path, metavar="FILE", help=help)
-    help = f"embeddings of the cohort, nearest to a recording, that count (default: {TOP})"
+    help = "normalize scores by the checkpoint's cohort; without it there are no log-likelihood ratios (default: yes)"
+    group.add_argument("--s-norm", action=argparse.BooleanOptionalAction, default=None, help=help)
+    help = "embeddings of --cohort, nearest to a recording, that count (default: half of them)"
     group.add_argument("--cohort-top", type=cli.positive_int, metavar="N", help=help)
 
 
@@ -73,8 +73,11 @@ def evaluate(args: argparse.Namespace) -> None:
     recognizer, conditions = load_recognizer(args), parse_conditions(args.conditions or "clean")
     if args.cohort is not None:
         from utils.speaker.cohort import Cohort
+        from utils.speaker.scoring import Scoring
 
-        recognizer.cohort = Cohort.load(args.cohort, recognizer.model_hash, args.cohort_top or TOP)
+        recognizer.scoring = Scoring(Cohort.load(args.cohort, recognizer.model_hash, args.cohort_top))
+    elif args.s_norm is False:
+        recognizer.remove_cohort()
     if args.back_end is False:
         recognizer.remove_back_end()
     if args.data is not None:
@@ -113,7 +116,7 @@ def add_commands(commands: Any) -> None:
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help=help)
     help = "--out folders of evaluate or pool, for the figures in the card"
     parser.add_argument("--report", type=Path, nargs="+", default=[], metavar="EVALUATION", help=help)
-    help = "folder that preprocess.py wrote: fit thresholds and calibration to its validation speakers anew"
+    help = "folder that preprocess.py wrote: fit cohort, calibration and thresholds to its speakers anew"
     parser.add_argument("--data", type=Path, metavar="FOLDER", help=help)
     parser.add_argument("--protocol", metavar="NAME", help=f"protocol of the data (default: {DEFAULT_PROTOCOL})")
 

@@ -21,9 +21,10 @@ from numpy.typing import NDArray
 from utils.errors import UserError
 from utils.files import atomic_write
 from utils.speaker.identification import enrollment_mean
+from utils.speaker.validation import Recordings
 
 if TYPE_CHECKING:
-    from utils.speaker.calibration import Calibration
+    from utils.speaker.scoring import Scoring
 
 UNKNOWN = "unknown"
 """The answer when no enrolled speaker reaches the threshold; a reserved name."""
@@ -167,13 +168,13 @@ class EnrollmentStore:
         self,
         embedding: NDArray[np.float32],
         threshold: float,
-        calibration: Calibration | None = None,
+        scoring: Scoring | None = None,
         seconds: float = 1.0,
     ) -> Identification:
         """Compares a unit-normalized embedding (d,) with all enrolled; equal scores are ranked by name.
 
-        `calibration` turns cosines to log-likelihood ratios, by the `seconds` of the recording and those that each
-        speaker was enrolled from.
+        `scoring` gives log-likelihood ratios too, by the `seconds` of the recording and those that each speaker was
+        enrolled from.
         """
         if not self.speakers:
             raise UserError("the store holds nobody: enroll somebody first")
@@ -181,7 +182,8 @@ class EnrollmentStore:
         order = sorted(range(len(cosines)), key=lambda place: (-cosines[place], self.speakers[place].name))
         scores = [(self.speakers[place].name, float(cosines[place])) for place in order]
         best, score = scores[0]
-        llrs = calibration and calibration(cosines, seconds, [each.seconds for each in self.speakers])[order].tolist()
+        people = Recordings(self.embeddings, np.array([each.seconds for each in self.speakers]))
+        llrs = scoring and scoring.llrs(Recordings(embedding[None], np.array([seconds])), people)
         return Identification(
             name=best if score >= threshold else UNKNOWN,
             best=best,
@@ -189,7 +191,7 @@ class EnrollmentStore:
             margin=score - scores[1][1] if len(scores) > 1 else None,
             threshold=threshold,
             scores=scores,
-            llrs=llrs,
+            llrs=None if llrs is None else llrs[0, order].tolist(),
         )
 
 

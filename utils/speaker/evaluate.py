@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,8 +19,9 @@ from utils.speaker.conditions import Degrader
 from utils.speaker.identification import PARTS, answers, by_part, enroll
 from utils.speaker.protocol import Protocol, check_disjoint, read_protocol
 from utils.speaker.recognizer import Mel, SpeakerRecognizer
-from utils.speaker.report import LLR, S_NORM, Evaluation
+from utils.speaker.report import COSINE, LLR, Evaluation
 from utils.speaker.trials import DURATIONS, Origin, TrialSet
+from utils.speaker.validation import Recordings
 
 Item = tuple[str, str]  # speaker, path
 Embeddings = dict[str, NDArray[np.float32]]  # path -> (d,)
@@ -67,16 +67,9 @@ def _list_source(name: str, path: Path) -> dict[str, str]:
     return {name: str(path), f"{name}_sha256": sha256_file(path)}
 
 
-class _Sides(NamedTuple):
-    """The recordings of the trials, in their order: unit-normalized embeddings (m, d), and seconds (m,)."""
-
-    embeddings: NDArray[np.float32]
-    seconds: NDArray[np.float64]
-
-
 def _embed(
     recognizer: SpeakerRecognizer, paths: Sequence[str], read: Callable[[str], Mel], durations: Mapping, desc: str
-) -> dict[str, _Sides]:
+) -> dict[str, Recordings]:
     """Embeds recordings at each of `durations`: name -> seconds, or None for all."""
     lengths = []
 
@@ -87,24 +80,25 @@ def _embed(
 
     embeddings = recognizer.embed_durations(paths, measured, durations.values(), desc=desc)
     seconds = [np.minimum(lengths, np.inf if most is None else most) for most in durations.values()]
-    return {name: _Sides(*pair) for name, *pair in zip(durations, embeddings, seconds, strict=True)}
+    return {name: Recordings(*pair) for name, *pair in zip(durations, embeddings, seconds, strict=True)}
 
 
 def _score_pair(
-    recognizer: SpeakerRecognizer, trials: TrialSet, first: _Sides, second: _Sides
+    recognizer: SpeakerRecognizer, trials: TrialSet, first: Recordings, second: Recordings
 ) -> tuple[NDArray[np.float64], dict[str, NDArray[np.float32]]]:
-    """Cosines (n,), and what is derived from them: ratios by the calibration, and scores normalized by the cohort."""
-    scores, derived = trials.score(first.embeddings, second.embeddings), {}
-    if recognizer.calibration is not None:
-        derived[LLR] = recognizer.calibration(scores, first.seconds[trials.a], second.seconds[trials.b])
-    if recognizer.cohort is not None:
-        statistics = (recognizer.cohort.statistics(each.embeddings) for each in (first, second))
+    """Scores (n,); what else there is: the plain cosines, if scores are normalized, and log-likelihood ratios."""
+    scoring, derived = recognizer.scoring, {}
+    scores = trials.score(first.embeddings, second.embeddings)
+    if scoring.cohort is not None:
+        statistics = (scoring.cohort.statistics(each.embeddings) for each in (first, second))
         sides = (each[:, places] for each, places in zip(statistics, (trials.a, trials.b), strict=True))
-        derived[S_NORM] = normalize(scores, *sides)
+        derived[COSINE], scores = scores, normalize(scores, *sides)
+    if scoring.calibration is not None:
+        derived[LLR] = scoring.calibration(scores, first.seconds[trials.a], second.seconds[trials.b])
     return scores, {kind: values.astype(np.float32) for kind, values in derived.items()}
 
 
-def _score(evaluation: Evaluation, recognizer: SpeakerRecognizer, read: Callable[[str], Mel]) -> _Sides:
+def _score(evaluation: Evaluation, recognizer: SpeakerRecognizer, read: Callable[[str], Mel]) -> Recordings:
     """Scores the trials at every duration; returns their entire recordings."""
     trials = evaluation.trials
     sides = _embed(recognizer, trials.items, read, DURATIONS, "trials")
@@ -125,7 +119,7 @@ def _degrader(
 
 
 def _score_conditions(
-    evaluation: Evaluation, recognizer: SpeakerRecognizer, clean: _Sides, degrader: Degrader, names: Sequence[str]
+    evaluation: Evaluation, recognizer: SpeakerRecognizer, clean: Recordings, degrader: Degrader, names: Sequence[str]
 ) -> None:
     """Scores the trials with both sides, and with each one alone, in each condition."""
     trials = evaluation.trials
@@ -138,7 +132,7 @@ def _score_conditions(
             evaluation.derived[kind][name] = np.array([each[kind] for each in derived])
 
 
-def _embed_degraded(recognizer: SpeakerRecognizer, paths: Sequence[str], degrader: Degrader, name: str) -> _Sides:
+def _embed_degraded(recognizer: SpeakerRecognizer, paths: Sequence[str], degrader: Degrader, name: str) -> Recordings:
     def read(path: str) -> Mel:
         return recognizer.mel_of_samples(path, degrader(name, path))
 
@@ -244,7 +238,7 @@ def _score_trials(
     recognizer: SpeakerRecognizer,
     root: Path,
     trials: Sequence[Trial],
-) -> _Sides:
+) -> Recordings:
     """Scores the trials, and returns their recordings."""
     sex = sexes(root)
     origins = {}

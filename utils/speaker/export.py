@@ -83,7 +83,7 @@ def export(checkpoint: Path | None, format: str, out: Path) -> dict[str, Any]:
     with embedder.without_notes():
         try:
             graph = embedder.trace(embedder.SamplesToEmbedding(recognizer), recognizer.recipe)
-            content = getattr(embedder, f"to_{suffix}")(graph, json.dumps(metadata(recognizer, checkpoint)))
+            content = getattr(embedder, f"to_{suffix}")(graph, json.dumps(metadata(recognizer)))
             embed = getattr(embedder, f"from_{suffix}")(content)
             difference = largest_difference(embed, recognizer, SECONDS)
         except (UserError, MemoryError):
@@ -111,17 +111,13 @@ def _require_packages(format: str) -> None:
         )
 
 
-def metadata(recognizer: SpeakerRecognizer, checkpoint: Path) -> dict[str, Any]:
-    """What a user of the file has to know, as plain values; `decisions` are the checkpoint's groups of tensors."""
-    from torch import Tensor
-
-    from utils.checkpoint import load_checkpoint
+def metadata(recognizer: SpeakerRecognizer) -> dict[str, Any]:
+    """What a user of the file has to know, as plain values; `decisions` has the tensors of the scoring."""
     from utils.speaker.recognizer import WINDOW_SECONDS
 
     groups = {
-        name: {key: each.tolist() for key, each in group.items()}
-        for name, group in load_checkpoint(checkpoint).items()
-        if name not in ("model", "back_end") and isinstance(group, dict) and _holds_tensors(group, Tensor)
+        group: {name: _numbers(each) for name, each in tensors.items()}
+        for group, tensors in recognizer.scoring.to_tensors().items()
     }
     recipe = recognizer.recipe
     return {
@@ -136,8 +132,15 @@ def metadata(recognizer: SpeakerRecognizer, checkpoint: Path) -> dict[str, Any]:
     }
 
 
-def _holds_tensors(group: dict[str, Any], tensor: type) -> bool:
-    return bool(group) and all(isinstance(each, tensor) for each in group.values())
+def _numbers(tensor: Any) -> Any:
+    """Plain numbers; embeddings to 5 digits, which are a quarter of the characters."""
+    import numpy as np
+
+    return (
+        np.round(tensor.double().numpy(), 5).tolist()
+        if tensor.dim() > 1 and tensor.dtype.itemsize == 4
+        else tensor.tolist()
+    )
 
 
 def largest_difference(embed: Embed, recognizer: SpeakerRecognizer, lengths: Sequence[float]) -> float:

@@ -2,13 +2,13 @@
 
 The more people are enrolled and the shorter a recording is, the higher is the best score of a stranger. So thresholds
 are taken from validation speakers for several durations and numbers of enrolled people, such that a share of
-`STRANGERS_NAMED` of the strangers is named. Verification decides by log-likelihood ratios instead
-(utils/speaker/calibration.py).
+`STRANGERS_NAMED` of the strangers is named. They are of plain cosines: normalized ones find fewer of many enrolled,
+and take voices of one noisy recording for the same person. Verification decides by log-likelihood ratios instead.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Self
 
@@ -18,13 +18,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from utils.speaker.identification import enrollment_mean
+from utils.speaker.validation import Validation
 
 STRANGERS_NAMED = 0.05
 ENROLLED = (1, 2, 5, 10, 20, 50, 100, 200, 500)
 RECORDINGS = 3  # of an enrollment
-LONG = 8.0  # seconds; recordings from here on have thresholds of their own
-MIN_SPEAKERS = 3
-CUTS = (0.75, 1.5, 3.0)  # seconds of the middle of recordings, which stand for short ones
 _STEPS = 40  # halvings of the interval of cosines
 
 
@@ -37,37 +35,24 @@ class OperatingPoints:
     named: NDArray[np.float64]
 
     @classmethod
-    def fit(
-        cls,
-        cut: Mapping[float, NDArray[np.float32]],
-        whole: NDArray[np.float32],
-        speakers: Sequence[str],
-        lengths: Sequence[float],
-    ) -> Self | None:
-        """Takes the thresholds from unit-normalized embeddings (n, e) of recordings of `speakers` (n).
+    def fit(cls, validation: Validation) -> Self | None:
+        """Takes the thresholds from the parts of a validation; None if there are none.
 
-        Args:
-            cut: seconds -> embeddings of that much of each recording.
-            whole: those of the entire recordings, of `lengths` (n) in s. Recordings of `LONG` or more and the others
-                count separately, if both are of `MIN_SPEAKERS` or more.
-
-        Returns:
-            None with fewer than `MIN_SPEAKERS` speakers.
+        Parts of few speakers know of few enrolled; from there on their thresholds grow as those of the others.
         """
-        labels, lengths = np.asarray(speakers), np.asarray(lengths, dtype=np.float64)
-        groups = length_groups(labels, lengths)
-        if not groups:
+        parts = validation.parts()
+        if not parts:
             return None
-        everyone = np.ones(len(labels), dtype=bool)
-        points = {seconds: (vectors, everyone) for seconds, vectors in cut.items()}
-        points |= {float(np.median(lengths[part])): (whole, part) for part in groups}
-        rows = sorted(points.items())
-        counts = np.array([count for count in ENROLLED if count < _speakers(labels)], dtype=np.float64)
-        named = [_named_thresholds(vectors[part], whole[part], labels[part], counts) for _, (vectors, part) in rows]
+        counts = np.array([count for count in ENROLLED if count < len(np.unique(validation.labels))], dtype=np.float64)
+        named = []
+        for part in parts:
+            names, enrolled = _enrolled(validation, part.chosen)
+            scores = (part.embeddings @ enrolled.T).astype(np.float64)
+            named.append(_named_thresholds(scores, validation.labels[part.chosen], names, counts))
         growth = max(named, key=len)
         growth = growth - growth[0]
         return cls(
-            seconds=np.array([seconds for seconds, _ in rows]),
+            seconds=np.array([part.seconds for part in parts]),
             enrolled=counts[: len(growth)],
             named=np.array([row if len(row) == len(growth) else row[0] + growth for row in named]).clip(max=1.0),
         )
@@ -94,27 +79,17 @@ class OperatingPoints:
         return cls(**{field.name: tensors[field.name].numpy() for field in fields(cls)})
 
 
-def useful_cuts(lengths: Sequence[float]) -> list[float]:
-    """Those of `CUTS` that shorten most recordings of `lengths` in s."""
-    return [seconds for seconds in CUTS if seconds < np.median(lengths)]
-
-
-def length_groups(labels: NDArray[np.str_], lengths: NDArray[np.float64]) -> list[NDArray[np.bool_]]:
-    """Recordings (n,) below `LONG` and the others, if they are of `MIN_SPEAKERS` or more."""
-    return [part for part in (lengths < LONG, lengths >= LONG) if _speakers(labels[part]) >= MIN_SPEAKERS]
-
-
-def _speakers(labels: NDArray[np.str_]) -> int:
-    return len(np.unique(labels))
+def _enrolled(validation: Validation, chosen: NDArray[np.bool_]) -> tuple[NDArray[np.str_], NDArray[np.float32]]:
+    """Speakers (s,) of the chosen recordings, and their enrollments (s, d) from up to `RECORDINGS` entire ones."""
+    names = np.unique(validation.labels[chosen])
+    places = [np.flatnonzero(chosen & (validation.labels == name))[:RECORDINGS] for name in names]
+    return names, np.stack([enrollment_mean(validation.whole[each]) for each in places])
 
 
 def _named_thresholds(
-    vectors: NDArray[np.float32], whole: NDArray[np.float32], labels: NDArray[np.str_], counts: NDArray[np.float64]
+    scores: NDArray[np.float64], labels: NDArray[np.str_], names: NDArray[np.str_], counts: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """Thresholds for those of `counts` below the number of speakers, each enrolled with up to `RECORDINGS`."""
-    names = np.unique(labels)
-    enrolled = np.stack([enrollment_mean(whole[labels == name][:RECORDINGS]) for name in names])
-    scores = (vectors @ enrolled.T).astype(np.float64)
+    """Thresholds for those of `counts` below the number of `names` (s,), by scores (n, s) of speakers `labels` (n,)."""
     others = scores[labels[:, None] != names].reshape(len(labels), len(names) - 1)
     return np.array([_threshold(others, int(count)) for count in counts if count < len(names)])
 

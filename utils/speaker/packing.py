@@ -17,10 +17,10 @@ from utils.features.mel import MelExtractor
 from utils.files import read_json, read_text, replacing_directory, write_text
 from utils.lists import DEFAULT_PROTOCOL
 from utils.packed import CONFIG, SUMS, TRAINING, WEIGHTS, is_packed, write_packed
-from utils.speaker.calibration import Calibration
 from utils.speaker.recognizer import SpeakerRecognizer
 from utils.speaker.refit import refit
 from utils.speaker.report import table
+from utils.speaker.scoring import GROUPS, Scoring
 from utils.speaker.systems import models_of
 
 CARD = "README.md"
@@ -41,7 +41,7 @@ def pack(
     other figures.
 
     Args:
-        data: folder of preprocess.py, to whose validation speakers thresholds and calibration are fitted anew.
+        data: folder of preprocess.py, to whose speakers cohort, calibration and thresholds are fitted anew.
         protocol: name of its protocol.
 
     Returns:
@@ -49,7 +49,9 @@ def pack(
     """
     content = load_checkpoint(checkpoint)
     before = SpeakerRecognizer(content, checkpoint, "cpu")
-    content |= refit(before, data, protocol) if data is not None else {}
+    if data is not None:
+        fitted = refit(before, data, protocol)
+        content |= {**fitted, "metrics": {**content["metrics"], **fitted["metrics"]}}
     figures = [(_report(folder), folder) for folder in reports]
     card, training = _card(out), _training(checkpoint, content)
     with replacing_directory(out) as staging:
@@ -71,7 +73,7 @@ def pack(
 def _without_classifier(content: dict[str, Any]) -> dict[str, Any]:
     """Drops what only training needs: the vectors of the training speakers, who keep no more than their ids."""
     model = {name: each[:0] if name.startswith("classifier.") else each for name, each in content["model"].items()}
-    kept = {name: content[name] for name in (*_KEPT, "back_end", "operating_points", "calibration") if name in content}
+    kept = {name: content[name] for name in (*_KEPT, "back_end", *GROUPS) if name in content}
     return {**kept, "speeds": 0, "model": model}
 
 
@@ -118,18 +120,21 @@ def _facts(recognizer: SpeakerRecognizer, size: int) -> str:
         f"Model `{recognizer.model_hash}`, {recognizer.name}: {recognizer.parameters:,} parameters in "
         f"{size / 1e6:.1f} MB, step {recognizer.step:,} of a training on "
         f"{counted(len(recognizer.speakers), 'speaker')} (training list "
-        f"`{recognizer.training_list}`). {_ratio(recognizer.calibration)}"
+        f"`{recognizer.training_list}`). {_ratio(recognizer.scoring)}"
     )
     return textwrap.fill(text, 120, break_long_words=False, break_on_hyphens=False)
 
 
-def _ratio(calibration: Calibration | None) -> str:
-    if calibration is None:
+def _ratio(scoring: Scoring) -> str:
+    if scoring.calibration is None:
         return "It has no calibration."
-    offset, slope, growth = calibration.weights
-    low, high = calibration.seconds
+    offset, slope, growth = scoring.calibration.weights
+    low, high = scoring.calibration.seconds
+    score = "the cosine"
+    if scoring.cohort is not None:
+        score += f", normalized by the {scoring.cohort.top} nearest of {len(scoring.cohort.embeddings)} voices,"
     return (
-        f"Log-likelihood ratio: {offset:.2f} + {slope:.2f} times the cosine {growth:+.2f} times the logarithm of the "
+        f"Log-likelihood ratio: {offset:.2f} + {slope:.2f} times {score} {growth:+.2f} times the logarithm of the "
         f"geometric mean of both lengths, within {low:g} and {high:.0f} s."
     )
 

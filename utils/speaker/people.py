@@ -172,7 +172,9 @@ def _enroll(args: argparse.Namespace) -> None:
         before.check_name(name, args.replace)
     embedded = {name: recognizer.embed_speech(paths) for name, paths in people.items()}
     with locked_store(args.store, *owner) as store:
-        added = [store.enroll(name, rows, sum(seconds), args.replace) for name, (rows, seconds) in embedded.items()]
+        added = [
+            store.enroll(name, rows, float(seconds.sum()), args.replace) for name, (rows, seconds) in embedded.items()
+        ]
     if args.json:
         one = {"enrolled": asdict(added[0])} if args.folder is None else {"people": [asdict(each) for each in added]}
         print_json({"store": str(args.store), "model_hash": recognizer.model_hash, **one})
@@ -285,7 +287,7 @@ class _Answerer:
         return self.recognizer.identification_threshold(self.wanted, seconds, len(self.store.speakers))
 
     def __call__(self, embedding: Any, seconds: float) -> Identification:
-        return self.store.identify(embedding, self.threshold(seconds), self.recognizer.calibration, seconds)
+        return self.store.identify(embedding, self.threshold(seconds), self.recognizer.scoring, seconds)
 
     def windows(
         self, path: Path, window: float, hop: float, every: int = 1

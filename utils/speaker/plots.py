@@ -98,7 +98,7 @@ def draw_scores(path: Path, scores: NDArray, targets: NDArray, thresholds: Mappi
         axes.axvline(score, color="black", linewidth=1.1, linestyle=style, label=f"{name} {score:.3f}: {rates}")
     tidy(axes)
     axes.set_ylim(0, axes.get_ylim()[1] * 1.05)
-    axes.set_xlabel("score (cosine of two embeddings)")
+    axes.set_xlabel("score")
     axes.set_ylabel("density of trials (per unit of score)")
     axes.set_title(title, parse_math=False)
     add_legend(figure)

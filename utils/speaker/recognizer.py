@@ -28,11 +28,10 @@ from utils.features.mel import MelExtractor
 from utils.features.speech import speech_seconds
 from utils.features.windows import Window, cut_windows, read_windows
 from utils.speaker.back_end import BackEnd
-from utils.speaker.calibration import Calibration
-from utils.speaker.cohort import Cohort
-from utils.speaker.identification import cosine, unit
-from utils.speaker.operating import MIN_SPEAKERS, OperatingPoints
+from utils.speaker.identification import unit
+from utils.speaker.scoring import Scoring
 from utils.speaker.streaming import EmbeddingStream, embed_continued, normalized
+from utils.speaker.validation import MIN_SPEAKERS, Recordings
 from utils.trained import TrainedModel
 
 Mel = NDArray[np.float32]
@@ -65,12 +64,11 @@ class EmbeddedWindow(NamedTuple):
 class SpeakerRecognizer(TrainedModel):
     """A speaker model with the features that it was trained on.
 
-    `threshold` is the cosine at the equal error rate of the validation trials; None without a validation. With a
-    `cohort`, evaluations normalize scores too.
+    `scoring` turns embeddings to answers. `threshold` is its score at the equal error rate of the validation trials;
+    None without a validation.
     """
 
     task = "speaker"
-    cohort: Cohort | None = None
     config_class = SpeakerConfig
 
     def __init__(
@@ -80,10 +78,7 @@ class SpeakerRecognizer(TrainedModel):
         self.threshold: float | None = content["metrics"].get("valid_threshold")
         tensors = content.get("back_end")
         self.back_end = BackEnd.from_tensors(tensors) if tensors else BackEnd.none(self.model.embedding_dim)
-        points = content.get("operating_points")
-        self.operating_points = OperatingPoints.from_tensors(points) if points else None
-        weights = content.get("calibration")
-        self.calibration = Calibration.from_tensors(weights) if weights else None
+        self.scoring = Scoring.from_checkpoint(content)
         self._extractor = MelExtractor(self.recipe)
 
     def build(self, content: dict[str, Any]) -> SpeakerModel:
@@ -104,33 +99,38 @@ class SpeakerRecognizer(TrainedModel):
     def description(self, checkpoint: str | Path) -> dict[str, Any]:
         """The entries of a report that describe the model, the threshold among them."""
         about = super().description(checkpoint)
-        return {**about, "checkpoint": {**about["checkpoint"], "valid_threshold": self.threshold}}
+        of_scores = {"valid_threshold": self.threshold, "scores": self.scoring.name}
+        return {**about, "checkpoint": {**about["checkpoint"], **of_scores}}
 
     def remove_back_end(self) -> None:
         """Takes cosines of embeddings as the encoder gives them; what was fitted to other cosines goes too."""
         self.back_end = BackEnd.none(self.model.embedding_dim)
-        self.threshold = self.operating_points = self.calibration = None
+        self.threshold, self.scoring = None, Scoring()
+
+    def remove_cohort(self) -> None:
+        """Takes plain cosines; what was fitted to normalized ones goes too."""
+        if self.scoring.cohort is not None:
+            self.threshold, self.scoring = None, Scoring()
 
     def identification_threshold(self, wanted: float | None, seconds: float, enrolled: int) -> float:
         """`wanted`, or else that of the operating points for a recording of `seconds` and `enrolled` people.
 
         Checkpoints without operating points have the threshold of trials only. `UserError` if there is none of them.
         """
-        if wanted is None and self.operating_points is not None:
-            return self.operating_points.identification(seconds, enrolled)
+        if wanted is None and self.scoring.operating_points is not None:
+            return self.scoring.operating_points.identification(seconds, enrolled)
         threshold = self.threshold if wanted is None else wanted
         if threshold is None:
             raise UserError("the checkpoint has no threshold, because it was never validated: give --threshold")
         return threshold
 
-    def require_calibration(self) -> Calibration:
-        """The calibration; `UserError` if the checkpoint has none."""
-        if self.calibration is None:
+    def require_calibration(self) -> None:
+        """`UserError` if the checkpoint has no calibration."""
+        if self.scoring.calibration is None:
             raise UserError(
                 "the checkpoint has no calibration, because it is of an older version or was validated on fewer than "
                 f"{MIN_SPEAKERS} speakers: test.py pack --data fits one, and --threshold decides by the cosine alone"
             )
-        return self.calibration
 
     def compare(self, a: str | Path, b: str | Path) -> float:
         """Log-likelihood ratio of two recordings: above 0 one speaker explains them better than two do.
@@ -138,9 +138,13 @@ class SpeakerRecognizer(TrainedModel):
         It is the natural logarithm of p(a, b | same speaker) / p(a, b | different speakers). `UserError` if a recording
         has too little speech, or if the checkpoint has no calibration.
         """
-        calibration = self.require_calibration()
-        (first, second), seconds = self.embed_speech([a, b])
-        return float(calibration(cosine(first, second), *seconds))
+        self.require_calibration()
+        return self.llr(self.embed_speech([a, b]))
+
+    def llr(self, pair: Recordings) -> float | None:
+        """The log-likelihood ratio of two recordings; None without a calibration."""
+        llrs = self.scoring.llrs(*(Recordings(*(each[place : place + 1] for each in pair)) for place in (0, 1)))
+        return None if llrs is None else float(llrs[0, 0])
 
     def mel_of_file(self, path: str | Path) -> Mel:
         """Log-mel spectrogram (t, n_mels) of an audio file of any sample rate."""
@@ -309,14 +313,14 @@ class SpeakerRecognizer(TrainedModel):
                 speech = speech_seconds(values, own)
                 yield EmbeddedWindow(start / own, (start + len(values)) / own, speech, embedding)
 
-    def embed_speech(self, paths: Sequence[str | Path]) -> tuple[NDArray[np.float32], list[float]]:
-        """Embeddings (n, d) and seconds of recordings; `UserError` if one contains too little speech.
+    def embed_speech(self, paths: Sequence[str | Path]) -> Recordings:
+        """Embeds recordings; `UserError` if one contains too little speech.
 
         As `embed_files`, but windows count by their seconds of speech: those without any do not.
         """
         seconds: list[float] = []
         groups = [self._embed(self._spoken_parts(path, seconds) for path in group) for group in _groups(paths)]
-        return self._joined(groups), seconds
+        return Recordings(self._joined(groups), np.array(seconds))
 
     def _spoken_parts(self, path: str | Path, seconds: list[float]) -> Iterator[Part]:
         """Parts with speech; in the end appends the length of the recording to `seconds`."""

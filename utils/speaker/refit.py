@@ -1,24 +1,26 @@
-"""Thresholds and calibration of a trained recognizer, fitted to validation speakers anew, without training."""
+"""Scoring of a trained recognizer, fitted to its speakers in a folder of features anew, without training."""
 
 from __future__ import annotations
 
 from pathlib import Path
-
-from torch import Tensor
+from typing import Any
 
 from utils.errors import UserError
 from utils.features.recipe import require_same
 from utils.features.store import FeatureStore
-from utils.speaker.calibration import Calibration
-from utils.speaker.operating import MIN_SPEAKERS, OperatingPoints, useful_cuts
+from utils.speaker.cohort import Cohort, cohort_recordings
+from utils.speaker.metrics import eer
 from utils.speaker.protocol import read_protocol
 from utils.speaker.recognizer import SpeakerRecognizer
+from utils.speaker.scoring import Scoring
+from utils.speaker.validation import MIN_SPEAKERS, Validation, useful_cuts
 
 
-def refit(recognizer: SpeakerRecognizer, data: Path, protocol_name: str) -> dict[str, dict[str, Tensor]]:
-    """Operating points and calibration, as in a checkpoint, from all recordings of a protocol's validation trials.
+def refit(recognizer: SpeakerRecognizer, data: Path, protocol_name: str) -> dict[str, dict[str, Any]]:
+    """Cohort, calibration and thresholds, as in a checkpoint, and metrics, from the recordings of a protocol.
 
-    Validation in training draws at most `--valid-utterances` of them, and is otherwise the same. `UserError` for
+    The cohort is of its training recordings, the others are fitted to all recordings of its validation trials.
+    Validation in training draws at most `--valid-utterances` of these, and is otherwise the same. `UserError` for
     features of another recipe, and for too few speakers.
     """
     store = FeatureStore.open(data)
@@ -26,15 +28,29 @@ def refit(recognizer: SpeakerRecognizer, data: Path, protocol_name: str) -> dict
     protocol = read_protocol(data / "protocols" / protocol_name)
     if not protocol.valid_trials:
         raise UserError(f"protocol {protocol_name} in {data} has no validation trials")
+    cohort = _cohort(recognizer, store, store.listed(protocol.train, "training"))
     paths = {path for trial in protocol.valid_trials for path in (trial.a, trial.b)}
     items = [item for item, row in enumerate(store.rows) if row.path in paths]
-    speakers, lengths = [store.rows[item].speaker for item in items], [store.rows[item].seconds for item in items]
+    rows = [store.rows[item] for item in items]
+    speakers, lengths = [row.speaker for row in rows], [row.seconds for row in rows]
     cuts = useful_cuts(lengths)
     *cut, whole = recognizer.embed_durations(items, store.mel, [*cuts, None], desc="validation")
-    recordings = dict(zip(cuts, cut, strict=True)), whole, speakers, lengths
-    points, calibration = OperatingPoints.fit(*recordings), Calibration.fit(*recordings)
-    if calibration is None:
+    scoring = Scoring.fit(cohort, Validation.of(dict(zip(cuts, cut, strict=True)), whole, speakers, lengths))
+    if scoring.calibration is None:
         raise UserError(
             f"the validation trials in {data} are not of {MIN_SPEAKERS} speakers with two recordings of like length"
         )
-    return {"operating_points": points.to_tensors(), "calibration": calibration.to_tensors()}
+    place = {row.path: number for number, row in enumerate(rows)}
+    trials = [(trial.target, place[trial.a], place[trial.b]) for trial in protocol.valid_trials]
+    rate, threshold = eer(*scoring.of_trials(whole, trials))
+    return {**scoring.to_tensors(), "metrics": {"valid_eer": rate, "valid_threshold": threshold}}
+
+
+def _cohort(recognizer: SpeakerRecognizer, store: FeatureStore, training: list[int]) -> Cohort | None:
+    """The cohort that training makes of the same recordings."""
+    speakers = [store.rows[item].speaker for item in training]
+    places = cohort_recordings(speakers)
+    if not places:
+        return None
+    (embeddings,) = recognizer.embed_durations([training[place] for place in places], store.mel, [None], desc="cohort")
+    return Cohort.fit(embeddings, [speakers[place] for place in places])

@@ -32,8 +32,8 @@ UNLIKE_PATHS = "the labels of the trial list do not follow the speakers in its p
 
 ANSWERS, ERRORS, RECORDINGS = "identification.txt", "errors.txt", "recordings.txt"
 CONDITION_SCORES = "conditions.safetensors"
-LLR, S_NORM = "llr", "s_norm"
-DERIVED = {LLR: "llr.safetensors", S_NORM: "s-norm.safetensors"}  # kinds of scores beside the cosines
+LLR, COSINE = "llr", "cosine"
+DERIVED = {LLR: "llr.safetensors", COSINE: "cosines.safetensors"}  # beside the scores
 SCORES = {name: "scores.txt" if seconds is None else f"scores-{name}.txt" for name, seconds in DURATIONS.items()}
 COMPARISON = "comparison.html"
 
@@ -42,11 +42,12 @@ COMPARISON = "comparison.html"
 class Evaluation:
     """Raw results of an evaluation.
 
-    `scores`: name of a duration -> cosines (n,) of `trials`; `conditions`: name of a test condition -> cosines (3, n)
-    float32 of the trials with both sides in the condition, the first side alone, the second alone; `derived`: `LLR` if
-    the model has a calibration, `S_NORM` if it has a cohort -> name of a duration or of a test condition -> float32
-    log-likelihood ratios or normalized scores of these cosines; `answers`: part of identification -> answers; `source`:
-    recordings and lists; `reasons`: why verification or identification is missing; `warnings`: sentences for the user.
+    `scores`: name of a duration -> cosines (n,) of `trials`, by s-norm if the model has a cohort; `conditions`: name of
+    a test condition -> such scores (3, n) float32 of the trials with both sides in the condition, the first side alone,
+    the second alone; `derived`: `LLR` if the model has a calibration, `COSINE` if it has a cohort -> name
+    of a duration or of a test condition -> such float32 scores of these trials; `answers`: part of identification ->
+    answers; `source`: recordings and lists; `reasons`: why verification or identification is missing; `warnings`:
+    sentences for the user.
     """
 
     title: str
@@ -102,8 +103,8 @@ def verification_report(evaluation: Evaluation, bootstrap: int, seed: int) -> di
     `all` and `full` are the same: all trials, entire recordings. `same_sex` keeps trials whose sides have one sex, both
     known. `cross_chapter` keeps target trials across chapters and all non-targets. `1.5s` and `3s` are all trials with
     both sides cut to their middle 1.5 s or 3 s (shorter recordings stay as they are). `eer_ci` is the 95 % interval
-    from `bootstrap` draws of the speakers. EER, threshold and minDCF are of the cosines, the others of
-    log-likelihood ratios; those of `s_norm` are of normalized scores.
+    from `bootstrap` draws of the speakers. EER, threshold and minDCF are of the scores, the others of
+    log-likelihood ratios; those of `cosine` are of plain cosines.
     """
     trials = evaluation.trials
 
@@ -142,7 +143,7 @@ def _condition(
         return _absent(f"no {' and no '.join(missing)} trials", **counts)
     result = {**_order_metrics(scores, targets), "eer_ci": None}
     result |= ratio_metrics(derived.get(LLR), targets)
-    result |= {S_NORM: _order_metrics(derived[S_NORM], targets)} if S_NORM in derived else {}
+    result |= {COSINE: _order_metrics(derived[COSINE], targets)} if COSINE in derived else {}
     first, second = (side[chosen] for side in trials.sides("speaker"))
     result |= {**counts, "speakers": int(np.count_nonzero(np.bincount(np.concatenate([first, second]))))}
     if problem := interval_problem(trials, result["speakers"]):
@@ -177,10 +178,10 @@ def conditions_report(
     if not evaluation.conditions:
         return {}
     report = {CLEAN: {"both": clean}}
-    for name, cosines in evaluation.conditions.items():
+    for name, values in evaluation.conditions.items():
         derived = {kind: by_sides(evaluation.trials, each) for kind, each in evaluation.derived_of(name).items()}
         report[name] = {}
-        for sides, (chosen, scores) in by_sides(evaluation.trials, cosines).items():
+        for sides, (chosen, scores) in by_sides(evaluation.trials, values).items():
             of_sides = {kind: each[sides][1] for kind, each in derived.items()}
             everything = np.ones(len(chosen), dtype=bool)
             report[name][sides] = _condition(chosen, scores, of_sides, everything, bootstrap, seed)
@@ -251,16 +252,19 @@ def _condition_lines(conditions: dict[str, dict[str, Any]]) -> list[str]:
 
 
 def _normalized_lines(report: dict[str, Any]) -> list[str]:
-    """The part of the table on normalized scores, if there are any."""
+    """The part of the table that compares plain cosines with s-norm, if there is a cohort."""
     rows = {**report["verification"]}
     for name, by_side in report["conditions"].items():
         rows |= {name if sides == "both" else f"{name}, one side": metrics for sides, metrics in by_side.items()}
     shown = []
     for name, metrics in rows.items():
-        if each := metrics.get(S_NORM):
-            costs = (f"{metrics[key]:>9.3f} to {each[key]:.3f}" for key in (f"min_dcf_{p}" for p in P_TARGETS))
-            shown.append(f"{name:<21}{percent(metrics['eer']):>8} to {percent(each['eer']):>8}{''.join(costs)}")
-    return ["", f"{'by s-norm':<21}{'EER':>20}{'minDCF .01':>18}{'.05':>18}", *shown] if shown else []
+        if COSINE in metrics:
+            kinds = metrics[COSINE], metrics
+            cells = [percent(each["eer"]) for each in kinds]
+            cells += [f"{each[f'min_dcf_{p}']:.3f}" for p in P_TARGETS for each in kinds]
+            shown.append(f"{name:<21}{''.join(f'{cell:>12}' for cell in cells)}")
+    heads = "".join(f"{head:>12}{'s-norm':>12}" for head in ("cosines: EER", "minDCF .01", "minDCF .05"))
+    return ["", f"{'by s-norm':<21}{heads}", *shown] if shown else []
 
 
 def write_report(out: Path, report: dict[str, Any], evaluation: Evaluation, pictures: str = "png") -> None:

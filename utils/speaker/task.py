@@ -20,13 +20,14 @@ from utils.features.store import FeatureStore
 from utils.lists import training_list_hash
 from utils.speaker.augment import AUGMENTATIONS, WaveAugmentation
 from utils.speaker.back_end import BackEnd
-from utils.speaker.calibration import Calibration
+from utils.speaker.cohort import MIN_COHORT, Cohort, cohort_recordings
 from utils.speaker.crops import SPEEDS, CropDataset
 from utils.speaker.initial import begin_with
 from utils.speaker.metrics import eer, rates_at
-from utils.speaker.operating import OperatingPoints, useful_cuts
 from utils.speaker.protocol import read_protocol
 from utils.speaker.recognizer import embed_mels, middle
+from utils.speaker.scoring import Scoring
+from utils.speaker.validation import Validation, useful_cuts
 from utils.training.distributed import Ranks
 from utils.training.options import TrainingOptions
 from utils.training.runlog import RunLog
@@ -34,7 +35,6 @@ from utils.training.sampling import make_order
 from utils.training.schedule import linear_warmup
 
 BACK_END_SAMPLES = 2000  # training samples that the back end is fitted to
-FEW_SPEAKERS = 50  # fewer say too little of the spread within speakers, and nothing of strangers
 
 
 @dataclass(frozen=True)
@@ -114,8 +114,7 @@ class SpeakerTask:
         self.model.feature_norm.mean.copy_(torch.from_numpy(mean))
         self.model.feature_norm.std.copy_(torch.from_numpy(std))
         self.back_end: BackEnd | None = None
-        self.points: OperatingPoints | None = None
-        self.calibration: Calibration | None = None
+        self.scoring = Scoring()
         if is_new and self.options.init:
             taken = begin_with(self.model, self.config, store.recipe, self.speakers, self.options.init)
             if self._keeps_back_end():
@@ -140,9 +139,9 @@ class SpeakerTask:
         return frames
 
     def _keeps_back_end(self) -> bool:
-        """Whether the back end and the operating points of --init stay."""
+        """Whether back end and scoring of --init stay: few speakers say too little of the spread within them."""
         is_frozen = self.options.freeze == "encoder"
-        return is_frozen or bool(self.options.init and len(self.speakers) < FEW_SPEAKERS)
+        return is_frozen or bool(self.options.init and len(self.speakers) < MIN_COHORT)
 
     def _check(self) -> None:
         name, leaked = self.protocol.name, sorted(set(self.protocol.heldout_speakers).intersection(self.speakers))
@@ -199,19 +198,19 @@ class SpeakerTask:
         return self.store.rows[self.dataset.items[self.order[place]]].utterance
 
     def validate(self, ranks: Ranks) -> dict[str, float]:
-        """Fits back end and operating points, unless they stay; EER of the validation trials, and its threshold."""
+        """Fits back end and scoring, unless they stay; EER of the validation trials, and its threshold."""
         if self.back_end is None or not self._keeps_back_end():
             self.back_end = self._fit_back_end(ranks)
         if not self.trials:
             return {}
         items = sorted({item for _, a, b in self.trials for item in (a, b)})
         place = {item: number for number, item in enumerate(items)}
-        mels = [self.store.mel(items[number]) for number in ranks.share(len(items))]
+        mels = self._mels(items, ranks)
         embeddings = self._embed(mels, len(items), ranks)
-        if self.points is None or not self._keeps_back_end():
-            self._fit_decisions(items, mels, embeddings, ranks)
-        targets, left, right = zip(*((target, place[a], place[b]) for target, a, b in self.trials), strict=True)
-        scores, targets = (embeddings[list(left)] * embeddings[list(right)]).sum(1), np.array(targets)
+        if self.scoring.operating_points is None or not self._keeps_back_end():
+            self.scoring = Scoring.fit(self._cohort(ranks), self._validation(items, mels, embeddings, ranks))
+        trials = [(target, place[a], place[b]) for target, a, b in self.trials]
+        scores, targets = self.scoring.of_trials(embeddings, trials)
         rate, threshold = eer(scores, targets)
         self._scored = scores, targets, threshold
         return {"valid_eer": rate, "valid_threshold": threshold}
@@ -220,16 +219,29 @@ class SpeakerTask:
         """Embeddings (count, e) by the back end; `mels` are this rank's share."""
         return self.back_end(ranks.join_rows(embed_mels(self.model, mels, ranks.device), count))
 
-    def _fit_decisions(self, items: Sequence[int], mels: Sequence[np.ndarray], whole: np.ndarray, ranks: Ranks) -> None:
-        """Fits thresholds and calibration by duration; `whole` (n, e) are the embeddings of entire recordings."""
+    def _mels(self, items: Sequence[int], ranks: Ranks) -> list[np.ndarray]:
+        """This rank's share of the spectrograms of items."""
+        return [self.store.mel(items[number]) for number in ranks.share(len(items))]
+
+    def _cohort(self, ranks: Ranks) -> Cohort | None:
+        """A cohort of the training speakers, if they are not too few."""
+        speakers = [self.store.rows[item].speaker for item in self.dataset.items]
+        places = cohort_recordings(speakers)
+        items = [self.dataset.items[place] for place in places]
+        embeddings = self._embed(self._mels(items, ranks), len(items), ranks) if items else None
+        return None if embeddings is None else Cohort.fit(embeddings, [speakers[place] for place in places])
+
+    def _validation(
+        self, items: Sequence[int], mels: Sequence[np.ndarray], whole: np.ndarray, ranks: Ranks
+    ) -> Validation:
+        """Cuts and embeds the validation recordings; `whole` (n, e) are the embeddings of entire ones."""
         recipe, rows = self.store.recipe, [self.store.rows[item] for item in items]
         speakers, lengths = [row.speaker for row in rows], [row.seconds for row in rows]
         cut = {}
         for seconds in useful_cuts(lengths):
             frames = recipe.frames(round(seconds * recipe.sample_rate))
             cut[seconds] = self._embed([middle(mel, frames) for mel in mels], len(items), ranks)
-        self.points = OperatingPoints.fit(cut, whole, speakers, lengths)
-        self.calibration = Calibration.fit(cut, whole, speakers, lengths)
+        return Validation.of(cut, whole, speakers, lengths)
 
     def _fit_back_end(self, ranks: Ranks) -> BackEnd:
         """Fits the back end to the first samples of the run, augmented as in training; finite ones only."""
@@ -267,14 +279,11 @@ class SpeakerTask:
 
     def attachments(self) -> dict[str, Any]:
         """What the last validation fitted."""
-        found = {"back_end": self.back_end, "operating_points": self.points, "calibration": self.calibration}
-        return {name: value.to_tensors() for name, value in found.items() if value is not None}
+        found = {} if self.back_end is None else {"back_end": self.back_end.to_tensors()}
+        return {**found, **self.scoring.to_tensors()}
 
     def restore(self, checkpoint: dict[str, Any]) -> None:
         """Takes what a validation fitted from a checkpoint."""
         if "back_end" in checkpoint:
             self.back_end = BackEnd.from_tensors(checkpoint["back_end"])
-        if "operating_points" in checkpoint:
-            self.points = OperatingPoints.from_tensors(checkpoint["operating_points"])
-        if "calibration" in checkpoint:
-            self.calibration = Calibration.from_tensors(checkpoint["calibration"])
+        self.scoring = Scoring.from_checkpoint(checkpoint)

@@ -52,9 +52,8 @@ def _verify(args: argparse.Namespace) -> None:
     recognizer = load_recognizer(args, args.a, args.b)
     if args.threshold is None:
         recognizer.require_calibration()  # refuses before the work
-    (first, second), seconds = recognizer.embed_speech([args.a, args.b])
-    score = cosine(first, second)
-    llr = None if recognizer.calibration is None else float(recognizer.calibration(score, *seconds))
+    pair = recognizer.embed_speech([args.a, args.b])
+    score, llr = cosine(*pair.embeddings), recognizer.llr(pair)
     if args.threshold is None:
         prior = PRIOR if args.prior is None else args.prior
         cost = COST_FALSE_ACCEPT if args.cost_false_accept is None else args.cost_false_accept
