@@ -78,7 +78,7 @@ def add_commands(commands: Any) -> None:
     _add_recordings(parser, "recordings, each judged by itself")
     _add_store(parser, "store of enrolled speakers")
     default = (
-        "the checkpoint's, by the number of enrolled and the length, which names 5 %% of the strangers in validation"
+        "the checkpoint's, by the number of enrolled and the length, which names 3 %% of the strangers in validation"
     )
     add_threshold(parser, default)
     help = f"answer each window of this many seconds (default: the entire recording, with --stream {_CHECKED:g})"
