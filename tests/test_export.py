@@ -76,8 +76,8 @@ def round_trip(original: SpeakerRecognizer, formats: tuple[str, ...]) -> dict[st
         differences = {}
         for format in formats:
             written = getattr(embedder, f"to_{format}")(graph, "{}")
-            embed = getattr(embedder, f"from_{format}")(written)
-            differences[format] = export.largest_difference(embed, original, SECONDS)
+            run = getattr(embedder, f"from_{format}")(written)
+            differences[format] = export.largest_difference(run, original, SECONDS)
     return differences
 
 

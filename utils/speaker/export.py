@@ -13,7 +13,7 @@ from utils.commands import add_command, print_json
 from utils.errors import UserError
 
 if TYPE_CHECKING:
-    from utils.speaker.embedder import Embed
+    from utils.speaker.embedder import Run
     from utils.speaker.recognizer import SpeakerRecognizer
 
 FORMATS = ("onnx", "torchscript", "torch-export")
@@ -84,8 +84,8 @@ def export(checkpoint: Path | None, format: str, out: Path) -> dict[str, Any]:
         try:
             graph = embedder.trace(embedder.SamplesToEmbedding(recognizer), recognizer.recipe)
             content = getattr(embedder, f"to_{suffix}")(graph, json.dumps(metadata(recognizer, checkpoint)))
-            embed = getattr(embedder, f"from_{suffix}")(content)
-            difference = largest_difference(embed, recognizer, SECONDS)
+            run = getattr(embedder, f"from_{suffix}")(content)
+            difference = largest_difference(run, recognizer, SECONDS)
         except (UserError, MemoryError):
             raise
         except Exception as error:  # exporters and runtimes raise what they like, with long explanations
@@ -140,7 +140,7 @@ def _holds_tensors(group: dict[str, Any], tensor: type) -> bool:
     return bool(group) and all(isinstance(each, tensor) for each in group.values())
 
 
-def largest_difference(embed: Embed, recognizer: SpeakerRecognizer, lengths: Sequence[float]) -> float:
+def largest_difference(run: Run, recognizer: SpeakerRecognizer, lengths: Sequence[float]) -> float:
     """The largest difference of a number of an embedding, over noise and a voice of `lengths` in s; NaN if one is.
 
     The recordings are embedded alone and as a batch of two.
@@ -156,5 +156,6 @@ def largest_difference(embed: Embed, recognizer: SpeakerRecognizer, lengths: Seq
         both = np.stack([voice, noise])
         wanted = np.stack([recognizer.embed_samples(each, rate) for each in both])
         for samples, embeddings in ((both, wanted), (both[:1], wanted[:1]), (both[1:], wanted[1:])):
-            differences.append(np.abs(embed(samples) - embeddings).max())
+            (found,) = run(samples)
+            differences.append(np.abs(found - embeddings).max())
     return float(np.max(differences))
