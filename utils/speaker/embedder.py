@@ -44,6 +44,15 @@ class Graph(NamedTuple):
     outputs: Sequence[str]
 
 
+class Plan(NamedTuple):
+    """A file to write: its graph and metadata, how it is checked, and what is reported of it."""
+
+    graph: Graph
+    metadata: dict[str, Any]
+    difference: Callable[[Run], float]  # the largest one of a number of an embedding from the recognizer's
+    facts: dict[str, Any]
+
+
 class Embedder(nn.Module):
     """What a file needs of a recognizer: log-mels, the model without vectors of training speakers, the back end."""
 
