@@ -175,7 +175,7 @@ print(json.dumps([session.get_modelmeta().custom_metadata_map["tacomamba"], embe
 
 
 def test_the_example_of_the_documentation_runs(exported, trained_run):
-    (block,) = (block for block in blocks("docs/export.md", "python") if "onnxruntime" in block)
+    (block,) = (block for block in blocks("docs/export.md", "python") if '"speaker.onnx"' in block)
     first, second = SpeakerRecognizer.load(trained_run, "cpu").embed_files(sorted(exported.glob("*.flac")))
     assert elsewhere(exported, block).startswith(f"score {first @ second:.3f}, threshold ")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,7 @@ FORMAT = "tacomamba-stream-1"  # of the metadata
 CHECKED_SECONDS = 60  # of each recording of the check
 
 HELD = "state_samples"  # the samples before a block that its frames need
-_NO_WEIGHT = -1e30  # for -inf, the logarithm of no weight, which JSON has no word for; what is added to it stays exact
+NO_WEIGHT = -1e30  # for -inf, the logarithm of no weight, which JSON has no word for; what is added to it stays exact
 
 
 class BlockToEmbedding(Embedder):
@@ -52,7 +52,7 @@ class BlockToEmbedding(Embedder):
         self.initial = {HELD: torch.zeros(1, self.lead)}
         for path, leaf in itertools.compress(leaves, self.changes):
             name = "_".join(re.findall(r"\w+", pytree.keystr(path)))
-            self.initial[f"state_{name}"] = leaf.clamp(min=_NO_WEIGHT)
+            self.initial[f"state_{name}"] = leaf.clamp(min=NO_WEIGHT)
 
     def forward(self, samples: Tensor, held: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
         """Samples (1, block), and the tensors of `initial` in their order, to an embedding (1, e) and the next ones."""
@@ -69,13 +69,13 @@ class BlockToEmbedding(Embedder):
         return Graph(program, [INPUT, *self.initial], [OUTPUT, *(f"new_{name}" for name in self.initial)])
 
     def description(self) -> dict[str, Any]:
-        """The block and the state as plain values, for the metadata; a state's `initial` fills all of it."""
+        """The block and the state as plain values, for the metadata; `initial` fills a tensor before the stream."""
         state = [
             {
                 "name": name,
                 "shape": list(tensor.shape),
                 "dtype": str(tensor.dtype).removeprefix("torch."),
-                "initial": tensor.unique().item() if len(tensor.unique()) == 1 else tensor.tolist(),
+                "initial": tensor.flatten()[:1].sum().item(),
             }
             for name, tensor in self.initial.items()
         ]
@@ -86,46 +86,37 @@ def of_blocks(recognizer: SpeakerRecognizer, metadata: dict[str, Any], seconds: 
     """The file that takes blocks of `seconds`, of a recognizer that can stream; `metadata` as of one for recordings."""
     module = BlockToEmbedding(recognizer, seconds)
     common = {key: value for key, value in metadata.items() if key not in ("least_samples", "window_seconds")}
-    description = {**common, "format": FORMAT, **module.description()}
+    about = {**common, "format": FORMAT, **module.description()}
     most = CHECKED_SECONDS * recognizer.recipe.sample_rate // module.block
     counts = [2**power for power in range(most.bit_length())]
-    facts = {
-        "block_samples": module.block,
-        "state_bytes": sum(tensor.nbytes for tensor in module.initial.values()),
-        "blocks": counts,
-    }
-    check = functools.partial(largest_difference, module=module, recognizer=recognizer, counts=counts)
-    return Plan(module.trace(), description, check, facts)
+    state_bytes = sum(tensor.nbytes for tensor in module.initial.values())
+    check = functools.partial(largest_difference, about=about, recognizer=recognizer, counts=counts)
+    facts = {"block_samples": module.block, "state_bytes": state_bytes, "blocks": counts}
+    return Plan(module.trace(), about, check, facts)
 
 
-def largest_difference(
-    run: Run, module: BlockToEmbedding, recognizer: SpeakerRecognizer, counts: Sequence[int]
-) -> float:
+def largest_difference(run: Run, about: dict[str, Any], recognizer: SpeakerRecognizer, counts: Sequence[int]) -> float:
     """The largest difference of a number of an embedding from that of `embed_stream` after `counts` of blocks.
 
-    It is over a voice and noise; NaN if one is.
+    It is over a voice and noise, used as the metadata `about` say; NaN if one is.
     """
-    rate = recognizer.recipe.sample_rate
-    voice = generated_voice(0, (module.lead + counts[-1] * module.block + 1) / rate, rate)
+    rate, size, lead = recognizer.recipe.sample_rate, about["block_samples"], about["lead_samples"]
+    voice = generated_voice(0, (lead + counts[-1] * size + 1) / rate, rate)
     noise = 0.1 * np.random.default_rng(0).standard_normal(len(voice)).astype(np.float32)
     differences = []
     for samples in (voice, noise):
-        stream, pushed = recognizer.embed_stream(), 0
-        for count, embedding in enumerate(embeddings(run, module, samples, counts[-1]), start=1):
+        stream, pushed, state = recognizer.embed_stream(), 0, initial_state(about, samples)
+        for count in range(1, counts[-1] + 1):
+            end = lead + count * size
+            embedding, *state = run(samples[None, end - size : end], *state)
             if count in counts:
-                end = module.lead + count * module.block
                 stream.push(samples[pushed:end])  # all at once: not in the same blocks
-                differences.append(np.abs(embedding - stream.embedding).max())
+                differences.append(np.abs(embedding[0] - stream.embedding).max())
                 pushed = end
     return float(np.max(differences))
 
 
-def embeddings(
-    run: Run, module: BlockToEmbedding, samples: NDArray[np.float32], count: int
-) -> Iterator[NDArray[np.float32]]:
-    """The embedding (e,) after each of `count` blocks of samples (s,), by a file."""
-    state = [tensor.numpy() for tensor in module.initial.values()]
-    state[0] = samples[None, : module.lead]
-    for start in range(module.lead, module.lead + count * module.block, module.block):
-        embedding, *state = run(samples[None, start : start + module.block], *state)
-        yield embedding[0]
+def initial_state(about: dict[str, Any], samples: NDArray[np.float32]) -> list[NDArray[Any]]:
+    """The state before the first block of a stream that begins with `samples` (s,), by the metadata of a file."""
+    state = [np.full(each["shape"], each["initial"], each["dtype"]) for each in about["state"]]
+    return [samples[None, : about["lead_samples"]], *state[1:]]
