@@ -79,8 +79,8 @@ def round_trip(original: SpeakerRecognizer, formats: tuple[str, ...]) -> dict[st
         differences = {}
         for format in formats:
             written = getattr(embedder, f"to_{format}")(graph, "{}")
-            embed = getattr(embedder, f"from_{format}")(written)
-            differences[format] = export.largest_difference(embed, original, SECONDS)
+            run = getattr(embedder, f"from_{format}")(written)
+            differences[format] = export.largest_difference(run, original, SECONDS)
     return differences
 
 
@@ -178,7 +178,7 @@ print(json.dumps([session.get_modelmeta().custom_metadata_map["tacomamba"], embe
 
 
 def test_the_example_of_the_documentation_runs(exported, trained_run):
-    (block,) = (block for block in blocks("docs/export.md", "python") if "onnxruntime" in block)
+    (block,) = (block for block in blocks("docs/export.md", "python") if '"speaker.onnx"' in block)
     original, pair = SpeakerRecognizer.load(trained_run, "cpu"), sorted(exported.glob("*.flac"))
     first, second = original.embed_files(pair)
     assert elsewhere(exported, block) == f"cosine {first @ second:.3f}, LLR {original.compare(*pair):.2f}\n"

@@ -81,15 +81,16 @@ def ssd(inputs: SSDInputs) -> tuple[Tensor, Tensor]:
     torch would have to know which.
     """
     x, dt, A, B, C, D, dt_bias, initial_state, seq_idx, dt_softplus = _widened(inputs)
-    heads_of_group, device = x.shape[2] // B.shape[2], x.device
+    heads_of_group, device, length = x.shape[2] // B.shape[2], x.device, x.shape[1]
+    chunk = min(CHUNK, length) if isinstance(length, int) else CHUNK  # of a known length, no more than it has
     with without_autocast(device.type):
         delta = step_size(dt, dt_bias, dt_softplus)
-        log_decay = _into_chunks(delta * A).permute(0, 3, 1, 2)  # (b, h, c, q)
+        log_decay = _into_chunks(delta * A, chunk).permute(0, 3, 1, 2)  # (b, h, c, q)
         B, C = (tensor.repeat_interleave(heads_of_group, dim=2) for tensor in (B, C))  # (b, l, h, n)
         driven, B, C = (
-            _into_chunks(tensor).permute(0, 3, 1, 2, 4) for tensor in (x * delta.unsqueeze(-1), B, C)
+            _into_chunks(tensor, chunk).permute(0, 3, 1, 2, 4) for tensor in (x * delta.unsqueeze(-1), B, C)
         )  # (b, h, c, q, p or n)
-        within, from_start, to_end, between = _decays(log_decay, seq_idx)
+        within, from_start, to_end, between = _decays(log_decay, seq_idx, chunk)
         states = torch.matmul((driven * to_end.unsqueeze(-1)).transpose(3, 4), B)  # (b, h, c, p, n), added
         if initial_state is not None:
             first = torch.arange(states.shape[2], device=device) == 0
@@ -97,22 +98,22 @@ def ssd(inputs: SSDInputs) -> tuple[Tensor, Tensor]:
         states = torch.einsum("bhzc,bhcpn->bhzpn", between, states)  # after every chunk
         y = torch.matmul(torch.matmul(C, B.transpose(3, 4)) * within, driven)
         y = y + torch.matmul(C, states.roll(1, 2).transpose(3, 4)) * from_start.unsqueeze(-1)
-        frames = torch.arange(CHUNK, CHUNK + x.shape[1], device=device)  # of a slice, torch would have to prove the end
+        frames = torch.arange(chunk, chunk + length, device=device)  # of a slice, torch would have to prove the end
         y = y.permute(0, 2, 3, 1, 4).flatten(1, 2).index_select(1, frames)
         if D is not None:
             y = y + x * D.unsqueeze(-1)
     return y.to(inputs.x.dtype), states[:, :, -1]
 
 
-def _into_chunks(frames: Tensor) -> Tensor:
+def _into_chunks(frames: Tensor, chunk: int) -> Tensor:
     """Cuts (b, l, ...) into (b, c, q, ...): a chunk of zeros, then the frames with zeros at the end."""
     length = frames.shape[1]
-    missing = (length + CHUNK - 1) // CHUNK * CHUNK - length
-    padded = F.pad(frames, (0, 0) * (frames.dim() - 2) + (CHUNK, missing))
-    return padded.unfold(1, CHUNK, CHUNK).movedim(-1, 2)
+    missing = (length + chunk - 1) // chunk * chunk - length
+    padded = F.pad(frames, (0, 0) * (frames.dim() - 2) + (chunk, missing))
+    return padded.unfold(1, chunk, chunk).movedim(-1, 2)
 
 
-def _decays(log_decay: Tensor, seq_idx: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _decays(log_decay: Tensor, seq_idx: Tensor | None, chunk: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Computes the decays inside and between chunks, 0 where another sequence begins on the way.
 
     log_decay (b, h, c, q) -> frame to frame (b, h, c, q, q), start to frame and frame to end (b, h, c, q), end to end
@@ -124,7 +125,7 @@ def _decays(log_decay: Tensor, seq_idx: Tensor | None) -> tuple[Tensor, Tensor, 
     between = _segment_sums(log_decay.sum(-1)).exp()
     if seq_idx is None:
         return within, from_start, to_end, between
-    numbers = _into_chunks(seq_idx + 1 - seq_idx[:, :1]).unsqueeze(1)  # (b, 1, c, q) from 1, padding 0
+    numbers = _into_chunks(seq_idx + 1 - seq_idx[:, :1], chunk).unsqueeze(1)  # (b, 1, c, q) from 1, padding 0
     last = numbers.amax(-1).clamp(min=1)  # (b, 1, c); that of the initial state is the first frame's
     return (
         within * (numbers.unsqueeze(-1) == numbers.unsqueeze(-2)),

@@ -12,9 +12,8 @@ import io
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, fx, nn
@@ -28,8 +27,8 @@ from utils.features.mel import LogMel
 from utils.features.recipe import MelRecipe
 from utils.speaker.recognizer import SpeakerRecognizer
 
-Embed = Callable[[NDArray[np.float32]], NDArray[np.float32]]
-"""Samples (b, s) to embeddings (b, e)."""
+Run = Callable[..., list[NDArray[Any]]]
+"""The inputs of a graph, in their order, to its outputs."""
 
 METADATA = "tacomamba"
 """The name of the metadata in an ONNX file; the extra file of the other formats is called so too, with .json."""
@@ -37,7 +36,42 @@ METADATA = "tacomamba"
 INPUT, OUTPUT = "samples", "embedding"
 
 
-class SamplesToEmbedding(nn.Module):
+class Graph(NamedTuple):
+    """A graph, and the names of its inputs and outputs in a file of a format that has names."""
+
+    program: ExportedProgram
+    inputs: Sequence[str]
+    outputs: Sequence[str]
+
+
+class Plan(NamedTuple):
+    """A file to write: its graph and metadata, how it is checked, and what is reported of it."""
+
+    graph: Graph
+    metadata: dict[str, Any]
+    difference: Callable[[Run], float]  # the largest one of a number of an embedding from the recognizer's
+    facts: dict[str, Any]
+
+
+class Embedder(nn.Module):
+    """What a file needs of a recognizer: log-mels, the model without vectors of training speakers, the back end."""
+
+    def __init__(self, recognizer: SpeakerRecognizer) -> None:
+        super().__init__()
+        self.log_mel = LogMel(recognizer.recipe)
+        self.model = copy.deepcopy(recognizer.model).cpu()
+        self.model.classifier = None
+        set_backend(self.model, "decomposed")
+        back_end = recognizer.back_end.to_tensors()
+        self.register_buffer("center", back_end["center"])
+        self.register_buffer("whitening", back_end["whitening"])
+
+    def finish(self, embeddings: Tensor) -> Tensor:
+        """Embeddings (b, e) of the model -> those of the recognizer, of length 1."""
+        return F.normalize((F.normalize(embeddings, dim=-1) - self.center) @ self.whitening, dim=-1)
+
+
+class SamplesToEmbedding(Embedder):
     """Samples (b, s) float32 at the recipe's rate -> embeddings (b, e) of length 1, those of the recognizer.
 
     A recording of more than `longest` frames is embedded in windows, as `SpeakerRecognizer.embed_mels` does. All
@@ -46,14 +80,7 @@ class SamplesToEmbedding(nn.Module):
     """
 
     def __init__(self, recognizer: SpeakerRecognizer) -> None:
-        super().__init__()
-        self.log_mel = LogMel(recognizer.recipe)
-        self.model = copy.deepcopy(recognizer.model).cpu()
-        self.model.classifier = None  # the vectors of the training speakers stay here
-        set_backend(self.model, "decomposed")
-        back_end = recognizer.back_end.to_tensors()
-        self.register_buffer("center", back_end["center"])
-        self.register_buffer("whitening", back_end["whitening"])
+        super().__init__(recognizer)
         self.grid = recognizer.config.subsampling
         self.longest = LONGEST * self.grid if self.model.can_stream else recognizer.longest_window
 
@@ -64,8 +91,7 @@ class SamplesToEmbedding(nn.Module):
         frame = (starts.unsqueeze(1) + torch.arange(self.grid * width)).clamp(max=frames - 1)
         windows = mel[:, frame].flatten(0, 1)  # (b k, w, n_mels); what is beyond a window's length is padding
         embeddings = F.normalize(self.model.embed(windows, lengths.repeat(batch)), dim=-1)
-        mean = (embeddings.unflatten(0, (batch, -1)) * lengths.unsqueeze(1)).sum(1)
-        return F.normalize((F.normalize(mean, dim=-1) - self.center) @ self.whitening, dim=-1)
+        return self.finish((embeddings.unflatten(0, (batch, -1)) * lengths.unsqueeze(1)).sum(1))
 
     def _windows(self, frames: int) -> tuple[Tensor, Tensor, int]:
         """Starts and lengths (k,) of the windows of `utils.features.windows.cut_windows`, and the longest in `grid`s.
@@ -86,71 +112,79 @@ class SamplesToEmbedding(nn.Module):
         return starts, ends - starts, width
 
 
-def trace(module: SamplesToEmbedding, recipe: MelRecipe) -> ExportedProgram:
+def trace(module: SamplesToEmbedding, recipe: MelRecipe) -> Graph:
     """The graph of the module for any batch of recordings that have two frames or more."""
     shapes = {INPUT: {0: Dim("batch", min=1), 1: Dim("count", min=recipe.samples(2))}}
     example = torch.zeros(2, recipe.samples(100))
+    return Graph(follow(module, (example,), shapes), [INPUT], [OUTPUT])
+
+
+def follow(module: Embedder, example: tuple[Tensor, ...], shapes: Any = None) -> ExportedProgram:
+    """The program of a module for inputs of the example's shapes, but for what `shapes` leaves open."""
     with torch.no_grad(), _lstm_as_one_operator():
-        graph = torch.export.export(module.eval(), (example,), dynamic_shapes=shapes)
-    for node in graph.graph.nodes:
+        program = torch.export.export(module.eval(), example, dynamic_shapes=shapes)
+    for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)  # files on this machine
-    return graph
+    return program
 
 
-def to_onnx(graph: ExportedProgram, metadata: str) -> bytes:
+def to_onnx(graph: Graph, metadata: str) -> bytes:
     """An ONNX file with `metadata` among its properties."""
+    names = {"input_names": graph.inputs, "output_names": graph.outputs}
     with _lstm_as_one_operator():
-        program = torch.onnx.export(graph, (), input_names=[INPUT], output_names=[OUTPUT], verbose=False)
+        program = torch.onnx.export(graph.program, (), **names, verbose=False)
     for node in program.model.graph.all_nodes():
         node.metadata_props.clear()  # what it was made from, which is more than half of the file
     program.model.metadata_props[METADATA] = metadata
     return program.model_proto.SerializeToString()
 
 
-def from_onnx(content: bytes) -> Embed:
-    """Embeds by onnxruntime."""
+def from_onnx(content: bytes) -> Run:
+    """Runs a file by onnxruntime."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
-    return lambda samples: session.run([OUTPUT], {INPUT: samples})[0]
+    names = [each.name for each in session.get_inputs()]
+    return lambda *inputs: session.run(None, dict(zip(names, inputs, strict=True)))
 
 
-def to_torch_export(graph: ExportedProgram, metadata: str) -> bytes:
+def to_torch_export(graph: Graph, metadata: str) -> bytes:
     """A file for torch.export.load."""
     buffer = io.BytesIO()
-    torch.export.save(graph, buffer, extra_files={f"{METADATA}.json": metadata})
+    torch.export.save(graph.program, buffer, extra_files={f"{METADATA}.json": metadata})
     return buffer.getvalue()
 
 
-def from_torch_export(content: bytes) -> Embed:
-    """Embeds by torch.export.load."""
+def from_torch_export(content: bytes) -> Run:
+    """Runs a file by torch.export.load."""
     return _of_torch(torch.export.load(io.BytesIO(content)).module())
 
 
-def to_torchscript(graph: ExportedProgram, metadata: str) -> bytes:
+def to_torchscript(graph: Graph, metadata: str) -> bytes:
     """A file for torch.jit.load."""
     buffer = io.BytesIO()
-    torch.jit.save(torch.jit.script(_scriptable(graph)), buffer, _extra_files={f"{METADATA}.json": metadata})
+    torch.jit.save(torch.jit.script(_scriptable(graph.program)), buffer, _extra_files={f"{METADATA}.json": metadata})
     return buffer.getvalue()
 
 
-def from_torchscript(content: bytes) -> Embed:
-    """Embeds by torch.jit.load."""
+def from_torchscript(content: bytes) -> Run:
+    """Runs a file by torch.jit.load."""
     return _of_torch(torch.jit.load(io.BytesIO(content)))
 
 
-def _of_torch(module: Callable[[Tensor], Tensor]) -> Embed:
-    def embed(samples: NDArray[np.float32]) -> NDArray[np.float32]:
+def _of_torch(module: Callable[..., Tensor | tuple[Tensor, ...]]) -> Run:
+    def run(*inputs: NDArray[Any]) -> list[NDArray[Any]]:
         with torch.no_grad():
-            return module(torch.from_numpy(samples)).numpy()
+            outputs = module(*map(torch.from_numpy, inputs))
+        return [each.numpy() for each in ((outputs,) if isinstance(outputs, Tensor) else outputs)]
 
-    return embed
+    return run
 
 
-def _scriptable(graph: ExportedProgram) -> fx.GraphModule:
-    """The graph as TorchScript reads it: operators without the names of overloads, and no assertions."""
+def _scriptable(program: ExportedProgram) -> fx.GraphModule:
+    """A program as TorchScript reads it: operators without the names of overloads, and no assertions."""
     aten = torch.ops.aten
-    module = graph.module(check_guards=False)
+    module = program.module(check_guards=False)
     for node in list(module.graph.nodes):
         if node.target in (aten._assert_tensor_metadata.default, aten._assert_scalar.default):
             module.graph.erase_node(node)
@@ -160,7 +194,7 @@ def _scriptable(graph: ExportedProgram) -> fx.GraphModule:
             node.target = aten.size
         elif isinstance(node.target, torch._ops.OpOverload):
             node.target = node.target.overloadpacket
-        elif node.op == "output":
+        elif node.op == "output" and len(node.args[0]) == 1:
             node.args = node.args[0]  # a tensor, not a tuple of one
     module.graph.eliminate_dead_code()
     module.graph.set_codegen(fx.graph.CodeGen())
