@@ -32,8 +32,8 @@ from utils.features.store import FeatureStore
 from utils.files import shown
 from utils.lists import DEFAULT_PROTOCOL
 from utils.locks import LOCK, only_writer
-from utils.speaker.initial import encoder_flags
-from utils.speaker.task import SpeakerTask
+from utils.speaker.training.initial import encoder_flags
+from utils.speaker.training.task import SpeakerTask
 from utils.tasks import TASKS, flags_of_other_tasks
 from utils.training import distributed
 from utils.training.checkpoints import CheckpointStore

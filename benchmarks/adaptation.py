@@ -125,7 +125,7 @@ def _measures(
     checkpoint: str | Path, chosen: dict[str, list[Path]], left: dict[str, list[Path]], cut: float
 ) -> list[float]:
     """The `MEASURES` of a recognizer; `chosen` are enrolled, `left` are tested."""
-    from utils.speaker.enrollment import EnrollmentStore
+    from utils.speaker.people.enrollment import EnrollmentStore
     from utils.speaker.recognizer import SpeakerRecognizer
 
     recognizer = SpeakerRecognizer.load(checkpoint, "cpu")
@@ -147,7 +147,7 @@ def _measures(
 
 def _eer(scores: np.ndarray, labels: np.ndarray) -> float:
     """EER of all pairs, by scores (n, n)."""
-    from utils.speaker.metrics import eer
+    from utils.speaker.evaluation.metrics import eer
 
     a, b = np.triu_indices(len(labels), 1)
     return eer(scores[a, b], labels[a] == labels[b])[0]

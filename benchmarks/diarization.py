@@ -228,7 +228,7 @@ def _recognizer(args: argparse.Namespace) -> Any:
 
 
 def _enroll(recognizer: Any, conversation: Conversation) -> Any:
-    from utils.speaker.enrollment import EnrollmentStore
+    from utils.speaker.people.enrollment import EnrollmentStore
 
     store = EnrollmentStore("", "")
     for person, paths in conversation.enrolled.items():

@@ -75,7 +75,7 @@ def _task(args: argparse.Namespace, words: list[str]) -> Any:
 
     import train_tacomamba
     from utils.features.store import FeatureStore
-    from utils.speaker.task import SpeakerTask
+    from utils.speaker.training.task import SpeakerTask
     from utils.training.options import TrainingOptions
 
     words = ["--data", str(args.data), "--protocol", args.protocol, "--out", "none", "--config", str(CONFIG), *words]

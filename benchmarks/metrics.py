@@ -37,7 +37,7 @@ def main(argv: list[str] | None = None) -> int:
 def _benchmark(args: argparse.Namespace) -> None:
     import numpy as np
 
-    from utils.speaker.metrics import bootstrap_eer, det_curve, error_rates
+    from utils.speaker.evaluation.metrics import bootstrap_eer, det_curve, error_rates
 
     def point_metrics() -> None:
         rates = error_rates(scores, targets)

@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from utils.speaker.recognizer import SpeakerRecognizer
-    from utils.speaker.scoring import Scoring
-    from utils.speaker.validation import Validation
+    from utils.speaker.scoring.scoring import Scoring
+    from utils.speaker.scoring.validation import Validation
 
     Halves = Sequence[tuple[Scoring, Validation]]
 
@@ -61,7 +61,7 @@ def _measure(args: argparse.Namespace) -> None:
     from utils.corpus.layouts import parse_path
     from utils.lists import read_trials
     from utils.speaker.recognizer import SpeakerRecognizer
-    from utils.speaker.validation import CUTS, Validation
+    from utils.speaker.scoring.validation import CUTS, Validation
 
     recognizer = SpeakerRecognizer.load(args.checkpoint, "cpu")
     paths = sorted({path for trial in read_trials(args.trials) for path in (trial.a, trial.b)})
@@ -106,7 +106,7 @@ def _halves(scoring: Scoring, validation: Validation, seed: int) -> Iterator[tup
     """Scorings fitted to random halves of the speakers, each with the other half; ValueError if they are too few."""
     import numpy as np
 
-    from utils.speaker.scoring import Scoring
+    from utils.speaker.scoring.scoring import Scoring
 
     names, rng = np.unique(validation.labels), np.random.default_rng(seed)
     for _ in range(SPLITS):
@@ -124,7 +124,7 @@ def _rates(
     """For each number of enrolled: rates at the stored thresholds, and at those of the other half of the speakers."""
     import numpy as np
 
-    from utils.speaker.open_set import OpenSetRates, open_set_rates
+    from utils.speaker.evaluation.open_set import OpenSetRates, open_set_rates
 
     def rates_of(some: Validation, threshold: Callable[[float, int], float], *settings: int) -> OpenSetRates:
         return open_set_rates(some.whole, some.labels, some.seconds, threshold, *settings)
@@ -163,8 +163,8 @@ def _costs(scoring: Scoring, validation: Validation, halves: Halves) -> list[dic
 def _cllr(scoring: Scoring, validation: Validation, place: int) -> float:
     import numpy as np
 
-    from utils.speaker.metrics import cllr
-    from utils.speaker.validation import Recordings
+    from utils.speaker.evaluation.metrics import cllr
+    from utils.speaker.scoring.validation import Recordings
 
     part = validation.parts()[place]
     recordings, labels = Recordings(part.embeddings, part.lengths), validation.labels[part.chosen]

@@ -54,9 +54,9 @@ def main(argv: list[str] | None = None) -> int:
 def _evaluate(args: argparse.Namespace) -> None:
     import torch
 
-    from utils.speaker.conditions import parse_conditions
-    from utils.speaker.evaluate import evaluate_audio
-    from utils.speaker.report import build_report, table, write_report
+    from utils.speaker.evaluation.conditions import parse_conditions
+    from utils.speaker.evaluation.evaluate import evaluate_audio
+    from utils.speaker.evaluation.report import build_report, table, write_report
 
     torch.set_num_threads(args.threads)
     with report_folder(args.out), torch.inference_mode():
@@ -72,7 +72,7 @@ def _evaluate(args: argparse.Namespace) -> None:
 def as_recognizer(system: str, embed: Embed) -> object:
     """A recognizer whose features are the samples themselves."""
     from utils.speaker.recognizer import SpeakerRecognizer
-    from utils.speaker.scoring import Scoring
+    from utils.speaker.scoring.scoring import Scoring
 
     class Pretrained(SpeakerRecognizer):
         name = system

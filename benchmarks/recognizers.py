@@ -196,7 +196,7 @@ class Cell:
 
     def run(self) -> None:
         """Trains and evaluates what is missing."""
-        from utils.speaker.conditions import CONDITIONS
+        from utils.speaker.evaluation.conditions import CONDITIONS
 
         speech, run = self.args.speech, self.folder
         words = [*_training(self.args, self.model, self.fold), "--steps", self.steps, "--seed", self.seed]

@@ -19,9 +19,9 @@ from utils.checkpoint import load_checkpoint
 from utils.errors import ExitCode
 from utils.features.degrade import colored_noise, random_room
 from utils.features.store import FeatureStore
-from utils.speaker.augment import AUGMENTATIONS, WaveAugmentation
-from utils.speaker.crops import SPEEDS, CropDataset
 from utils.speaker.recognizer import SpeakerRecognizer
+from utils.speaker.training.augment import AUGMENTATIONS, WaveAugmentation
+from utils.speaker.training.crops import SPEEDS, CropDataset
 from utils.training.runlog import read_log
 from utils.training.sampling import EpochOrder
 

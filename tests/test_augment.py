@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from utils.features.store import FeatureStore
-from utils.speaker.augment import Noise, SpecAugment, add_noise
-from utils.speaker.crops import CropDataset
+from utils.speaker.training.augment import Noise, SpecAugment, add_noise
+from utils.speaker.training.crops import CropDataset
 from utils.training.sampling import EpochOrder
 
 FILL = np.arange(80, dtype=np.float32) + 100

@@ -13,7 +13,7 @@ import soundfile
 
 from benchmarks import degraded, embedding_speed, pretrained, recognizers
 from utils.features.audio import load_audio
-from utils.speaker.report import read_evaluation
+from utils.speaker.evaluation.report import read_evaluation
 
 SPLIT = "train-tiny"
 

@@ -18,12 +18,12 @@ from test_people import refused
 
 from utils.checkpoint import load_checkpoint, save_checkpoint
 from utils.errors import UserError
-from utils.speaker.calibration import Calibration, logistic_regression
-from utils.speaker.decision import llr_threshold
-from utils.speaker.metrics import act_dcf, cllr, error_rates, min_cllr
+from utils.speaker.evaluation.metrics import act_dcf, cllr, error_rates, min_cllr
 from utils.speaker.recognizer import SpeakerRecognizer
-from utils.speaker.scoring import Scoring
-from utils.speaker.validation import Validation
+from utils.speaker.scoring.calibration import Calibration, logistic_regression
+from utils.speaker.scoring.decision import llr_threshold
+from utils.speaker.scoring.scoring import Scoring
+from utils.speaker.scoring.validation import Validation
 
 
 def slow_cllr(llrs, targets) -> float:

@@ -13,12 +13,12 @@ from test_people import refused
 
 from utils.checkpoint import load_checkpoint, save_checkpoint
 from utils.features.store import FeatureStore
-from utils.speaker.cohort import MIN_COHORT, Cohort, cohort_recordings, normalize
-from utils.speaker.enrollment import write_embeddings
-from utils.speaker.metrics import eer
+from utils.speaker.evaluation.metrics import eer
+from utils.speaker.evaluation.report import COSINE, read_evaluation
+from utils.speaker.people.enrollment import write_embeddings
 from utils.speaker.recognizer import SpeakerRecognizer
-from utils.speaker.report import COSINE, read_evaluation
-from utils.speaker.scoring import Scoring
+from utils.speaker.scoring.cohort import MIN_COHORT, Cohort, cohort_recordings, normalize
+from utils.speaker.scoring.scoring import Scoring
 
 
 def slow_s_norm(first: np.ndarray, second: np.ndarray, cohort: np.ndarray, top: int) -> float:

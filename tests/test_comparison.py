@@ -11,9 +11,9 @@ import pytest
 
 import test
 from utils.lists import Trial
-from utils.speaker.metrics import bootstrap_rates
-from utils.speaker.report import Evaluation, build_report, write_report
-from utils.speaker.trials import DURATIONS, Origin, TrialSet
+from utils.speaker.evaluation.metrics import bootstrap_rates
+from utils.speaker.evaluation.report import Evaluation, build_report, write_report
+from utils.speaker.evaluation.trials import DURATIONS, Origin, TrialSet
 
 ORIGINS = {
     f"{speaker}/{number}.flac": Origin(str(speaker), "1", "") for speaker in range(20, 44) for number in range(6)

@@ -17,8 +17,8 @@ from matplotlib.image import imread
 from test_comparison import call, scores, written
 
 from utils.plots import COLORS, percent
-from utils.speaker.comparison import signed
-from utils.speaker.systems import differing_flags, facts_of, system_labels
+from utils.speaker.evaluation.comparison import signed
+from utils.speaker.evaluation.systems import differing_flags, facts_of, system_labels
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 

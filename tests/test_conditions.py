@@ -12,11 +12,11 @@ from safetensors.numpy import load_file
 
 import test
 from utils.features.store import FeatureStore
-from utils.speaker.conditions import CONDITIONS, Degrader, parse_conditions
-from utils.speaker.metrics import act_dcf, cllr, eer, min_cllr, rates_at
+from utils.speaker.evaluation.conditions import CONDITIONS, Degrader, parse_conditions
+from utils.speaker.evaluation.metrics import act_dcf, cllr, eer, min_cllr, rates_at
+from utils.speaker.evaluation.report import Evaluation, read_evaluation
 from utils.speaker.protocol import read_protocol
 from utils.speaker.recognizer import SpeakerRecognizer
-from utils.speaker.report import Evaluation, read_evaluation
 
 EVERY = "clean,level,noise,babble,telephone,mp3,reverb,tilt,cut"
 RATE = 16_000

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
 from utils.errors import UserError
-from utils.speaker.enrollment import UNKNOWN, EnrollmentStore, locked_store, write_embeddings
-from utils.speaker.identification import enrollment_mean, unit
+from utils.speaker.embeddings import enrollment_mean, unit
+from utils.speaker.people.enrollment import UNKNOWN, EnrollmentStore, locked_store, write_embeddings
 
 MODEL, RECIPE = "0123456789abcdef", "recipe"
 

@@ -17,10 +17,10 @@ from safetensors import safe_open
 
 from utils.checkpoint import load_checkpoint, save_checkpoint
 from utils.features.store import FeatureStore
-from utils.speaker.identification import unit
+from utils.speaker.embeddings import unit
+from utils.speaker.evaluation.report import CONDITIONS
 from utils.speaker.protocol import read_protocol, write_protocol
 from utils.speaker.recognizer import SpeakerRecognizer, embed_mels, middle
-from utils.speaker.report import CONDITIONS
 from utils.training.runlog import cpu_time, read_log
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -25,11 +25,12 @@ from utils.checkpoint import load_checkpoint, save_checkpoint
 from utils.errors import UserError
 from utils.features.recipe import RECIPES
 from utils.features.windows import cut_windows
-from utils.speaker import embedder, export
-from utils.speaker.calibration import Calibration
-from utils.speaker.cohort import Cohort
+from utils.speaker.export import command as export
+from utils.speaker.export import embedder
 from utils.speaker.recognizer import SpeakerRecognizer
-from utils.speaker.scoring import Scoring
+from utils.speaker.scoring.calibration import Calibration
+from utils.speaker.scoring.cohort import Cohort
+from utils.speaker.scoring.scoring import Scoring
 
 FORMATS = ("onnx", "torchscript", "torch_export")
 RECIPE = RECIPES["speaker-16k"]

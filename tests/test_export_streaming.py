@@ -20,7 +20,7 @@ from benchmarks import streaming as measure_streaming
 from models.mixers import MIXERS
 from models.speaker import SpeakerConfig, SpeakerModel
 from utils.checkpoint import save_checkpoint
-from utils.speaker import block_embedder, embedder
+from utils.speaker.export import block_embedder, embedder
 from utils.speaker.recognizer import SpeakerRecognizer
 
 RATE = 16_000

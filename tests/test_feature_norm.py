@@ -10,7 +10,7 @@ from models.speaker import SpeakerConfig, SpeakerModel
 from models.speaker.model import FLOOR, FeatureNorm
 from utils.features.mel import MelExtractor
 from utils.features.recipe import RECIPES
-from utils.speaker.back_end import BackEnd
+from utils.speaker.scoring.back_end import BackEnd
 
 SMALL = {"d_model": 16, "n_layers": 1, "headdim": 8, "d_state": 4, "pooled_channels": 16, "embedding_dim": 24}
 

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from utils.speaker import metrics
-from utils.speaker.metrics import bootstrap_eer, det_curve, eer, error_rates, normal_deviate, rates_at
+from utils.speaker.evaluation import metrics
+from utils.speaker.evaluation.metrics import bootstrap_eer, det_curve, eer, error_rates, normal_deviate, rates_at
 
 
 @st.composite

@@ -10,9 +10,9 @@ import pytest
 from test_operating import voices
 
 from benchmarks import open_set
-from utils.speaker.identification import unit
-from utils.speaker.open_set import open_set_rates
-from utils.speaker.operating import RECORDINGS
+from utils.speaker.embeddings import unit
+from utils.speaker.evaluation.open_set import open_set_rates
+from utils.speaker.scoring.operating import RECORDINGS
 
 
 def test_rates_are_those_of_the_probes(seed):

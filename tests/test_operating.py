@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from utils.speaker.identification import unit
-from utils.speaker.operating import RECORDINGS, STRANGERS_NAMED, OperatingPoints
-from utils.speaker.validation import Validation
+from utils.speaker.embeddings import unit
+from utils.speaker.scoring.operating import RECORDINGS, STRANGERS_NAMED, OperatingPoints
+from utils.speaker.scoring.validation import Validation
 
 
 def voices(speakers: int, recordings: int, spread: float) -> tuple[np.ndarray, list[str]]:

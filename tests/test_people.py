@@ -14,7 +14,7 @@ from safetensors import safe_open
 from test_evaluate import answer, call
 
 from utils.errors import UserError
-from utils.speaker.enrollment import EnrollmentStore
+from utils.speaker.people.enrollment import EnrollmentStore
 from utils.speaker.recognizer import SpeakerRecognizer
 
 RATE = 16_000

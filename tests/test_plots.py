@@ -14,9 +14,9 @@ from matplotlib.image import imread
 
 from utils import plots as plots_module
 from utils.plots import COLORS
-from utils.speaker import plots
-from utils.speaker.det import Det, make_det
-from utils.speaker.metrics import bootstrap_eer, det_curve, normal_deviate
+from utils.speaker.evaluation import plots
+from utils.speaker.evaluation.det import Det, make_det
+from utils.speaker.evaluation.metrics import bootstrap_eer, det_curve, normal_deviate
 from utils.training import curves as curves_module
 from utils.training.runlog import cpu_time
 

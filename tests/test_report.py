@@ -10,11 +10,21 @@ import pytest
 
 from utils.errors import UserError
 from utils.lists import Trial
-from utils.speaker.conditions import CLEAN
-from utils.speaker.identification import Answer, answers, by_part, confusions, enroll, unit
-from utils.speaker.metrics import cllr, eer
-from utils.speaker.report import CONDITIONS, LLR, Evaluation, build_report, pool, read_evaluation, table, write_report
-from utils.speaker.trials import DURATIONS, Origin, TrialSet
+from utils.speaker.embeddings import enroll, unit
+from utils.speaker.evaluation.conditions import CLEAN
+from utils.speaker.evaluation.identification import Answer, answers, by_part, confusions
+from utils.speaker.evaluation.metrics import cllr, eer
+from utils.speaker.evaluation.report import (
+    CONDITIONS,
+    LLR,
+    Evaluation,
+    build_report,
+    pool,
+    read_evaluation,
+    table,
+    write_report,
+)
+from utils.speaker.evaluation.trials import DURATIONS, Origin, TrialSet
 
 # Two recordings of two chapters each of six speakers, every other one a woman.
 ORIGINS = {

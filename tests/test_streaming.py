@@ -29,7 +29,7 @@ from utils.features.audio import resample
 from utils.features.mel import MelExtractor, MelStream
 from utils.features.recipe import RECIPES
 from utils.features.windows import cut_windows, live_windows
-from utils.speaker.live import pcm_blocks
+from utils.speaker.people.live import pcm_blocks
 from utils.speaker.recognizer import SpeakerRecognizer
 
 RATE = 16_000

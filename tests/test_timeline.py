@@ -14,7 +14,7 @@ from test_windows import MARGIN, run, write
 
 from tests.conftest import speak
 from utils.features.speech import HOP
-from utils.speaker.enrollment import EnrollmentStore
+from utils.speaker.people.enrollment import EnrollmentStore
 from utils.speaker.recognizer import SpeakerRecognizer
 from utils.speaker.timeline.diarization import make_timeline, timeline_of
 from utils.speaker.timeline.listening import FRAME, STEPS, Frames, listen

@@ -19,7 +19,7 @@ from tests.conftest import REPOSITORY, speak
 from utils.errors import UserError
 from utils.features.audio import load_audio, read_blocks
 from utils.features.windows import cut_windows, read_windows
-from utils.speaker.identification import unit
+from utils.speaker.embeddings import unit
 from utils.speaker.recognizer import SpeakerRecognizer, embed_mels
 
 RATE = 16_000

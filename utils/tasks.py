@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from models.config import options
-from utils.speaker.task import SpeakerTask
+from utils.speaker.training.task import SpeakerTask
 from utils.tts.task import TextToMelTask
 
 TASKS = {task.name: task for task in (SpeakerTask, TextToMelTask)}

@@ -115,7 +115,7 @@ def _task(words: list[str]) -> tuple[Any, argparse.Namespace, Any]:
 
     import train_tacomamba
     from utils.features.store import FeatureStore
-    from utils.speaker.task import SpeakerTask
+    from utils.speaker.training.task import SpeakerTask
     from utils.training.options import TrainingOptions
 
     parser = train_tacomamba.build_parser(words)

@@ -9,8 +9,10 @@ from typing import Any
 from utils import cli
 from utils.commands import REPORT, add_command, add_report_arguments, counted, print_json, report_folder, show_report
 from utils.lists import DEFAULT_PROTOCOL
-from utils.speaker import export, people, verification
-from utils.speaker.people import load_recognizer
+from utils.speaker.export import command as export
+from utils.speaker.people import commands as people
+from utils.speaker.people import verification
+from utils.speaker.people.commands import load_recognizer
 from utils.speaker.timeline import command as timeline
 
 _COMPARE = """Compare recognizers on the same trials: differences of EERs to the first, with paired intervals.
@@ -56,7 +58,7 @@ def add_evaluate_arguments(parser: cli.Parser) -> None:
 
 def _conditions(text: str) -> str:
     """argparse type: a list of conditions, as it is, because configurations keep it."""
-    from utils.speaker.conditions import parse_conditions
+    from utils.speaker.evaluation.conditions import parse_conditions
 
     try:
         parse_conditions(text)
@@ -67,13 +69,13 @@ def _conditions(text: str) -> str:
 
 def evaluate(args: argparse.Namespace) -> None:
     """Evaluates a recognizer on stored features or on raw audio, and writes the report."""
-    from utils.speaker.conditions import parse_conditions
-    from utils.speaker.evaluate import evaluate_audio, evaluate_features
+    from utils.speaker.evaluation.conditions import parse_conditions
+    from utils.speaker.evaluation.evaluate import evaluate_audio, evaluate_features
 
     recognizer, conditions = load_recognizer(args), parse_conditions(args.conditions or "clean")
     if args.cohort is not None:
-        from utils.speaker.cohort import Cohort
-        from utils.speaker.scoring import Scoring
+        from utils.speaker.scoring.cohort import Cohort
+        from utils.speaker.scoring.scoring import Scoring
 
         recognizer.scoring = Scoring(Cohort.load(args.cohort, recognizer.model_hash, args.cohort_top))
     elif args.s_norm is False:
@@ -89,7 +91,7 @@ def evaluate(args: argparse.Namespace) -> None:
 
 def _finish(args: argparse.Namespace, evaluation: Any, about: dict[str, Any]) -> None:
     """Writes and prints the report."""
-    from utils.speaker.report import build_report, table, write_report
+    from utils.speaker.evaluation.report import build_report, table, write_report
 
     report = build_report(evaluation, {**about, "config": cli.plain_arguments(args)}, args.bootstrap, args.seed)
     write_report(args.out, report, evaluation, args.format)
@@ -128,8 +130,8 @@ def add_commands(commands: Any) -> None:
 
 def _pool(args: argparse.Namespace) -> None:
     from utils.files import read_json
-    from utils.speaker.report import pool, read_evaluation
-    from utils.speaker.systems import models_of
+    from utils.speaker.evaluation.report import pool, read_evaluation
+    from utils.speaker.evaluation.systems import models_of
 
     evaluations = [read_evaluation(folder) for folder in args.evaluations]
     reports = [read_json(folder / REPORT) for folder in args.evaluations]
@@ -152,9 +154,9 @@ def _compare_problems(args: argparse.Namespace) -> list[str]:
 def _compare(args: argparse.Namespace) -> None:
     from utils.escapes import json_text
     from utils.files import write_text
-    from utils.speaker.comparison import compare, comparison_table
-    from utils.speaker.comparison_page import comparison_page
-    from utils.speaker.report import COMPARISON, clear_report
+    from utils.speaker.evaluation.comparison import compare, comparison_table
+    from utils.speaker.evaluation.comparison_page import comparison_page
+    from utils.speaker.evaluation.report import COMPARISON, clear_report
 
     with report_folder(args.out):
         title = f"{counted(len(args.systems), 'system')} on the same trials"

@@ -17,11 +17,11 @@ from utils.features.mel import MelExtractor
 from utils.files import read_json, read_text, replacing_directory, write_text
 from utils.lists import DEFAULT_PROTOCOL
 from utils.packed import CONFIG, SUMS, TRAINING, WEIGHTS, is_packed, write_packed
+from utils.speaker.evaluation.report import table
+from utils.speaker.evaluation.systems import models_of
 from utils.speaker.recognizer import SpeakerRecognizer
 from utils.speaker.refit import refit
-from utils.speaker.report import table
-from utils.speaker.scoring import GROUPS, Scoring
-from utils.speaker.systems import models_of
+from utils.speaker.scoring.scoring import GROUPS, Scoring
 
 CARD = "README.md"
 LEAST_COSINE = 0.9999  # of embeddings before and after packing

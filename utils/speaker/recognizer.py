@@ -27,11 +27,11 @@ from utils.features.audio import SAMPLES, checked_samples, load_audio, read_bloc
 from utils.features.mel import MelExtractor
 from utils.features.speech import speech_seconds
 from utils.features.windows import Window, cut_windows, read_windows
-from utils.speaker.back_end import BackEnd
-from utils.speaker.identification import unit
-from utils.speaker.scoring import Scoring
+from utils.speaker.embeddings import unit
+from utils.speaker.scoring.back_end import BackEnd
+from utils.speaker.scoring.scoring import Scoring
+from utils.speaker.scoring.validation import MIN_SPEAKERS, Recordings
 from utils.speaker.streaming import EmbeddingStream, embed_continued, normalized
-from utils.speaker.validation import MIN_SPEAKERS, Recordings
 from utils.trained import TrainedModel
 
 Mel = NDArray[np.float32]

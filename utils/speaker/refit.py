@@ -8,12 +8,12 @@ from typing import Any
 from utils.errors import UserError
 from utils.features.recipe import require_same
 from utils.features.store import FeatureStore
-from utils.speaker.cohort import Cohort, cohort_recordings
-from utils.speaker.metrics import eer
+from utils.speaker.evaluation.metrics import eer
 from utils.speaker.protocol import read_protocol
 from utils.speaker.recognizer import SpeakerRecognizer
-from utils.speaker.scoring import Scoring
-from utils.speaker.validation import MIN_SPEAKERS, Validation, useful_cuts
+from utils.speaker.scoring.cohort import Cohort, cohort_recordings
+from utils.speaker.scoring.scoring import Scoring
+from utils.speaker.scoring.validation import MIN_SPEAKERS, Validation, useful_cuts
 
 
 def refit(recognizer: SpeakerRecognizer, data: Path, protocol_name: str) -> dict[str, dict[str, Any]]:

@@ -23,7 +23,7 @@ from models.speaker.model import ModelState
 from utils.errors import UserError
 from utils.features.audio import BlockResampler, checked_samples
 from utils.features.mel import MelExtractor, MelStream
-from utils.speaker.back_end import BackEnd
+from utils.speaker.scoring.back_end import BackEnd
 
 RESAMPLED_SECONDS = 0.02
 """The blocks in which a stream of another rate is resampled."""

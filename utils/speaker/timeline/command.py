@@ -12,7 +12,7 @@ from utils.commands import add_command, counted, print_json
 from utils.errors import UserError
 from utils.escapes import json_text
 from utils.files import write_text
-from utils.speaker.people import load_recognizer
+from utils.speaker.people.commands import load_recognizer
 
 if TYPE_CHECKING:
     from utils.speaker.timeline.diarization import Timeline
@@ -55,7 +55,7 @@ def _number(text: str) -> str:
 
 def _timeline(args: argparse.Namespace) -> None:
     from utils.locks import only_writer
-    from utils.speaker.enrollment import EnrollmentStore
+    from utils.speaker.people.enrollment import EnrollmentStore
     from utils.speaker.timeline.diarization import make_timeline
     from utils.speaker.timeline.picture import draw_timeline
     from utils.speaker.timeline.segments import to_rttm

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from utils.features.speech import HOP
-from utils.speaker.enrollment import UNKNOWN, EnrollmentStore, Identification
+from utils.speaker.people.enrollment import UNKNOWN, EnrollmentStore, Identification
 from utils.speaker.timeline.listening import STEPS, WINDOW, Frames, listen, runs
 from utils.speaker.timeline.segments import Segment
 from utils.speaker.timeline.voices import Voice, find_voices

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from utils.features.speech import HOP
-from utils.speaker.identification import unit
+from utils.speaker.embeddings import unit
 from utils.speaker.timeline.listening import FRAME, STEPS, WINDOW, Frames
 
 MOST_VOICES = 10  # that are told apart without being told their number

@@ -15,12 +15,12 @@ from utils.commands import REPORT
 from utils.errors import UserError
 from utils.files import read_json
 from utils.plots import percent
-from utils.speaker.conditions import CLEAN
-from utils.speaker.det import Det, make_det
-from utils.speaker.metrics import bootstrap_rates, eer, interval
-from utils.speaker.report import Evaluation, by_sides, interval_problem, read_evaluation
-from utils.speaker.systems import differing_flags, facts_of, system_labels
-from utils.speaker.trials import TrialSet
+from utils.speaker.evaluation.conditions import CLEAN
+from utils.speaker.evaluation.det import Det, make_det
+from utils.speaker.evaluation.metrics import bootstrap_rates, eer, interval
+from utils.speaker.evaluation.report import Evaluation, by_sides, interval_problem, read_evaluation
+from utils.speaker.evaluation.systems import differing_flags, facts_of, system_labels
+from utils.speaker.evaluation.trials import TrialSet
 
 Rates = NDArray[np.float64]  # (1 + n,): an EER on all trials, and in each of n draws of the speakers
 Curves = dict[str, list[list[Det]]]  # row -> of each system, of each of its seeds

@@ -8,8 +8,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from utils.speaker.identification import enrollment_mean
-from utils.speaker.operating import RECORDINGS
+from utils.speaker.embeddings import enrollment_mean
+from utils.speaker.scoring.operating import RECORDINGS
 
 FALSE_ACCEPTS = 0.01  # share of strangers named, at which detection is compared
 

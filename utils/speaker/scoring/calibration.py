@@ -17,7 +17,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from utils.speaker.validation import Part, Validation
+from utils.speaker.scoring.validation import Part, Validation
 
 _STEPS = 100  # of Newton's method, which needs some ten
 _PRECISION = 1e-10

@@ -8,8 +8,8 @@ from typing import Any
 
 from utils import cli
 from utils.commands import add_command, print_json
-from utils.speaker.decision import COST_FALSE_ACCEPT, PRIOR, llr_threshold
-from utils.speaker.people import add_threshold, load_recognizer
+from utils.speaker.people.commands import add_threshold, load_recognizer
+from utils.speaker.scoring.decision import COST_FALSE_ACCEPT, PRIOR, llr_threshold
 
 _VERIFY = """Decide whether two recordings are of the same speaker.
 
@@ -47,7 +47,7 @@ def _problems(args: argparse.Namespace) -> list[str]:
 
 
 def _verify(args: argparse.Namespace) -> None:
-    from utils.speaker.identification import cosine
+    from utils.speaker.embeddings import cosine
 
     recognizer = load_recognizer(args, args.a, args.b)
     if args.threshold is None:

@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 
 from utils.features.degrade import cut, speed
 from utils.features.store import FeatureStore
-from utils.speaker.augment import Augmentation, Scene, WaveAugmentation
+from utils.speaker.training.augment import Augmentation, Scene, WaveAugmentation
 from utils.training.sampling import Order
 
 SPEEDS = (1.0, 0.9, 1.1)  # of speed perturbation; as in Kaldi, another speed makes another speaker

@@ -15,7 +15,7 @@ from utils.errors import UserError
 from utils.features.audio import BlockResampler, read_blocks
 from utils.features.speech import speech_seconds
 from utils.features.windows import live_windows
-from utils.speaker.enrollment import Identification
+from utils.speaker.people.enrollment import Identification
 from utils.speaker.recognizer import MIN_SPEECH_SECONDS, SpeakerRecognizer
 from utils.speaker.streaming import RESAMPLED_SECONDS
 

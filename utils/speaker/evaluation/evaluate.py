@@ -14,14 +14,15 @@ from utils.features.recipe import require_same
 from utils.features.store import FeatureStore
 from utils.files import read_json, sha256_file, shown
 from utils.lists import Trial, read_identification, read_trials, training_list_hash
-from utils.speaker.cohort import normalize
-from utils.speaker.conditions import Degrader
-from utils.speaker.identification import PARTS, answers, by_part, enroll
+from utils.speaker.embeddings import enroll
+from utils.speaker.evaluation.conditions import Degrader
+from utils.speaker.evaluation.identification import PARTS, answers, by_part
+from utils.speaker.evaluation.report import COSINE, LLR, Evaluation
+from utils.speaker.evaluation.trials import DURATIONS, Origin, TrialSet
 from utils.speaker.protocol import Protocol, check_disjoint, read_protocol
 from utils.speaker.recognizer import Mel, SpeakerRecognizer
-from utils.speaker.report import COSINE, LLR, Evaluation
-from utils.speaker.trials import DURATIONS, Origin, TrialSet
-from utils.speaker.validation import Recordings
+from utils.speaker.scoring.cohort import normalize
+from utils.speaker.scoring.validation import Recordings
 
 Item = tuple[str, str]  # speaker, path
 Embeddings = dict[str, NDArray[np.float32]]  # path -> (d,)

@@ -18,16 +18,16 @@ from models.speaker import ENCODERS, SpeakerConfig, SpeakerModel
 from utils.errors import UserError
 from utils.features.store import FeatureStore
 from utils.lists import training_list_hash
-from utils.speaker.augment import AUGMENTATIONS, WaveAugmentation
-from utils.speaker.back_end import BackEnd
-from utils.speaker.cohort import MIN_COHORT, Cohort, cohort_recordings
-from utils.speaker.crops import SPEEDS, CropDataset
-from utils.speaker.initial import begin_with
-from utils.speaker.metrics import eer, rates_at
+from utils.speaker.evaluation.metrics import eer, rates_at
 from utils.speaker.protocol import read_protocol
 from utils.speaker.recognizer import embed_mels, middle
-from utils.speaker.scoring import Scoring
-from utils.speaker.validation import Validation, useful_cuts
+from utils.speaker.scoring.back_end import BackEnd
+from utils.speaker.scoring.cohort import MIN_COHORT, Cohort, cohort_recordings
+from utils.speaker.scoring.scoring import Scoring
+from utils.speaker.scoring.validation import Validation, useful_cuts
+from utils.speaker.training.augment import AUGMENTATIONS, WaveAugmentation
+from utils.speaker.training.crops import SPEEDS, CropDataset
+from utils.speaker.training.initial import begin_with
 from utils.training.distributed import Ranks
 from utils.training.options import TrainingOptions
 from utils.training.runlog import RunLog
@@ -258,7 +258,7 @@ class SpeakerTask:
     def show(self, log: RunLog, step: int) -> None:
         """Logs histograms of the scores of the last validation."""
         if self._scored is not None:
-            from utils.speaker.plots import Threshold, draw_scores
+            from utils.speaker.evaluation.plots import Threshold, draw_scores
 
             scores, targets, threshold = self._scored
             lines = {"EER threshold": Threshold(threshold, *rates_at(scores, targets, threshold))}

@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from utils.speaker.calibration import Calibration
-from utils.speaker.cohort import Cohort, normalize
-from utils.speaker.operating import OperatingPoints
-from utils.speaker.validation import Recordings, Validation
+from utils.speaker.scoring.calibration import Calibration
+from utils.speaker.scoring.cohort import Cohort, normalize
+from utils.speaker.scoring.operating import OperatingPoints
+from utils.speaker.scoring.validation import Recordings, Validation
 
 Floats = NDArray[np.float64]
 

@@ -21,32 +21,6 @@ class Answer(NamedTuple):
     path: str
 
 
-def unit(vectors: NDArray) -> NDArray[np.float32]:
-    """Vectors (..., d) scaled to length 1."""
-    vectors = np.asarray(vectors, dtype=np.float64)
-    return (vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)).astype(np.float32)
-
-
-def cosine(first: NDArray, second: NDArray) -> float:
-    """Cosine of two unit-normalized embeddings (d,), summed in double precision."""
-    return float(np.dot(first.astype(np.float64), second.astype(np.float64)))
-
-
-def enrollment_mean(embeddings: NDArray) -> NDArray[np.float32]:
-    """Unit-normalized mean (d,) of embeddings (n, d), each scaled to length 1 first.
-
-    So neither a speaker with more recordings nor a recording with a longer embedding gets an advantage.
-    """
-    return unit(unit(embeddings).mean(axis=0, dtype=np.float64))
-
-
-def enroll(speakers: Sequence[str], embeddings: NDArray) -> tuple[list[str], NDArray[np.float32]]:
-    """Distinct names in order, and their enrollments (s, d), from embeddings (n, d) of recordings of `speakers` (n)."""
-    labels = np.asarray(speakers)
-    names = sorted(set(speakers))
-    return names, np.stack([enrollment_mean(embeddings[labels == name]) for name in names])
-
-
 def answers(items: Sequence[tuple[str, str]], scores: NDArray, names: Sequence[str]) -> list[Answer]:
     """Answers of a system with `scores` (n, s) over `names` (s) for `items` (n), each (speaker, path)."""
     best = np.asarray(scores).argmax(axis=1) if items else []

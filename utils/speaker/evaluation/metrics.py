@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from utils.speaker.decision import llr_threshold
+from utils.speaker.scoring.decision import llr_threshold
 
 Floats = NDArray[np.float64]
 

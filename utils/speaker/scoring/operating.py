@@ -17,8 +17,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from utils.speaker.identification import enrollment_mean
-from utils.speaker.validation import Validation
+from utils.speaker.embeddings import enrollment_mean
+from utils.speaker.scoring.validation import Validation
 
 STRANGERS_NAMED = 0.03  # of other speakers, more than of those that thresholds are taken from (docs/results.md)
 ENROLLED = (1, 2, 5, 10, 20, 50, 100, 200, 500)

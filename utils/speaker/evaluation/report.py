@@ -18,13 +18,13 @@ from utils.escapes import json_text
 from utils.files import atomic_write, read_json, write_text
 from utils.lists import Trial, join_fields, read_lines, split_fields
 from utils.plots import FORMATS, percent
-from utils.speaker import ratios
-from utils.speaker.conditions import CLEAN
-from utils.speaker.figures import PICTURES, draw_verification
-from utils.speaker.identification import PARTS, Answer, Confusion, confusions
-from utils.speaker.metrics import P_TARGETS, bootstrap_eer, error_rates
-from utils.speaker.ratios import ratio_metrics
-from utils.speaker.trials import DURATIONS, Origin, TrialSet
+from utils.speaker.evaluation import ratios
+from utils.speaker.evaluation.conditions import CLEAN
+from utils.speaker.evaluation.figures import PICTURES, draw_verification
+from utils.speaker.evaluation.identification import PARTS, Answer, Confusion, confusions
+from utils.speaker.evaluation.metrics import P_TARGETS, bootstrap_eer, error_rates
+from utils.speaker.evaluation.ratios import ratio_metrics
+from utils.speaker.evaluation.trials import DURATIONS, Origin, TrialSet
 
 CONDITIONS = ("all", "same_sex", "cross_chapter", "1.5s", "3s", "full")
 MIN_SPEAKERS = 3  # with two, every replicate that has both kinds of trials is the same one

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from utils.speaker.metrics import det_curve, eer, normal_deviate, speaker_draws
+from utils.speaker.evaluation.metrics import det_curve, eer, normal_deviate, speaker_draws
 
 Floats = NDArray[np.float64]
 

@@ -10,9 +10,9 @@ from xml.etree.ElementTree import Element, SubElement, tostring
 
 from utils.files import shown
 from utils.plots import COLORS, figure_bytes, percent
-from utils.speaker.comparison import Curves, signed
-from utils.speaker.conditions import CLEAN
-from utils.speaker.plots import det_figure, differences_figure
+from utils.speaker.evaluation.comparison import Curves, signed
+from utils.speaker.evaluation.conditions import CLEAN
+from utils.speaker.evaluation.plots import det_figure, differences_figure
 
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"  # a browser then loads nothing
 _STYLE = """

@@ -16,7 +16,7 @@ from models.config import Registry
 from utils.errors import UserError
 from utils.features import degrade
 from utils.features.store import FULL_SCALE, to_pcm
-from utils.speaker.augment import Scene
+from utils.speaker.training.augment import Scene
 
 CLEAN = "clean"
 GROUPS = {"cut": ("cut1", "cut2")}  # words that stand for several conditions

@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from utils.plots import percent
-from utils.speaker.decision import llr_threshold
-from utils.speaker.metrics import P_TARGETS, act_dcf, cllr, min_cllr, rates_at
+from utils.speaker.evaluation.metrics import P_TARGETS, act_dcf, cllr, min_cllr, rates_at
+from utils.speaker.scoring.decision import llr_threshold
 
 HEAD = f"{'Cllr':>9}{'min':>7}{'actDCF .01':>12}{'.05':>8}{'false rejects':>15}{'accepts':>10}"
 _COSTS = ("cllr", "min_cllr", *(f"act_dcf_{p}" for p in P_TARGETS))

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from utils.speaker.embedder import INPUT, OUTPUT, Embedder, Graph, Plan, Run, follow
+from utils.speaker.export.embedder import INPUT, OUTPUT, Embedder, Graph, Plan, Run, follow
 from utils.speaker.packing import generated_voice
 from utils.speaker.recognizer import SpeakerRecognizer
 

@@ -20,11 +20,11 @@ from numpy.typing import NDArray
 
 from utils.errors import UserError
 from utils.files import atomic_write
-from utils.speaker.identification import enrollment_mean
-from utils.speaker.validation import Recordings
+from utils.speaker.embeddings import enrollment_mean
+from utils.speaker.scoring.validation import Recordings
 
 if TYPE_CHECKING:
-    from utils.speaker.scoring import Scoring
+    from utils.speaker.scoring.scoring import Scoring
 
 UNKNOWN = "unknown"
 """The answer when no enrolled speaker reaches the threshold; a reserved name."""

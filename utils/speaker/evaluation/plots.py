@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from utils.plots import COLORS, add_legend, new_figure, percent, save_figure, tidy
-from utils.speaker.det import LEAST_ERRORS, Det
-from utils.speaker.metrics import normal_deviate
+from utils.speaker.evaluation.det import LEAST_ERRORS, Det
+from utils.speaker.evaluation.metrics import normal_deviate
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

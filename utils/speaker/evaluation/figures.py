@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 
 from utils.plots import percent, save_figure
-from utils.speaker.det import make_det
-from utils.speaker.metrics import rates_at
-from utils.speaker.plots import Threshold, det_figure, draw_scores
-from utils.speaker.trials import TrialSet
+from utils.speaker.evaluation.det import make_det
+from utils.speaker.evaluation.metrics import rates_at
+from utils.speaker.evaluation.plots import Threshold, det_figure, draw_scores
+from utils.speaker.evaluation.trials import TrialSet
 
 PICTURES = ("det", "scores")
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from utils.errors import UserError
-from utils.speaker.identification import enroll, unit
+from utils.speaker.embeddings import enroll, unit
 
 MIN_COHORT = 50  # training speakers
 _SPEAKERS = 200  # training speakers at most that a cohort is made of

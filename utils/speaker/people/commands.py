@@ -17,7 +17,7 @@ from utils.commands import add_command, counted, print_json
 from utils.errors import UserError
 
 if TYPE_CHECKING:
-    from utils.speaker.enrollment import EnrollmentStore, Identification
+    from utils.speaker.people.enrollment import EnrollmentStore, Identification
     from utils.speaker.recognizer import SpeakerRecognizer
 
 HOP = 1.0  # seconds between windows
@@ -139,7 +139,7 @@ def _embed(args: argparse.Namespace) -> None:
     embeddings = recognizer.embed_files(args.audio)
     names = [str(path) for path in args.audio]
     if args.out is not None:
-        from utils.speaker.enrollment import write_embeddings
+        from utils.speaker.people.enrollment import write_embeddings
 
         write_embeddings(args.out, names, embeddings, recognizer.model_hash)
         print(f"wrote {counted(len(names), 'embedding')} of {embeddings.shape[1]} numbers to {args.out}")
@@ -162,7 +162,7 @@ def _enroll_problems(args: argparse.Namespace) -> list[str]:
 
 
 def _enroll(args: argparse.Namespace) -> None:
-    from utils.speaker.enrollment import EnrollmentStore, locked_store
+    from utils.speaker.people.enrollment import EnrollmentStore, locked_store
 
     people = {args.name: args.audio} if args.folder is None else _recordings_of_people(args.folder)
     recognizer = load_recognizer(args, *(path for paths in people.values() for path in paths))
@@ -228,7 +228,7 @@ def _identify_problems(args: argparse.Namespace) -> list[str]:
 
 
 def _identify(args: argparse.Namespace) -> None:
-    from utils.speaker.enrollment import EnrollmentStore
+    from utils.speaker.people.enrollment import EnrollmentStore
 
     recognizer = load_recognizer(args, *(path for path in args.audio if not (args.stream and str(path) == "-")))
     answer = _Answerer(recognizer, EnrollmentStore.load(args.store, recognizer.model_hash), args.threshold)
@@ -257,7 +257,7 @@ def _identify(args: argparse.Namespace) -> None:
 
 
 def _identify_stream(args: argparse.Namespace, recognizer: SpeakerRecognizer, answer: _Answerer) -> None:
-    from utils.speaker.live import follow, leave_closed_output
+    from utils.speaker.people.live import follow, leave_closed_output
 
     window = _CHECKED if args.window is None else args.window
     hop = min(HOP, window) if args.hop is None else args.hop
@@ -302,7 +302,7 @@ class _Answerer:
 
 def _warn_of_several(path: Path, answer: _Answerer, seconds: float) -> None:
     """Warns on stderr if the windows of a recording name several people."""
-    from utils.speaker.enrollment import UNKNOWN
+    from utils.speaker.people.enrollment import UNKNOWN
 
     if seconds < 4 * _CHECKED or len(answer.store.speakers) < 2:
         return
@@ -340,7 +340,7 @@ def _people_problems(args: argparse.Namespace) -> list[str]:
 
 
 def _people(args: argparse.Namespace) -> None:
-    from utils.speaker.enrollment import EnrollmentStore, locked_store, write_embeddings
+    from utils.speaker.people.enrollment import EnrollmentStore, locked_store, write_embeddings
 
     if args.action in ("remove", "rename"):
         EnrollmentStore.load(args.store)  # refuses before a lock is left beside a store that is none

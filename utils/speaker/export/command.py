@@ -15,7 +15,7 @@ from utils.commands import add_command, print_json
 from utils.errors import UserError
 
 if TYPE_CHECKING:
-    from utils.speaker.embedder import Plan, Run
+    from utils.speaker.export.embedder import Plan, Run
     from utils.speaker.recognizer import SpeakerRecognizer
 
 FORMATS = ("onnx", "torchscript", "torch-export")
@@ -99,7 +99,7 @@ def export(checkpoint: Path | None, format: str, out: Path, block: float | None 
     _require_packages(format)
     from utils.files import atomic_write
     from utils.packed import shipped_model
-    from utils.speaker import block_embedder, embedder
+    from utils.speaker.export import block_embedder, embedder
     from utils.speaker.recognizer import SpeakerRecognizer
 
     checkpoint = shipped_model("speaker") if checkpoint is None else checkpoint
@@ -132,7 +132,7 @@ def export(checkpoint: Path | None, format: str, out: Path, block: float | None 
 
 
 def _of_recordings(recognizer: SpeakerRecognizer, metadata: dict[str, Any]) -> Plan:
-    from utils.speaker import embedder
+    from utils.speaker.export import embedder
 
     graph = embedder.trace(embedder.SamplesToEmbedding(recognizer), recognizer.recipe)
     difference = functools.partial(largest_difference, recognizer=recognizer, lengths=SECONDS)

@@ -1,0 +1,1 @@
+"""Trials, test conditions, metrics, reports and comparisons."""

@@ -1,0 +1,1 @@
+"""Recognizers as files for projects without this code."""

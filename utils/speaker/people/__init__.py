@@ -1,0 +1,1 @@
+"""Enrolled people: the store, and commands that recognize them."""

@@ -1,0 +1,1 @@
+"""From embeddings to answers: back end, normalization, calibration and thresholds."""

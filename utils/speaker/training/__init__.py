@@ -1,0 +1,1 @@
+"""Training of recognizers: crops, augmentation and the task."""
