@@ -69,11 +69,34 @@ def test_replacing_a_speaker(tmp_path: Path):
         store.enroll("Ada", embeddings([0, 1]), seconds=1)
     assert path.read_bytes() == before
     with locked_store(path, MODEL, RECIPE) as store:
-        store.enroll("Ada", embeddings([-1, 0]), seconds=2, replace=True)
+        store.enroll("Ada", embeddings([-1, 0]), seconds=2, known="replace")
     store = EnrollmentStore.load(path, MODEL)
     assert sorted((s.name, s.seconds) for s in store.speakers) == [("Ada", 2), ("Ben", 1)]
     assert store.identify(embeddings([-1, 0])[0], 0.9).name == "Ada"
     assert store.identify(embeddings([0, 1])[0], 0.9).name == "Ben"
+
+
+def test_recordings_are_kept_and_more_can_be_added(tmp_path: Path):
+    """As if all of them had been enrolled at once, in this file and in one of before, which has the mean alone."""
+    first, second = embeddings([1, 0, 0], [0, 1, 0]), embeddings([0, 1, 1])
+    path, old = tmp_path / "store", tmp_path / "old"
+    with locked_store(path, MODEL, RECIPE) as store:
+        store.enroll("Ada", first, seconds=6)
+        store.enroll("Ben", embeddings([1, 1, 1]), seconds=1)
+    with locked_store(path) as store:
+        added = store.enroll("Ada", second, seconds=2, known="add")
+    assert (added.count, added.seconds) == (3, 8)
+    store = EnrollmentStore.load(path)
+    assert [speaker.name for speaker in store.speakers] == ["Ben", "Ada"]
+    assert store.embeddings[1] == pytest.approx(enrollment_mean(np.concatenate([first, second])), abs=1e-6)
+    about = {"format": "tacomamba-enrolment-1", "model_hash": MODEL, "recipe_hash": RECIPE}
+    about["speakers"] = [{"name": "Ada", "count": 2, "seconds": 6.0, "date": "2026-01-01"}]
+    save_file({"embeddings": enrollment_mean(first)[None]}, old, metadata={"enrolment": json.dumps(about)})
+    with locked_store(old) as store:
+        assert store.embeddings[0] == pytest.approx(enrollment_mean(first))
+        store.enroll("Ada", second, seconds=2, known="add")
+    mean = enrollment_mean(np.concatenate([enrollment_mean(first)[None], second]))
+    assert EnrollmentStore.load(old).embeddings[0] == pytest.approx(mean, abs=1e-6)
 
 
 def test_writers_at_once_lose_nobody(tmp_path: Path):
@@ -89,7 +112,7 @@ def test_writers_at_once_lose_nobody(tmp_path: Path):
 @pytest.mark.parametrize("name", ["", " ", " Ada", "two\nlines", UNKNOWN])
 def test_names_that_cannot_be_enrolled(name):
     with pytest.raises(UserError):
-        EnrollmentStore(MODEL, RECIPE).check_name(name, replace=True)
+        EnrollmentStore(MODEL, RECIPE).check_name(name, "add")
 
 
 def test_stores_that_are_refused(tmp_path: Path):

@@ -109,8 +109,13 @@ def test_a_folder_of_people_is_enrolled_at_once(trained_run, recordings, tmp_pat
     assert out.count("enrolled ") == 2 and "ignored 2 files below" in err
     for name in ("Ada", "Ben"):
         answer(capsys, "enroll", *model, "--store", one, "--name", name, *sorted(recordings.glob(f"{name}/*/*.flac")))
-    together, apart = EnrollmentStore.load(folder), EnrollmentStore.load(one)
+    for name, *audio in (("Ada", *sorted(recordings.glob("Ada/*/*.flac"))), ("Ben", *recordings.glob("Ben/*/*.flac"))):
+        for path in audio:
+            answer(capsys, "enroll", *model, "--store", tmp_path / "added", "--name", name, "--add", path)
+    together, apart, added = (EnrollmentStore.load(path) for path in (folder, one, tmp_path / "added"))
     assert together.speakers == apart.speakers
+    assert [(each.name, each.count) for each in added.speakers] == [(each.name, each.count) for each in apart.speakers]
+    np.testing.assert_allclose(added.embeddings, apart.embeddings, rtol=0, atol=1e-5)
     np.testing.assert_allclose(together.embeddings, apart.embeddings, rtol=0, atol=1e-5)
 
 
@@ -125,6 +130,7 @@ def test_folders_of_people_that_are_refused_leave_the_store_alone(trained_run, r
     assert "is not a folder" in refused(capsys, *enroll, "--folder", tmp_path / "nowhere")
     both = refused(capsys, *enroll, "--folder", recordings, "--name", "Ada", "a.wav")
     assert "--folder and --name contradict" in both and "--folder and recordings contradict" in both
+    assert "--add and --replace contradict" in refused(capsys, *enroll, "--folder", recordings, "--add", "--replace")
     assert "--name is missing" in refused(capsys, *enroll, "a.wav")
     assert "recordings of the speaker are missing" in refused(capsys, *enroll, "--name", "Ada")
     assert store.read_bytes() == before

@@ -26,9 +26,10 @@ _CHECKED = 3.0  # seconds of the windows in which an entire recording is tested 
 _MOST_CHECKED = 100  # of these windows, evenly spread, in a long recording
 _SHARE = 0.1  # of these windows, and at least two, that a second name needs
 
-_ENROLL = """Enroll a speaker: add the mean embedding of the recordings to a store.
+_ENROLL = """Enroll a speaker: add the embeddings of recordings to a store; their mean is compared.
 
 python test.py enroll --store people.safetensors --name Ada ada1.flac ada2.wav
+python test.py enroll --store people.safetensors --name Ada --add ada3.flac
 python test.py enroll --store people.safetensors --folder recordings
 
 --folder enrolls everybody at once: it has one sub-folder of recordings for each person, named as the person is.
@@ -71,8 +72,10 @@ def add_commands(commands: Any) -> None:
     parser.add_argument("--name", metavar="NAME", help="the speaker's name")
     help = "folder with a sub-folder of recordings for each speaker, instead of --name and AUDIO"
     parser.add_argument("--folder", type=Path, metavar="FOLDER", help=help)
-    help = "replace speakers of these names"
+    help = "replace the recordings of speakers who are enrolled already"
     parser.add_argument("--replace", action=argparse.BooleanOptionalAction, default=False, help=help)
+    help = "add to the recordings of speakers who are enrolled already"
+    parser.add_argument("--add", action=argparse.BooleanOptionalAction, default=False, help=help)
 
     parser = add_command(commands, "identify", _identify, _IDENTIFY, _identify_problems, shipped=True)
     _add_recordings(parser, "recordings, each judged by itself")
@@ -152,10 +155,11 @@ def _embed(args: argparse.Namespace) -> None:
 
 
 def _enroll_problems(args: argparse.Namespace) -> list[str]:
+    both = ["--add and --replace contradict: the recordings of before stay or go"] * (args.add and args.replace)
     if args.folder is not None:
         given = ["--name"] * (args.name is not None) + ["recordings"] * bool(args.audio)
-        return [f"--folder and {what} contradict: its sub-folders have both" for what in given]
-    problems = ["--name is missing (or --folder, which names everybody)"] if args.name is None else []
+        return both + [f"--folder and {what} contradict: its sub-folders have both" for what in given]
+    problems = both + ["--name is missing (or --folder, which names everybody)"] if args.name is None else []
     problems += [] if args.audio else ["recordings of the speaker are missing"]
     twice = sorted({str(path) for path in args.audio if args.audio.count(path) > 1})
     return problems + [f"{path} is given twice: it would count twice in the mean" for path in twice]
@@ -164,17 +168,16 @@ def _enroll_problems(args: argparse.Namespace) -> list[str]:
 def _enroll(args: argparse.Namespace) -> None:
     from utils.speaker.people.enrollment import EnrollmentStore, locked_store
 
+    known = "add" if args.add else "replace" if args.replace else "refuse"
     people = {args.name: args.audio} if args.folder is None else _recordings_of_people(args.folder)
     recognizer = load_recognizer(args, *(path for paths in people.values() for path in paths))
     owner = recognizer.model_hash, recognizer.recipe.hash
     before = EnrollmentStore.begin(args.store, *owner)
     for name in people:
-        before.check_name(name, args.replace)
+        before.check_name(name, known)
     embedded = {name: recognizer.embed_speech(paths) for name, paths in people.items()}
     with locked_store(args.store, *owner) as store:
-        added = [
-            store.enroll(name, rows, float(seconds.sum()), args.replace) for name, (rows, seconds) in embedded.items()
-        ]
+        added = [store.enroll(name, rows, float(seconds.sum()), known) for name, (rows, seconds) in embedded.items()]
     if args.json:
         one = {"enrolled": asdict(added[0])} if args.folder is None else {"people": [asdict(each) for each in added]}
         print_json({"store": str(args.store), "model_hash": recognizer.model_hash, **one})

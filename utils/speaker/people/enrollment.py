@@ -1,8 +1,8 @@
 """A store of enrolled speakers, and identification among them.
 
-A store is a safetensors file: `embeddings` (s, d), one unit-normalized mean per speaker, and JSON metadata: the model,
-and for each speaker the name, the number and the seconds of the recordings, and the day. Embeddings of different models
-cannot be compared, so a store belongs to the model that created it.
+A store is a safetensors file: `embeddings` (r, d), unit-normalized, one per recording, speaker by speaker, and JSON
+metadata: the model, and for each speaker the name, the number and the seconds of the recordings, and the day.
+Embeddings of different models cannot be compared, so a store belongs to the model that created it.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,7 +29,11 @@ if TYPE_CHECKING:
 UNKNOWN = "unknown"
 """The answer when no enrolled speaker reaches the threshold; a reserved name."""
 
-_KEY, _FORMAT = "enrolment", "tacomamba-enrolment-1"  # spelled as in the first version's files
+_KEY, _FORMAT = "enrolment", "tacomamba-enrolment-2"  # spelled as in the first version's files
+_OF_MEANS = "tacomamba-enrolment-1"  # has the mean of each speaker alone, which counts as one recording
+
+
+Known = Literal["refuse", "replace", "add"]
 
 
 @dataclass(frozen=True)
@@ -72,7 +76,7 @@ class EnrollmentStore:
     def __init__(self, model_hash: str, recipe_hash: str) -> None:
         self.model_hash, self.recipe_hash = model_hash, recipe_hash
         self.speakers: list[Enrollment] = []
-        self._embeddings: list[NDArray[np.float32]] = []
+        self._recordings: list[NDArray[np.float32]] = []  # (n, d) of each speaker
 
     @classmethod
     def load(cls, path: str | Path, model_hash: str | None = None) -> EnrollmentStore:
@@ -84,7 +88,8 @@ class EnrollmentStore:
         try:
             with safe_open(path, framework="numpy") as file:
                 about = json.loads((file.metadata() or {}).get(_KEY, "{}"))
-                embeddings = file.get_tensor("embeddings") if about.get("format") == _FORMAT else None
+                is_store = about.get("format") in (_FORMAT, _OF_MEANS)
+                embeddings = file.get_tensor("embeddings") if is_store else None
         except (SafetensorError, ValueError, OSError) as error:
             raise UserError(f"{path} is not an enrollment store, or it is damaged: {error}") from error
         if embeddings is None:
@@ -96,7 +101,8 @@ class EnrollmentStore:
             )
         store = cls(about["model_hash"], about["recipe_hash"])
         store.speakers = [Enrollment(**speaker) for speaker in about["speakers"]]
-        store._embeddings = list(embeddings)
+        rows = about.get("rows", [1] * len(store.speakers))
+        store._recordings = np.split(embeddings, np.cumsum(rows)[:-1]) if rows else []
         return store
 
     @classmethod
@@ -116,20 +122,23 @@ class EnrollmentStore:
             "model_hash": self.model_hash,
             "recipe_hash": self.recipe_hash,
             "speakers": [asdict(speaker) for speaker in self.speakers],
+            "rows": [len(each) for each in self._recordings],
         }
-        content = save({"embeddings": self.embeddings}, metadata={_KEY: json.dumps(about)})
+        nobody = np.empty((0, 0), dtype=np.float32)
+        embeddings = np.concatenate(self._recordings) if self._recordings else nobody
+        content = save({"embeddings": embeddings}, metadata={_KEY: json.dumps(about)})
         with atomic_write(path) as file:
             file.write(content)
 
     def remove(self, name: str) -> None:
         """Takes a speaker out; `UserError` if there is none of this name."""
         place = self._place(name)
-        del self.speakers[place], self._embeddings[place]
+        del self.speakers[place], self._recordings[place]
 
     def rename(self, name: str, new: str) -> None:
         """Gives a speaker another name; `UserError` if there is none of the old name, or one of the new."""
         place = self._place(name)
-        self.check_name(new, replace=False)
+        self.check_name(new)
         self.speakers[place] = replace(self.speakers[place], name=new)
 
     def _place(self, name: str) -> int:
@@ -140,29 +149,38 @@ class EnrollmentStore:
 
     @property
     def embeddings(self) -> NDArray[np.float32]:
-        """Unit-normalized embeddings (s, d) of `speakers`."""
-        return np.stack(self._embeddings) if self._embeddings else np.empty((0, 0), dtype=np.float32)
+        """Unit-normalized embeddings (s, d) of `speakers`: the means over their recordings."""
+        means = [enrollment_mean(each) for each in self._recordings]
+        return np.stack(means) if means else np.empty((0, 0), dtype=np.float32)
 
-    def check_name(self, name: str, replace: bool) -> None:
-        """`UserError` for a name that cannot be enrolled, or is enrolled already unless `replace`."""
+    def check_name(self, name: str, known: Known = "refuse") -> None:
+        """`UserError` for a name that cannot be enrolled, or is enrolled already and to be refused."""
         if not name.strip() or name != name.strip() or not name.isprintable():
             raise UserError(
                 f"{name!r} cannot be a speaker's name: it must be printable, without leading or trailing spaces"
             )
         if name == UNKNOWN:
             raise UserError(f"nobody can be enrolled as {UNKNOWN!r}: it is the answer for strangers")
-        if not replace and any(speaker.name == name for speaker in self.speakers):
-            raise UserError(f"{name!r} is enrolled already; --replace replaces the embedding")
+        if known == "refuse" and any(speaker.name == name for speaker in self.speakers):
+            raise UserError(f"{name!r} is enrolled already: --add adds to the recordings, --replace replaces them")
 
-    def enroll(self, name: str, embeddings: NDArray[np.float32], seconds: float, replace: bool = False) -> Enrollment:
-        """Adds a speaker by the embeddings (n, d) of n recordings of `seconds` in total."""
-        self.check_name(name, replace)
-        kept = [place for place, speaker in enumerate(self.speakers) if speaker.name != name]
+    def enroll(self, name: str, embeddings: NDArray[np.float32], seconds: float, known: Known = "refuse") -> Enrollment:
+        """Enrolls a speaker by the embeddings (n, d) of n recordings of `seconds` in total.
+
+        `known` says what to do if the name is enrolled already.
+        """
+        self.check_name(name, known)
+        count = len(embeddings)
+        place = next((place for place, speaker in enumerate(self.speakers) if speaker.name == name), None)
+        if place is not None:
+            before, recordings = self.speakers.pop(place), self._recordings.pop(place)
+            if known == "add":
+                embeddings = np.concatenate([recordings, embeddings])
+                count, seconds = count + before.count, seconds + before.seconds
         date = datetime.datetime.now(datetime.UTC).date().isoformat()
-        added = Enrollment(name, len(embeddings), round(seconds, 3), date)
-        self.speakers = [*(self.speakers[place] for place in kept), added]
-        self._embeddings = [*(self._embeddings[place] for place in kept), enrollment_mean(embeddings)]
-        return added
+        self.speakers.append(Enrollment(name, count, round(seconds, 3), date))
+        self._recordings.append(embeddings)
+        return self.speakers[-1]
 
     def identify(
         self,
