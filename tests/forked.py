@@ -48,13 +48,12 @@ def run(
     return subprocess.CompletedProcess(words, code, *(map(bytes.decode, written) if text else written))
 
 
-@functools.cache
+@functools.lru_cache(maxsize=2)
 def _server(variables: tuple[tuple[str, str], ...]) -> subprocess.Popen:
+    """The process to fork from; one that falls out of the cache ends, because its input does."""
     others = {name: value for name, value in os.environ.items() if not name.startswith(READ_AT_START)}
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    server = subprocess.Popen([sys.executable, __file__], env={**others, **dict(variables)}, **pipes)
-    atexit.register(server.communicate)  # ends it
-    return server
+    return subprocess.Popen([sys.executable, __file__], env={**others, **dict(variables)}, **pipes)
 
 
 def _serve() -> dict[str, Any] | None:

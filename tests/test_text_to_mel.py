@@ -87,7 +87,11 @@ def test_a_checkpoint_of_another_version_says_so(run, tmp_path, capsys):
     assert message in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("words", [[], ["--decoder", "ar", "--amp", "bf16"], ["--model", "tacotron2"]], ids=" ".join)
+@pytest.mark.parametrize(
+    "words",
+    [[], ["--decoder", "ar", "--amp", "bf16"], ["--model", "tacotron2", "--reduction", "8", "--decoder-dim", "64"]],
+    ids=" ".join,
+)
 def test_a_resumed_run_is_the_same_run(data, tmp_path, words):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     assert train(data, whole, "--steps", "6", "--no-tensorboard", *words) == 0
