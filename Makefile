@@ -46,7 +46,7 @@ test: lint
 
 test-slow: test-studies
 	$(TEST_PY) -m pytest -m slow
-	$(TEST_PY) -m pytest -m "drawn or hypothesis" --seeds 200
+	$(TEST_PY) -m pytest -n 2 -m "drawn or hypothesis" --seeds 200
 
 test-bare: $(TESTS)/.dev
 	tests/bare.sh $(TEST_PY) $(PARALLEL) -m "not slow"
