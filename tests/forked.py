@@ -1,7 +1,7 @@
 """Runs scripts in processes of their own, forked from one that has imported torch: that takes longer than most of them.
 
-Only libraries are imported before the fork, none of our modules. For tests of processes that start, read their input,
-write, and end; the ones about signals, loading processes or the import itself start an interpreter.
+Only libraries are imported before the fork, none of our modules. Tests that talk to a process while it runs, by signals
+or pipes, and tests of loading processes or of imports start an interpreter.
 """
 
 from __future__ import annotations
