@@ -11,6 +11,9 @@ INSTALL := -m pip --disable-pip-version-check install
 TESTS := .venv-test
 TEST_PY := $(TESTS)/bin/python
 
+# Two processes, each with one thread (tests/conftest.py); a file's tests stay together, since they share what they make.
+PARALLEL := -n 2 --dist loadfile
+
 # Which interpreter makes .venv: by default the first of these that runs and is Python 3.11 to 3.13 with venv and pip.
 PYTHON ?=
 CANDIDATES := python3 python3.12 python3.11 python3.13 python
@@ -39,14 +42,14 @@ demo: env
 	$(PY) -m utils.demo
 
 test: lint
-	$(TEST_PY) -m pytest -m "not slow"
+	$(TEST_PY) -m pytest $(PARALLEL) -m "not slow"
 
 test-slow: test-studies
 	$(TEST_PY) -m pytest -m slow
-	$(TEST_PY) -m pytest -m "drawn or hypothesis" --seeds 200
+	$(TEST_PY) -m pytest -n 2 -m "drawn or hypothesis" --seeds 200
 
 test-bare: $(TESTS)/.dev
-	tests/bare.sh $(TEST_PY)
+	tests/bare.sh $(TEST_PY) $(PARALLEL) -m "not slow"
 
 test-studies: $(TESTS)/.dev
 	$(TEST_PY) -m pytest benchmarks/studies/tests

@@ -1,9 +1,10 @@
 #!/bin/sh
-# Runs the tests that are not slow in a clone of the last commit, where no compiler is on the path and strange files lie
+# Runs pytest with the given words in a clone of the last commit, where no compiler is on the path and strange files lie
 # about; in a folder of its own, so that the checkout stays as it is.
-#   tests/bare.sh .venv-test/bin/python
+#   tests/bare.sh .venv-test/bin/python -m "not slow"
 set -eu
 python=$(cd "$(dirname "$1")" && pwd)/$(basename "$1")
+shift
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 
@@ -25,4 +26,4 @@ done
 
 cd "$folder/clone"
 unset CXX
-PATH=$folder/bin TACOMAMBA_CACHE=$folder/cache "$python" -m pytest -m "not slow"
+PATH=$folder/bin TACOMAMBA_CACHE=$folder/cache "$python" -m pytest "$@"

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
+import forked
 import numpy as np
 import pytest
 import soundfile
@@ -32,7 +31,7 @@ def folder(librispeech_root, tmp_path_factory) -> Path:
     """A store of audio of the recordings of `processed`, made by the script."""
     out = tmp_path_factory.mktemp("audio") / "store"
     words = ["--dataset", "librispeech", "--raw", librispeech_root, "--out", out, "--store", "audio", "--num-proc", "1"]
-    done = subprocess.run([sys.executable, "preprocess.py", *map(str, words)], cwd=ROOT, capture_output=True, text=True)
+    done = forked.run("preprocess.py", *words)
     assert done.returncode == 0 and "94 utterances" in done.stdout, done.stderr
     return out
 

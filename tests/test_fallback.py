@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-
+import forked
 import pytest
-from test_training import ROOT, flags
+from test_training import flags
 
 SENTENCE = (
     "mamba2 on cpu: backend torch, which is 8 % slower, since native does not work here: no C++ compiler is on the "
@@ -20,14 +17,7 @@ def call(tmp_path):
     """Runs a script where there is no compiler, and gives its lines on stderr."""
 
     def run(*words: object) -> list[str]:
-        environment = {
-            **os.environ,
-            "PATH": str(tmp_path / "nothing"),
-            "CXX": "",
-            "TACOMAMBA_CACHE": str(tmp_path / "cache"),
-        }
-        command = [sys.executable, *map(str, words)]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, env=environment)
+        done = forked.run(*words, PATH=str(tmp_path / "nothing"), CXX="", TACOMAMBA_CACHE=str(tmp_path / "cache"))
         assert done.returncode == 0, done.stderr
         return done.stderr.splitlines()
 

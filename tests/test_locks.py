@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import forked
 import pytest
 from test_training import ROOT, flags, losses
 
@@ -98,10 +99,9 @@ def test_a_second_training_is_refused_at_once(processed, tmp_path, resume):
     while max(losses(run), default=0) < 3:
         assert first.poll() is None
         time.sleep(0.02)
-    second = start("train_tacomamba.py", *words)
-    _, error = second.communicate(timeout=60)
+    second = forked.run("train_tacomamba.py", *words)
     assert second.returncode == 2 and first.poll() is None
-    assert error.startswith(f"error: process {first.pid} on ") and error.count("\n") == 1
+    assert second.stderr.startswith(f"error: process {first.pid} on ") and second.stderr.count("\n") == 1
     first.send_signal(signal.SIGTERM)
     first.communicate(timeout=60)
     assert first.returncode == 143 and not (run / LOCK).exists()
@@ -120,10 +120,10 @@ def test_two_trainings_that_start_together(processed, tmp_path):
 def test_reports_are_locked_too(held, trained_run, processed, tmp_path):
     folder, holder = held
     evaluate = ["evaluate", "--checkpoint", trained_run, "--data", processed, "--bootstrap", "5", "--out"]
-    done = start("test.py", *evaluate, folder)
-    assert f"process {holder.pid} on" in done.communicate(timeout=120)[1] and done.returncode == 2
-    done = start("test.py", *evaluate, tmp_path / "report")
-    assert not done.communicate(timeout=120)[1] and done.returncode == 0 and not (tmp_path / "report" / LOCK).exists()
-    done = start("test.py", "pool", tmp_path / "report", "--bootstrap", "5", "--out", folder)
-    assert f"process {holder.pid} on" in done.communicate(timeout=120)[1] and done.returncode == 2
+    done = forked.run("test.py", *evaluate, folder)
+    assert f"process {holder.pid} on" in done.stderr and done.returncode == 2
+    done = forked.run("test.py", *evaluate, tmp_path / "report")
+    assert not done.stderr and done.returncode == 0 and not (tmp_path / "report" / LOCK).exists()
+    done = forked.run("test.py", "pool", tmp_path / "report", "--bootstrap", "5", "--out", folder)
+    assert f"process {holder.pid} on" in done.stderr and done.returncode == 2
     assert [path.name for path in Path(folder).iterdir()] == [LOCK]

@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
+import forked
 import pytest
 from safetensors import safe_open
-from test_training import MODEL, ROOT, flags
+from test_training import MODEL, flags
 
 NAME = os.fsdecode(b"caf\xe9")
 ENVIRONMENTS = {
@@ -23,10 +22,9 @@ ENVIRONMENTS = {
 
 def call(*words: object, **environment: str) -> str:
     """Standard output of a command that must succeed."""
-    command = [os.fsencode(str(word)) for word in (sys.executable, *words)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, timeout=120, env={**os.environ, **environment})
-    assert done.returncode == 0, done.stderr.decode(errors="replace")
-    return done.stdout.decode("utf-8")
+    done = forked.run(*words, **environment)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 @pytest.fixture
@@ -70,12 +68,10 @@ def test_commands_on_recordings(trained_run, folder, voices, environment, shown)
 def test_a_recording_with_such_a_name_is_used_or_refused_in_a_sentence(trained_run, folder, voices, name, words):
     audio = folder / f"{NAME}.flac"
     shutil.copy(voices[0], audio)
-    command = [sys.executable, "test.py", words[0], "--checkpoint", trained_run, *words[1:], audio]
-    environment = {**os.environ, **ENVIRONMENTS[name]}
-    encoded = [os.fsencode(str(word).replace("é", str(voices[1]))) for word in command]
-    done = subprocess.run(encoded, cwd=ROOT, capture_output=True, timeout=120, env=environment)
-    assert done.returncode == 0 or (done.returncode == 2 and done.stderr.count(b"\n") == 1), done.stderr
-    assert words[0] == "verify" or rb"caf\udce9" in done.stdout + done.stderr
+    others = [word.replace("é", str(voices[1])) for word in words[1:]]
+    done = forked.run("test.py", words[0], "--checkpoint", trained_run, *others, audio, **ENVIRONMENTS[name])
+    assert done.returncode == 0 or (done.returncode == 2 and done.stderr.count("\n") == 1), done.stderr
+    assert words[0] == "verify" or r"caf\udce9" in done.stdout + done.stderr
 
 
 def test_stored_embeddings_have_the_names(trained_run, folder, voices):
@@ -86,8 +82,7 @@ def test_stored_embeddings_have_the_names(trained_run, folder, voices):
 
 
 def test_a_missing_file_is_named(trained_run, tmp_path):
-    command = [sys.executable, "test.py", "embed", "--checkpoint", str(trained_run), tmp_path / f"{NAME}.wav"]
-    done = subprocess.run(list(map(os.fsencode, command)), cwd=ROOT, capture_output=True, text=True, timeout=120)
+    done = forked.run("test.py", "embed", "--checkpoint", trained_run, tmp_path / f"{NAME}.wav")
     sentence = "is missing; python download.py --dataset demo makes recordings to try"
     assert done.returncode == 2 and done.stderr == f"error: {tmp_path}/caf\\udce9.wav {sentence}\n"
 
@@ -98,8 +93,7 @@ def test_folders_that_a_library_cannot_open_are_refused(processed, folder):
         (flags(processed, folder / "run", "--tensorboard"), "TensorBoard cannot write into"),
         (flags(folder / "data", folder / "run"), "cannot be opened, because its name is not UTF-8"),
     ):
-        command = [sys.executable, "train_tacomamba.py", *words]
-        done = subprocess.run(list(map(os.fsencode, command)), cwd=ROOT, capture_output=True, text=True, timeout=120)
+        done = forked.run("train_tacomamba.py", *words)
         assert done.returncode == 2 and sentence in done.stderr and "Traceback" not in done.stderr
         assert not (folder / "run").exists()
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import forked
 import numpy as np
 import pytest
 import soundfile
@@ -39,11 +40,6 @@ def bad_files(raw: Path) -> str:
     return (raw.parent / "out" / "bad_files.txt").read_text(encoding="utf-8")
 
 
-def script(name: str, *arguments: object, **environment: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, str(REPOSITORY / name), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, env={**os.environ, **environment})
-
-
 def test_names_with_blanks_of_unicode_survive_preprocessing_training_and_evaluation(tmp_path):
     for speaker in ("a\u00a0b", "c\u3000d", "e f", "g\u2028h"):
         for number, blank in enumerate("\u00a0\u3000\u2028\u2029\u0085\x0c\x0b\x1f"):
@@ -51,10 +47,10 @@ def test_names_with_blanks_of_unicode_survive_preprocessing_training_and_evaluat
     assert run(*words(tmp_path / "raw")) == 0
     assert len(FeatureStore.open(tmp_path / "out")) == 32
     model = "--d-model 16 --n-layers 1 --headdim 8 --batch-size 4 --crop-seconds 0.5 --steps 2 --threads 1".split()
-    trained = script("train_tacomamba.py", "--data", tmp_path / "out", "--out", tmp_path / "run", *model)
+    trained = forked.run("train_tacomamba.py", "--data", tmp_path / "out", "--out", tmp_path / "run", *model)
     assert trained.returncode == 0, trained.stderr
     arguments = ("--checkpoint", tmp_path / "run", "--data", tmp_path / "out", "--out", tmp_path / "report")
-    evaluated = script("test.py", "evaluate", *arguments, "--bootstrap", 5)
+    evaluated = forked.run("test.py", "evaluate", *arguments, "--bootstrap", 5)
     assert evaluated.returncode == 0, evaluated.stderr
 
 
@@ -88,11 +84,11 @@ def test_names_that_a_stream_lacks_are_shown_with_escapes(raw, encoding):
     (raw / "1" / "a" / "0.wav").rename(raw / "1" / "a" / os.fsdecode(b"caf\xe9.wav"))
     (raw / "1" / "a" / "1.wav").write_text("no audio")
     (raw / "1" / "a" / "1.wav").rename(raw / "1" / "a" / "h\u00f6ren.wav")
-    result = script("preprocess.py", *words(raw, "--max-bad", 0.1, "--num-proc", 1), **encoding)
+    result = forked.run("preprocess.py", *words(raw, "--max-bad", 0.1, "--num-proc", 1), **encoding)
     assert (result.returncode, result.stderr) == (0, "")
     assert "ignored    1 files (1 .wav), the first: 1/a/caf\\udce9.wav\n" in result.stdout
     assert bad_files(raw).startswith("1/a/h\u00f6ren.wav\tis not audio")
-    result = script("preprocess.py", *words(raw, "--out", raw.parent / "b", "--num-proc", 1), **encoding)
+    result = forked.run("preprocess.py", *words(raw, "--out", raw.parent / "b", "--num-proc", 1), **encoding)
     assert result.returncode == 3 and re.search(r"the first: 1/a/h(\\xf6|\xf6)ren.wav: is not audio", result.stderr)
 
 
@@ -150,7 +146,7 @@ def test_samples_beyond_all_range_are_a_fault_of_their_file(raw, trained_run):
     soundfile.write(path, samples / np.abs(samples).max() * np.float32(1e22), rate, subtype="FLOAT")
     assert run(*words(raw, "--max-bad", 0.1)) == 0
     assert bad_files(raw) == "1/a/0.wav\tthe features are not finite: samples reach 1e+22\n"
-    embedded = script("test.py", "embed", "--checkpoint", trained_run, path)
+    embedded = forked.run("test.py", "embed", "--checkpoint", trained_run, path)
     assert embedded.returncode == 2 and f"{path}: the features are not finite" in embedded.stderr
 
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import shlex
 import signal
-import subprocess
-import sys
 
+import forked
 import pytest
 import torch
-from test_training import ROOT, flags, losses, train
+from test_training import flags, losses, train
 
 import train_tacomamba
 from utils.checkpoint import load_checkpoint
@@ -18,15 +17,11 @@ from utils.training.distributed import gpu_of
 from utils.training.runlog import read_log
 
 
-def run(command: list[str]) -> subprocess.CompletedProcess:
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
-
-
 @pytest.mark.parametrize("given", [[], ["--resume", "auto"], ["--resume=auto"]])
 def test_a_stopped_run_shows_the_command_that_continues_it(processed, tmp_path, given):
     out = tmp_path / "a run"
     words = flags(processed, out, "--steps", "12", *given)
-    done = run([sys.executable, "tests/signal_at_step.py", "8", "SIGINT", "0", "1", *words])
+    done = forked.run("tests/signal_at_step.py", "8", "SIGINT", "0", "1", *words)
     assert done.returncode == 128 + signal.SIGINT
     assert "stopping after this step; once more ends at once\n" in done.stderr
     line = done.stdout.splitlines()[-1]
@@ -34,7 +29,7 @@ def test_a_stopped_run_shows_the_command_that_continues_it(processed, tmp_path, 
     assert line.startswith(f"{prefix}python train_tacomamba.py ") and line.count("--resume") == 1
     command = shlex.split(line.removeprefix(prefix))
     if not given:
-        assert run([sys.executable, *command[1:]]).returncode == 0
+        assert forked.run(*command[1:]).returncode == 0
         assert sorted(losses(out)) == list(range(1, 13))
 
 
@@ -54,7 +49,7 @@ def test_the_end_names_the_best_checkpoint_and_a_command_that_evaluates_it(proce
     assert best == f"best step {checkpoint['step']}, valid_eer {checkpoint['metrics']['valid_eer']:.4g}: {out}/best.pt"
     command = shlex.split(following.removeprefix("next: "))
     assert command[3:] == ["--checkpoint", str(out), "--data", str(processed), "--out", str(out / "report")]
-    done = run([sys.executable, str(ROOT / "test.py"), *command[2:], "--bootstrap", "5"])
+    done = forked.run("test.py", *command[2:], "--bootstrap", "5")
     assert done.returncode == 0 and (out / "report" / "report.json").exists()
 
 

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import forked
 import numpy as np
 import pytest
 import soundfile
@@ -215,8 +216,7 @@ def raw(path: Path) -> bytes:
 
 
 def listen(words: list[str], content: bytes) -> subprocess.CompletedProcess:
-    command = [sys.executable, REPOSITORY / "test.py", *words, "--stream", "-"]
-    return subprocess.run(command, input=content, capture_output=True, timeout=300)
+    return forked.run("test.py", *words, "--stream", "-", stdin=content, text=False)
 
 
 def same_answers(found: list[dict], expected: list[dict]) -> None:

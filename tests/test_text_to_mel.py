@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import fake_whisper
+import forked
 import numpy as np
 import pytest
 import soundfile
@@ -86,13 +87,16 @@ def test_a_checkpoint_of_another_version_says_so(run, tmp_path, capsys):
     assert message in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("words", [[], ["--decoder", "ar", "--amp", "bf16"], ["--model", "tacotron2"]], ids=" ".join)
+@pytest.mark.parametrize(
+    "words",
+    [[], ["--decoder", "ar", "--amp", "bf16"], ["--model", "tacotron2", "--reduction", "8", "--decoder-dim", "64"]],
+    ids=" ".join,
+)
 def test_a_resumed_run_is_the_same_run(data, tmp_path, words):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     assert train(data, whole, "--steps", "6", "--no-tensorboard", *words) == 0
     flags = ["--data", str(data), "--out", str(parts), *SMALL, *STEPS, "--steps", "6", "--no-tensorboard", *words]
-    command = [sys.executable, "tests/signal_at_step.py", "3", "SIGTERM", "0", "1", *flags]
-    process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    process = forked.run("tests/signal_at_step.py", "3", "SIGTERM", "0", "1", *flags)
     assert process.returncode == 143, process.stderr
     assert train(data, parts, "--steps", "6", "--no-tensorboard", "--resume", "auto", *words) == 0
     losses = [[line["loss_hex"] for line in read_log(out) if "step" in line] for out in (whole, parts)]
@@ -116,8 +120,8 @@ def test_a_text_becomes_a_wav_a_picture_and_an_account(run, tmp_path, capsys):
 
 
 def test_standard_output_gets_samples_and_nothing_else(run, tmp_path):
-    command = [sys.executable, "test.py", "synthesize", "--checkpoint", str(run), "--text", "Two boats."]
-    process = subprocess.run([*command, "--out", "-"], cwd=ROOT, capture_output=True)
+    words = ["--checkpoint", run, "--text", "Two boats.", "--out", "-"]
+    process = forked.run("test.py", "synthesize", *words, text=False)
     assert process.returncode == 0 and b"read as: two boats." in process.stderr
     assert synthesize(run, tmp_path / "x.wav", "--text", "Two boats.") == 0
     samples, _ = soundfile.read(tmp_path / "x.wav", dtype="int16")
@@ -217,8 +221,8 @@ def test_a_text_with_nothing_to_say_is_refused_in_a_sentence(run, tmp_path, text
 
 
 def test_bytes_that_are_no_text_are_refused_before_anything_is_written(run, tmp_path):
-    command = [sys.executable, "test.py", "synthesize", "--checkpoint", str(run), "--out", str(tmp_path / "x.wav")]
-    process = subprocess.run([*command, "--text", b"caf\xe9 noir"], cwd=ROOT, capture_output=True, text=True)
+    words = ["--checkpoint", run, "--out", tmp_path / "x.wav", "--text", b"caf\xe9 noir"]
+    process = forked.run("test.py", "synthesize", *words)
     assert process.returncode == 2 and process.stderr == "error: --text is not UTF-8 text\n"
     assert not (tmp_path / "x.wav").exists()
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import forked
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -295,14 +295,19 @@ def test_micro_batches_of_the_real_model(processed, tmp_path):
 
 
 @pytest.mark.parametrize(("name", "number"), [("ONEDNN", None), ("ONEDNN", "7"), ("DNNL", "7")])
-def test_onednn_keeps_few_operations_unless_the_environment_sets_a_number(tmp_path, name, number):
+def test_onednn_keeps_few_operations_unless_the_environment_sets_a_number(tmp_path, monkeypatch, name, number):
     names = [f"{maker}_PRIMITIVE_CACHE_CAPACITY" for maker in ("ONEDNN", "DNNL")]
-    environment = {key: value for key, value in os.environ.items() if key not in names}
+    for each in names:
+        monkeypatch.delenv(each, raising=False)
     if number is not None:
-        environment[f"{name}_PRIMITIVE_CACHE_CAPACITY"] = number
+        monkeypatch.setenv(f"{name}_PRIMITIVE_CACHE_CAPACITY", number)
     words = ["--data", str(tmp_path / "nothing"), "--out", str(tmp_path / "run")]
-    program = f"import os, train_tacomamba; train_tacomamba.main({words}); print([os.environ.get(n) for n in {names}])"
-    process = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, cwd=ROOT)
+    program = tmp_path / "program.py"
+    program.write_text(
+        f"import os, sys\nsys.path.insert(0, {str(ROOT)!r})\nimport train_tacomamba\n"
+        f"train_tacomamba.main({words})\nprint([os.environ.get(name) for name in {names}])\n"
+    )
+    process = forked.run(program)
     expected = {("ONEDNN", None): ["256", None], ("ONEDNN", "7"): ["7", None], ("DNNL", "7"): [None, "7"]}
     assert process.stdout.splitlines()[-1] == str(expected[name, number])
 
