@@ -175,3 +175,10 @@ def real_data() -> Path:
     if not folder.is_dir():
         pytest.skip("the real speech is not here")
     return folder
+
+
+@pytest.fixture
+def voices(librispeech_root: Path) -> dict[str, list[Path]]:
+    """Speaker -> recordings."""
+    split = librispeech_root / "LibriSpeech" / "train-tiny"
+    return {folder.name: sorted(folder.rglob("*.flac")) for folder in sorted(split.iterdir())}

@@ -9,12 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+from commands import answer, call, problems
 from hypothesis import given
 from hypothesis import strategies as st
-from test_evaluate import answer, call
 from test_metrics import trials
 from test_operating import voices
-from test_people import refused
 
 from utils.checkpoint import load_checkpoint, save_checkpoint
 from utils.errors import UserError
@@ -207,10 +206,10 @@ def test_verify_decides_at_the_operating_point(trained_run, recordings, capsys):
     assert call(*verify, "--prior", 0.01, "--cost-false-accept", 10) == 0
     shown = f"log-likelihood ratio {given['llr']:.2f}, cosine {given['score']:.3f}; threshold 6.90 at a prior of 0.01"
     assert shown in capsys.readouterr().out
-    both = refused(capsys, *verify, "--threshold", 0.1, "--prior", 0.1, "--cost-false-accept", 2)
+    both = problems(capsys, *verify, "--threshold", 0.1, "--prior", 0.1, "--cost-false-accept", 2)
     assert "--threshold and --prior contradict" in both and "--threshold and --cost-false-accept contradict" in both
     for words in (["--prior", 0], ["--prior", 1], ["--cost-false-accept", 0]):
-        assert words[0] in refused(capsys, *verify, *words)
+        assert words[0] in problems(capsys, *verify, *words)
 
 
 def test_a_checkpoint_of_before_decides_by_a_given_cosine_alone(trained_run, recordings, tmp_path, capsys):
@@ -220,7 +219,7 @@ def test_a_checkpoint_of_before_decides_by_a_given_cosine_alone(trained_run, rec
     content["operating_points"] = {**points, "same": points["seconds"]}  # as it was stored then
     save_checkpoint(tmp_path / "old.pt", content)
     verify = ["verify", "--checkpoint", tmp_path / "old.pt", *recordings["101"][:2]]
-    assert "the checkpoint has no calibration" in refused(capsys, *verify)
+    assert "the checkpoint has no calibration" in problems(capsys, *verify)
     given = answer(capsys, *verify, "--threshold", -1)
     assert given["llr"] is None and given["same"] is True and given["threshold"] == -1
     with pytest.raises(UserError, match="pack --data fits one"):

@@ -6,10 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from commands import answer, call, problems
 from safetensors.numpy import load_file, save_file
-from test_evaluate import answer, call
 from test_operating import voices
-from test_people import refused
 
 from utils.checkpoint import load_checkpoint, save_checkpoint
 from utils.features.store import FeatureStore
@@ -144,9 +143,9 @@ def test_what_is_no_cohort_is_refused(trained_run, processed, cohort, tmp_path, 
         "one": "has one embedding; two are needed",
     }
     for name, sentence in sentences.items():
-        assert sentence in refused(capsys, *words, "--cohort", tmp_path / name)
-    both = refused(capsys, *words, "--cohort", cohort, "--no-back-end")
+        assert sentence in problems(capsys, *words, "--cohort", tmp_path / name)
+    both = problems(capsys, *words, "--cohort", cohort, "--no-back-end")
     assert "--no-back-end and --cohort contradict" in both
-    assert "--no-s-norm and --cohort contradict" in refused(capsys, *words, "--cohort", cohort, "--no-s-norm")
-    assert "--cohort-top needs --cohort" in refused(capsys, *words, "--cohort-top", 5)
+    assert "--no-s-norm and --cohort contradict" in problems(capsys, *words, "--cohort", cohort, "--no-s-norm")
+    assert "--cohort-top needs --cohort" in problems(capsys, *words, "--cohort-top", 5)
     assert not (tmp_path / "out" / "report.json").exists()

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from commands import answer, call, refused
 from conftest import speak
-from test_evaluate import answer, call, refused
 from test_readme import blocks
 
 from models.engine.backends import set_backend

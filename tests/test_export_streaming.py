@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
+from commands import answer, call, refused
 from conftest import speak
-from test_evaluate import answer, call, refused
 from test_export import FORMATS, SMALL, content, elsewhere, recognizer
 from test_readme import blocks
 

@@ -85,16 +85,8 @@ def test_the_benchmark(trained_run, librispeech_root: Path, tmp_path, capsys):
     assert all(0 <= share <= 1 for row in (two["stored"], two["of_others"], five["stored"]) for share in row.values())
     assert open_set.main(words) == 0
     rows = [line.split(" | ") for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
-    assert [row[0] for row in rows][:9] == [
-        "| enrolled",
-        "| ---",
-        "| 2",
-        "| 5",
-        "| length",
-        "| ---",
-        "| 0.75 s",
-        "| 1.50 s",
-    ]
+    assert [row[0] for row in rows][4:8] == ["| length", "| ---", "| 0.75 s", "| 1.50 s"]
+    assert [row[0] for row in rows][:4] == ["| enrolled", "| ---", "| 2", "| 5"]
     assert open_set.main([*words, "--enrolled", "8"]) == 2
     assert "more than 8 speakers are needed" in capsys.readouterr().err
     first, second = sorted((librispeech_root / "LibriSpeech" / "train-tiny" / "101").rglob("*.flac"))[:2]

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from commands import answer, call, refused
 from conftest import REPOSITORY, speak
 from safetensors.torch import load_file
-from test_evaluate import answer, call, refused, report_in
+from test_evaluate import report_in
 
 from utils.checkpoint import load_checkpoint, save_checkpoint
 from utils.features.store import FeatureStore

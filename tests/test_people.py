@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+from commands import answer, call, problems
 from safetensors import safe_open
-from test_evaluate import answer, call
 
 from utils.errors import UserError
 from utils.speaker.people.enrollment import EnrollmentStore
@@ -59,13 +59,6 @@ def store(recordings: Path, trained_run: Path, tmp_path: Path, capsys: pytest.Ca
     assert call("enroll", "--checkpoint", trained_run, "--store", path, "--folder", recordings) == 0
     capsys.readouterr()
     return path
-
-
-def refused(capsys: pytest.CaptureFixture[str], *words: object) -> str:
-    assert call(*words) == 2
-    out, err = capsys.readouterr()
-    assert not out and "Traceback" not in err
-    return err
 
 
 def test_samples_are_embedded_as_their_file_is(recognizer, meeting, tmp_path):
@@ -122,17 +115,17 @@ def test_a_folder_of_people_is_enrolled_at_once(trained_run, recordings, tmp_pat
 def test_folders_of_people_that_are_refused_leave_the_store_alone(trained_run, recordings, store, tmp_path, capsys):
     enroll = ["enroll", "--checkpoint", trained_run, "--store", store]
     before = store.read_bytes()
-    assert "'Ada' is enrolled already" in refused(capsys, *enroll, "--folder", recordings)
+    assert "'Ada' is enrolled already" in problems(capsys, *enroll, "--folder", recordings)
     (tmp_path / "more" / "Cid").mkdir(parents=True)
-    assert "Cid has no recordings" in refused(capsys, *enroll, "--folder", tmp_path / "more")
+    assert "Cid has no recordings" in problems(capsys, *enroll, "--folder", tmp_path / "more")
     soundfile.write(tmp_path / "more" / "Cid" / "silence.wav", np.zeros(RATE), RATE)
-    assert "silence.wav has 0.00 s of speech" in refused(capsys, *enroll, "--folder", tmp_path / "more")
-    assert "is not a folder" in refused(capsys, *enroll, "--folder", tmp_path / "nowhere")
-    both = refused(capsys, *enroll, "--folder", recordings, "--name", "Ada", "a.wav")
+    assert "silence.wav has 0.00 s of speech" in problems(capsys, *enroll, "--folder", tmp_path / "more")
+    assert "is not a folder" in problems(capsys, *enroll, "--folder", tmp_path / "nowhere")
+    both = problems(capsys, *enroll, "--folder", recordings, "--name", "Ada", "a.wav")
     assert "--folder and --name contradict" in both and "--folder and recordings contradict" in both
-    assert "--add and --replace contradict" in refused(capsys, *enroll, "--folder", recordings, "--add", "--replace")
-    assert "--name is missing" in refused(capsys, *enroll, "a.wav")
-    assert "recordings of the speaker are missing" in refused(capsys, *enroll, "--name", "Ada")
+    assert "--add and --replace contradict" in problems(capsys, *enroll, "--folder", recordings, "--add", "--replace")
+    assert "--name is missing" in problems(capsys, *enroll, "a.wav")
+    assert "recordings of the speaker are missing" in problems(capsys, *enroll, "--name", "Ada")
     assert store.read_bytes() == before
 
 
@@ -149,9 +142,9 @@ def test_each_window_is_answered(trained_run, recognizer, store, meeting, capsys
     lines = capsys.readouterr().out.splitlines()
     assert lines[4] == f"{meeting} 12.0-15.0 s: no speech" and lines[0].startswith(f"{meeting} 0.0-3.0 s: ")
     assert len(answer(capsys, *words, meeting)["results"]) == 25
-    assert "leaves gaps" in refused(capsys, *words, "--hop", 4, meeting)
-    assert "--window 0.5 is too short" in refused(capsys, *words[:-1], 0.5, meeting)
-    assert "--hop needs --window" in refused(capsys, *words[:-2], "--hop", 1, meeting)
+    assert "leaves gaps" in problems(capsys, *words, "--hop", 4, meeting)
+    assert "--window 0.5 is too short" in problems(capsys, *words[:-1], 0.5, meeting)
+    assert "--hop needs --window" in problems(capsys, *words[:-2], "--hop", 1, meeting)
 
 
 def test_candidates_are_ranked_with_their_ratios(trained_run, recognizer, store, recordings, capsys):
@@ -210,10 +203,10 @@ def test_people_are_listed_renamed_removed_and_exported(store, tmp_path, capsys)
 
 def test_people_who_are_not_there_are_refused(store, tmp_path, capsys):
     people, before = ["people", "--store", store], store.read_bytes()
-    assert "nobody is enrolled as 'Cid': there is Ada, Ben" in refused(capsys, *people, "remove", "Cid")
-    assert "'Ben' is enrolled already" in refused(capsys, *people, "rename", "Ada", "Ben")
-    assert "rename needs NAME NEW, and got Ada" in refused(capsys, *people, "rename", "Ada")
-    assert "list needs no word, and got Ada" in refused(capsys, *people, "list", "Ada")
+    assert "nobody is enrolled as 'Cid': there is Ada, Ben" in problems(capsys, *people, "remove", "Cid")
+    assert "'Ben' is enrolled already" in problems(capsys, *people, "rename", "Ada", "Ben")
+    assert "rename needs NAME NEW, and got Ada" in problems(capsys, *people, "rename", "Ada")
+    assert "list needs no word, and got Ada" in problems(capsys, *people, "list", "Ada")
     missing = tmp_path / "none" / "people"
-    assert "there is no enrollment store" in refused(capsys, "people", "--store", missing, "remove", "Ada")
+    assert "there is no enrollment store" in problems(capsys, "people", "--store", missing, "remove", "Ada")
     assert not missing.parent.exists() and store.read_bytes() == before

@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from commands import answer, call
 from hypothesis import given
 from hypothesis import strategies as st
-from test_evaluate import answer, call
 from torch import Tensor
 
 import train_tacomamba

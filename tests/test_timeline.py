@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+from commands import answer, call
 from shown_commands import load_script
-from test_evaluate import answer, call
 from test_windows import MARGIN, run, write
 
 from tests.conftest import speak
