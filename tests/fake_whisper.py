@@ -27,7 +27,8 @@ def install(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (packages / "faster_whisper.py").write_text(PACKAGE, encoding="utf-8")
     monkeypatch.syspath_prepend(str(packages))
     monkeypatch.setenv("PYTHONPATH", str(packages))
-    monkeypatch.delitem(sys.modules, "faster_whisper", raising=False)
+    monkeypatch.setitem(sys.modules, "faster_whisper", None)  # so that what is imported goes at the end of the test
+    monkeypatch.delitem(sys.modules, "faster_whisper")
     model.mkdir()
     for name in ("model.bin", "config.json", "tokenizer.json"):
         (model / name).write_text("{}", encoding="utf-8")

@@ -22,7 +22,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import train_tacomamba  # noqa: E402
-from utils.speaker import task  # noqa: E402, F401  before the forks
+from utils.speaker.training import task  # noqa: E402, F401  before the forks
 from utils.training import trainer  # noqa: E402, F401
 from utils.training.runlog import RunLog  # noqa: E402
 

@@ -62,7 +62,7 @@ def ratios(run: Path, data: Path, evaluation: Evaluation) -> dict[str, np.ndarra
         whole, cut = (recipe.seconds(side) for side in (frames, np.minimum(frames, most)))
         pairs = [(x[trials.a], y[trials.b]) for x, y in ((cut, cut), (cut, whole), (whole, cut))]
         of_sides = zip(evaluation.conditions[name], pairs, strict=True)
-        found[name] = np.array([recognizer.calibration(cosines, *pair) for cosines, pair in of_sides])
+        found[name] = np.array([recognizer.scoring.calibration(cosines, *pair) for cosines, pair in of_sides])
     return found
 
 
