@@ -175,6 +175,13 @@ def test_thresholds_and_calibration_are_fitted_anew_without_training(trained_run
     for group, tensors in fitted.items():
         for name, tensor in tensors.items():
             np.testing.assert_allclose(packed[group][name], tensor, rtol=1e-3, atol=1e-3, err_msg=name)
+    content["cohort"] = {"embeddings": torch.eye(packed["back_end"]["center"].shape[0])[:9], "top": torch.tensor(4)}
+    save_checkpoint(tmp_path / "old.pt", content)
+    answer(capsys, *pack, "--data", processed)  # of too few speakers for a cohort of its own
+    normalized = load_checkpoint(copied)
+    assert (normalized["cohort"]["embeddings"] == content["cohort"]["embeddings"]).all()
+    assert (normalized["calibration"]["weights"] != packed["calibration"]["weights"]).all()
+    assert "normalized by the 4 nearest of 9 voices" in " ".join((copied / "README.md").read_text("utf-8").split())
     low, high = fitted["calibration"]["seconds"]
     assert f"{low:g} and {high:.0f} s." in " ".join((copied / "README.md").read_text(encoding="utf-8").split())
 

@@ -19,7 +19,8 @@ from utils.speaker.scoring.validation import MIN_SPEAKERS, Validation, useful_cu
 def refit(recognizer: SpeakerRecognizer, data: Path, protocol_name: str) -> dict[str, dict[str, Any]]:
     """Cohort, calibration and thresholds, as in a checkpoint, and metrics, from the recordings of a protocol.
 
-    The cohort is of its training recordings, the others are fitted to all recordings of its validation trials.
+    The cohort is of its training recordings, or stays if they are of too few speakers; the others are fitted to all
+    recordings of its validation trials.
     Validation in training draws at most `--valid-utterances` of these, and is otherwise the same. `UserError` for
     features of another recipe, and for too few speakers.
     """
@@ -28,7 +29,7 @@ def refit(recognizer: SpeakerRecognizer, data: Path, protocol_name: str) -> dict
     protocol = read_protocol(data / "protocols" / protocol_name)
     if not protocol.valid_trials:
         raise UserError(f"protocol {protocol_name} in {data} has no validation trials")
-    cohort = _cohort(recognizer, store, store.listed(protocol.train, "training"))
+    cohort = _cohort(recognizer, store, store.listed(protocol.train, "training")) or recognizer.scoring.cohort
     paths = {path for trial in protocol.valid_trials for path in (trial.a, trial.b)}
     items = [item for item, row in enumerate(store.rows) if row.path in paths]
     rows = [store.rows[item] for item in items]
@@ -47,7 +48,7 @@ def refit(recognizer: SpeakerRecognizer, data: Path, protocol_name: str) -> dict
 
 
 def _cohort(recognizer: SpeakerRecognizer, store: FeatureStore, training: list[int]) -> Cohort | None:
-    """The cohort that training makes of the same recordings."""
+    """The cohort that training makes of the same recordings; None for too few speakers."""
     speakers = [store.rows[item].speaker for item in training]
     places = cohort_recordings(speakers)
     if not places:
