@@ -33,13 +33,19 @@ def is_intact(checkpoint: dict, step: int) -> bool:
 
 def in_a_child(action) -> int:
     """Runs `action` in a forked process and returns how that ended, as os.waitpid gives it."""
+    return os.waitpid(fork(action), 0)[1]
+
+
+def fork(action) -> int:
+    """Runs `action` in a forked process, whose number this is, on one thread: OpenMP's others do not survive a fork."""
     child = os.fork()
     if not child:
         try:
+            torch.set_num_threads(1)
             action()
         finally:
             os._exit(1)
-    return os.waitpid(child, 0)[1]
+    return child
 
 
 def die_at_byte(store: CheckpointStore, step: int, offset: int) -> None:
@@ -76,10 +82,7 @@ def test_row_18_kill_9_in_a_large_save_leaves_the_checkpoint_before(tmp_path):
     store = CheckpointStore(tmp_path, keep_last=2)
     store.save_last(content(0))
     for step in (1, 2, 3):
-        child = os.fork()
-        if not child:
-            store.save_last(content(step, numbers=2**24))
-            os._exit(1)
+        child = fork(lambda step=step: store.save_last(content(step, numbers=2**24)))
         deadline = time.monotonic() + 60
         while not any(path.stat().st_size > 2**20 for path in tmp_path.glob(f".{LAST}.*.tmp")):
             assert time.monotonic() < deadline
