@@ -77,15 +77,12 @@ def _measure(args: argparse.Namespace) -> None:
     if known := sorted(set(speakers).intersection(recognizer.speakers)):
         raise UserError(f"the recognizer was trained on {len(known)} of these speakers, such as {known[0]}")
     try:
-        scoring, validation = (
-            recognizer.scoring,
-            Validation.of(dict(zip(CUTS, cut, strict=True)), whole, speakers, seconds),
-        )
-        halves = list(_halves(scoring, validation, args.seed))
+        validation = Validation.of(dict(zip(CUTS, cut, strict=True)), whole, speakers, seconds)
+        halves = list(_halves(recognizer.scoring, validation, args.seed))
         rows = _rates(recognizer, validation, halves, args)
     except ValueError as error:
         raise UserError(f"{args.trials}: {error}") from error
-    costs = _costs(scoring, validation, halves)
+    costs = _costs(recognizer.scoring, validation, halves)
     if args.json:
         print_json({"speakers": len(set(speakers)), "recordings": len(paths), "rows": rows, "costs": costs})
         return

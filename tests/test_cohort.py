@@ -6,14 +6,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 from commands import answer, call, problems
 from safetensors.numpy import load_file, save_file
 from test_operating import voices
 
+import preprocess
+import train_tacomamba
 from utils.checkpoint import load_checkpoint, save_checkpoint
 from utils.features.store import FeatureStore
 from utils.speaker.evaluation.metrics import eer
 from utils.speaker.evaluation.report import COSINE, read_evaluation
+from utils.speaker.packing import generated_voice
 from utils.speaker.people.enrollment import write_embeddings
 from utils.speaker.recognizer import SpeakerRecognizer
 from utils.speaker.scoring.cohort import MIN_COHORT, Cohort, cohort_recordings, normalize
@@ -101,6 +105,28 @@ def test_an_evaluation_reports_every_kind_of_score(trained_run, stored, cohort, 
     pooled = answer(capsys, "pool", tmp_path / "normed", tmp_path / "normed", "--out", tmp_path / "all")
     first, again = (each["verification"]["1.5s"]["eer"] for each in (report, pooled))
     assert again == pytest.approx(first)
+
+
+def test_training_and_pack_make_the_same_cohort(tmp_path, capsys):
+    """Of 50 speakers, by two short recordings of four of each; four speakers more are for validation."""
+    for speaker in range(100, 154):
+        for number in range(4):
+            path = tmp_path / "raw" / "LibriSpeech" / "many" / f"{speaker}" / "1" / f"{speaker}-1-{number:04d}.wav"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            soundfile.write(path, generated_voice(speaker, 1 + number / 10, 16_000), 16_000)
+    words = ["--layout", "librispeech", "--raw", tmp_path / "raw", "--split", "many", "--out", tmp_path / "data"]
+    words += ["--heldout-speakers", 0, "--valid-speakers", 4, "--no-identification-tests"]
+    assert preprocess.main([str(word) for word in words]) == 0
+    small = "--d-model 16 --headdim 8 --d-state 4 --n-layers 1 --pooled-channels 16 --embedding-dim 12 --batch-size 8"
+    words = ["--task", "speaker", "--data", tmp_path / "data", "--out", tmp_path / "run", "--steps", 2, *small.split()]
+    assert train_tacomamba.main([str(word) for word in [*words, "--no-tensorboard"]]) == 0
+    trained = load_checkpoint(tmp_path / "run")
+    assert trained["cohort"]["embeddings"].shape == (50, 12) and trained["cohort"]["top"] == 25
+    capsys.readouterr()
+    answer(capsys, "pack", "--checkpoint", tmp_path / "run", "--data", tmp_path / "data", "--out", tmp_path / "packed")
+    packed = load_checkpoint(tmp_path / "packed")
+    np.testing.assert_allclose(packed["cohort"]["embeddings"], trained["cohort"]["embeddings"], rtol=0, atol=1e-4)
+    assert packed["metrics"]["valid_eer"] == pytest.approx(trained["metrics"]["valid_eer"], abs=0.05)
 
 
 def test_a_checkpoint_keeps_the_cohort_that_it_decides_by(

@@ -19,7 +19,6 @@ SHIPPED = Path(__file__).resolve().parent.parent / "pretrained"
 WEIGHTS, CONFIG, SUMS = "model.safetensors", "config.json", "SHA256SUMS"
 TRAINING = "training.yaml"  # the flags of the training
 FORMAT = "tacomamba-packed-1"
-_GROUPS = ("model", "back_end", "cohort", "calibration", "operating_points")
 
 
 def shipped_model(task: str) -> Path:
@@ -35,13 +34,19 @@ def is_packed(path: Path) -> bool:
 def write_packed(folder: Path, content: dict[str, Any]) -> None:
     """Writes the content of a checkpoint, without its training state, into an existing folder."""
     from safetensors.torch import save
+    from torch import Tensor
 
-    tensors = {f"{group}.{name}": each for group in _GROUPS for name, each in content.get(group, {}).items()}
+    groups = {
+        group: values
+        for group, values in content.items()
+        if isinstance(values, dict) and values and all(isinstance(each, Tensor) for each in values.values())
+    }
+    tensors = {f"{group}.{name}": each for group, values in groups.items() for name, each in values.items()}
     halves = {name: each for name, each in tensors.items() if name.startswith("model.") and each.dim() > 1}
     tensors |= {name: each.half() for name, each in halves.items()}
     with atomic_write(folder / WEIGHTS) as file:
         file.write(save({name: each.clone() for name, each in tensors.items()}))  # no two share memory
-    plain = {name: value for name, value in content.items() if name not in _GROUPS}
+    plain = {name: value for name, value in content.items() if name not in groups}
     write_json(folder / CONFIG, {"format": FORMAT, **plain})
     write_text(folder / SUMS, "".join(f"{_line(folder / name)}\n" for name in (WEIGHTS, CONFIG)))
 

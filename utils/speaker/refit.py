@@ -5,13 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from utils.errors import UserError
 from utils.features.recipe import require_same
 from utils.features.store import FeatureStore
 from utils.speaker.evaluation.metrics import eer
 from utils.speaker.protocol import read_protocol
 from utils.speaker.recognizer import SpeakerRecognizer
-from utils.speaker.scoring.cohort import Cohort, cohort_recordings
+from utils.speaker.scoring.cohort import cohort_of
 from utils.speaker.scoring.scoring import Scoring
 from utils.speaker.scoring.validation import MIN_SPEAKERS, Validation, useful_cuts
 
@@ -29,7 +32,12 @@ def refit(recognizer: SpeakerRecognizer, data: Path, protocol_name: str) -> dict
     protocol = read_protocol(data / "protocols" / protocol_name)
     if not protocol.valid_trials:
         raise UserError(f"protocol {protocol_name} in {data} has no validation trials")
-    cohort = _cohort(recognizer, store, store.listed(protocol.train, "training")) or recognizer.scoring.cohort
+    training = store.listed(protocol.train, "training")
+
+    def embed(places: list[int]) -> NDArray[np.float32]:
+        return recognizer.embed_durations([training[place] for place in places], store.mel, [None], desc="cohort")[0]
+
+    cohort = cohort_of([store.rows[item].speaker for item in training], embed) or recognizer.scoring.cohort
     paths = {path for trial in protocol.valid_trials for path in (trial.a, trial.b)}
     items = [item for item, row in enumerate(store.rows) if row.path in paths]
     rows = [store.rows[item] for item in items]
@@ -45,13 +53,3 @@ def refit(recognizer: SpeakerRecognizer, data: Path, protocol_name: str) -> dict
     trials = [(trial.target, place[trial.a], place[trial.b]) for trial in protocol.valid_trials]
     rate, threshold = eer(*scoring.of_trials(whole, trials))
     return {**scoring.to_tensors(), "metrics": {"valid_eer": rate, "valid_threshold": threshold}}
-
-
-def _cohort(recognizer: SpeakerRecognizer, store: FeatureStore, training: list[int]) -> Cohort | None:
-    """The cohort that training makes of the same recordings; None for too few speakers."""
-    speakers = [store.rows[item].speaker for item in training]
-    places = cohort_recordings(speakers)
-    if not places:
-        return None
-    (embeddings,) = recognizer.embed_durations([training[place] for place in places], store.mel, [None], desc="cohort")
-    return Cohort.fit(embeddings, [speakers[place] for place in places])

@@ -6,7 +6,7 @@ Relative to its cosines with the nearest of a cohort, it is like others again.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -101,6 +101,15 @@ def normalize(
     Symmetric adaptive s-norm with cohorts of each side, S-norm 1 of Matejka et al. 2017.
     """
     return ((scores - first[0]) / first[1] + (scores - second[0]) / second[1]) / 2
+
+
+def cohort_of(speakers: Sequence[str], embed: Callable[[list[int]], NDArray[np.float32]]) -> Cohort | None:
+    """The cohort of training recordings, by the speaker of each; None for too few speakers.
+
+    `embed` gives the embeddings (n, d) of the recordings at n places.
+    """
+    places = cohort_recordings(speakers)
+    return Cohort.fit(embed(places), [speakers[place] for place in places]) if places else None
 
 
 def cohort_recordings(speakers: Sequence[str]) -> list[int]:

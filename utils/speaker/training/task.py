@@ -22,7 +22,7 @@ from utils.speaker.evaluation.metrics import eer, rates_at
 from utils.speaker.protocol import read_protocol
 from utils.speaker.recognizer import embed_mels, middle
 from utils.speaker.scoring.back_end import BackEnd
-from utils.speaker.scoring.cohort import MIN_COHORT, Cohort, cohort_recordings
+from utils.speaker.scoring.cohort import MIN_COHORT, Cohort, cohort_of
 from utils.speaker.scoring.scoring import Scoring
 from utils.speaker.scoring.validation import Validation, useful_cuts
 from utils.speaker.training.augment import AUGMENTATIONS, WaveAugmentation
@@ -225,11 +225,12 @@ class SpeakerTask:
 
     def _cohort(self, ranks: Ranks) -> Cohort | None:
         """A cohort of the training speakers, if they are not too few."""
-        speakers = [self.store.rows[item].speaker for item in self.dataset.items]
-        places = cohort_recordings(speakers)
-        items = [self.dataset.items[place] for place in places]
-        embeddings = self._embed(self._mels(items, ranks), len(items), ranks) if items else None
-        return None if embeddings is None else Cohort.fit(embeddings, [speakers[place] for place in places])
+
+        def embed(places: list[int]) -> np.ndarray:
+            items = [self.dataset.items[place] for place in places]
+            return self._embed(self._mels(items, ranks), len(items), ranks)
+
+        return cohort_of([self.store.rows[item].speaker for item in self.dataset.items], embed)
 
     def _validation(
         self, items: Sequence[int], mels: Sequence[np.ndarray], whole: np.ndarray, ranks: Ranks
