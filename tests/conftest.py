@@ -11,7 +11,6 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
-import soundfile  # noqa: E402
 from hypothesis import settings  # noqa: E402
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -70,6 +69,8 @@ def speak(draw: np.random.Generator, voice: str, seconds: float, rate: int = 16_
 
 def write_chapter(folder: Path, voice: str, utterances: int, draw: np.random.Generator, level: float = 1.0) -> None:
     """One chapter in LibriSpeech layout, FLAC with transcripts; `folder` is SPEAKER/CHAPTER."""
+    import soundfile  # which the tests on a GPU do without
+
     folder.mkdir(parents=True)
     lines = []
     for number in range(utterances):
@@ -99,6 +100,8 @@ def librispeech_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def ljspeech_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in LJSpeech layout: one voice, 24 clips of about 1 s at 22,050 Hz."""
+    import soundfile
+
     root = tmp_path_factory.mktemp("raw") / "Voice-1.0"
     (root / "wavs").mkdir(parents=True)
     draw = np.random.default_rng(1)
