@@ -55,8 +55,8 @@ def torchrun(*words: str, nproc: int = 2) -> list[str]:
     return [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={nproc}", *words]
 
 
-def run_ranks(*words: str) -> None:
-    command = torchrun(*(words if words[0].startswith("--") else ["--standalone", *words]))
+def run_ranks(*words: str, nproc: int = 2) -> None:
+    command = torchrun(*(words if words[0].startswith("--") else ["--standalone", *words]), nproc=nproc)
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert result.returncode == 0, result.stderr
 
@@ -111,6 +111,17 @@ def test_first_gradients_and_later_weights_are_those_of_one_process(two, tmp_pat
     assert distance(alone["weights"], ranks_of(two, "20 steps")[0]["weights"]) < 1e-6
     initial = in_one_process(tmp_path, "first step")["weights"]
     assert distance(initial, alone["weights"]) > 0.01  # 20 steps lead far enough away for that to mean something
+
+
+def test_one_rank_of_torchrun_is_a_group_and_trains_as_a_process_without(tmp_path):
+    """So one GPU is enough to try NCCL: the same bits pass through DistributedDataParallel and all collectives."""
+    names = "dropout", "accumulated"
+    (tmp_path / "scenarios.json").write_text(json.dumps([scenario(tmp_path / "one rank", name) for name in names]))
+    run_ranks("tests/toy_training.py", str(tmp_path / "scenarios.json"), nproc=1)
+    for name in names:
+        rank, alone = torch.load(tmp_path / "one rank" / name / "ranks" / "0.pt"), in_one_process(tmp_path, name)
+        assert (rank["is_group"], alone["is_group"]) == (True, False)
+        assert all(torch.equal(tensor, rank["weights"][key]) for key, tensor in alone["weights"].items())
 
 
 def test_two_ranks_continue_with_the_random_numbers_of_each(two):

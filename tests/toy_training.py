@@ -176,7 +176,7 @@ def train(scenario: dict[str, Any], ranks: distributed.Ranks) -> dict[str, Any]:
         result["code"] = trainer.fit()
     except UserError as error:
         result["error"] = str(error)
-    result |= {"step": trainer.step, "trained": task.trained, "validated": task.validated}
+    result |= {"is_group": ranks.is_group, "step": trainer.step, "trained": task.trained, "validated": task.validated}
     result["weights"] = {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
     result["gradients"] = {name: tensor.grad for name, tensor in trainer.model.named_parameters()}
     (out / "ranks").mkdir(parents=True, exist_ok=True)

@@ -32,16 +32,21 @@ class Ranks:
         """True on the rank that logs and saves."""
         return self.rank == 0
 
+    @property
+    def is_group(self) -> bool:
+        """True if torchrun started this process, with others or alone: all results then pass through its group."""
+        return dist.is_initialized()
+
     def sum(self, values: Tensor) -> Tensor:
         """`values` summed over all ranks, the same bits on each."""
-        if self.world > 1:
+        if self.is_group:
             values = values.clone()
             dist.all_reduce(values)
         return values
 
     def wait(self) -> None:
         """Waits for all ranks."""
-        if self.world > 1:
+        if self.is_group:
             dist.barrier()
 
     def share(self, count: int) -> range:
@@ -61,7 +66,7 @@ class Ranks:
     def gather(self, value: T) -> list[T]:
         """Plain values of all ranks, in their order."""
         values: list[Any] = [value] * self.world
-        if self.world > 1:
+        if self.is_group:
             dist.all_gather_object(values, value)
         return values
 
@@ -83,7 +88,7 @@ class Ranks:
         return outcome[0]
 
     def _send(self, outcome: list[Any]) -> None:
-        if self.world > 1:
+        if self.is_group:
             dist.broadcast_object_list(outcome, src=0)
 
 
@@ -96,7 +101,7 @@ def join(device_name: str) -> Ranks:
     """
     world, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
     device = pick_device(device_name)
-    if world == 1:
+    if world == 1 and not dist.is_torchelastic_launched():
         return Ranks(0, 1, device)
     if device.type == "cuda":
         device = gpu_of(int(os.environ["LOCAL_RANK"]), torch.cuda.device_count())

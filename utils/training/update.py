@@ -51,7 +51,7 @@ class Update:
         self.model = task.model.to(ranks.device)
         self.average = _moving_average(self.model, options.ema) if options.ema else None
         prepare_model(self.model, options, ranks.device)
-        self.wrapped = DistributedDataParallel(self.model) if ranks.world > 1 else self.model
+        self.wrapped = DistributedDataParallel(self.model) if ranks.is_group else self.model
         self.optimizer = torch.optim.AdamW(parameter_groups(self.model, options.weight_decay), lr=options.lr)
         self.scaler = torch.amp.GradScaler(ranks.device.type, enabled=options.amp == "fp16")
         self._wide = torch.float32 if ranks.device.type == "mps" else torch.float64  # MPS has no float64
