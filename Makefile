@@ -23,7 +23,10 @@ CHECK := import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info[:
 TORCH_INDEX ?=
 TORCH := $(shell grep '^torch==' requirements.txt)
 
-.PHONY: demo test test-slow test-bare test-studies env lint format clean help missing
+# A folder of wheels that `make test-gpu` unpacks for its run, where nothing can be installed.
+WHEELS ?=
+
+.PHONY: demo test test-slow test-bare test-studies test-gpu env lint format clean help missing
 
 help:
 	@echo "make demo         sets up .venv, then recognition and text to mel on synthetic speech; ends with a table"
@@ -31,12 +34,14 @@ help:
 	@echo "make test-slow    the tests of benchmarks/studies, the long tests, and tests of random inputs with 200 seeds"
 	@echo "make test-bare    the tests that are not slow again: no compiler on the path, stray files in the checkout"
 	@echo "make test-studies the tests of benchmarks/studies"
+	@echo "make test-gpu     with PYTHON or python3 as it is, no .venv: tests, trainings and timings on a GPU, 8 minutes"
 	@echo "make env          sets up .venv for users: requirements.txt and requirements-demo.txt"
 	@echo "make lint         ruff check and ruff format --check"
 	@echo "make format       ruff format, and the fixes that ruff makes itself"
 	@echo "make clean        removes .venv, .venv-test, caches, and what make demo made; no other data and no other runs"
 	@echo "PYTHON=...        the Python 3.11 to 3.13 that makes .venv"
 	@echo "TORCH_INDEX=...   the package index that torch comes from"
+	@echo "WHEELS=...        a folder of wheels that test-gpu takes what is missing from"
 
 demo: env
 	$(PY) -m utils.demo
@@ -53,6 +58,9 @@ test-bare: $(TESTS)/.dev
 
 test-studies: $(TESTS)/.dev
 	$(TEST_PY) -m pytest benchmarks/studies/tests
+
+test-gpu:
+	$(or $(PYTHON),python3) benchmarks/gpu.py $(if $(WHEELS),--wheels "$(WHEELS)")
 
 env: $(VENV)/.demo
 
