@@ -31,10 +31,10 @@ from benchmarks.cuda.runner import Part, Runner  # noqa: E402
 from utils import cli  # noqa: E402
 from utils.errors import UserError  # noqa: E402
 
-TEXT = "num2words", "anyascii"  # packages of text to mel
+TEXT = "num2words", "anyascii"  # packages of train_tacomamba.py, which knows the flags of both tasks
 TINY = ["--d-model", "32", "--headdim", "16", "--d-state", "16", "--n-layers", "1"]
 SMALL = ["--d-model", "256", "--n-layers", "2"]
-LOOP = ["--log-every", "1", "--no-tensorboard", "--max-bad-steps", "8"]
+LOOP = ["--dropout", "0.1", "--log-every", "1", "--no-tensorboard", "--max-bad-steps", "8"]
 STEPS, FEW = ["--steps", "20", "--save-every", "10"], ["--steps", "4", "--save-every", "2"]
 PATIENCE = 4  # limits on a CPU, which others may use as well, as a multiple of those on a GPU
 
@@ -141,18 +141,15 @@ class Parts:
         made = self._python("-m", "benchmarks.cuda.features", "--out", self.folder, "--tasks", "speaker", "tts")
         yield Part("features", made, 60, ("pyarrow",))
         for task in ("speaker", "tts"):
-            packages = TEXT if task == "tts" else ()
             for name, more in (("fp32", []), ("bf16", ["--amp", "bf16"]), ("fp16", ["--amp", "fp16"])):
-                yield self._training(task, name, more, 40, packages)
+                yield self._training(task, name, more, 40)
         yield self._training("speaker", "mamba", ["--mixer", "mamba", "--amp", "bf16"], 40)
         yield self._training("speaker", "compiled", ["--compile"], 100)
         yield self._training("speaker", "torchrun", [], 40, start=["-m", "torch.distributed.run", "--nproc-per-node=1"])
 
-    def _training(
-        self, task: str, name: str, more: list[str], limit_s: float, packages: tuple = (), start: list[str] = ()
-    ) -> Part:
+    def _training(self, task: str, name: str, more: list[str], limit_s: float, start: list[str] = ()) -> Part:
         words = [*start, "train_tacomamba.py", *self._flags(task), *more, "--out", self.folder / f"{task}-{name}"]
-        return Part(f"training, {task}, {name}", self._python(*words), limit_s, packages, after=["features"])
+        return Part(f"training, {task}, {name}", self._python(*words), limit_s, TEXT, after=["features"])
 
     def _flags(self, task: str) -> list[str]:
         """Flags of a short training."""
@@ -162,48 +159,42 @@ class Parts:
 
     def _checks(self) -> Iterator[Part]:
         check = "-m", "benchmarks.cuda.checks"
-        for task, packages in (("speaker", ()), ("tts", TEXT)):
-            words = [*check, "resume", "--out", self.folder / f"resume-{task}", "--", *self._flags(task)]
-            dropped = ["--dropout", "0.1"]
-            yield Part(f"resumed, {task}", self._python(*words, *dropped), 75, packages, after=["features"], last=3)
+        for task in ("speaker", "tts"):
+            run = self.folder / f"{task}-fp32"
+            words = [*check, "resume", "--straight", run, "--out", self.folder / f"resume-{task}", "--"]
+            after = ["features", f"training, {task}, fp32"]
+            command = self._python(*words, *self._flags(task))
+            yield Part(f"resumed, {task}", command, 60, TEXT, after=after, last=2)
         for task, packages in (("speaker", ()), ("tts", (*TEXT, "soundfile"))):
             run, out = self.folder / f"{task}-fp32", self.folder / f"evaluation-{task}"
             common = ["--checkpoint", run, "--out", out, "--device", self.device]
             words = [*check, "evaluate", "--data", self.folder / task, *common]
             after = ["features", f"training, {task}, fp32"]
-            yield Part(f"evaluate, {task}", self._python(*words), 60, packages, after=after, last=3)
+            yield Part(f"evaluate, {task}", self._python(*words), 60, packages, after=after, last=2)
         run, sounds = self.folder / "speaker-fp32", [self.folder / "recordings" / f"{n}.wav" for n in range(3)]
         words = [*check, "embed", "--checkpoint", run, "--device", self.device, *sounds]
         after, packages = ["features", "training, speaker, fp32"], ("soundfile", "torchaudio")
-        yield Part("embed", self._python(*words), 45, packages, after=after, last=3)
+        yield Part("embed", self._python(*words), 45, packages, after=after, last=2)
         run = self.folder / "tts-fp32"
         words = [*check, "synthesize", "--checkpoint", run, "--device", self.device, "--out", self.folder / "spoken"]
         after, packages = ["features", "training, tts, fp32"], (*TEXT, "soundfile", "torchaudio")
         command = self._python(*words, "--text", "the quiet river carried boats.")
-        yield Part("synthesize", command, 45, packages, after=after, last=3)
+        yield Part("synthesize", command, 45, packages, after=after, last=2)
 
     def _measurements(self) -> Iterator[Part]:
         tiny = ["--batch", "2", "--d-models", "64", "--lengths", "64", "--dtypes", "bf16", "--budget", "0.02"]
-        script = [
-            "benchmarks/gpu_mixers.py",
-            "--out",
-            self.out,
-            "--device",
-            self.device,
-            *(tiny if self.is_small else []),
-        ]
+        script = ["benchmarks/gpu_mixers.py", "--out", self.out, "--device", self.device]
+        script += tiny if self.is_small else []
         ours = ["--systems", "triton", "torch", "sdpa"]
-        yield Part("timings", self._python(*script, *ours, "--seconds", "90"), 120, is_shown=True)
+        yield Part("timings", self._python(*script, *ours, "--seconds", "90", "--budget", "0.15"), 120, is_shown=True)
         yield Part("first step", self._python(*script, *ours, "--first-step"), 75, is_shown=True)
         for name in ("speaker-base", "tts-small"):
             more = ["--workers", "1", *TINY] if self.is_small else ["--workers", "12", "--threads", "8"]
             counts = ["--steps", "2", "--warm-up", "1", "--profiled", "1"] if self.is_small else []
             words = ["--made", "--training", f"configs/{name}.yaml", "--device", self.device, *counts]
-            command = self._python(
-                "benchmarks/gpu_training.py", *words, "--out", self.out / "training.jsonl", "--", *more
-            )
-            packages = (*TEXT, "pyarrow") if name.startswith("tts") else ("pyarrow",)
-            yield Part(f"training, speed, {name}", command, 75, packages, is_shown=True)
+            words += ["--out", self.out / "training.jsonl", "--", *more]
+            command = self._python("benchmarks/gpu_training.py", *words)
+            yield Part(f"training, speed, {name}", command, 75, (*TEXT, "pyarrow"), is_shown=True)
         for system, package in (("fla", "fla"), ("mamba_ssm", "mamba_ssm")):
             keep = {"TRITON_CACHE_AUTOTUNING": "1"}
             words = [*script, "--systems", system]

@@ -65,12 +65,11 @@ def _benchmark(args: argparse.Namespace) -> None:
     if args.out:
         with open(args.out, "a", encoding="utf-8") as file:
             file.write(json.dumps(figures) + "\n")
-    busy = "–" if figures["busy"] is None else f"{figures['busy']:.0%}"
     milliseconds = [1000 * figures[name] for name in ("step_s", "least_s", "most_s")]
     print(
         f"{args.training.name}, {figures['device']}: {figures['speech_s']:.0f} s of speech a second, "
         "{:.1f} ms a step ({:.1f} to {:.1f}), ".format(*milliseconds)
-        + f"waiting for the loader {figures['waited']:.0%}, kernels run {busy} of the time, "
+        + f"waiting for the loader {figures['waited']:.0%}, kernels run {figures['busy']:.0%} of the time, "
         f"an epoch of LibriSpeech 960: {LIBRISPEECH_HOURS / figures['speech_s']:.2f} h"
     )
 
@@ -109,10 +108,8 @@ def _measure(args: argparse.Namespace, data: Path) -> dict[str, Any]:
         "least_s": min(steps.times),
         "most_s": max(steps.times),
         "waited": steps.waited / total,
-        "busy": None,
     }
-    if device.type == "cuda":
-        figures["busy"] = _busy_seconds(steps, args.profiled) / args.profiled / (total / args.steps)
+    figures["busy"] = _busy_seconds(steps, args.profiled, device.type) / args.profiled / (total / args.steps)
     batches.close()
     return figures
 
@@ -166,16 +163,17 @@ class _Steps:
         self.times.append(time.perf_counter() - begin)
 
 
-def _busy_seconds(steps: _Steps, number: int) -> float:
-    """Seconds in which at least one kernel or copy runs on the GPU while steps are taken."""
+def _busy_seconds(steps: _Steps, number: int, kind: str) -> float:
+    """Seconds in which at least one kernel or copy runs on the GPU, or on a CPU an operator, while steps are taken."""
     from torch.autograd import DeviceType
     from torch.profiler import ProfilerActivity, profile
 
-    with profile(activities=[ProfilerActivity.CUDA]) as profiler:
+    activity, device = getattr(ProfilerActivity, kind.upper()), getattr(DeviceType, kind.upper())
+    with profile(activities=[activity]) as profiler:
         for _ in range(number):
             steps.take()
-    spans = [event.time_range for event in profiler.events() if event.device_type == DeviceType.CUDA]
-    return union((span.start, span.end) for span in spans) / 1e6
+    events = [event for event in profiler.events() if event.device_type == device and not event.is_user_annotation]
+    return union((event.time_range.start, event.time_range.end) for event in events) / 1e6
 
 
 def union(spans: Any) -> float:

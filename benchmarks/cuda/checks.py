@@ -1,12 +1,12 @@
 """Checks that need two runs of a script: a resumed training beside a straight one, a device beside the CPU.
 
-    python -m benchmarks.cuda.checks resume --out FOLDER -- --task speaker --data DATA --steps 20 --save-every 10
+    python -m benchmarks.cuda.checks resume --straight RUN --out FOLDER -- --task speaker --data DATA --steps 20
     python -m benchmarks.cuda.checks evaluate --checkpoint RUN --data DATA --out FOLDER --device cuda
     python -m benchmarks.cuda.checks embed --checkpoint RUN --device cuda a.wav b.wav
     python -m benchmarks.cuda.checks synthesize --checkpoint VOICE --out FOLDER --device cuda --text "Good morning."
 
 Each prints the largest difference, and ends with exit code 1 if it is above its bound: 1e-3 between devices, of which
-the CPU uses the backend torch; for a resumed run none, or ten times that of two straight runs if these differ too.
+the CPU uses the backend torch; for a resumed run none, or ten times that of a repeated run if that differs too.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from utils import cli
 
 ROOT = Path(__file__).resolve().parents[2]
 BOUND = 1e-3
-SLACK = 10  # of a resumed run, as a multiple of the difference of two straight ones
+SLACK = 10  # of a resumed run, as a multiple of the difference of a repeated one
 
 
 def build_parser() -> cli.Parser:
@@ -46,7 +46,9 @@ def build_parser() -> cli.Parser:
         if name == "synthesize":
             command.add_argument("--text", required=True, metavar="TEXT", help="text to speak")
         if name == "resume":
-            help = "flags of train_tacomamba.py without --out, which make two checkpoints"
+            help = "a finished run with two checkpoints to resume from"
+            command.add_argument("--straight", type=Path, required=True, metavar="RUN", help=help)
+            help = "its flags of train_tacomamba.py, without --out"
             command.add_argument("flags", nargs="+", metavar="FLAG", help=help)
     return parser
 
@@ -65,22 +67,26 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _resume(args: argparse.Namespace) -> int:
-    """Trains twice from the start and once from the checkpoint before the last; compares the weights at the end."""
-    straight, again, resumed = (args.out / name for name in ("straight", "again", "resumed"))
-    for out, more in ((straight, []), (resumed, ["--resume", str(straight / "last-1.pt")]), (again, [])):
-        command = [sys.executable, "train_tacomamba.py", *args.flags, *more, "--out", str(out)]
-        subprocess.run(command, cwd=ROOT, check=True)
-    lost, noise = _distance(straight, resumed), _distance(straight, again)
+    """Goes on from the checkpoint before the last of a finished run, and compares the weights at the end.
+
+    Where they differ, the run is repeated from its start, to tell what is lost from what varies anyway.
+    """
+    straight, resumed, again = args.straight, args.out / "resumed", args.out / "again"
+    _train(args.flags, resumed, "--resume", str(straight / "last-1.pt"))
+    lost = _distance(straight, resumed)
     if lost == 0:
-        print(f"resumed: equal to the last bit; two straight runs: {_shown(noise)}")
+        print("resumed: equal to the last bit")
         return 0
-    print(f"resumed: {_shown(lost)}, first in step {_first_difference(straight, resumed)}")
-    print(f"two straight runs: {_shown(noise)}, first in step {_first_difference(straight, again)}")
+    _train(args.flags, again)
+    noise = _distance(straight, again)
+    print(f"resumed: weights up to {lost:.1e} apart, the first loss in step {_first_difference(straight, resumed)}")
+    print(f"repeated: weights up to {noise:.1e} apart, the first loss in step {_first_difference(straight, again)}")
     return int(lost > SLACK * noise)
 
 
-def _shown(difference: float) -> str:
-    return f"largest difference of a weight {difference:.1e}" if difference else "equal to the last bit"
+def _train(flags: list[str], out: Path, *more: str) -> None:
+    command = [sys.executable, "train_tacomamba.py", *flags, "--out", str(out), *more]
+    subprocess.run(command, cwd=ROOT, check=True)
 
 
 def _distance(one: Path, other: Path) -> float:
