@@ -42,10 +42,8 @@ PATIENCE = 4  # limits on a CPU, which others may use as well, as a multiple of 
 def build_parser() -> cli.Parser:
     """The flags of this script."""
     parser = cli.Parser(description=__doc__)
-    out = Path(os.environ.get("OUT", "runs/gpu"))
     help = "folder for what is measured (default: $OUT, else runs/gpu)"
-    parser.add_argument("--out", type=Path, default=argparse.SUPPRESS, metavar="FOLDER", help=help)
-    parser.set_defaults(out=out)
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help=help)
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="device; cpu tries the script")
     parser.add_argument("--minutes", type=cli.positive_float, default=8.0, metavar="N", help="limit of all parts")
     help = "only parts whose names begin with one of these; those that they build on run as well"
@@ -61,20 +59,21 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
+    out = args.out or Path(os.environ.get("OUT", "runs/gpu"))
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # so that children end as well
     with tempfile.TemporaryDirectory(prefix="tacomamba-gpu-") as folder:
-        parts = list(Parts(args.device, Path(folder), args.out.resolve()).all())
+        parts = list(Parts(args.device, Path(folder), out.resolve()).all())
         chosen = _chosen(parts, args.only)
         if args.list:
             print("\n".join(f"{part.name:<40} {part.limit_s:4.0f} s" for part in chosen))
             return 0
-        args.out.mkdir(parents=True, exist_ok=True)
+        out.mkdir(parents=True, exist_ok=True)
         if args.wheels:
             _unpack(args.wheels, Path(folder) / "site")
-        runner = Runner(args.out, 60 * args.minutes)
+        runner = Runner(out, 60 * args.minutes)
         for part in chosen:
             runner.run(part)
-    print(f"all output: {args.out}")
+    print(f"all output: {out}")
     return int(runner.has_failed)
 
 

@@ -15,24 +15,24 @@ them: a cell there is not measured again. Nothing else should use the GPU meanwh
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 import os
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.cuda.plan import D_MODELS, DTYPES, LENGTHS, plan, systems_of  # noqa: E402
 from utils import cli  # noqa: E402
+from utils.errors import ExitCode  # noqa: E402
 
 SYSTEMS = "triton", "torch", "sdpa", "fla", "mamba_ssm"
-SHAPES = 2048, 512, 16_384, 8192  # lengths, the most important first
 DEATHS = 5  # of the measuring process, each of which costs one cell
 TIMINGS, FIRST_STEPS = "timings.jsonl", "first_steps.jsonl"
 FIRST_STEP_S = 180.0  # limit of one
@@ -46,10 +46,10 @@ def build_parser() -> cli.Parser:
     parser.add_argument("--systems", nargs="+", choices=SYSTEMS, default=SYSTEMS, help="systems to time")
     parser.add_argument("--batch", type=cli.positive_int, default=16, metavar="N", help="sequences")
     help = "channels, the most important first"
-    parser.add_argument("--d-models", type=cli.positive_int, nargs="+", default=(512, 1024), metavar="N", help=help)
+    parser.add_argument("--d-models", type=cli.positive_int, nargs="+", default=D_MODELS, metavar="N", help=help)
     help = "frames, the most important first"
-    parser.add_argument("--lengths", type=cli.positive_int, nargs="+", default=SHAPES, metavar="N", help=help)
-    parser.add_argument("--dtypes", nargs="+", choices=("bf16", "fp16", "fp32"), default=("bf16", "fp32"), help="types")
+    parser.add_argument("--lengths", type=cli.positive_int, nargs="+", default=LENGTHS, metavar="N", help=help)
+    parser.add_argument("--dtypes", nargs="+", choices=("bf16", "fp16", "fp32"), default=DTYPES, help="types")
     parser.add_argument("--seconds", type=cli.positive_float, default=300.0, metavar="S", help="no cell begins after")
     parser.add_argument("--budget", type=cli.positive_float, default=0.3, metavar="S", help="repeats of one figure")
     help = "time the first step of each system instead, from import on, in a fresh process with empty caches"
@@ -63,30 +63,25 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _benchmark(args: argparse.Namespace) -> int:
-    from utils.device import pick_device
-
-    pick_device(args.device)
     args.out.mkdir(parents=True, exist_ok=True)
     return _first_steps(args) if args.first_step else _timings(args)
 
 
 def _timings(args: argparse.Namespace) -> int:
     """Starts the measuring process, and again where a cell ends it: an error of a kernel can cost the whole device."""
-    from benchmarks.cuda import timings
-
     file, end = args.out / TIMINGS, time.monotonic() + args.seconds
-    print(timings.header(), flush=True)
     for _ in range(DEATHS):
         done = _finished(file)
-        todo = [cell for cell in _cells(args) if _key(cell) not in done]
+        planned = map(asdict, plan(args.systems, args.batch, args.d_models, args.lengths, args.dtypes))
+        todo = [cell for cell in planned if _key(cell) not in done]
         if not todo:
             return 0
         left = end - time.monotonic()
         order = {"cells": todo, "device": args.device, "seconds": left, "budget_s": args.budget}
         command = [sys.executable, "-m", "benchmarks.cuda.timings", json.dumps({**order, "file": str(file.resolve())})]
         code = subprocess.run(command, cwd=ROOT).returncode
-        if not code:
-            return 0
+        if code in (ExitCode.DONE, ExitCode.BAD_INPUT):
+            return code
         print(f"the measuring process ended with {code}", flush=True)
     return 1
 
@@ -103,29 +98,7 @@ def _finished(file: Path) -> set[str]:
     return {_key(record["cell"]) for record in records if "cell" in record}
 
 
-def _cells(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """All cells; of shapes the first is the most important, then those that differ from it in one way."""
-    from dataclasses import asdict
-
-    from benchmarks.cuda.operations import WHATS, Cell, systems_of
-
-    shapes = itertools.product(*map(enumerate, (args.d_models, args.lengths, args.dtypes)))
-    for shape in sorted(shapes, key=_distance):
-        (_, d_model), (_, length), (_, dtype) = shape
-        for what in WHATS:
-            for system in (name for name in systems_of(what) if name in args.systems):
-                yield asdict(Cell(what, system, args.batch, d_model, length, dtype))
-
-
-def _distance(shape: tuple[tuple[int, Any], ...]) -> tuple[int, int]:
-    """How far a shape is from the most important one: in how many ways it differs, and by how many places."""
-    places = [place for place, _ in shape]
-    return sum(place > 0 for place in places), sum(places)
-
-
 def _first_steps(args: argparse.Namespace) -> int:
-    from benchmarks.cuda.operations import systems_of
-
     print("| what | system | import, s | first step, s |\n| --- | --- | --- | --- |", flush=True)
     for what in ("mamba2 block", "mamba block", "ssd", "attention block"):
         for system in (name for name in systems_of(what) if name in args.systems):

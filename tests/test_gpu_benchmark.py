@@ -15,6 +15,7 @@ import pytest
 from shown_commands import ROOT, load_script
 
 from benchmarks.cuda import checks, features
+from benchmarks.cuda.plan import Cell, plan
 from benchmarks.cuda.runner import OUTPUT, RESULTS
 from utils.errors import UserError
 from utils.features.store import FeatureStore
@@ -209,11 +210,20 @@ def test_times_are_printed_kept_and_not_measured_again(tmp_path):
     assert not [line for line in again if " fp32 " in line]
 
 
+def test_a_gpu_that_is_not_there_is_a_sentence(tmp_path):
+    """Also where the machine has one: it is hidden."""
+    command = [sys.executable, "benchmarks/gpu_mixers.py", "--out", str(tmp_path)]
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    process = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert process.returncode == 2 and not process.stdout
+    assert re.fullmatch("error: the device cuda cannot be used here: .*\n", process.stderr)
+
+
 def test_shapes_come_in_the_order_of_their_importance():
-    script = load_script("benchmarks/gpu_mixers.py")
-    cells = list(script._cells(script.build_parser().parse_args([])))
-    assert cells[0] == {"what": "ssd", "system": "triton", "batch": 16, "d_model": 512, "length": 2048, "dtype": "bf16"}
-    shapes = list(dict.fromkeys((cell["d_model"], cell["length"], cell["dtype"]) for cell in cells))
+    args = load_script("benchmarks/gpu_mixers.py").build_parser().parse_args([])
+    cells = list(plan(args.systems, args.batch, args.d_models, args.lengths, args.dtypes))
+    assert cells[0] == Cell("ssd", "triton", 16, 512, 2048, "bf16")
+    shapes = list(dict.fromkeys((cell.d_model, cell.length, cell.dtype) for cell in cells))
     assert shapes[:4] == [(512, 2048, "bf16"), (512, 2048, "fp32"), (512, 512, "bf16"), (1024, 2048, "bf16")]
     assert shapes[-1] == (1024, 8192, "fp32") and len(shapes) == 2 * 4 * 2
 

@@ -13,7 +13,8 @@ import sys  # noqa: E402
 
 import torch  # noqa: E402
 
-from benchmarks.cuda.operations import Cell, make, obstacle  # noqa: E402
+from benchmarks.cuda.operations import make, obstacle  # noqa: E402
+from benchmarks.cuda.plan import Cell  # noqa: E402
 
 
 def main(words: list[str]) -> int:

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from benchmarks.cuda.plan import Cell
 from models.engine import BACKENDS, interface
 from models.engine.backends import why_not
 from models.mamba import Mamba, Mamba2
@@ -23,18 +24,6 @@ HEAD, STATES, TAPS, SSD_STATES = 64, 16, 4, 64
 OPERATIONS = {"conv": "causal_conv", "scan": "selective_scan", "ssd": "ssd"}  # by the name of our interface
 MIXER = {"conv": "mamba", "scan": "mamba", "ssd": "mamba2", "mamba block": "mamba", "mamba2 block": "mamba2"}
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One thing to time, by one system, at one shape."""
-
-    what: str
-    system: str
-    batch: int
-    d_model: int
-    length: int
-    dtype: str
 
 
 class Work:
@@ -77,16 +66,6 @@ def _fla_obstacle(device: str) -> str | None:
     except (ImportError, OSError, RuntimeError) as error:
         return f"flash-linear-attention cannot be imported ({error})"
     return None
-
-
-def systems_of(what: str) -> tuple[str, ...]:
-    """The systems that compute something, the most important first."""
-    if what.startswith("attention"):
-        return ("sdpa",)
-    return ("triton", "torch", "fla", "mamba_ssm") if what == "ssd" else ("triton", "torch", "mamba_ssm")
-
-
-WHATS = ("ssd", "scan", "conv", "attention", "mamba2 block", "mamba block", "attention block")
 
 
 def make(cell: Cell, device: torch.device, has_skip: bool = True) -> Work:

@@ -6,6 +6,7 @@ cell to. A cell begins with the line "begun", so that the next process knows whi
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import gc
 import importlib.metadata
@@ -20,7 +21,10 @@ from typing import Any
 
 import torch
 
-from benchmarks.cuda.operations import Cell, Work, difference, make, obstacle
+from benchmarks.cuda.operations import Work, difference, make, obstacle
+from benchmarks.cuda.plan import Cell
+from utils import cli
+from utils.device import pick_device
 
 MOST, FEWEST = 30, 3  # repeats
 LONG_S = 2.0  # a computation that takes longer is not repeated
@@ -100,7 +104,8 @@ def run(cells: Iterable[Cell], device: torch.device, seconds: float, budget_s: f
     end, clock = time.monotonic() + seconds, Clock(device, budget_s)
     about = {"device": describe(device), "bandwidth": clock.bandwidth(), "versions": versions()}
     _append(file, about)
-    print(f"{about['device']}, {about['versions']}: a copy moves {about['bandwidth'] / 1e9:.0f} GB/s", flush=True)
+    print(f"{about['device']}, {about['versions']}: a copy moves {about['bandwidth'] / 1e9:.0f} GB/s")
+    print(f"| {' | '.join(HEADS)} |\n|{' --- |' * len(HEADS)}", flush=True)
     differences: dict[tuple[str, str, str], float | None] = {}
     obstacles: dict[tuple[str, str], str | None] = {}
     for cell in cells:
@@ -166,11 +171,6 @@ HEADS = ["what", "system", "d_model", "L", "dtype", "forward, ms", "x floor", "M
 HEADS += ["with backward, ms", "x floor", "MiB", "difference"]
 
 
-def header() -> str:
-    """The head of the table."""
-    return f"| {' | '.join(HEADS)} |\n|{' --- |' * len(HEADS)}"
-
-
 def row(record: dict[str, Any]) -> str:
     """A row of the table."""
     cell = record["cell"]
@@ -188,10 +188,12 @@ def row(record: dict[str, Any]) -> str:
 
 def main(words: list[str]) -> int:
     """Times the cells of the order in the first word."""
-    order = json.loads(words[0])
-    cells = [Cell(**cell) for cell in order["cells"]]
-    run(cells, torch.device(order["device"]), order["seconds"], order["budget_s"], Path(order["file"]))
-    return 0
+    return cli.run(_run, argparse.Namespace(**json.loads(words[0])))
+
+
+def _run(order: argparse.Namespace) -> None:
+    cells = [Cell(**cell) for cell in order.cells]
+    run(cells, pick_device(order.device), order.seconds, order.budget_s, Path(order.file))
 
 
 if __name__ == "__main__":
