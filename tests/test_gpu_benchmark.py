@@ -235,6 +235,13 @@ def test_a_first_step_is_timed_from_import_on(tmp_path):
     assert all(0 < float(row[2]) < float(row[3].removesuffix(" |")) for row in rows)
 
 
+@pytest.mark.parametrize("words", [[], ["--made", "--data", "somewhere"]])
+def test_training_speed_needs_data_or_makes_them(words, capsys):
+    with pytest.raises(SystemExit) as stop:
+        load_script("benchmarks/gpu_training.py").main([*words, "--training", "configs/speaker-tiny.yaml"])
+    assert stop.value.code == 2 and "give either --data or --made" in capsys.readouterr().err
+
+
 def test_busy_time_counts_what_overlaps_once():
     union = load_script("benchmarks/gpu_training.py").union
     assert union([(5, 6), (0, 2), (1, 3), (1, 2)]) == 4
