@@ -51,7 +51,9 @@ def announce(module: str, shape: Hashable) -> None:
     """Logs once for every shape class that the kernels of the module's package are about to be tuned."""
     if shape not in _announced and any(len(tuner.configs) > 1 for tuner in _autotuners(module)):
         _announced.add(shape)
-        logger.info("Triton tunes the kernels of %s for a new shape, which can take minutes", module.partition(".")[0])
+        logger.warning(
+            "Triton tunes the kernels of %s for a new shape, which can take minutes", module.partition(".")[0]
+        )
 
 
 def _autotuners(module: str) -> set[Any]:
