@@ -79,7 +79,8 @@ def _cases(batch: int, frames: int, d_model: int) -> Iterator[tuple[str, Any, li
 
     d, n, heads = 2 * d_model, 16, 2 * d_model // 64
     x, dt, B = new(batch, frames, d), new(batch, frames, d), new(batch, frames, n)
-    yield "causal conv", lambda *v: interface.causal_conv(*v, silu=True), [x, new(d, 4), new(d)]
+    for name, taps in (("causal conv", 4), ("causal conv of the mixer conv", 15)):
+        yield name, lambda *v: interface.causal_conv(*v, silu=True), [x, new(d, taps), new(d)]
     yield (
         "selective scan",
         lambda *v: interface.selective_scan(*v, dt_softplus=True)[0],
