@@ -57,6 +57,19 @@ def selective_scan_fn(u, delta, A, B, C, D=None, z=None, delta_bias=None, delta_
 import torch
 from models.engine import reference
 
+class Config:
+    def __init__(self, kwargs, num_stages):
+        self.kwargs, self.num_stages = kwargs, num_stages
+
+class Autotuner:
+    configs = [Config({"BLOCK_SIZE_M": 128}, 2), Config({"BLOCK_SIZE_M": 32}, 4), Config({"BLOCK_SIZE_M": 64}, 1)]
+    tuned = []
+
+    def run(self):
+        self.tuned.append([config.kwargs["BLOCK_SIZE_M"] for config in self.configs])
+
+kernel = Autotuner()
+
 def mamba_chunk_scan_combined(x, dt, A, B, C, chunk_size, D=None, z=None, dt_bias=None, initial_states=None,
                               seq_idx=None, cu_seqlens=None, dt_softplus=False, dt_limit=(0.0, float("inf")),
                               return_final_states=False, return_varlen_states=False):
@@ -64,6 +77,7 @@ def mamba_chunk_scan_combined(x, dt, A, B, C, chunk_size, D=None, z=None, dt_bia
     assert A.dtype == dt.dtype == torch.float32 and chunk_size.bit_count() == 1
     assert seq_idx is None or seq_idx.dtype == torch.int32 and not seq_idx[:, 0].any()
     assert seq_idx is None or seq_idx.is_contiguous()
+    kernel.run()
     y, state = reference.ssd(x, dt, A, B, C, D, dt_bias, initial_states, seq_idx, dt_softplus=dt_softplus)
     return (y, state) if return_final_states else y
 """,

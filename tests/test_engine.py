@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -16,11 +16,24 @@ from on_device import KIND, SLACK, interface, of_the_cpu
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from models.engine import conv, reference, selective_scan
+from models.engine import conv, plan, reference, selective_scan
 from models.engine.backends import why_not
 
 HERE = [name for name in ("torch", "native", "decomposed") if why_not(name, "mamba", KIND) is None]
-BACKENDS = pytest.mark.parametrize("backend", HERE)
+BY_MEMORY = "torch, as on an accelerator"
+BACKENDS = pytest.mark.parametrize("backend", [*HERE, BY_MEMORY], indirect=True)
+IN_BLOCKS = pytest.mark.parametrize("backend", [*HERE[:-1], BY_MEMORY], indirect=True)
+
+
+@pytest.fixture(scope="module")
+def backend(request: pytest.FixtureRequest) -> Iterator[str]:
+    """A backend's name; torch's chunks run one by one, or as on an accelerator side by side, in blocks by memory."""
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == BY_MEMORY:
+            patch.setattr(plan, "by_cache", lambda device: False)
+        else:
+            patch.setattr(selective_scan, "FEWEST", math.inf)
+        yield request.param.partition(",")[0]
 
 
 def scan_inputs(
@@ -209,14 +222,17 @@ def test_conv_equals_the_definition(backend, sizes, missing, silu, seed):
     assert_close(results(interface.causal_conv, inputs, silu=silu, backend=backend), want, 2e-6)
 
 
-@pytest.mark.parametrize("backend", [name for name in HERE if name != "decomposed"])  # it has no blocks
-def test_sequences_longer_than_a_block(backend, monkeypatch):
-    """Many blocks of rows, channels and frames: the same bound as within one."""
-    monkeypatch.setattr(selective_scan, "BLOCK", 64)
-    monkeypatch.setattr(conv, "BLOCK", 64)
-    inputs = scan_inputs(3, 70, 21, 5)
+@IN_BLOCKS
+@pytest.mark.parametrize(("length", "size"), [(70, 64), (300, 6 * 3 * 21 * 5)])
+def test_sequences_longer_than_a_block(backend, length, size, monkeypatch):
+    """Many blocks of rows and channels, or of six chunks, the last an incomplete one: the same bound as within one."""
+    monkeypatch.setattr(selective_scan, "BLOCK", size)
+    monkeypatch.setattr(plan, "IN_MEMORY", size * selective_scan.CHUNK)
+    inputs = scan_inputs(3, length, 21, 5)
     want = results(reference.selective_scan, wide(inputs), dt_softplus=True)
     assert_close(results(interface.selective_scan, inputs, dt_softplus=True, backend=backend), want, 2e-6)
+    monkeypatch.setattr(conv, "BLOCK", 64)
+    monkeypatch.setattr(plan, "IN_MEMORY", 64)
     inputs = conv_inputs(3, 70, 21, 4)
     want = results(conv_reference, wide(inputs), silu=True)
     assert_close(results(interface.causal_conv, inputs, silu=True, backend=backend), want, 2e-6)
@@ -245,7 +261,7 @@ def hard_cases(length: int) -> dict[str, tuple[Tensor, Tensor]]:
     }
 
 
-@pytest.mark.parametrize("backend", [name for name in HERE if name != "decomposed"])  # not for thousands of frames
+@IN_BLOCKS  # the decomposed scan is not for thousands of frames
 @pytest.mark.parametrize("case", hard_cases(1))
 def test_precision_where_others_lose_it(backend, case):
     """1e-6 of the maximum over 4096 frames, output and every gradient; 3e-6 with slow decay, where errors add up."""
@@ -320,7 +336,7 @@ def test_zero_steps_keep_the_state_to_the_last_bit(backend):
 
 
 @pytest.mark.parametrize("name", ["selective_scan", "causal_conv"])
-@pytest.mark.parametrize("backend", [name for name in HERE if name != "decomposed"])
+@IN_BLOCKS
 def test_operators_are_registered_as_torch_wants_them(backend, name):
     """Schema, fake implementation, autograd and their tracing under compilation."""
     inputs = scan_inputs(2, 20, 4, 3) if name == "selective_scan" else conv_inputs(2, 20, 4, 4)
@@ -350,16 +366,21 @@ class _Calls(TorchDispatchMode):
 
 
 @of_the_cpu
-def test_work_grows_in_proportion_to_the_length():
-    """Operations and elements of forward and backward: four times the frames cost at most 4.1 times the work."""
+@pytest.mark.parametrize("backend", ["torch", BY_MEMORY], indirect=True)
+def test_work_grows_in_proportion_to_the_length(backend):
+    """Operations and elements of forward and backward: four times the frames cost at most 4.1 times the work.
+
+    Side by side, four times the chunks cost two more doublings in forward and in backward.
+    """
     counts = []
     for length in (512, 2048):
         inputs = scan_inputs(2, length, 8, 4)
         with Inside() as inside:
             results(interface.selective_scan, inputs, dt_softplus=True)
         counts.append(inside)
-    assert 3.9 * counts[0].calls < counts[1].calls < 4.1 * counts[0].calls
-    assert counts[1].elements < 4.1 * counts[0].elements
+    one_by_one = plan.by_cache(torch.device("cpu"))
+    assert (3.9 if one_by_one else 1) < counts[1].calls / counts[0].calls < (4.1 if one_by_one else 1.1)
+    assert counts[1].elements < (4.1 if one_by_one else 4.2) * counts[0].elements
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

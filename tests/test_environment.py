@@ -21,6 +21,11 @@ PERMITTED = {
     "triton": "mamba-ssm's Mamba-2 kernels are written in it; pinned to the one that torch 2.10 was built with",
     "mamba-ssm": "the kernels",
     "causal-conv1d": "the kernels",
+    "transformers": "mamba-ssm imports it, for language models",
+    "tilelang": "mamba-ssm requires this version, for Mamba-3",
+    "apache-tvm-ffi": "mamba-ssm requires at most this version, for tilelang and quack-kernels",
+    "quack-kernels": "mamba-ssm requires it, for Mamba-3",
+    "nvidia-cutlass-dsl": "quack-kernels requires it",
 }
 
 

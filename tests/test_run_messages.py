@@ -86,6 +86,11 @@ def test_hyperparameters_and_final_scores_are_in_the_run_itself(processed, tmp_p
 
 
 def test_more_ranks_than_gpus_are_refused():
-    assert gpu_of(1, 2) == torch.device("cuda", 1)
-    with pytest.raises(UserError, match="at least 3 processes on a machine with 2 GPUs: start at most 2"):
-        gpu_of(2, 2)
+    """By all of them, so that none waits for the others; each with exit code 2."""
+    assert gpu_of(1, 2, 2) == torch.device("cuda", 1)
+    for rank in range(3):
+        with pytest.raises(UserError, match="started 3 processes on a machine with 2 GPUs: start at most 2") as refused:
+            gpu_of(rank, 3, 2)
+        assert refused.value.exit_code == 2
+    with pytest.raises(UserError, match="started 2 processes on a machine with 1 GPU: start at most 1"):
+        gpu_of(0, 2, 1)

@@ -20,6 +20,7 @@ logger = logging.getLogger("tacomamba")
 
 FASTEST_FIRST = {"cpu": ("native",), "cuda": ("mamba_ssm",)}  # before torch, which comes last everywhere
 COST = {"native": ", which is 8 % slower"}  # of torch in its place, if it was measured
+FASTER: dict[tuple[str, str], str] = {}  # by mixer and device: the backend to try before those, where it was measured
 
 
 def set_backend(module: nn.Module, backend: str) -> None:
@@ -50,7 +51,7 @@ def _resolve(backend: str, mixer: str, device: str) -> str:
         if problem:
             raise ValueError(f"the backend {backend} does not work here: {problem}")
         return backend
-    for candidate in FASTEST_FIRST.get(device, ()):
+    for candidate in _candidates(mixer, device):
         problem = why_not(candidate, mixer, device)
         if not problem:
             logger.info("%s on %s: backend %s (%s)", mixer, device, candidate, describe(candidate))
@@ -60,6 +61,12 @@ def _resolve(backend: str, mixer: str, device: str) -> str:
             "%s on %s: backend torch%s, since %s does not work here: %s", mixer, device, cost, candidate, problem
         )
     return "torch"
+
+
+def _candidates(mixer: str, device: str) -> list[str]:
+    """Lists the backends to try before torch, the fastest first."""
+    usual = FASTEST_FIRST.get(device, ())
+    return sorted(usual, key=lambda name: name != FASTER.get((mixer, device)))
 
 
 def why_not(backend: str, mixer: str, device: str) -> str | None:

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from models.engine import Unsupported, reference
+from models.engine import Unsupported, reference, tuning
 from models.engine.inputs import ConvInputs, ScanInputs, SSDInputs, cast
 from models.engine.selective_scan import selective_scan as torch_selective_scan
 
@@ -26,6 +26,7 @@ KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 OFFSETS = 2**31  # their Triton kernels, and one buffer of the selective scan, count elements in 32 bits, unchecked
 SCAN_CHUNK = 2048  # frames for which the selective scan stores one state
 SSD_CHUNK = 256  # the chunk length their own modules use
+SSD_MODULE = "mamba_ssm.ops.triton.ssd_combined"
 PROBE_CHUNK = (
     64  # another one for the probe, since Triton reuses its tuning on a tiny problem for the same chunk length
 )
@@ -138,8 +139,10 @@ def ssd(inputs: SSDInputs, chunk: int = SSD_CHUNK) -> tuple[Tensor, Tensor]:
         raise Unsupported(f"mamba-ssm's SSD holds 256 states and channels a head, not {state_size} and {channels}")
     if _reach(x, inputs.B, inputs.C, chunk) >= OFFSETS:
         raise Unsupported(f"a batch of {tuple(x.shape)} overflows the 32-bit offsets of mamba-ssm's SSD")
+    tuning.keep_choices()
     from mamba_ssm.ops.triton.ssd_combined import mamba_chunk_scan_combined
 
+    tuning.announce(SSD_MODULE, (x.shape[2:], x.dtype, state_size, chunk))
     _follow_matmul_precision()
     inputs = cast(inputs, torch.float32, "dt", "A", "D", "dt_bias", "initial_state")
     return mamba_chunk_scan_combined(
@@ -213,6 +216,7 @@ def probe(mixer: str) -> str | None:
     return _try(mixer, torch.device("cuda")) if torch.cuda.is_available() else "no CUDA device"
 
 
+@tuning.one_configuration(SSD_MODULE)
 def _try(mixer: str, device: torch.device) -> str | None:
     """Runs a tiny mixer of these kernels forward and backward against the definition in float64."""
     run, inputs = _PROBES[mixer]()

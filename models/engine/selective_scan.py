@@ -1,27 +1,32 @@
 """Mamba's selective scan in torch operations: chunked, one saved state per chunk, all else recomputed in backward.
 
 Other scans in plain torch keep tensors of (b, l, d, n) for backward. This one saves its inputs and a state every CHUNK
-frames, so that at n = CHUNK training costs one more tensor of (b, l, d), and works in buffers that stay in the cache.
-Shape letters as in `interface`; inside a block: t frames of a chunk, r rows, e channels.
+frames, so that at n = CHUNK training costs one more tensor of (b, l, d), and works in buffers of one block, two in
+forward and three in backward, as large as `plan` says. Where a block has room for many chunks, their recurrences run
+side by side: once from zeros, which gives the states between chunks (`_carry`), and once from those.
+Shape letters as in `interface`; inside a block: t frames of a chunk, s chunks, r rows, e channels.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.engine.inputs import ScanInputs, cast
+from models.engine import plan
+from models.engine.inputs import AXES, ScanInputs, cast
 from models.engine.operators import define, empty_gradients
 from models.engine.reference import sequence_starts, state_dtype
 
 CHUNK = 16
-# State elements of one frame of a block: enough to hide the cost of calling an operation, and not above torch's grain
-# of 32768, so that the operations of one frame open no parallel region.
+# State elements that a turn of the recurrence advances on a CPU: enough to hide the cost of calling an operation, and
+# not above torch's grain of 32768, so that it opens no parallel region.
 BLOCK = 32768
+FEWEST = 5  # chunks side by side that are worth running a recurrence twice; on a CPU four take as long as one by one
 GOLDEN = (math.sqrt(5) - 1) / 2
 PERIOD = 4181  # a Fibonacci number: multiples of the golden ratio close evenly after it
 
@@ -37,17 +42,19 @@ def _forward(inputs: ScanInputs, keep: bool) -> tuple[Tensor, Tensor, Tensor]:
     checkpoints = _checkpoints(inputs, saved)
     with torch.autocast(y.device.type, enabled=False):
         for block in _blocks(inputs):
-            block.begin()
-            for index, chunk in enumerate(_chunks(y.shape[1])):
+            y_of_block = y[block.rows, :, block.channels]
+            state = block.new_state(block.inputs.initial_state)
+            for span in block.spans:
+                block.load(span)
+                block.enter(state)
                 if keep:
-                    checkpoints[index, block.rows, :, block.channels] = block.state[0]
-                block.load(chunk)
+                    block.saved(checkpoints).copy_(block.state[0])
                 block.advance()
                 gate = block.gate()
                 out = block.readout() if gate is None else block.readout() * F.silu(gate)
-                y[block.rows, chunk, block.channels] = out.transpose(0, 1)
-                block.state[0].copy_(block.state[block.frames])
-            final_state[block.rows, block.channels] = block.state[0].transpose(1, 2)
+                block.part(y_of_block).copy_(out)
+                state.copy_(block.state[-1][-1])
+            final_state[block.rows, block.channels] = state.transpose(1, 2)
     return y, final_state, saved
 
 
@@ -72,135 +79,222 @@ def _backward(inputs: ScanInputs, dy: Tensor, dstate: Tensor | None, saved: Tens
     gradients, checkpoints = _Gradients(inputs), _checkpoints(inputs, saved)
     with torch.autocast(dy.device.type, enabled=False):
         for block in _blocks(inputs):
-            carry = torch.zeros_like(block.state[0])  # the gradient of the state after the chunk
-            if dstate is not None:
-                carry.copy_(dstate[block.rows, block.channels].transpose(1, 2))
+            dy_of_block, of_block = dy[block.rows, :, block.channels], gradients.of(block)
+            carry = block.new_state(None if dstate is None else dstate[block.rows, block.channels])  # after the span
             dA = torch.zeros_like(block.A)
-            for index, chunk in reversed(list(enumerate(_chunks(dy.shape[1])))):
-                block.state[0].copy_(checkpoints[index, block.rows, :, block.channels])
-                block.load(chunk)
+            for span in reversed(block.spans):
+                block.load(span)
+                block.state[0].copy_(block.saved(checkpoints))
                 block.advance()
-                gradients.chunk(block, chunk, dy, carry, dA)
-            gradients.A[block.channels] += dA.t()
+                gradients.span(block, dy_of_block, carry, dA, of_block)
+            of_block.A.add_(dA.t())
             if inputs.initial_state is not None:
-                gradients.initial_state[block.rows, block.channels] = carry.transpose(1, 2)
+                of_block.initial_state.copy_(carry.transpose(1, 2))
     return gradients.finish()
 
 
+class _Span(NamedTuple):
+    """Chunks of the same length that are worked on at once."""
+
+    index: int  # of the first
+    chunks: int
+    frames: slice
+
+
 class _Block:
-    """Rows and channels that are scanned together: buffers of one chunk, time first and channels last."""
+    """Rows and channels that are scanned together: buffers of one span, time first and channels last."""
 
-    def __init__(self, inputs: ScanInputs, starts: Tensor | None, rows: slice, channels: slice) -> None:
-        self.inputs, self.starts, self.rows, self.channels = inputs, starts, rows, channels
-        self.A = inputs.A[channels].t().contiguous()  # (n, e)
+    def __init__(self, inputs: ScanInputs, starts: Tensor | None, rows: slice, channels: slice, chunks: int) -> None:
+        self.inputs, self.rows, self.channels = _cut(inputs, rows, channels), rows, channels
+        self.starts = None if starts is None else starts[rows]
+        self.height, length, _ = self.inputs.u.shape
+        self.spans = _spans(length, chunks)
+        self.A = self.inputs.A.t().contiguous()  # (n, e)
         self.A_log2 = self.A * math.log2(math.e)
-        shape = (inputs.u[rows].shape[0], *self.A.shape)
-        self.decays, self.states = self.A.new_empty(CHUNK, *shape), self.A.new_empty(CHUNK + 1, *shape)
-        self.decay, self.state = self.decays.unbind(), self.states.unbind()  # views made once: making one costs 1 us
-        self.dither = _dither(inputs.u.shape[1], self.A)
+        self.sizes = 0, 0
+        self.dither = _dither(length, self.A)
 
-    def begin(self) -> None:
-        """Sets the state before the first frame."""
-        if self.inputs.initial_state is None:
-            self.state[0].zero_()
-        else:
-            self.state[0].copy_(self.inputs.initial_state[self.rows, self.channels].transpose(1, 2))
+    def _fit(self, frames: int, chunks: int) -> None:
+        """Makes the buffers of spans of this size, and the views of each frame: making one of these costs 1 us."""
+        if (frames, chunks) != self.sizes:
+            self.sizes = frames, chunks
+            self.decays = self.states = self.decay = self.state = None  # frees the memory of the old ones first
+            shape = (chunks, self.height, *self.A.shape)
+            self.decays, self.states = self.A.new_empty(frames, *shape), self.A.new_empty(frames + 1, *shape)
+            self.decay, self.state = self.decays.unbind(), self.states.unbind()
 
-    def load(self, chunk: slice) -> None:
-        """Loads the chunk's frames into the buffers: step sizes, decays, and what drives the states."""
-        inputs, self.chunk, self.frames = self.inputs, chunk, chunk.stop - chunk.start
+    def new_state(self, value: Tensor | None) -> Tensor:
+        """Copies a state, or the gradient of one, (r, e, n), as (r, n, e); zeros if there is none."""
+        state = self.A.new_zeros(self.height, *self.A.shape)
+        return state if value is None else state.copy_(value.transpose(1, 2))
+
+    def saved(self, checkpoints: Tensor) -> Tensor:
+        """Views the saved states at the starts of the span's chunks, (s, r, n, e)."""
+        first = self.span.index
+        return checkpoints[first : first + self.span.chunks, self.rows, :, self.channels]
+
+    def load(self, span: _Span) -> None:
+        """Loads the span's frames into the buffers: step sizes, decays, and what drives the states."""
+        inputs, self.span = self.inputs, span
+        self._fit((span.frames.stop - span.frames.start) // span.chunks, span.chunks)
         self.u = self.take(inputs.u)
         self.delta = self.take(inputs.dt)
         if inputs.dt_bias is not None:
-            self.delta.add_(inputs.dt_bias[self.channels])
+            self.delta.add_(inputs.dt_bias)
         if inputs.dt_softplus:
             self.delta = F.softplus(self.delta)
-        self.B, self.C = (
-            v[self.rows, chunk].transpose(0, 1).to(self.A.dtype).contiguous() for v in (inputs.B, inputs.C)
-        )
-        dither = self.dither[chunk] * (self.delta != 0)  # a step of 0 must keep the state to the last bit
-        decays = self.decays[: self.frames]
-        torch.addcmul(dither.unsqueeze(2), self.delta.unsqueeze(2), self.A_log2, out=decays).exp2_()
+        self.B, self.C = (self.part(v).to(self.A.dtype).contiguous() for v in (inputs.B, inputs.C))
+        dither = self.part(self.dither) * (self.delta != 0)  # a step of 0 must keep the state to the last bit
+        torch.addcmul(dither.unsqueeze(3), self.delta.unsqueeze(3), self.A_log2, out=self.decays).exp2_()
         if self.starts is not None:
-            decays.masked_fill_(self.starts[self.rows, chunk].t()[:, :, None, None], 0.0)
+            self.resets = self.part(self.starts).unsqueeze(-1)  # (t, s, r, 1, 1)
+            self.decays.masked_fill_(self.resets, 0.0)
         self.x = self.delta * self.u
-        torch.mul(self.x.unsqueeze(2), self.B.unsqueeze(-1), out=self.states[1 : self.frames + 1])
+        torch.mul(self.x.unsqueeze(3), self.B.unsqueeze(-1), out=self.states[1:])
+
+    def part(self, tensor: Tensor) -> Tensor:
+        """Views the span of the block's part of a tensor, (r, l, c), as (t, s, r, c)."""
+        frames = tensor[:, self.span.frames]
+        return frames.view(frames.shape[0], self.span.chunks, -1, frames.shape[2]).permute(2, 1, 0, 3)
 
     def take(self, tensor: Tensor) -> Tensor:
-        """Copies the chunk of a (b, l, d) tensor as (t, r, e), in the state's dtype."""
-        part = tensor[self.rows, self.chunk, self.channels].transpose(0, 1)
-        return part.to(self.A.dtype, copy=True, memory_format=torch.contiguous_format)
+        """Copies the span of the block's part of a tensor, (r, l, e), as (t, s, r, e) in the state's dtype."""
+        return self.part(tensor).to(self.A.dtype, copy=True, memory_format=torch.contiguous_format)
+
+    def enter(self, first: Tensor) -> None:
+        """Sets `state[0]`, the states at the starts of all chunks, from that of the first (r, n, e)."""
+        self.state[0][0] = first
+        if self.span.chunks > 1:
+            ends = self.state[0][1:]  # first those of chunks that start from zeros
+            ends.copy_(self.state[1][:-1])
+            for driven, decay in zip(self.state[2:], self.decay[1:], strict=True):
+                torch.addcmul(driven[:-1], decay[:-1], ends, out=ends)
+            _carry(self.state[0], self._log_decays()[:-1])
+
+    def leave(self, gradients: tuple[Tensor, ...], last: Tensor) -> Tensor:
+        """Returns the gradients of the states after all chunks, (s, r, n, e), from that of the last.
+
+        `gradients`, each (s, r, n, e), are those of the states of every frame through their own outputs.
+        """
+        if self.span.chunks == 1:
+            return last
+        after = torch.empty_like(gradients[0])
+        after[-1], starts = last, after[:-1]
+        starts.copy_(gradients[-1][1:])
+        for gradient, decay in zip(gradients[-2::-1], self.decay[:0:-1], strict=True):
+            torch.addcmul(gradient[1:], decay[1:], starts, out=starts)
+        starts.mul_(self.decay[0][1:])
+        _carry(after, self._log_decays()[1:], backwards=True)
+        return after
+
+    def _log_decays(self) -> Tensor:
+        """Computes the base-2 logarithm of the decay over every chunk, (s, r, n, e)."""
+        logs = self.delta.sum(0).unsqueeze(2) * self.A_log2
+        return logs if self.starts is None else logs.masked_fill_(self.resets.any(0), -math.inf)
 
     def advance(self) -> None:
         """Runs the recurrence over the loaded frames, from `state[0]`."""
-        for t in range(self.frames):
-            self.state[t + 1].addcmul_(self.decay[t], self.state[t])
+        for t, decay in enumerate(self.decay):
+            self.state[t + 1].addcmul_(decay, self.state[t])
 
     def readout(self) -> Tensor:
-        """Computes y before the gate, (t, r, e)."""
-        y = torch.matmul(self.C.unsqueeze(2), self.states[1 : self.frames + 1]).squeeze(2)
+        """Computes y before the gate, (t, s, r, e)."""
+        y = torch.matmul(self.C.unsqueeze(3), self.states[1:]).squeeze(3)
         D = self.inputs.D
-        return y if D is None else y.addcmul_(self.u, D[self.channels])
+        return y if D is None else y.addcmul_(self.u, D)
 
     def gate(self) -> Tensor | None:
-        """Copies the chunk's z, (t, r, e)."""
+        """Copies the span's z, (t, s, r, e)."""
         return None if self.inputs.z is None else self.take(self.inputs.z)
 
 
+def _carry(states: Tensor, logs: Tensor, backwards: bool = False) -> None:
+    """Adds to each of `states` (s, r, n, e) the decayed ones before it, or after it; `logs` are of the decays between.
+
+    By doubling (Hillis and Steele 1986): where each sums the last k, adding the one k places away makes that 2k. The
+    decay over k chunks comes from the sum of their logarithms, not from a product of decays, whose errors add up.
+    """
+    k = 1
+    while k < len(states):
+        to, away = (states[:-k], states[k:]) if backwards else (states[k:], states[:-k])
+        to.copy_(torch.addcmul(to, logs.exp2(), away))
+        logs = logs[:-k] + logs[k:]
+        k *= 2
+
+
 class _Gradients:
-    """The gradients of all inputs, filled chunk by chunk from the last to the first."""
+    """The gradients of all inputs, filled span by span from the last to the first."""
 
     def __init__(self, inputs: ScanInputs) -> None:
-        self.inputs = inputs
-        self.u, self.dt, self.A, _, _, self.D, self.z, self.dt_bias, self.initial_state = empty_gradients(inputs)
-        self.B, self.C = (inputs.A.new_zeros(v.shape) for v in (inputs.B, inputs.C))
-        for total in (self.A, self.D, self.dt_bias):  # sums over blocks and chunks, as those of B and C
-            total.zero_()
+        self.results = empty_gradients(inputs)
+        present = (None if v is None else gradient for v, gradient in zip(inputs[:-2], self.results, strict=True))
+        B, C = (inputs.A.new_zeros(v.shape) for v in (inputs.B, inputs.C))
+        self.totals = ScanInputs(*present)._replace(B=B, C=C)
+        for total in (self.totals.A, self.totals.D, self.totals.dt_bias):  # sums over blocks, as those of B and C
+            if total is not None:
+                total.zero_()
         self.states: Tensor | None = None  # a buffer: fresh memory from the system costs more than its use
+
+    def of(self, block: _Block) -> ScanInputs:
+        """Views the gradients of the block's inputs."""
+        return _cut(self.totals, block.rows, block.channels)
 
     def finish(self) -> tuple[Tensor, ...]:
         """Returns the gradients in the order of `ScanInputs`."""
-        B, C = self.B.to(self.inputs.B.dtype), self.C.to(self.inputs.C.dtype)
-        return self.u, self.dt, self.A, B, C, self.D, self.z, self.dt_bias, self.initial_state
+        du, ddt, dA, dB, dC, *others = self.results
+        return du, ddt, dA, dB.copy_(self.totals.B), dC.copy_(self.totals.C), *others
 
-    def chunk(self, block: _Block, chunk: slice, dy: Tensor, carry: Tensor, dA: Tensor) -> None:
-        """Processes one chunk: turns `carry`, the gradient of the state after it, into that of the state before it."""
-        rows, channels, frames, inputs = block.rows, block.channels, block.frames, self.inputs
-        area = rows, chunk, channels
-        before, after = block.states[:frames], block.states[1 : frames + 1]
+    def span(self, block: _Block, dy: Tensor, carry: Tensor, dA: Tensor, gradients: ScanInputs) -> None:
+        """Processes one span: turns `carry`, the gradient of the state after it, into that of the state before it.
+
+        dy is the block's, (r, l, e); dA (n, e) is added to, and `gradients` are filled for the span's frames.
+        """
+        inputs, before, after = block.inputs, block.states[:-1], block.states[1:]
         dy = block.take(dy)
         gate = block.gate()
         if gate is not None:
-            self.z[area] = torch.ops.aten.silu_backward(block.readout().mul_(dy), gate).transpose(0, 1)
+            block.part(gradients.z).copy_(torch.ops.aten.silu_backward(block.readout().mul_(dy), gate))
             dy.mul_(F.silu(gate))
-        if self.states is None or self.states.shape[1:] != block.decays.shape[1:]:
+        if self.states is None or self.states.shape != block.decays.shape:
             self.states = torch.empty_like(block.decays)
-        g = self.states[:frames]  # gradients of the states (t, r, n, e)
-        torch.mul(dy.unsqueeze(2), block.C.unsqueeze(-1), out=g)
+        g = self.states  # gradients of the states (t, s, r, n, e)
+        torch.mul(dy.unsqueeze(3), block.C.unsqueeze(-1), out=g)
         step = g.unbind()
-        step[-1].add_(carry)
-        for t in range(frames - 1, 0, -1):
+        step[-1].add_(block.leave(step, carry))
+        for t in range(len(step) - 1, 0, -1):
             step[t - 1].addcmul_(block.decay[t], step[t])
-        torch.mul(block.decay[0], step[0], out=carry)
-        self.C[rows, chunk] += torch.matmul(dy.unsqueeze(2), after.transpose(2, 3)).squeeze(2).transpose(0, 1)
-        self.B[rows, chunk] += torch.matmul(block.x.unsqueeze(2), g.transpose(2, 3)).squeeze(2).transpose(0, 1)
-        dx = torch.matmul(block.B.unsqueeze(2), g).squeeze(2)
-        through_decay = g.mul_(before).mul_(block.decays[:frames])  # gradients of delta A (t, r, n, e)
-        ddelta = torch.mul(through_decay, block.A, out=block.decays[:frames]).sum(2).addcmul_(dx, block.u)
-        dA += through_decay.mul_(block.delta.unsqueeze(2)).sum((0, 1))
+        torch.mul(block.decay[0][0], step[0][0], out=carry)
+        block.part(gradients.C).add_(torch.matmul(dy.unsqueeze(3), after.transpose(3, 4)).squeeze(3))
+        block.part(gradients.B).add_(torch.matmul(block.x.unsqueeze(3), g.transpose(3, 4)).squeeze(3))
+        dx = torch.matmul(block.B.unsqueeze(3), g).squeeze(3)
+        through_decay = g.mul_(before).mul_(block.decays)  # gradients of delta A (t, s, r, n, e)
+        ddelta = torch.mul(through_decay, block.A, out=block.decays).sum(3).addcmul_(dx, block.u)
+        dA += through_decay.mul_(block.delta.unsqueeze(3)).sum((0, 1, 2))
         if inputs.dt_softplus:
             ddelta.mul_(-torch.expm1(-block.delta))  # softplus' = sigmoid = 1 - exp(-softplus)
         if inputs.dt_bias is not None:
-            self.dt_bias[channels] += ddelta.sum((0, 1))
+            gradients.dt_bias.add_(ddelta.sum((0, 1, 2)))
         du = dx.mul_(block.delta)
         if inputs.D is not None:
-            du.addcmul_(dy, inputs.D[channels])
-            self.D[channels] += (dy * block.u).sum((0, 1))
-        self.dt[area], self.u[area] = ddelta.transpose(0, 1), du.transpose(0, 1)
+            du.addcmul_(dy, inputs.D)
+            gradients.D.add_((dy * block.u).sum((0, 1, 2)))
+        block.part(gradients.dt).copy_(ddelta)
+        block.part(gradients.u).copy_(du)
+
+
+def _cut(values: ScanInputs, rows: slice, channels: slice) -> ScanInputs:
+    """Views the part of all tensors that belongs to some rows and channels."""
+    places = {"b": rows, "d": channels}
+    parts = {
+        name: value[tuple(places.get(axis, slice(None)) for axis in axes)]
+        for name, axes in AXES[ScanInputs].items()
+        if (value := getattr(values, name)) is not None
+    }
+    return values._replace(**parts)
 
 
 def _dither(length: int, like: Tensor) -> Tensor:
-    """Offsets, (l, 1, 1), of the base-2 exponents of the decays that keep their rounding errors from adding up.
+    """Offsets, (1, l, 1), of the base-2 exponents of the decays that keep their rounding errors from adding up.
 
     A decay near 1 is rounded to a multiple of eps / 2, the same way each time where steps are alike, which costs two
     digits over thousands of frames. Offsets that fill one rounding interval evenly (multiples of the golden ratio,
@@ -208,24 +302,33 @@ def _dither(length: int, like: Tensor) -> Tensor:
     """
     place = torch.arange(length, device=like.device).remainder(PERIOD).to(torch.float32)
     offset = torch.frac(place * GOLDEN) - 0.5
-    return (offset * (torch.finfo(like.dtype).eps / 2 / math.log(2))).to(like.dtype)[:, None, None]
+    return (offset * (torch.finfo(like.dtype).eps / 2 / math.log(2))).to(like.dtype)[None, :, None]
 
 
-def _chunks(length: int) -> Iterator[slice]:
-    for start in range(0, length, CHUNK):
-        yield slice(start, min(start + CHUNK, length))
+def _spans(length: int, chunks: int) -> list[_Span]:
+    """Cuts the frames into spans of at most so many whole chunks; what is left is a chunk by itself."""
+    whole = length // CHUNK
+    spans = [
+        _Span(first, last - first, slice(first * CHUNK, last * CHUNK))
+        for first in range(0, whole, chunks)
+        for last in [min(first + chunks, whole)]
+    ]
+    return spans if length == whole * CHUNK else [*spans, _Span(whole, 1, slice(whole * CHUNK, length))]
 
 
 def _blocks(inputs: ScanInputs) -> Iterator[_Block]:
-    """Cuts the batch into blocks of at most BLOCK state elements per frame."""
+    """Cuts the batch into blocks of rows and channels, and the frames of each into spans."""
     (rows, _, channels), states = inputs.u.shape, inputs.A.shape[1]
-    starts = None if inputs.seq_idx is None else sequence_starts(inputs.seq_idx)
-    width = min(channels, max(1, BLOCK // states))
-    height = max(1, BLOCK // (states * width))
+    starts = None if inputs.seq_idx is None else sequence_starts(inputs.seq_idx).unsqueeze(-1)
+    elements = BLOCK if plan.by_cache(inputs.u.device) else plan.IN_MEMORY // CHUNK
+    width = min(channels, max(1, elements // states))
+    height = min(rows, max(1, elements // (states * width)))
+    chunks = elements // (states * width * height)
+    chunks = chunks if chunks >= FEWEST else 1
     for row in range(0, rows, height):
         for channel in range(0, channels, width):
             area = slice(row, min(row + height, rows)), slice(channel, min(channel + width, channels))
-            yield _Block(inputs, starts, *area)
+            yield _Block(inputs, starts, *area, chunks)
 
 
 _scan = define("selective_scan", ScanInputs, _forward, _allocate, _backward)

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from models.engine import plan
 from models.engine.reference import state_dtype
 
 CHUNK = 64
@@ -113,7 +114,7 @@ def blocks(x: Tensor, B: Tensor) -> Iterator[Block]:
     groups, states = B.shape[2:]
     heads_of_group = heads // groups
     rows_of_block, heads_of_block = batch, heads_of_group
-    if x.device.type == "cpu":
+    if plan.by_cache(x.device):
         size = BLOCK * torch.get_num_threads() // (CHUNK * max(CHUNK, channels, states) * x.itemsize)
         heads_of_block = min(heads_of_group, max(1, size))
         rows_of_block = max(1, size // heads_of_block)

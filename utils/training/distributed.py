@@ -104,7 +104,9 @@ def join(device_name: str) -> Ranks:
     if world == 1 and not dist.is_torchelastic_launched():
         return Ranks(0, 1, device)
     if device.type == "cuda":
-        device = gpu_of(int(os.environ["LOCAL_RANK"]), torch.cuda.device_count())
+        device = gpu_of(
+            *(int(os.environ[f"LOCAL_{name}"]) for name in ("RANK", "WORLD_SIZE")), torch.cuda.device_count()
+        )
         torch.cuda.set_device(device)
     store, rank, world = next(iter(dist.rendezvous("env://")))
     if os.environ.get("GROUP_WORLD_SIZE", "1") == "1":
@@ -114,12 +116,12 @@ def join(device_name: str) -> Ranks:
     return Ranks(rank, world, device)
 
 
-def gpu_of(local_rank: int, count: int) -> torch.device:
-    """The GPU of a rank among the `count` of its machine; `UserError` if there are more ranks than GPUs."""
-    if local_rank >= count:
+def gpu_of(local_rank: int, processes: int, gpus: int) -> torch.device:
+    """The GPU of one of the processes of a machine; `UserError`, on all of them, if they are more than its GPUs."""
+    if processes > gpus:
         raise UserError(
-            f"torchrun started at least {local_rank + 1} processes on a machine with {count} GPUs: "
-            f"start at most {count} (--nproc-per-node), or use --device cpu"
+            f"torchrun started {processes} processes on a machine with {gpus} GPU{'s' * (gpus > 1)}: "
+            f"start at most {gpus} (--nproc-per-node), or use --device cpu"
         )
     return torch.device("cuda", local_rank)
 
