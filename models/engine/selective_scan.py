@@ -26,7 +26,7 @@ CHUNK = 16
 # State elements that a turn of the recurrence advances on a CPU: enough to hide the cost of calling an operation, and
 # not above torch's grain of 32768, so that it opens no parallel region.
 BLOCK = 32768
-FEWEST = 5  # chunks side by side that are worth running a recurrence twice; on a CPU four take as long as one by one
+FEWEST = 4  # chunks side by side for which running a recurrence twice pays, on a CPU too
 GOLDEN = (math.sqrt(5) - 1) / 2
 PERIOD = 4181  # a Fibonacci number: multiples of the golden ratio close evenly after it
 
