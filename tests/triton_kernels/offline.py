@@ -10,6 +10,7 @@ that runs them; compiled kernels are reported in the order of their launch.
 from __future__ import annotations
 
 import argparse
+import functools
 import re
 import subprocess
 import sys
@@ -29,7 +30,7 @@ from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.runtime.driver import driver  # noqa: E402
 from triton.runtime.jit import JITFunction  # noqa: E402
 
-from models.engine.inputs import ConvInputs  # noqa: E402
+from models.engine.inputs import ConvInputs, ScanInputs  # noqa: E402
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 SHARED = {80: 163 << 10, 90: 227 << 10}  # bytes of shared memory that a program may have, by compute capability
@@ -108,7 +109,24 @@ def conv(dtype: torch.dtype, taps: int = 4) -> None:
     conv._backward(inputs, conv._forward(inputs))
 
 
-CASES: dict[str, Callable[[torch.dtype], None]] = {"conv": conv}
+def scan(dtype: torch.dtype, states: int = 16, batch: int = 16) -> None:
+    """A selective scan as in Mamba's training, where the steps are in float32; with one row, in segments."""
+    from models.engine.triton import selective_scan
+
+    u, wide = meta(dtype, batch, 2048, 1024), torch.float32
+    A, B, D = meta(wide, 1024, states), meta(dtype, batch, 2048, states), meta(wide, 1024)
+    inputs = ScanInputs(u, meta(wide, *u.shape), A, B, B, D, u, D, dt_softplus=True)
+    _, _, saved = selective_scan._forward(inputs, keep=True)
+    selective_scan._backward(inputs, u, None, saved)
+
+
+CASES: dict[str, Callable[[torch.dtype], None]] = {
+    "conv": conv,
+    "scan": scan,
+    "scan64": functools.partial(scan, states=64),
+    "scan256": functools.partial(scan, states=256),
+    "segments": functools.partial(scan, batch=1),
+}
 
 
 def main(words: list[str]) -> None:
