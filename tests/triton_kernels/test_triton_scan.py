@@ -60,7 +60,7 @@ def test_rows_in_segments(missing, device, monkeypatch):
 
 @pytest.mark.parametrize("case", ["slow, constant", "slow, random", "hard"])
 def test_precision_over_many_frames(case, device):
-    """3e-6 of the maximum where states last: without its dither, rounded decays lose ten times as much.
+    """3e-6 of the maximum where states last: without their dither, decays lose 5e-6 by rounding.
 
     A GPU's powers of two are approximate, to 2^-22: they may err alike in all of 1,000 frames, by 3e-4 in the end.
     """
