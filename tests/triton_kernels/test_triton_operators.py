@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from agreement import kernels
 from test_engine import _Calls, conv_inputs, scan_inputs
 from torch import Tensor
 
@@ -27,7 +28,7 @@ def placed(op: str, device: torch.device) -> dict[str, Tensor]:
 def test_they_are_registered_as_torch_wants_them(op, device):
     """Schema, fake implementation, autograd and their tracing under compilation."""
     with _Calls(f"triton_{op}") as calls:
-        getattr(interface, op)(**placed(op, device), **SWITCHES[op], backend="triton")
+        kernels(op)(**placed(op, device), **SWITCHES[op])
     operator, arguments = calls.seen[0]
     torch.library.opcheck(operator, arguments)
 
