@@ -130,7 +130,7 @@ class Parts:
         pytest = self._python("-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "not slow")
         files, packages = ["tests/test_engine.py", "tests/test_ssd.py"], ("pytest", "hypothesis")
         yield Part("tests, torch", [*pytest, *files, *few], 120, packages, environment=where, last=1)
-        kernels = ROOT / "tests" / "triton"
+        kernels = ROOT / "tests" / "triton_kernels"
         switch = {"TRITON_INTERPRET": "1"} if self.is_small else {}
         few = ["--collect-only"] if self.is_small else []
         command = self._python("-m", "pytest", "-q", "-p", "no:cacheprovider", kernels, *few)

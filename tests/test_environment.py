@@ -35,7 +35,7 @@ def pins(lines) -> dict[str, str]:
     for line in lines:
         line = line.partition("#")[0] if " @ " not in line else line
         if line.strip():
-            name, _, version = re.match(r"\s*([A-Za-z0-9_.-]+)\s*(==|@)\s*(\S+)\s*$", line).groups()
+            name, _, version = re.match(r"\s*([A-Za-z0-9_.-]+)\s*(==|@)\s*([^\s;]+)\s*(?:;.*)?$", line).groups()
             assert name not in found, f"{name} stands twice"
             found[name] = version
     return found

@@ -1,6 +1,6 @@
 """The operations of Mamba and Mamba-2 with interchangeable backends; reference.py is their definition."""
 
-BACKENDS = ("auto", "torch", "native", "mamba_ssm", "decomposed")
+BACKENDS = ("auto", "torch", "native", "triton", "mamba_ssm", "decomposed")
 
 
 class Unsupported(ValueError):

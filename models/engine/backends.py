@@ -2,6 +2,7 @@
 
 torch       runs everywhere
 native      C++ for CPUs, compiled on first use
+triton      Triton kernels for CUDA, compiled on first use
 mamba_ssm   the CUDA kernels of the mamba-ssm package
 decomposed  plain operations without loops, for exporters; takes memory of (b, l, d, n)
 """
@@ -15,10 +16,11 @@ from torch import nn
 
 from models.engine import BACKENDS, mamba_ssm
 from models.engine.native import build
+from models.engine.triton import probe
 
 logger = logging.getLogger("tacomamba")
 
-FASTEST_FIRST = {"cpu": ("native",), "cuda": ("mamba_ssm",)}  # before torch, which comes last everywhere
+FASTEST_FIRST = {"cpu": ("native",), "cuda": ("triton", "mamba_ssm")}  # before torch, which comes last everywhere
 COST = {"native": ", which is 8 % slower"}  # of torch in its place, if it was measured
 FASTER: dict[tuple[str, str], str] = {}  # by mixer and device: the backend to try before those, where it was measured
 
@@ -51,15 +53,16 @@ def _resolve(backend: str, mixer: str, device: str) -> str:
         if problem:
             raise ValueError(f"the backend {backend} does not work here: {problem}")
         return backend
+    cost, problems = "", []
     for candidate in _candidates(mixer, device):
         problem = why_not(candidate, mixer, device)
         if not problem:
-            logger.info("%s on %s: backend %s (%s)", mixer, device, candidate, describe(candidate))
+            _report(mixer, device, f"{candidate} ({describe(candidate, mixer)})", problems)
             return candidate
-        cost = COST.get(candidate, "")
-        logger.info(
-            "%s on %s: backend torch%s, since %s does not work here: %s", mixer, device, cost, candidate, problem
-        )
+        cost = cost or COST.get(candidate, "")
+        problems.append(f"{candidate} does not work here: {problem}")
+    if problems:
+        _report(mixer, device, f"torch{cost}", problems)
     return "torch"
 
 
@@ -69,17 +72,26 @@ def _candidates(mixer: str, device: str) -> list[str]:
     return sorted(usual, key=lambda name: name != FASTER.get((mixer, device)))
 
 
+def _report(mixer: str, device: str, chosen: str, problems: list[str]) -> None:
+    reason = f", since {'; '.join(problems)}" if problems else ""
+    logger.info("%s on %s: backend %s%s", mixer, device, chosen, reason)
+
+
 def why_not(backend: str, mixer: str, device: str) -> str | None:
     """Explains why a backend cannot run `mixer` on a device type; None if it can. Tries it, with a tiny input."""
     if backend == "native":
         return _native_problem() if device == "cpu" else "it is for CPUs only"
+    if backend == "triton":
+        return probe.probe(mixer, device)
     if backend == "mamba_ssm":
         return mamba_ssm.probe(mixer) if device == "cuda" else "it is for CUDA only"
     return None
 
 
-def describe(backend: str) -> str:
-    """Describes a backend's kernels in a few words."""
+def describe(backend: str, mixer: str) -> str:
+    """Describes a backend's kernels of a mixer in a few words."""
+    if backend == "triton":
+        return f"its kernels are right, compiled and tried in {probe.seconds[mixer]:.1f} s"
     return build.describe() if backend == "native" else "the CUDA kernels of mamba-ssm"
 
 

@@ -17,22 +17,26 @@ from models.engine import selective_scan as torch_scan
 from models.engine import ssd as torch_ssd
 from models.engine.inputs import ConvInputs, Inputs, ScanInputs, SSDInputs, check_shapes
 from models.engine.native import ops as native
+from models.engine.triton import ops as triton
 
 CONVOLUTIONS = {
     "torch": conv.causal_conv,
     "native": native.causal_conv,
+    "triton": triton.causal_conv,
     "mamba_ssm": mamba_ssm.causal_conv,
     "decomposed": decomposed.causal_conv,
 }
 SELECTIVE_SCANS = {
     "torch": torch_scan.selective_scan,
     "native": native.selective_scan,
+    "triton": triton.selective_scan,
     "mamba_ssm": mamba_ssm.selective_scan,
     "decomposed": decomposed.selective_scan,
 }
 SSDS = {
     "torch": torch_ssd.ssd,
     "native": torch_ssd.ssd,  # consists of matrix products, which torch's library does best
+    "triton": torch_ssd.ssd,
     "mamba_ssm": mamba_ssm.ssd,
     "decomposed": decomposed.ssd,
 }

@@ -12,25 +12,20 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from models.engine import Unsupported, reference, tuning
+from models.engine import Unsupported, tuning
 from models.engine.inputs import ConvInputs, ScanInputs, SSDInputs, cast
 from models.engine.selective_scan import selective_scan as torch_selective_scan
+from models.engine.trial import CHUNK, Operations, problem
 
 KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 OFFSETS = 2**31  # their Triton kernels, and one buffer of the selective scan, count elements in 32 bits, unchecked
 SCAN_CHUNK = 2048  # frames for which the selective scan stores one state
 SSD_CHUNK = 256  # the chunk length their own modules use
 SSD_MODULE = "mamba_ssm.ops.triton.ssd_combined"
-PROBE_CHUNK = (
-    64  # another one for the probe, since Triton reuses its tuning on a tiny problem for the same chunk length
-)
-PROBE_TOLERANCE = 1e-2  # of the maximum: TF32 products pass, wrong mathematics does not
 
 
 def causal_conv(inputs: ConvInputs) -> Tensor:
@@ -218,90 +213,5 @@ def probe(mixer: str) -> str | None:
 
 @tuning.one_configuration(SSD_MODULE)
 def _try(mixer: str, device: torch.device) -> str | None:
-    """Runs a tiny mixer of these kernels forward and backward against the definition in float64."""
-    run, inputs = _PROBES[mixer]()
-    try:
-        got = _outputs_and_gradients(run, _KERNELS, [tensor.to(device, torch.float32) for tensor in inputs])
-    except Exception as reason:  # whatever is wrong with a package or a driver, another backend can take over
-        first_line = (str(reason).splitlines() or ["no message"])[0]
-        return f"its {mixer} kernels cannot run ({type(reason).__name__}: {first_line})"
-    expected = _outputs_and_gradients(run, _DEFINITIONS, inputs)
-    errors = [(a.cpu().double() - b).abs().max() / b.abs().max() for a, b in zip(got, expected, strict=True)]
-    error = torch.stack(errors).max().item()  # max of a NaN is NaN
-    if not error < PROBE_TOLERANCE:
-        return f"its {mixer} kernels are wrong (by {error:.1e} of the maximum)"
-    return None
-
-
-def _outputs_and_gradients(run: Callable, operations: _Operations, inputs: list[Tensor]) -> list[Tensor]:
-    inputs = [tensor.detach().requires_grad_() for tensor in inputs]
-    with torch.enable_grad():
-        outputs = run(operations, *inputs)
-        weights = [torch.linspace(-1, 1, y.numel(), dtype=y.dtype, device=y.device).view(y.shape) for y in outputs]
-    return [*outputs, *torch.autograd.grad(outputs, inputs, weights)]
-
-
-class _Operations(NamedTuple):
-    """The operations that a probe compares, each as a function of its inputs."""
-
-    causal_conv: Callable[[ConvInputs], Tensor]
-    selective_scan: Callable[[ScanInputs], tuple[Tensor, Tensor]]
-    ssd: Callable[[SSDInputs], tuple[Tensor, Tensor]]
-
-
-_KERNELS = _Operations(causal_conv, selective_scan, functools.partial(ssd, chunk=PROBE_CHUNK))
-_DEFINITIONS = _Operations(
-    lambda inputs: reference.causal_conv(*inputs),
-    lambda inputs: reference.selective_scan(*inputs),
-    lambda inputs: reference.ssd(*inputs),
-)
-
-
-def _mamba_probe() -> tuple[Callable, list[Tensor]]:
-    draw = torch.Generator().manual_seed(0)
-    length, channels, state_size = 40, 16, 16
-    inputs = [
-        *_conv_inputs(draw, length, channels),
-        *(_normal(draw, 2, length, channels) for _ in range(2)),  # dt, z
-        -1 - torch.rand(channels, state_size, generator=draw, dtype=torch.float64),
-        *(_normal(draw, 2, length, state_size) for _ in range(2)),  # B, C
-        *(_normal(draw, channels) for _ in range(2)),  # D, dt_bias
-    ]
-
-    def run(operations, x, weight, bias, dt, z, A, B, C, D, dt_bias):
-        u = operations.causal_conv(ConvInputs(x, weight, bias, silu=True))
-        return operations.selective_scan(ScanInputs(u, dt, A, B, C, D, z, dt_bias, dt_softplus=True))
-
-    return run, inputs
-
-
-def _mamba2_probe() -> tuple[Callable, list[Tensor]]:
-    draw = torch.Generator().manual_seed(0)
-    length, heads, channels, state_size = PROBE_CHUNK + 16, 2, 64, 64
-    sizes = [heads * channels, state_size, state_size]
-    inputs = [
-        *_conv_inputs(draw, length, sum(sizes)),
-        _normal(draw, 2, length, heads),  # dt
-        -1 - torch.rand(heads, generator=draw, dtype=torch.float64),
-        *(_normal(draw, heads) for _ in range(2)),  # D, dt_bias
-        _normal(draw, 2, heads, channels, state_size),  # initial state
-    ]
-
-    def run(operations, x, weight, bias, dt, A, D, dt_bias, initial_state):
-        xBC = operations.causal_conv(ConvInputs(x, weight, bias, silu=True))
-        x, B, C = xBC.split(sizes, dim=-1)
-        x, B, C = x.unflatten(-1, (heads, channels)), B.unsqueeze(2), C.unsqueeze(2)
-        return operations.ssd(SSDInputs(x, dt, A, B, C, D, dt_bias, initial_state, dt_softplus=True))
-
-    return run, inputs
-
-
-_PROBES = {"mamba": _mamba_probe, "mamba2": _mamba2_probe}
-
-
-def _conv_inputs(draw: torch.Generator, length: int, channels: int) -> tuple[Tensor, Tensor, Tensor]:
-    return _normal(draw, 2, length, channels), _normal(draw, channels, 4), _normal(draw, channels)
-
-
-def _normal(draw: torch.Generator, *shape: int) -> Tensor:
-    return torch.randn(shape, generator=draw, dtype=torch.float64)
+    """Tries the kernels; Triton reuses its tuning on a tiny problem for the same chunk length, so with another one."""
+    return problem(Operations(causal_conv, selective_scan, functools.partial(ssd, chunk=CHUNK)), mixer, device)

@@ -1,0 +1,11 @@
+"""Triton kernels for CUDA GPUs: nothing to build, compiled in seconds at first use, the same bits in every run.
+
+Each operation is a file: its kernels, forward and backward, and the operators of torch that launch them. Importing this
+package imports no triton, which is needed at the first call alone. Kernels take float32, bfloat16 and float16, compute
+and keep their states in float32, and save their inputs and a state every some frames: backward recomputes the rest.
+
+How they are launched depends on the sizes of the problem and not on measurements made at first use: such tuning is what
+users of other Triton kernels wait for, minutes for each new shape. No sum depends on the order in which programs run.
+
+With TRITON_INTERPRET=1 they run in Triton's interpreter, on CPU tensors: slowly, but as they are.
+"""
