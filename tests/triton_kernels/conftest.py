@@ -19,6 +19,7 @@ if RUNS and INTERPRETED:
     import interpreter
 
     interpreter.hasten()
+    interpreter.repair_products()
 
 
 @pytest.fixture
