@@ -12,11 +12,12 @@ from typing import Any
 
 from torch import Tensor
 
-from models.engine import Unsupported, conv, decomposed, mamba_ssm, reference, triton
+from models.engine import Unsupported, conv, decomposed, mamba_ssm, reference
 from models.engine import selective_scan as torch_scan
 from models.engine import ssd as torch_ssd
 from models.engine.inputs import ConvInputs, Inputs, ScanInputs, SSDInputs, check_shapes
 from models.engine.native import ops as native
+from models.engine.triton import ops as triton
 
 CONVOLUTIONS = {
     "torch": conv.causal_conv,
@@ -28,7 +29,7 @@ CONVOLUTIONS = {
 SELECTIVE_SCANS = {
     "torch": torch_scan.selective_scan,
     "native": native.selective_scan,
-    "triton": torch_scan.selective_scan,
+    "triton": triton.selective_scan,
     "mamba_ssm": mamba_ssm.selective_scan,
     "decomposed": decomposed.selective_scan,
 }

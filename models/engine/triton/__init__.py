@@ -9,17 +9,3 @@ users of other Triton kernels wait for, minutes for each new shape. No sum depen
 
 With TRITON_INTERPRET=1 they run in Triton's interpreter, on CPU tensors: slowly, but as they are.
 """
-
-from torch import Tensor
-
-from models.engine.inputs import ConvInputs
-
-
-def causal_conv(inputs: ConvInputs) -> Tensor:
-    """Depthwise causal convolution of any number of taps; see `interface.causal_conv`.
-
-    Raises Unsupported for float64, and for tensors that are not on a CUDA device.
-    """
-    from models.engine.triton import conv
-
-    return conv.causal_conv(inputs)

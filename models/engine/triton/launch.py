@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -34,6 +34,19 @@ def rows(tensor: Tensor) -> Tensor:
     remains inside a tile fits in 32.
     """
     return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
+
+
+class Rows(NamedTuple):
+    """An activation (b, l, d) as a kernel gets it, as one argument with these fields; d is contiguous."""
+
+    data: Tensor
+    row: int  # strides
+    frame: int
+
+
+def as_rows(tensor: Tensor | None) -> Rows | None:
+    """Returns the activation for a kernel, copied if its last dimension is not contiguous."""
+    return None if tensor is None else Rows(rows(tensor), *rows(tensor).stride()[:2])
 
 
 def contiguous(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:

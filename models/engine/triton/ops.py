@@ -1,0 +1,28 @@
+"""The operations of the Triton backend, which import triton when they are called."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from models.engine.inputs import ConvInputs, ScanInputs
+
+
+def causal_conv(inputs: ConvInputs) -> Tensor:
+    """Depthwise causal convolution of any number of taps; see `interface.causal_conv`.
+
+    Raises Unsupported for float64, and for tensors that are not on a CUDA device.
+    """
+    from models.engine.triton.conv import causal_conv
+
+    return causal_conv(inputs)
+
+
+def selective_scan(inputs: ScanInputs) -> tuple[Tensor, Tensor]:
+    """Selective scan of Mamba with its gate; see `interface.selective_scan`.
+
+    u, dt, z, B and C in any of the kernels' dtypes; the last state is in float32. Raises Unsupported for float64, more
+    than 256 states, and tensors that are not on a CUDA device.
+    """
+    from models.engine.triton.selective_scan import selective_scan
+
+    return selective_scan(inputs)
