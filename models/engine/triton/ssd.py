@@ -32,11 +32,7 @@ DBC = {"num_warps": 8, "num_stages": 1}
 
 
 def ssd(inputs: SSDInputs) -> tuple[Tensor, Tensor]:
-    """State-space duality of Mamba-2; see `interface.ssd`. Matrix products run in x's dtype. Differentiable once.
-
-    Those of float32 are exact where torch.get_float32_matmul_precision() is "highest", and TF32 otherwise. Raises
-    Unsupported for float64, more than 256 states or channels of a head, and tensors that are not on a CUDA device.
-    """
+    """State-space duality of Mamba-2; see `interface.ssd`. Matrix products run in x's dtype. Differentiable once."""
     require("SSD", inputs, "x")
     channels, states = inputs.x.shape[3], inputs.B.shape[3]
     if max(channels, states) > LARGEST:
@@ -63,12 +59,12 @@ def _allocate(inputs: SSDInputs, keep: bool) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _backward(inputs: SSDInputs, dy: Tensor, dstate: Tensor | None, saved: Tensor) -> tuple[Tensor, ...]:
-    call, gradients = _Call(inputs), empty_gradients(inputs)
-    dx, ddt, _, dB, dC = gradients[:5]
-    dy, (dstate,), dinitial = Frames.of(rows(dy)), contiguous(dstate), call.empty(*call.of_states)
+    call, gradients = _Call(inputs), SSDInputs(*empty_gradients(inputs))
+    dx, dB, dC, dy = gradients.x, gradients.B, gradients.C, Frames.of(rows(dy))
+    carry = [call.empty(*call.of_states) for _ in range(2)]  # the last state again, and the gradient of the first
     decays = call.decays()
-    starts = call.walk(call.x, call.B, decays, decays.weight, call.initial, torch.empty_like(dinitial))
-    ends = call.walk(dy, call.C, decays, decays.from_start, dstate, dinitial, backward=True)
+    starts = call.walk(call.x, call.B, decays, decays.weight, call.initial, carry[0])
+    ends = call.walk(dy, call.C, decays, decays.from_start, *contiguous(dstate), carry[1], backward=True)
     sums, dscores = call.sums(), dx.new_empty(*call.of_chunks, call.Q, call.Q)
     channels = call.p_blocks * call.BP
     launch(
@@ -76,7 +72,7 @@ def _backward(inputs: SSDInputs, dy: Tensor, dstate: Tensor | None, saved: Tenso
         call.sizes, call.length, call.chunks, CHANNELS=channels, STATES=call.n_blocks * call.BN, **call.tiles, **DX,
     )  # fmt: skip
     programs, share, shares = call.shares()
-    parts = [call.empty(dB.shape[0], shares, *dB.shape[1:]) if shares > 1 else v for v in (dB, dC)]
+    parts = [call.empty(v.shape[0], shares, *v.shape[1:]) if shares > 1 else v for v in (dB, dC)]
     launch(
         dBC_kernel, programs, dx, call.x, call.B, call.C, decays, starts, ends, dy, dscores, *parts, sums, call.sizes,
         call.length, call.chunks, share, CHANNELS=channels, **call.tiles, **DBC,
@@ -84,19 +80,18 @@ def _backward(inputs: SSDInputs, dy: Tensor, dstate: Tensor | None, saved: Tenso
     if shares > 1:
         dB.copy_(parts[0].sum(1)), dC.copy_(parts[1].sum(1))
     launch(
-        dstep_kernel, call.head_programs, dx, call.A, decays, sums, ddt, call.length, call.chunks, call.sizes.heads,
-        call.n_blocks, inputs.dt_softplus, call.Q, HEADS,
+        dstep_kernel, call.head_programs, dx, call.A, decays, sums, gradients.dt, call.length, call.chunks,
+        call.sizes.heads, call.n_blocks, inputs.dt_softplus, call.Q, HEADS,
     )  # fmt: skip
-    results = (part.sum((0, 2)) for part in (sums.dA, sums.skip, sums.dt_bias))
-    small = (2, 5, 6)  # A, D, dt_bias
-    for index, result in zip((*small, 7), (*results, dinitial), strict=True):
-        if inputs[index] is not None:
-            gradients[index].copy_(result)
-    return gradients
+    dA, dD, dt_bias = (v.sum((0, 2)) for v in (sums.dA, sums.skip, sums.dt_bias))
+    for name, result in {"A": dA, "D": dD, "dt_bias": dt_bias, "initial_state": carry[1]}.items():
+        if getattr(inputs, name) is not None:
+            getattr(gradients, name).copy_(result)
+    return gradients[:-2]
 
 
 class _Call:
-    """The inputs in the layouts that kernels expect, how they are cut, and the launches that forward and backward share.
+    """The inputs in the layouts that kernels expect, how they are cut, and the launches that both passes have.
 
     The tiles are of 64 frames, channels or states; of 32 in float32, whose products hold three times as many values in
     registers, and for sizes up to 32.

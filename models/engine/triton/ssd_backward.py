@@ -1,4 +1,4 @@
-"""Backward kernels of `models.engine.triton.ssd`, given the states at all chunks' starts and their gradients at the ends.
+"""Backward kernels of `models.engine.triton.ssd`, given the states before all chunks and their gradients after them.
 
 One kernel that did it all would have more values at hand than a GPU has registers. The first therefore leaves the
 gradients of all pairs' products for the second, and both leave sums for the third. In a pair (i, j) of a chunk's
