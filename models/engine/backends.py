@@ -52,16 +52,22 @@ def _resolve(backend: str, mixer: str, device: str) -> str:
         if problem:
             raise ValueError(f"the backend {backend} does not work here: {problem}")
         return backend
+    cost, problems = "", []
     for candidate in FASTEST_FIRST.get(device, ()):
         problem = why_not(candidate, mixer, device)
         if not problem:
-            logger.info("%s on %s: backend %s (%s)", mixer, device, candidate, describe(candidate, mixer))
+            _report(mixer, device, f"{candidate} ({describe(candidate, mixer)})", problems)
             return candidate
-        cost = COST.get(candidate, "")
-        logger.info(
-            "%s on %s: backend torch%s, since %s does not work here: %s", mixer, device, cost, candidate, problem
-        )
+        cost = cost or COST.get(candidate, "")
+        problems.append(f"{candidate} does not work here: {problem}")
+    if problems:
+        _report(mixer, device, f"torch{cost}", problems)
     return "torch"
+
+
+def _report(mixer: str, device: str, chosen: str, problems: list[str]) -> None:
+    reason = f", since {'; '.join(problems)}" if problems else ""
+    logger.info("%s on %s: backend %s%s", mixer, device, chosen, reason)
 
 
 def why_not(backend: str, mixer: str, device: str) -> str | None:

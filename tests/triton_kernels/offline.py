@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import argparse
 import functools
+import itertools
+import json
+import os
 import re
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -42,9 +44,10 @@ class Compiled(NamedTuple):
     name: str
     registers: int  # of a thread
     stack: int  # bytes of a thread in memory: spilled registers
+    spilled: int  # instructions in innermost loops that store or load those
     shared: int  # bytes of a program
-    seconds: float  # that compiling took
-    binary: bytes
+    seconds: float  # of one CPU that compiling took
+    sass: str  # machine code
 
 
 class _Absent:
@@ -69,9 +72,9 @@ def compiling(capability: int) -> Iterator[list[Compiled]]:
     compiled, run = [], JITFunction.run
 
     def compile_only(self: JITFunction, *arguments, grid, warmup, **options):
-        start = time.perf_counter()
+        start = _work()
         kernel = run(self, *arguments, grid=grid, warmup=True, **options)
-        compiled.append(_read(kernel, time.perf_counter() - start))
+        compiled.append(_read(kernel, round(_work() - start, 1)))
         self.device_caches.clear()
 
     with tempfile.TemporaryDirectory() as cache, triton.knobs.cache.scope():
@@ -84,6 +87,11 @@ def compiling(capability: int) -> Iterator[list[Compiled]]:
             JITFunction.run = run
 
 
+def _work() -> float:
+    """Returns the CPU seconds so far, those of ptxas included."""
+    return sum(os.times()[:4])
+
+
 def _read(kernel, seconds: float) -> Compiled:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(kernel.asm["cubin"])
@@ -91,8 +99,31 @@ def _read(kernel, seconds: float) -> Compiled:
         command = [TOOLS / "cuobjdump", "--dump-resource-usage", file.name]
         text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     registers, stack = re.search(r"REG:(\d+) STACK:(\d+)", text).groups()
+    sass = _disassemble(kernel.asm["cubin"])
     name = f"{kernel.src.fn.__module__.rpartition('.')[2]}.{kernel.metadata.name}"
-    return Compiled(name, int(registers), int(stack), kernel.metadata.shared, seconds, kernel.asm["cubin"])
+    return Compiled(name, int(registers), int(stack), _spilled(sass), kernel.metadata.shared, seconds, sass)
+
+
+def _disassemble(cubin: bytes) -> str:
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        return subprocess.run([TOOLS / "nvdisasm", "-c", file.name], capture_output=True, text=True, check=True).stdout
+
+
+def _spilled(sass: str) -> int:
+    """Counts accesses to the stack in loops that contain no other loop."""
+    lines, labels, loops = [], {}, []
+    for line in sass.splitlines():
+        if label := re.match(r"\s*(\.L_\w+):", line):
+            labels[label[1]] = len(lines)
+        elif instruction := re.search(r"\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]+) ?([^;]*);", line):
+            target = re.search(r"\.L_\w+", instruction[2]) if instruction[1].startswith("BRA") else None
+            if target and target[0] in labels:  # backward
+                loops.append((labels[target[0]], len(lines)))
+            lines.append(instruction[1])
+    innermost = [(a, b) for a, b in loops if not any((c, d) != (a, b) and a <= c and d <= b for c, d in loops)]
+    return sum(name.startswith(("LDL", "STL")) for a, b in innermost for name in lines[a : b + 1])
 
 
 def meta(dtype: torch.dtype, *shape: int) -> Tensor:
@@ -152,29 +183,19 @@ def main(words: list[str]) -> None:
     parser.add_argument("--capability", nargs="+", type=int, default=[90], metavar="CC", help="80 for sm_80")
     parser.add_argument("--dtype", nargs="+", default=["bfloat16"], metavar="DTYPE", help="of the activations")
     parser.add_argument("--sass", type=Path, metavar="FOLDER", help="writes the machine code there")
+    parser.add_argument("--json", action="store_true", help="one object a line")
     options = parser.parse_args(words)
-    for case in options.cases:
-        for dtype in options.dtype:
-            for capability in options.capability:
-                with compiling(capability) as compiled:
-                    CASES[case](getattr(torch, dtype))
-                for kernel in compiled:
-                    print(
-                        f"{case} {dtype} sm_{capability} {kernel.name}: {kernel.registers} registers, {kernel.stack} B "
-                        f"of stack, {kernel.shared} B shared, {kernel.seconds:.1f} s",
-                        flush=True,
-                    )
-                    if options.sass:
-                        _disassemble(kernel, options.sass / f"{case}-{dtype}-{capability}-{kernel.name}.sass")
-
-
-def _disassemble(kernel: Compiled, path: Path) -> None:
-    path.parent.mkdir(exist_ok=True)
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(kernel.binary)
-        file.flush()
-        done = subprocess.run([TOOLS / "nvdisasm", "-c", file.name], capture_output=True, text=True, check=True)
-    path.write_text(done.stdout, encoding="utf-8")
+    for case, dtype, capability in itertools.product(options.cases, options.dtype, options.capability):
+        with compiling(capability) as compiled:
+            CASES[case](getattr(torch, dtype))
+        for kernel in compiled:
+            if options.sass:
+                options.sass.mkdir(exist_ok=True)
+                path = options.sass / f"{case}-{dtype}-{capability}-{kernel.name}.sass"
+                path.write_text(kernel.sass, encoding="utf-8")
+            fields = {"case": case, "dtype": dtype, "capability": capability, **kernel._asdict()}
+            fields.pop("sass")
+            print(json.dumps(fields) if options.json else " ".join(f"{k} {v}" for k, v in fields.items()), flush=True)
 
 
 if __name__ == "__main__":

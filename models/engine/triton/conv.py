@@ -146,7 +146,7 @@ def _sigmoid(x):
     return 1 / (1 + tl.exp2(x * -1.4426950408889634))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["length"])  # or each kind of length would be compiled for itself
 def _forward_kernel(
     x, row_stride, frame_stride, weight, bias, initial, seq_idx, y, length, channels,
     TAPS: tl.constexpr, SILU: tl.constexpr, FRAMES: tl.constexpr, CHANNELS: tl.constexpr,
@@ -169,7 +169,7 @@ def _forward_kernel(
     tl.store(y + t[:, None] * channels + e, value.to(y.dtype.element_ty), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["length"])
 def _backward_kernel(
     x, row_stride, frame_stride, weight, bias, initial, seq_idx, dy, dy_row_stride, dy_frame_stride, dx, dinitial, sums,
     length, channels, TAPS: tl.constexpr, SILU: tl.constexpr, FRAMES: tl.constexpr, CHANNELS: tl.constexpr,

@@ -7,6 +7,7 @@ pointers: what is left for offsets fits in 32. `row` is in 64 bits for the same 
 import triton
 import triton.language as tl
 
+NOT_SPECIAL = ["length", "segments", "span"]  # or each kind of length would be compiled for itself
 LOG2_E = tl.constexpr(1.4426950408889634)
 LN_2 = tl.constexpr(0.6931471805599453)
 RESET = tl.constexpr(1e30)  # a step so long that its decay is 0: where a packed sequence starts
@@ -28,7 +29,7 @@ def _place(length, width, segments, span, skipped, CHANNELS: tl.constexpr):
 
 @triton.jit
 def _state_places(block, width, states, NL: tl.constexpr, NI: tl.constexpr, DI: tl.constexpr, DL: tl.constexpr):
-    """Returns the channels (1, di, dl, 1) of a block, where its states (ni, di, dl, nl) lie in (d, n), and which exist."""
+    """Returns the channels (1, di, dl, 1) of a block, the places in (d, n) of its states (ni, di, dl, nl), a mask."""
     n = (tl.arange(0, NL)[None, :] * NI + tl.arange(0, NI)[:, None])[:, None, None, :]
     d = (block * (DI * DL) + tl.arange(0, DI)[:, None] * DL + tl.arange(0, DL)[None, :])[None, :, :, None]
     return d, d * states + n, (d < width) & (n < states)
@@ -205,11 +206,12 @@ def _gated(dy, z, row, first, t, stop, e, width):
     return g, through_gate
 
 
-@triton.jit
+@triton.jit(do_not_specialize=NOT_SPECIAL)
 def forward_kernel(
-    u, dt, A, B, C, D, z, dt_bias, initial, seq_idx, added, elapsed, y, last, saved, length, width, states, segments,
-    span, SOFTPLUS: tl.constexpr, STATES: tl.constexpr, FRAMES: tl.constexpr, NI: tl.constexpr, DI: tl.constexpr,
-    CHANNELS: tl.constexpr, SAVE: tl.constexpr,
+    u, dt, A, B, C, D, z, dt_bias, initial, seq_idx, added, elapsed, y, last, saved,
+    length, width, states: tl.constexpr, segments, span, SOFTPLUS: tl.constexpr,
+    STATES: tl.constexpr, FRAMES: tl.constexpr, NI: tl.constexpr, DI: tl.constexpr, CHANNELS: tl.constexpr,
+    SAVE: tl.constexpr,
 ):  # fmt: skip
     """Computes y, the last state, and the saved ones if there is room for them.
 
@@ -273,9 +275,10 @@ def forward_kernel(
         tl.store(last + row * width * states + places, h, mask=exist)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=NOT_SPECIAL)
 def carry_kernel(
-    dt, A, C, z, dt_bias, seq_idx, dy, carried, elapsed, length, width, states, segments, span, SOFTPLUS: tl.constexpr,
+    dt, A, C, z, dt_bias, seq_idx, dy, carried, elapsed,
+    length, width, states: tl.constexpr, segments, span, SOFTPLUS: tl.constexpr,
     STATES: tl.constexpr, FRAMES: tl.constexpr, NI: tl.constexpr, DI: tl.constexpr, CHANNELS: tl.constexpr,
     SAVE: tl.constexpr,
 ):  # fmt: skip
@@ -308,11 +311,13 @@ def carry_kernel(
     tl.store(elapsed + part + e, tl.sum(steps, 0), mask=e < width)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=NOT_SPECIAL)
 def backward_kernel(
-    u, dt, A, B, C, D, z, dt_bias, seq_idx, saved, scratch, dy, dlast, carried, elapsed, du, ddt, dA, dB, dC, dD, dz,
-    dbias, dinitial, length, width, states, segments, span, SOFTPLUS: tl.constexpr, STATES: tl.constexpr,
-    FRAMES: tl.constexpr, NI: tl.constexpr, DI: tl.constexpr, CHANNELS: tl.constexpr, SAVE: tl.constexpr,
+    u, dt, A, B, C, D, z, dt_bias, seq_idx, saved, scratch, dy, dlast, carried, elapsed,
+    du, ddt, dA, dB, dC, dD, dz, dbias, dinitial,
+    length, width, states: tl.constexpr, segments, span, SOFTPLUS: tl.constexpr,
+    STATES: tl.constexpr, FRAMES: tl.constexpr, NI: tl.constexpr, DI: tl.constexpr, CHANNELS: tl.constexpr,
+    SAVE: tl.constexpr,
 ):  # fmt: skip
     """Computes all gradients; those of A, D and dt_bias of each segment, those of B and C of each block of channels."""
     NL: tl.constexpr = STATES // NI

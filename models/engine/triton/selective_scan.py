@@ -1,9 +1,9 @@
-"""Mamba's selective scan in Triton: states in registers, one saved every SAVE frames, all else recomputed in backward.
+"""Mamba's selective scan in Triton: states in registers, one saved every SAVE frames, the rest recomputed in backward.
 
-A program owns a block of channels of one row and walks through its frames, a few at a time: a tile. The states of a tile
-are a tensor (t, ni, di, dl, nl) of frames, states n = nl NI + ni and channels e = di DL + dl. In Triton's layout the last
-dimensions lie in different threads, and the first in registers of one: so the recurrence over t is a chain of FMAs in
-registers, sums over states cross nl threads, and those over channels dl.
+A program owns a block of channels of one row and walks through its frames, a few at a time: a tile. The states of a
+tile are a tensor (t, ni, di, dl, nl) of frames, states n = nl NI + ni and channels e = di DL + dl. In Triton's layout
+the last dimensions lie in different threads, and the first in registers of one: so the recurrence over t is a chain of
+FMAs in registers, sums over states cross nl threads, and those over channels dl.
 
 Backward takes the saved states from the last to the first. From each it walks SAVE frames forward, noting the state
 before each tile, and then walks them backward. Sums over channels, of the gradients of B and C, and over rows are left
@@ -34,6 +34,21 @@ BUSY = 1024  # warps that fill a large GPU with the registers that they need
 SHORTEST = 4 * SAVE  # frames of a segment
 
 
+class Tile(NamedTuple):
+    """What a thread has of a tile, and how many warps a program has."""
+
+    frames: int
+    states: int
+    channels: int
+    warps: int
+
+
+# By the most states for which the registers suffice. The more states and channels a thread has, the fewer threads the
+# sums over them cross. One warp has no barriers; for many states there are more, so that a block keeps its width.
+FORWARD = {32: Tile(8, 4, 1, 4), 64: Tile(8, 8, 1, 4), 256: Tile(8, 8, 1, 8)}
+BACKWARD = {16: Tile(4, 4, 2, 1), 32: Tile(4, 4, 2, 2), 64: Tile(2, 8, 2, 2), 256: Tile(2, 8, 1, 8)}
+
+
 def selective_scan(inputs: ScanInputs) -> tuple[Tensor, Tensor]:
     """Selective scan of Mamba; see `interface.selective_scan`. Differentiable once."""
     require("selective scan", inputs, "u", "dt", "z", "B", "C")
@@ -52,16 +67,16 @@ class _Plan(NamedTuple):
     options: dict[str, Any]  # of the launch
 
 
-def _plan(inputs: ScanInputs, frames: int, channels: int, warps: int) -> _Plan:
-    """Plans tiles of so many frames, with so many channels, and up to 4 of their states, in a thread."""
+def _plan(inputs: ScanInputs, tiles: dict[int, Tile]) -> _Plan:
     (batch, length, width), states = inputs.u.shape, triton.next_power_of_2(inputs.A.shape[1])
-    own = min(4, states)
-    block = min(64, own * channels * 32 * warps // states)
+    tile = next(tile for most, tile in tiles.items() if states <= most)
+    own = min(tile.states, states)
+    block = min(64, own * tile.channels * 32 * tile.warps // states)
     blocks = triton.cdiv(width, block)
-    wanted = max(1, BUSY // (batch * blocks * warps))
+    wanted = max(1, BUSY // (batch * blocks * tile.warps))
     span = max(SHORTEST, SAVE * triton.cdiv(length, SAVE * wanted))
-    tile = {"STATES": states, "FRAMES": frames, "NI": own, "DI": channels, "CHANNELS": block, "SAVE": SAVE}
-    return _Plan(blocks, triton.cdiv(length, span), span, tile | {"num_warps": warps})
+    options = {"STATES": states, "FRAMES": tile.frames, "NI": own, "DI": tile.channels, "CHANNELS": block, "SAVE": SAVE}
+    return _Plan(blocks, triton.cdiv(length, span), span, options | {"num_warps": tile.warps})
 
 
 def _forward(inputs: ScanInputs, keep: bool) -> tuple[Tensor, Tensor, Tensor]:
@@ -69,7 +84,7 @@ def _forward(inputs: ScanInputs, keep: bool) -> tuple[Tensor, Tensor, Tensor]:
     y, last, saved = _allocate(inputs, keep)
     batch, length, width = y.shape
     u, dt, z, B, C, A, D, bias, initial, seq_idx = _arguments(inputs)
-    plan = _plan(inputs, frames=8, channels=1, warps=4)
+    plan = _plan(inputs, FORWARD)
     sizes = length, width, A.shape[1]
     added = elapsed = None
     if plan.segments > 1:
@@ -95,8 +110,7 @@ def _backward(inputs: ScanInputs, dy: Tensor, dstate: Tensor | None, saved: Tens
     batch, length, width = du.shape
     u, dt, z, B, C, A, D, bias, initial, seq_idx = _arguments(inputs)
     dy, (dstate,) = as_rows(dy), contiguous(dstate)
-    # One warp has no barriers, but for many states its block would be of a few channels, too few for a load.
-    plan = _plan(inputs, frames=4, channels=2, warps=1 if A.shape[1] <= 16 else 4)
+    plan = _plan(inputs, BACKWARD)
     sizes = length, width, A.shape[1]
     carried = elapsed = None
     if plan.segments > 1:
@@ -105,9 +119,8 @@ def _backward(inputs: ScanInputs, dy: Tensor, dstate: Tensor | None, saved: Tens
         given = dt, A, C, z, bias, seq_idx, dy, carried, elapsed
         _launch(carry_kernel, batch, plan, rest, inputs, *given, *sizes)
     tile = plan.options
-    scratch = A.new_empty(
-        batch * plan.segments * plan.blocks, SAVE // tile["FRAMES"], tile["CHANNELS"] * tile["STATES"]
-    )
+    programs = batch * plan.segments * plan.blocks
+    scratch = A.new_empty(programs, SAVE // tile["FRAMES"], tile["CHANNELS"], tile["STATES"])
     of_B, of_C = (A.new_empty(batch, plan.blocks, length, A.shape[1]) for _ in range(2))
     of_A = A.new_empty(batch * plan.segments, *A.shape)
     of_D, of_bias = (A.new_empty(batch * plan.segments, width) for _ in range(2))
