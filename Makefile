@@ -28,7 +28,7 @@ TORCH := $(shell grep '^torch==' requirements.txt)
 help:
 	@echo "make demo         sets up .venv, then recognition and text to mel on synthetic speech; ends with a table"
 	@echo "make test         sets up .venv and .venv-test, then lint and the tests that are not slow"
-	@echo "make test-slow    the tests of benchmarks/studies, the long tests, and tests of random inputs with 200 seeds"
+	@echo "make test-slow    the tests of benchmarks/studies, the long tests, those of random inputs with 200 seeds, Triton"
 	@echo "make test-bare    the tests that are not slow again: no compiler on the path, stray files in the checkout"
 	@echo "make test-studies the tests of benchmarks/studies"
 	@echo "make env          sets up .venv for users: requirements.txt and requirements-demo.txt"
@@ -46,6 +46,7 @@ test: lint
 
 test-slow: test-studies
 	$(TEST_PY) -m pytest -m slow
+	TRITON_INTERPRET=1 $(TEST_PY) -m pytest -n 2 tests/triton_kernels tests/test_triton_backend.py
 	$(TEST_PY) -m pytest -n 2 -m "drawn or hypothesis" --seeds 200
 
 test-bare: $(TESTS)/.dev

@@ -35,7 +35,6 @@ from triton.runtime.jit import JITFunction  # noqa: E402
 from models.engine.inputs import ConvInputs, ScanInputs, SSDInputs  # noqa: E402
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
-SHARED = {80: 163 << 10, 90: 227 << 10}  # bytes of shared memory that a program may have, by compute capability
 
 
 class Compiled(NamedTuple):

@@ -1,19 +1,13 @@
-"""The SSD in Triton against the frame-by-frame definition in float64, by the inputs and judges of test_ssd.
-
-On a GPU, or with TRITON_INTERPRET=1 on a CPU.
-"""
+"""The SSD in Triton against the frame-by-frame definition in float64, by the inputs and judges of test_ssd."""
 
 from __future__ import annotations
 
 import math
-import os
-import subprocess
-import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import torch
+from agreement import BOUNDS
 from test_ssd import (
     OPTIONAL,
     assert_close,
@@ -29,11 +23,9 @@ from torch import Tensor
 from models.engine import Unsupported, interface, reference
 from models.engine.inputs import SSDInputs
 from models.engine.triton import ssd as triton_ssd
-from models.engine.triton.ssd import ssd
+from models.engine.triton.ops import ssd
 
-BOUNDS = {torch.float32: 2e-5, torch.bfloat16: 3e-2, torch.float16: 4e-3}  # of the maximum
 DTYPES = pytest.mark.parametrize("dtype", BOUNDS, ids=lambda dtype: str(dtype).split(".")[-1])
-OFFLINE = Path(__file__).with_name("offline.py")
 LOW = ("x", "B", "C")
 
 
@@ -180,19 +172,6 @@ def test_offsets_beyond_32_bits(device):
     assert torch.equal(got[0], want[0]) and torch.equal(got[1], want[1])
 
 
-def test_operators_are_registered_as_torch_wants_them(device):
-    """Schemas, fake implementations, autograd and tracing under compilation, with and without optional inputs."""
-    leaves = [v.to(device).requires_grad_(v.is_floating_point()) for v in ssd_inputs(1, 20, 2, 3, 5).values()]
-    forward, backward = torch.ops.tacomamba.triton_ssd.default, torch.ops.tacomamba.triton_ssd_backward.default
-    torch.library.opcheck(forward, (*leaves, True, True))
-    arguments = [*(v.detach() for v in leaves), True]
-    plain = [arguments[0], arguments[1].exp(), *arguments[2:5], None, None, None, None, False]
-    torch.library.opcheck(forward, (*plain, False))
-    y, final_state, saved = forward(*arguments, True)
-    torch.library.opcheck(backward, (*arguments, y, final_state, saved))
-    torch.library.opcheck(backward, (*plain, y, None, saved))
-
-
 def test_what_it_cannot_compute_is_left_to_torch(device):
     """float64, more than 256 states, more than 256 channels: Unsupported here, and right through the interface."""
     sizes = {"channels": 2, "states": 2}
@@ -203,32 +182,3 @@ def test_what_it_cannot_compute_is_left_to_torch(device):
             ssd(SSDInputs(**inputs))
         got, want = (interface.ssd(**inputs, dt_softplus=True, backend=backend) for backend in ("triton", "torch"))
         assert torch.equal(got[0], want[0]) and torch.equal(got[1], want[1])
-
-
-def test_the_interface_has_it(device):
-    inputs = {name: v.to(device) for name, v in ssd_inputs(1, 20, 2, 3, 5).items()}
-    got = interface.ssd(**inputs, dt_softplus=True, backend="triton")
-    want = ssd(SSDInputs(**inputs, dt_softplus=True))
-    assert torch.equal(got[0], want[0]) and torch.equal(got[1], want[1])
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("capability", ["80", "90"])
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_kernels_fit_in_registers_and_shared_memory(dtype, capability):
-    """Compiled for GPUs that are not here, in the classes of sizes that matter: no spilled registers, 64 KiB shared.
-
-    Prints the CPU seconds that compiling takes for the first step of each class's training.
-    """
-    cases = ["ssd", "ssd32-16", "ssd64-128", "ssd256-256"]
-    command = [sys.executable, OFFLINE, *cases, "--dtype", dtype, "--capability", capability]
-    environment = {name: v for name, v in os.environ.items() if name != "TRITON_INTERPRET"}
-    output = subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout
-    words = [line.split() for line in output.splitlines()]
-    compiled = [dict(zip(line[::2], line[1::2], strict=True)) for line in words]
-    for case in cases:
-        kernels = [kernel for kernel in compiled if kernel["case"] == case]
-        assert len({kernel["name"] for kernel in kernels}) == 6
-        assert all(kernel["stack"] == "0" and int(kernel["shared"]) <= 64 << 10 for kernel in kernels), kernels
-        seconds = sum(float(kernel["seconds"]) for kernel in kernels)
-        print(f"{case} {dtype} sm_{capability}: {seconds:.1f} CPU seconds to compile")

@@ -17,7 +17,7 @@ from torch import Tensor
 from models.engine import Unsupported
 from models.engine.inputs import ConvInputs, cast
 from models.engine.operators import define, empty_gradients
-from models.engine.triton.launch import contiguous, launch, require, rows
+from models.engine.triton.launch import contiguous, launch, rows
 
 FORWARD = {"FRAMES": 16, "CHANNELS": 128, "num_warps": 4}
 BACKWARD = {"FRAMES": 16, "CHANNELS": 64, "TILES": 4, "num_warps": 4}
@@ -26,7 +26,6 @@ MOST_TAPS = 8  # their loops are unrolled, in backward a loop in a loop
 
 def causal_conv(inputs: ConvInputs) -> Tensor:
     """Depthwise causal convolution; see `interface.causal_conv`. Differentiable once."""
-    require("causal convolution", inputs, "x")
     if inputs.weight.shape[1] > MOST_TAPS:
         raise Unsupported(f"the Triton causal convolution has at most {MOST_TAPS} taps, not {inputs.weight.shape[1]}")
     inputs = cast(inputs, torch.float32, "weight", "bias", "initial_state")

@@ -5,13 +5,15 @@ from __future__ import annotations
 from torch import Tensor
 
 from models.engine.inputs import ConvInputs, ScanInputs, SSDInputs
+from models.engine.triton.launch import require
 
 
 def causal_conv(inputs: ConvInputs) -> Tensor:
-    """Depthwise causal convolution of any number of taps; see `interface.causal_conv`.
+    """Depthwise causal convolution of up to 8 taps; see `interface.causal_conv`.
 
-    Raises Unsupported for float64, and for tensors that are not on a CUDA device.
+    Raises Unsupported for more taps, for float64, and for tensors that are not on a CUDA device.
     """
+    require("causal convolution", inputs, "x")
     from models.engine.triton.conv import causal_conv
 
     return causal_conv(inputs)
@@ -23,6 +25,7 @@ def selective_scan(inputs: ScanInputs) -> tuple[Tensor, Tensor]:
     u, dt, z, B and C in any of the kernels' dtypes; the last state is in float32. Raises Unsupported for float64, more
     than 256 states, and tensors that are not on a CUDA device.
     """
+    require("selective scan", inputs, "u", "dt", "z", "B", "C")
     from models.engine.triton.selective_scan import selective_scan
 
     return selective_scan(inputs)
@@ -35,6 +38,7 @@ def ssd(inputs: SSDInputs) -> tuple[Tensor, Tensor]:
     as it is unless set otherwise, and TF32 elsewhere. Raises Unsupported for float64, more than 256 states or channels
     of a head, and tensors that are not on a CUDA device.
     """
+    require("SSD", inputs, "x")
     from models.engine.triton.ssd import ssd
 
     return ssd(inputs)

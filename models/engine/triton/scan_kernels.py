@@ -12,9 +12,7 @@ LOG2_E = tl.constexpr(1.4426950408889634)
 LN_2 = tl.constexpr(0.6931471805599453)
 RESET = tl.constexpr(1e30)  # a step so long that its decay is 0: where a packed sequence starts
 GOLDEN = tl.constexpr(-1640531527)  # of 2^32, the golden ratio, as a signed number
-DITHER = tl.constexpr(
-    2.0**-56 / 0.6931471805599453
-)  # makes of 32 bits half a unit in the last place of a decay below 1
+DITHER = tl.constexpr(2.0**-56 / 0.6931471805599453)  # turns 32 bits into one rounding interval of a decay near 1
 
 
 @triton.jit

@@ -25,7 +25,7 @@ from torch import Tensor
 from models.engine import Unsupported
 from models.engine.inputs import ScanInputs, cast
 from models.engine.operators import define, empty_gradients
-from models.engine.triton.launch import as_rows, contiguous, launch, require
+from models.engine.triton.launch import as_rows, contiguous, launch
 from models.engine.triton.scan_kernels import backward_kernel, carry_kernel, forward_kernel
 
 SAVE = 64  # frames
@@ -51,7 +51,6 @@ BACKWARD = {16: Tile(4, 4, 2, 1), 32: Tile(4, 4, 2, 2), 64: Tile(2, 8, 2, 2), 25
 
 def selective_scan(inputs: ScanInputs) -> tuple[Tensor, Tensor]:
     """Selective scan of Mamba; see `interface.selective_scan`. Differentiable once."""
-    require("selective scan", inputs, "u", "dt", "z", "B", "C")
     if inputs.A.shape[1] > MOST_STATES:
         raise Unsupported(f"the Triton selective scan has at most {MOST_STATES} states, not {inputs.A.shape[1]}")
     inputs = cast(inputs, torch.float32, "A", "D", "dt_bias", "initial_state")

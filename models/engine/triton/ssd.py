@@ -18,7 +18,7 @@ from torch import Tensor
 from models.engine import Unsupported
 from models.engine.inputs import SSDInputs, cast
 from models.engine.operators import define, empty_gradients
-from models.engine.triton.launch import contiguous, launch, require, rows
+from models.engine.triton.launch import contiguous, launch, rows
 from models.engine.triton.ssd_backward import Sums, dBC_kernel, dstep_kernel, dx_kernel
 from models.engine.triton.ssd_forward import Decays, Frames, Sizes, carry_kernel, decays_kernel, outputs_kernel
 
@@ -34,7 +34,6 @@ DBC = {"num_warps": 8, "num_stages": 1}
 
 def ssd(inputs: SSDInputs) -> tuple[Tensor, Tensor]:
     """State-space duality of Mamba-2; see `interface.ssd`. Matrix products run in x's dtype. Differentiable once."""
-    require("SSD", inputs, "x")
     channels, states = inputs.x.shape[3], inputs.B.shape[3]
     if max(channels, states) > LARGEST:
         raise Unsupported(f"the Triton SSD holds {LARGEST} states and channels a head, not {states} and {channels}")
