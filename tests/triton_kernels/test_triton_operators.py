@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import pytest
 import torch
 from test_engine import _Calls, conv_inputs, scan_inputs
@@ -63,10 +65,10 @@ def run(mixer: Mamba | Mamba2, backend: str, x: Tensor, lengths: Tensor | None, 
 
 
 @pytest.mark.parametrize("how", ["padded", "packed"])
-@pytest.mark.parametrize("kind", [Mamba, Mamba2])
-def test_mixers_are_the_same_as_with_torch(kind, how, device):
+@pytest.mark.parametrize("make", [Mamba, functools.partial(Mamba2, headdim=8)])
+def test_mixers_are_the_same_as_with_torch(make, how, device):
     torch.manual_seed(0)
-    mixer, x = kind(16, d_state=4).to(device), torch.randn(2, 30, 16, device=device)
+    mixer, x = make(16, d_state=4).to(device), torch.randn(2, 30, 16, device=device)
     lengths = torch.tensor([30, 17], device=device) if how == "padded" else None
     seq_idx = (torch.arange(30, device=device) // 13).expand(2, 30).int() if how == "packed" else None
     got, want = (run(mixer, backend, x, lengths, seq_idx) for backend in ("triton", "torch"))
