@@ -178,6 +178,14 @@ def real_data() -> Path:
 
 
 @pytest.fixture
+def device():
+    """Where Triton's kernels are tested: on the GPU, or with TRITON_INTERPRET=1 on the CPU."""
+    import torch
+
+    return torch.device("cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda")
+
+
+@pytest.fixture
 def voices(librispeech_root: Path) -> dict[str, list[Path]]:
     """Speaker -> recordings."""
     split = librispeech_root / "LibriSpeech" / "train-tiny"

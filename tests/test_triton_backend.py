@@ -108,11 +108,10 @@ print([name for name, module in sys.modules.items() if name.split(".")[0] == "tr
 
 
 SMALL = """
-import interpreter, torch
+import torch
 from agreement import error
 from test_engine import conv_inputs, scan_inputs
 from test_ssd import ssd_inputs
-interpreter.hasten()
 cpu = torch.device("cpu")
 assert error("causal_conv", conv_inputs(1, 20, 9, 4) | {"silu": True}, cpu) < 2e-5
 assert error("selective_scan", scan_inputs(1, 10, 9, 4) | {"dt_softplus": True}, cpu) < 2e-5
@@ -126,10 +125,9 @@ def test_operations_equal_the_definition_in_the_interpreter():
 
 
 TRIAL = """
-import interpreter, logging, sys, torch
+import agreement, logging, sys, torch
 from models.engine import backends
 from models.engine.triton import scan_kernels
-interpreter.hasten()
 logging.basicConfig(level=logging.INFO, format="%(message)s")
 print(backends.why_not("triton", "mamba", "cpu"))
 backends.probe.probe.cache_clear()

@@ -1,16 +1,31 @@
-"""Comparison of Triton's operations with the definition in float64."""
+"""Comparison of Triton's operations with the definition in float64.
+
+Skips the test module that imports it where there is no triton, or no place to run its kernels. The folder is not called
+triton and has no conftest.py, since Python would take those for others of the same name.
+"""
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
 from models.engine import reference
 from models.engine.inputs import ConvInputs, ScanInputs, SSDInputs
 from models.engine.triton import ops
+from models.engine.triton.launch import INTERPRETED
+
+if importlib.util.find_spec("triton") is None or not (INTERPRETED or torch.cuda.is_available()):
+    pytest.skip("needs triton, and a GPU or TRITON_INTERPRET=1", allow_module_level=True)
+if INTERPRETED:
+    import interpreter
+
+    interpreter.hasten()
+    interpreter.repair_products()
 
 KINDS = {"causal_conv": ConvInputs, "selective_scan": ScanInputs, "ssd": SSDInputs}
 # Largest errors of outputs and gradients, of the maximum. In 16 bits inputs, outputs and gradients are rounded.

@@ -6,6 +6,7 @@ import functools
 
 import pytest
 import torch
+from agreement import kernels
 from test_engine import _Calls, conv_inputs, scan_inputs
 from test_ssd import ssd_inputs
 from torch import Tensor
@@ -31,7 +32,7 @@ def placed(op: str, device: torch.device) -> dict[str, Tensor]:
 def test_they_are_registered_as_torch_wants_them(op, device):
     """Schema, fake implementation, autograd and their tracing under compilation."""
     with _Calls(f"triton_{op}") as calls:
-        getattr(interface, op)(**placed(op, device), **SWITCHES[op], backend="triton")
+        kernels(op)(**placed(op, device), **SWITCHES[op])
     operator, arguments = calls.seen[0]
     torch.library.opcheck(operator, arguments)
 

@@ -70,7 +70,8 @@ def _plan(inputs: ScanInputs, tiles: dict[int, Tile]) -> _Plan:
     (batch, length, width), states = inputs.u.shape, triton.next_power_of_2(inputs.A.shape[1])
     tile = next(tile for most, tile in tiles.items() if states <= most)
     own = min(tile.states, states)
-    block = min(64, own * tile.channels * 32 * tile.warps // states)
+    # Just the channels that fill the threads: where some were left, Triton would spread the frames over them.
+    block = own * tile.channels * 32 * tile.warps // states
     blocks = triton.cdiv(width, block)
     wanted = max(1, BUSY // (batch * blocks * tile.warps))
     span = max(SHORTEST, SAVE * triton.cdiv(length, SAVE * wanted))
