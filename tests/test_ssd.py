@@ -252,16 +252,8 @@ def test_zero_steps_keep_the_state_to_the_last_bit():
     assert torch.equal(state, inputs["initial_state"])
 
 
-@given(strongest=st.floats(0, 6), seed=st.integers(0, 99))
-@example(6.0, 0)
-@example(0.0, 69)  # the summands of a gradient of A are 130 times their sum, whose rounding is theirs
-@example(1.0, 69)
-def test_extreme_decay_gives_finite_and_right_gradients(strongest, seed):
-    """Steps of 0, small and huge ones side by side, dt A beyond any exponential.
-
-    float32 within 5e-6 of the maximum; of the norm of its summands for the gradient of A, where that is more.
-    """
-    length, heads = CHUNK + 20, 8
+def extreme_inputs(length: int, heads: int, strongest: float, seed: int) -> dict[str, Tensor]:
+    """Steps of 0, small and huge ones side by side, dt A beyond any exponential; every head a group of its own."""
     inputs = ssd_inputs(1, length, heads, 3, 4, heads, seed)
     draw = torch.Generator().manual_seed(seed)
     inputs["A"] = -(10 ** torch.linspace(-2, strongest, heads))
@@ -269,6 +261,16 @@ def test_extreme_decay_gives_finite_and_right_gradients(strongest, seed):
     steps = torch.rand(1, length, heads, generator=draw)
     inputs["dt"] = torch.where(kind < 0.7, 0.05 * steps, torch.where(kind < 0.9, 0.0, 1e3 * steps))
     del inputs["dt_bias"]
+    return inputs
+
+
+@given(strongest=st.floats(0, 6), seed=st.integers(0, 99))
+@example(6.0, 0)
+@example(0.0, 69)  # the summands of a gradient of A are 130 times their sum, whose rounding is theirs
+@example(1.0, 69)
+def test_extreme_decay_gives_finite_and_right_gradients(strongest, seed):
+    """float32 within 5e-6 of the maximum; of the norm of its summands for the gradient of A, where that is more."""
+    inputs = extreme_inputs(CHUNK + 20, 8, strongest, seed)
     got, want = results(ssd, inputs), results(reference.ssd, cast(inputs, torch.float64))
     require_dA(got["gradient of A"], want.pop("gradient of A"), inputs, 5e-6)
     assert_close(got, want, 5e-6)

@@ -111,9 +111,11 @@ SMALL = """
 import torch
 from agreement import error
 from test_engine import conv_inputs, scan_inputs
+from test_ssd import ssd_inputs
 cpu = torch.device("cpu")
 assert error("causal_conv", conv_inputs(1, 20, 9, 4) | {"silu": True}, cpu) < 2e-5
 assert error("selective_scan", scan_inputs(1, 10, 9, 4) | {"dt_softplus": True}, cpu) < 2e-5
+assert error("ssd", ssd_inputs(1, 10, 2, 9, 4) | {"dt_softplus": True}, cpu) < 2e-5
 """
 
 

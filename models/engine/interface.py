@@ -36,7 +36,7 @@ SELECTIVE_SCANS = {
 SSDS = {
     "torch": torch_ssd.ssd,
     "native": torch_ssd.ssd,  # consists of matrix products, which torch's library does best
-    "triton": torch_ssd.ssd,
+    "triton": triton.ssd,
     "mamba_ssm": mamba_ssm.ssd,
     "decomposed": decomposed.ssd,
 }

@@ -25,6 +25,7 @@ if INTERPRETED:
     import interpreter
 
     interpreter.hasten()
+    interpreter.repair_products()
 
 KINDS = {"causal_conv": ConvInputs, "selective_scan": ScanInputs, "ssd": SSDInputs}
 # Largest errors of outputs and gradients, of the maximum. In 16 bits inputs, outputs and gradients are rounded.

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
-from triton.runtime.interpreter import ReduceOps, ScanOps
+import triton.language as tl
+from triton.runtime.interpreter import InterpreterBuilder, ReduceOps, ScanOps, TensorHandle
 
 
 def hasten() -> None:
@@ -36,3 +37,13 @@ def _reduce(self, tensors):
     *_, last = _running(self, tensors)
     last = [np.expand_dims(value, self.axis) for value in last] if self.keep_dims else last
     return [self.to_tensor(value, tensor.dtype) for value, tensor in zip(last, tensors, strict=True)]
+
+
+def repair_products() -> None:
+    """Lets products take bfloat16 for what it is: Triton's take its bits for whole numbers."""
+    InterpreterBuilder.create_dot = _dot
+
+
+def _dot(self, a, b, total, input_precision, max_num_imprecise_acc):
+    a, b = (self.cast_impl(v, tl.float32) if v.dtype.scalar == tl.bfloat16 else v for v in (a, b))
+    return TensorHandle(np.matmul(a.data, b.data, dtype=total.data.dtype) + total.data, total.dtype.scalar)

@@ -32,7 +32,7 @@ from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.runtime.driver import driver  # noqa: E402
 from triton.runtime.jit import JITFunction  # noqa: E402
 
-from models.engine.inputs import ConvInputs, ScanInputs  # noqa: E402
+from models.engine.inputs import ConvInputs, ScanInputs, SSDInputs  # noqa: E402
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
@@ -150,12 +150,29 @@ def scan(dtype: torch.dtype, states: int = 16, batch: int = 16) -> None:
     selective_scan._backward(inputs, u, None, saved)
 
 
+def ssd(dtype: torch.dtype, channels: int = 64, states: int = 64) -> None:
+    """A state-space duality as in Mamba-2's training, where x, B and C are parts of one tensor."""
+    from models.engine.triton import ssd
+
+    wide, heads = torch.float32, 1024 // channels
+    x, B, C = meta(dtype, 16, 2048, 1024 + 2 * states).split([1024, states, states], dim=2)
+    x, B, C, h = x.unflatten(2, (heads, channels)), B.unsqueeze(2), C.unsqueeze(2), meta(wide, heads)
+    inputs = SSDInputs(x, meta(wide, 16, 2048, heads), h, B, C, h, h, dt_softplus=True)
+    y, _, saved = ssd._forward(inputs, keep=True)
+    ssd._backward(inputs, y, None, saved)
+
+
 CASES: dict[str, Callable[[torch.dtype], None]] = {
     "conv": conv,
     "scan": scan,
     "scan64": functools.partial(scan, states=64),
     "scan256": functools.partial(scan, states=256),
     "segments": functools.partial(scan, batch=1),
+    "ssd": ssd,
+    "ssd32-16": functools.partial(ssd, channels=32, states=16),
+    "ssd64-128": functools.partial(ssd, states=128),
+    "ssd128-128": functools.partial(ssd, channels=128, states=128),
+    "ssd256-256": functools.partial(ssd, channels=256, states=256),
 }
 
 

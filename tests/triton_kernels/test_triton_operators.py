@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import functools
+
 import pytest
 import torch
 from agreement import kernels
 from test_engine import _Calls, conv_inputs, scan_inputs
+from test_ssd import ssd_inputs
 from torch import Tensor
 
 from models.engine import interface
 from models.engine.backends import set_backend, why_not
-from models.mamba import Mamba
+from models.mamba import Mamba, Mamba2
 
 INPUTS = {
     "causal_conv": lambda: conv_inputs(2, 10, 4, 4),
     "selective_scan": lambda: scan_inputs(2, 10, 4, 3),
+    "ssd": lambda: ssd_inputs(2, 10, 2, 3, 5),
 }
-SWITCHES = {"causal_conv": {"silu": True}, "selective_scan": {"dt_softplus": True}}
+SWITCHES = {"causal_conv": {"silu": True}, "selective_scan": {"dt_softplus": True}, "ssd": {"dt_softplus": True}}
 
 
 def placed(op: str, device: torch.device) -> dict[str, Tensor]:
@@ -50,7 +54,7 @@ def test_a_graph_of_torch_compile_holds_them(op, device):
     torch.testing.assert_close(*gradients, atol=1e-4, rtol=1e-4)
 
 
-def run(mixer: Mamba, backend: str, x: Tensor, lengths: Tensor | None, seq_idx: Tensor | None) -> list[Tensor]:
+def run(mixer: Mamba | Mamba2, backend: str, x: Tensor, lengths: Tensor | None, seq_idx: Tensor | None) -> list[Tensor]:
     """Outputs at valid frames, of a whole, and of its second half from the state after the first; all gradients."""
     set_backend(mixer, backend)
     y, state = mixer(x, lengths, seq_idx, return_state=True)
@@ -62,14 +66,16 @@ def run(mixer: Mamba, backend: str, x: Tensor, lengths: Tensor | None, seq_idx: 
 
 
 @pytest.mark.parametrize("how", ["padded", "packed"])
-def test_mixers_are_the_same_as_with_torch(how, device):
+@pytest.mark.parametrize("make", [Mamba, functools.partial(Mamba2, headdim=8)])
+def test_mixers_are_the_same_as_with_torch(make, how, device):
     torch.manual_seed(0)
-    mixer, x = Mamba(16, d_state=4).to(device), torch.randn(2, 30, 16, device=device)
+    mixer, x = make(16, d_state=4).to(device), torch.randn(2, 30, 16, device=device)
     lengths = torch.tensor([30, 17], device=device) if how == "padded" else None
     seq_idx = (torch.arange(30, device=device) // 13).expand(2, 30).int() if how == "packed" else None
     got, want = (run(mixer, backend, x, lengths, seq_idx) for backend in ("triton", "torch"))
     torch.testing.assert_close(got, want, atol=1e-4, rtol=1e-4)
 
 
-def test_the_trial_accepts_the_kernels(device):
-    assert why_not("triton", "mamba", device.type) is None
+@pytest.mark.parametrize("mixer", ["mamba", "mamba2"])
+def test_the_trial_accepts_the_kernels(mixer, device):
+    assert why_not("triton", mixer, device.type) is None

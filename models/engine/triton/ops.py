@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from models.engine.inputs import ConvInputs, ScanInputs
+from models.engine.inputs import ConvInputs, ScanInputs, SSDInputs
 from models.engine.triton.launch import require
 
 
@@ -29,3 +29,16 @@ def selective_scan(inputs: ScanInputs) -> tuple[Tensor, Tensor]:
     from models.engine.triton.selective_scan import selective_scan
 
     return selective_scan(inputs)
+
+
+def ssd(inputs: SSDInputs) -> tuple[Tensor, Tensor]:
+    """State-space duality of Mamba-2, whose products run in x's dtype; see `interface.ssd`.
+
+    The last state is in float32. Products of float32 are exact where torch.get_float32_matmul_precision() is "highest",
+    as it is unless set otherwise, and TF32 elsewhere. Raises Unsupported for float64, more than 256 states or channels
+    of a head, and tensors that are not on a CUDA device.
+    """
+    require("SSD", inputs, "x")
+    from models.engine.triton.ssd import ssd
+
+    return ssd(inputs)

@@ -9,7 +9,6 @@ import time
 
 import torch
 
-from models.engine import ssd
 from models.engine.trial import Operations, problem
 from models.engine.triton import ops
 from models.engine.triton.launch import INTERPRETED
@@ -29,7 +28,7 @@ def probe(mixer: str, device: str) -> str | None:
     if obstacle:
         return obstacle
     logger.info("%s on %s: compiling Triton kernels, which takes some seconds", mixer, device)
-    kernels = Operations(ops.causal_conv, ops.selective_scan, ssd.ssd)
+    kernels = Operations(ops.causal_conv, ops.selective_scan, ops.ssd)
     start = time.perf_counter()
     reason = problem(kernels, mixer, torch.device(device))
     seconds[mixer] = time.perf_counter() - start
