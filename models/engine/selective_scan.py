@@ -228,4 +228,15 @@ def _blocks(inputs: ScanInputs) -> Iterator[_Block]:
             yield _Block(inputs, starts, *area)
 
 
-_scan = define("selective_scan", ScanInputs, _forward, _allocate, _backward)
+def _work(inputs: ScanInputs, is_backward: bool, device: str) -> int:
+    """Bytes of the decays and states of a block, and of the one before it; the rest is fitted to what it was."""
+    (rows, _, channels), states, size = inputs.u.shape, inputs.A.shape[1], inputs.A.element_size()
+    width = min(channels, max(1, BLOCK // states))
+    height = min(rows, max(1, BLOCK // (states * width)))
+    blocks = 1 if (height, width) == (rows, channels) else 2
+    work = size * height * width * states * (blocks * (2 * CHUNK + 1) + (24 if is_backward else 6))
+    is_wider = is_backward and inputs.B.dtype != inputs.A.dtype  # sums of the gradients of B and C
+    return work + 2 * size * inputs.B.numel() * is_wider
+
+
+_scan = define("selective_scan", ScanInputs, _forward, _allocate, _backward, work=_work)

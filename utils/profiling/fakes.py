@@ -22,7 +22,7 @@ from torch._subclasses.fake_tensor import (
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-ROUNDING = {"cpu": 1, "cuda": 512}  # bytes; of the caching allocator (pytorch, c10/cuda/CUDACachingAllocator.cpp)
+from utils.profiling.hidden import lstm_workspace
 
 # What CUDA's autocast computes in float32 and the CPU's does not (pytorch, aten/src/ATen/autocast_mode.h); the second
 # set by a dtype, without a copy of the input.
@@ -59,21 +59,6 @@ class _Operators(TorchDispatchMode):
                 raise
             with unset_fake_temporarily():
                 return torch.tensor(args[0].dtype == torch.float64, dtype=args[0].dtype).item()
-
-
-def lstm_workspace(x: Tensor, weight: Tensor) -> int:
-    """Bytes of oneDNN's workspace of an LSTM layer in training: x (t, b, i), weight (4 h, h) of the recurrence.
-
-    Gates, and 5 + 6 arrays of states and of their gradients, in x's dtype and float32; fitted to what it was with torch
-    2.13, of which it is 100 to 106 % for 1,000 frames or more.
-    """
-    (length, batch, width), hidden, size = x.shape, weight.shape[1], x.element_size()
-    states = (length + 1) * batch * (_padded(max(width, hidden)) * (2 * size + 16) + _padded(hidden) * (3 * size + 8))
-    return 4 * length * batch * hidden * size + round(1.03 * states) + 8 * 4096
-
-
-def _padded(width: int) -> int:
-    return -(-width // 16) * 16
 
 
 class _Functions(TorchFunctionMode):

@@ -61,9 +61,9 @@ class Modules:
     in the order in which they are made.
     """
 
-    def __init__(self, model: nn.Module, rounding: int = 1) -> None:
+    def __init__(self, model: nn.Module, device: str = "cpu") -> None:
         self.model = model
-        self.storages = Storages(self.where, rounding, self._observe)
+        self.storages = Storages(self.where, device, self._observe)
         self.state = {storage_key(tensor) for tensor in state_tensors(model)}
         self._running = [_Call("")]
         self._numbers, self._names = [0], [""]  # from which node on a module makes the nodes

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from utils.profiling.case import Case
-from utils.profiling.fakes import ROUNDING, pretending
+from utils.profiling.fakes import pretending
 from utils.profiling.layers import PHASES, Layer, Modules
 from utils.profiling.storages import PURPOSES, Peak, tensors_in, unique_bytes
 
@@ -84,7 +84,7 @@ def _profile(case: Case, model: torch.nn.Module) -> Profile:
         for group in update.optimizer.param_groups:
             group["foreach"] = True  # its default there
     batches = case.batches()
-    modules = Modules(model, ROUNDING[case.device])
+    modules = Modules(model, case.device)
     lasting = {"parameters": list(model.parameters()), "buffers": list(model.buffers()), "average": average}
     lasting["inputs"] = tensors_in(batches)
     for purpose, tensors in lasting.items():

@@ -1,7 +1,7 @@
 """Storages of tensors that live while operators run, real or fake: bytes by what they are for, peak, and history.
 
-Sizes are those of storages. What a kernel allocates and frees inside one operator is not a tensor; the engine's own
-operators state it (`models.engine.operators.WORK`), for others it is not counted.
+Sizes are those of storages. What an operator allocates and frees inside it is not seen: `utils.profiling.hidden` has
+formulas.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from models.engine.operators import work_bytes
+from utils.profiling.hidden import hidden_bytes
 
 # What the bytes of a step are for, in the order in which pictures stack them.
 PURPOSES = (
@@ -29,6 +29,7 @@ PURPOSES = (
     "saved",
     "temporaries",
 )
+ROUNDING = {"cpu": 1, "cuda": 512}  # bytes; of the caching allocator (pytorch, c10/cuda/CUDACachingAllocator.cpp)
 TEMPORARY = PURPOSES.index("temporaries")
 SAVED = PURPOSES.index("saved")
 
@@ -46,18 +47,19 @@ class Peak:
 class Storages(TorchDispatchMode):
     """Follows the storages of given tensors and of all results of operators within the block.
 
-    `where` names the phase and the layer that an operator runs in. `rounding`: the unit of the allocator in bytes.
-    `observe` is called with each operator, its arguments and its result.
+    `where` names the phase and the layer that an operator runs in. `device`: the type that
+    the allocator and the operators are of. `observe` is called with each operator, its arguments and its result.
     """
 
     def __init__(
         self,
         where: Callable[[], tuple[str, str]] = lambda: ("", ""),
-        rounding: int = 1,
+        device: str = "cpu",
         observe: Callable[..., None] = lambda *_: None,
     ) -> None:
         super().__init__()
-        self.where, self.rounding, self.observe = where, rounding, observe
+        self.where, self.device, self.observe = where, device, observe
+        self.rounding = ROUNDING[device]
         self.live, self.parts = 0, [0] * len(PURPOSES)
         self._storages: dict[int, tuple[int, int]] = {}  # a storage's bytes and purpose
         self.restart()
@@ -83,7 +85,7 @@ class Storages(TorchDispatchMode):
         result = func(*args, **kwargs)
         for tensor in tensors_in(result):
             self._follow(tensor, None)
-        self._note(work_bytes(func, args))
+        self._note(hidden_bytes(func, args, self.device))
         self.observe(func, args, kwargs, result)
         return result
 
