@@ -21,7 +21,6 @@ from utils.training.options import TrainingOptions
 from utils.training.update import Update
 
 
-
 @dataclass(frozen=True)
 class Case:
     """A step of `samples` recordings of `frames` mel frames each; `config` is complete, with its number of mels.
@@ -51,7 +50,7 @@ class Case:
         return self.recipe.seconds(self.frames)
 
     def backend(self) -> str:
-        """The backend of the Mamba mixers. That of a CPU is tried here; that of CUDA is torch unless it was named."""
+        """The backend of the Mamba mixers that is predicted: on CUDA, where none is tried, torch unless it is named."""
         chosen = self.training.backend
         if self.device == "cpu" or chosen not in ("auto", "mamba_ssm"):
             return chosen
@@ -91,8 +90,11 @@ class Case:
         return batch
 
     def update(self, model: nn.Module, device: torch.device) -> Update:
-        """The training loop's step for a model; `UserError` if an option is impossible."""
-        backend = self.backend()
+        """The training loop's step for a model on a device, which stands for another one if the types differ.
+
+        `UserError` if an option is impossible.
+        """
+        backend = self.training.backend if device.type == self.device else self.backend()
         if backend == "native" and self.device != "cpu":
             raise UserError("--backend native: it is for CPUs only")
         known = dataclasses.replace(self.training, backend="torch" if backend == kernels.BY_FORMULA else backend)

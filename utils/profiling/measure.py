@@ -9,6 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from utils.device import pick_device
+from utils.errors import UserError
 from utils.profiling.case import Case
 from utils.training.update import Update
 
@@ -17,11 +19,16 @@ MOST_STEPS = 40  # a gradient scaler skips the first ones until its scale fits
 
 
 def measure(case: Case) -> int:
-    """Peak bytes of a step after the first, of everything that lives then; trains a new model."""
+    """Peak bytes of a step after the first, of everything that lives then; `UserError` if it cannot run here."""
     torch.manual_seed(0)
-    device = torch.device(case.device)
-    if device.type == "cuda":
-        return _on_cuda(case, device)
+    device = pick_device(case.device)
+    try:
+        return _on_cuda(case, device) if device.type == "cuda" else _on_cpu(case, device)
+    except RuntimeError as error:  # what a library, such as oneDNN, has no implementation of, or no memory for
+        raise UserError(f"--measure: the step cannot run here: {str(error).splitlines()[0]}") from error
+
+
+def _on_cpu(case: Case, device: torch.device) -> int:
     activities = [torch.profiler.ProfilerActivity.CPU]
     with torch.profiler.profile(activities=activities, profile_memory=True) as profiler:
         update, batches = _start(case, device)
@@ -43,7 +50,7 @@ def _second_step(case: Case, update: Update, batches: list[dict[str, Tensor]]) -
             done += update(batches, range(case.samples), step, 0).problem is None
         if done == 2:
             return
-    raise RuntimeError(f"{MOST_STEPS} steps in a row had a loss or gradient that is not finite")
+    raise UserError(f"--measure: {MOST_STEPS} steps in a row had a loss or gradient that is not finite")
 
 
 def _on_cuda(case: Case, device: torch.device) -> int:
