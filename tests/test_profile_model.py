@@ -97,7 +97,7 @@ def test_less_is_saved_in_half_precision_and_with_checkpoints(capsys):
 
 
 def test_the_kernels_of_mamba_ssm_are_counted_by_formula(capsys):
-    """Of a CUDA step with them, what the selective scan saves: inputs in their layout, two states, the ungated output."""
+    """What the selective scan saves on CUDA: its inputs in its own layout, two states, and the ungated output."""
     words = ["--mixer", "mamba", "--causal", "--device", "cuda", "--backend", "mamba_ssm", "--frames", "40"]
     content = content_of(capsys, *words)
     assert content["backend"] == "mamba_ssm by formula"

@@ -27,8 +27,8 @@ from utils.profiling.hidden import lstm_workspace
 # What CUDA's autocast computes in float32 and the CPU's does not (pytorch, aten/src/ATen/autocast_mode.h); the second
 # set by a dtype, without a copy of the input.
 WIDE_ON_CUDA = frozenset(
-    "exp expm1 log log10 log1p log2 logsumexp pow reciprocal rsqrt softplus layer_norm group_norm norm cosine_similarity "
-    "cross_entropy nll_loss l1_loss mse_loss smooth_l1_loss huber_loss kl_div".split()
+    "exp expm1 log log10 log1p log2 logsumexp pow reciprocal rsqrt softplus layer_norm group_norm norm "
+    "cosine_similarity cross_entropy nll_loss l1_loss mse_loss smooth_l1_loss huber_loss kl_div".split()
 )
 SUMMED_ON_CUDA = frozenset("softmax log_softmax cumsum cumprod sum prod".split())
 HALF = (torch.bfloat16, torch.float16)

@@ -75,7 +75,7 @@ def what_fits(case: Case, memory: int) -> Fits:
 
 
 def _largest(run: Callable[[int], Profile], starts: list[int], budget: int) -> Limit:
-    """The largest number whose run stays within the budget, by a polynomial through as many runs as there are starts."""
+    """The largest number whose run is within the budget, by a polynomial through as many runs as there are starts."""
     profiles = [run(number) for number in starts]
     runs = [(number, profile.predicted) for number, profile in zip(starts, profiles, strict=True)]
     operators = [profile.operators for profile in profiles]

@@ -1,8 +1,9 @@
 """What the CUDA kernels of mamba-ssm and causal-conv1d keep for backward and allocate, by formula.
 
-Neither package runs on tensors without data. Stand-ins take the place of their functions while a step is predicted: they
-return tensors of the same shapes, and save and allocate what the Python code around the kernels of mamba-ssm 2.3 and
-causal-conv1d 1.6 does. `models.engine.mamba_ssm`, which calls them, is the real one. Nothing here was measured.
+Neither package runs on tensors without data. Stand-ins take the place of their functions while a step is predicted:
+they return tensors of the same shapes, and save and allocate what the Python code around the kernels of mamba-ssm 2.3
+and causal-conv1d 1.6 does. `models.engine.mamba_ssm`, which calls them, is the real one. Nothing here was measured, and
+their FLOPs do not count.
 """
 
 from __future__ import annotations

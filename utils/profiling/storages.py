@@ -85,7 +85,7 @@ class Storages(TorchDispatchMode):
         result = func(*args, **kwargs)
         for tensor in tensors_in(result):
             self._follow(tensor, None)
-        self._note(hidden_bytes(func, args, self.device))
+        self._note(hidden_bytes(func, args, result, self.device))
         self.observe(func, args, kwargs, result)
         return result
 
