@@ -30,7 +30,7 @@ def parsers(name: str) -> dict[str, cli.Parser]:
 def test_the_list_of_scripts_is_complete():
     scripts = ["download.py", "preprocess.py", "profile_model.py", "test.py", "train_tacomamba.py"]
     measuring = "adaptation degraded diarization embedding_speed loading metrics mixers open_set peers pretrained"
-    measuring = [*measuring.split(), "recognizers", "streaming"]
+    measuring = [*measuring.split(), "profile_accuracy", "recognizers", "streaming"]
     assert SCRIPTS == [*(f"benchmarks/{name}.py" for name in measuring), *scripts]
     commands = set(subparsers(build_parser("test.py")))
     assert {"evaluate", "embed", "enroll", "identify", "verify"} <= commands

@@ -17,12 +17,11 @@ from utils.profiling.step import predict
 ROOT = Path(__file__).resolve().parent.parent
 SPEAKER = ["--d-model", "48", "--headdim", "16", "--n-layers", "2", "--batch-size", "6", "--frames", "150"]
 TEXT = ["--task", "tts", *SPEAKER[:-2], "--frames", "90"]
-WAYS = [[], ["--amp", "bf16"], ["--checkpoint-layers", "--ema", "0.99"], ["--amp", "bf16", "--checkpoint-layers"]]
+WAYS = [[], ["--amp", "bf16"], ["--checkpoint-layers", "--ema", "0.99"]]
 CASES = [
     *([*SPEAKER, "--mixer", mixer, *way] for mixer in ("mamba", "mamba2", "attention", "lstm", "conv") for way in WAYS),
-    *([*TEXT, "--mixer", mixer, *way] for mixer in ("mamba", "mamba2", "lstm") for way in WAYS[1:3]),
-    [*SPEAKER, "--mixer", "mamba2", "--backend", "torch"],
-    [*SPEAKER, "--mixer", "mamba2", "--backend", "torch", "--amp", "bf16"],
+    *([*TEXT, "--mixer", mixer, *way] for mixer in ("mamba", "lstm") for way in WAYS[1:]),
+    [*SPEAKER, "--mixer", "mamba2", "--amp", "bf16", "--checkpoint-layers"],
     [*SPEAKER, "--mixer", "mamba", "--backend", "torch", "--amp", "fp16"],
     [*SPEAKER, "--mixer", "mamba", "--backend", "decomposed", "--accumulate", "2"],
     [*SPEAKER, "--mlp-ratio", "2", "--dropout", "0.1", "--directions", "alternate"],
@@ -45,7 +44,6 @@ def case_of(words):
 def test_the_step_takes_what_was_predicted_or_up_to_12_percent_less(words):
     case = case_of(words)
     error = predict(case).predicted / measure(case) - 1
-    print("ERROR", f"{100*error:+.2f}", *words)
     assert 0 <= error <= 0.12
 
 

@@ -37,6 +37,12 @@ def _on_cpu(case: Case, device: torch.device) -> int:
     return _peak(profiler)
 
 
+def run_steps(case: Case, device: torch.device) -> None:
+    """Trains a new model for two steps on a CPU."""
+    torch.manual_seed(0)
+    _second_step(case, *_start(case, device))
+
+
 def _start(case: Case, device: torch.device) -> tuple[Update, list[dict[str, Tensor]]]:
     model: nn.Module = case.model()
     return case.update(model, device), case.batches()
