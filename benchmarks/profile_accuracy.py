@@ -6,7 +6,7 @@
 For each of six steps: what is predicted before anything is allocated; what the CPU profiler then records; the highest
 resident memory of a fresh process beyond what it had before the model; and torchinfo's estimate, if it is in PEERS/site
 (`pip install --target ../peers/site torchinfo`). Part `batches` compares the largest batch for a memory, from two runs
-without data, with that of a search by trying, in processes whose address space is limited. One thread.
+without data, with that of a search by trying, in processes whose address space is limited (from half to twice the solution). One thread.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ def _batches(args: argparse.Namespace) -> None:
     for name, (words, memory) in SEARCHED.items():
         solved = _child(args, "solve", [*words, "--gpu-mem", memory])
         size = int(memory.removesuffix("MiB")) * MIB
-        low, high, tried = 1, 4 * solved, 0
+        low, high, tried = solved // 2, 2 * solved, 0
         while high - low > 1:
             middle, tried = (low + high) // 2, tried + 1
             fits = _child(args, "limited", [*words, "--batch-size", str(middle)], size) is not None

@@ -6,6 +6,8 @@ C++ kernels' own buffers, cuBLAS workspaces, the context of CUDA, or the roundin
 
 from __future__ import annotations
 
+import os
+
 import torch
 from torch import Tensor, nn
 
@@ -29,6 +31,7 @@ def measure(case: Case) -> int:
 
 
 def _on_cpu(case: Case, device: torch.device) -> int:
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # its library announces start and stop on standard error
     activities = [torch.profiler.ProfilerActivity.CPU]
     with torch.profiler.profile(activities=activities, profile_memory=True) as profiler:
         update, batches = _start(case, device)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from utils.plots import COLORS, add_legend, new_figure, tidy
-from utils.profiling.fits import MIB, Fits, Limit
+from utils.profiling.fits import MIB, Fits
 from utils.profiling.layers import PHASES, Layer
 from utils.profiling.lengths import Curves
 from utils.profiling.step import Profile
@@ -115,8 +115,7 @@ def draw_timeline(axes: Axes, profile: Profile) -> None:
 
 def draw_limits(axes: Any, profile: Profile, fits: Fits) -> None:
     """The dry runs against batch and length, and the memory that tensors may take."""
-    lengths = Limit(**{**vars(fits.length), "runs": fits.length.runs})
-    seconds = [(profile.case.recipe.seconds(frames), size) for frames, size in lengths.runs]
+    seconds = [(profile.case.recipe.seconds(frames), size) for frames, size in fits.length.runs]
     for one, runs, unit, largest in (
         (axes[0], fits.batch.runs, "samples in a step", f"{fits.batch.largest:,} samples"),
         (axes[1], seconds, "seconds of a sample", f"{fits.seconds:,.1f} s"),
