@@ -97,7 +97,7 @@ def build_parser(argv: Sequence[str] | None = None) -> cli.Parser:
     asked.add_argument("--gpu-mem", type=memory_size, metavar="SIZE", help=help)
     switch = {"action": argparse.BooleanOptionalAction, "default": False}
     asked.add_argument("--measure", **switch, help="also run the step, and compare")
-    asked.add_argument("--mixers", **switch, help="also compare all mixers at 1, 4, 16 and 64 times the length")
+    asked.add_argument("--mixers", **switch, help="also compare all mixers at 1, 8 and 64 times the length")
     output = parser.add_argument_group("output")
     output.add_argument("--out", type=Path, metavar="FOLDER", help="folder for the files")
     output.add_argument(

@@ -214,7 +214,7 @@ def test_a_browser_shows_the_page(folder, tmp_path, width):
     assert {(0x00, 0x72, 0xB2), (0xD5, 0x5E, 0x00), (0xDD, 0xDD, 0xDD)} <= colors  # bars and curves
 
 
-@pytest.mark.parametrize("words", [[], ["--mixer", "attention"], ["--backend", "decomposed"], ["--accumulate", "2"]])
+@pytest.mark.parametrize("words", [["--accumulate", "2"], ["--backend", "decomposed"]])
 def test_what_fits_fits_and_one_more_does_not(words, capsys):
     """The solution of two runs, against runs beside it."""
     words = ["--batch-size", "4", *words]

@@ -10,7 +10,7 @@ from utils.profiling.case import Case
 from utils.profiling.step import predict
 
 Curves = dict[str, list[tuple[float, int, int]]]  # of each mixer: seconds, bytes of the peak, FLOPs of the step
-FACTORS = (1, 4, 16, 64)
+FACTORS = (1, 8, 64)
 
 
 def mixer_curves(case: Case, factors: Sequence[int] = FACTORS) -> Curves:

@@ -96,14 +96,13 @@ def _profile(case: Case, model: torch.nn.Module) -> Profile:
     modules = Modules(model, case.device)
     lasting = {"parameters": list(model.parameters()), "buffers": list(model.buffers()), "average": average}
     lasting["inputs"] = tensors_in(batches)
+    update(batches, range(case.samples), 0, 0)
+    lasting["optimizer"] = tensors_in([list(state.values()) for state in update.optimizer.state.values()])
+    model.zero_grad()
     for purpose, tensors in lasting.items():
         modules.storages.follow(tensors, purpose)
-    for step in range(2):
-        modules.restart()
-        with modules:
-            update(batches, range(case.samples), step, 0)
-        lasting["optimizer"] = tensors_in([list(state.values()) for state in update.optimizer.state.values()])
-        modules.storages.follow(lasting["optimizer"], "optimizer")
+    with modules:
+        update(batches, range(case.samples), 1, 0)
     lasting["gradients"] = [owner.grad for owner in model.parameters() if owner.grad is not None]
     storages = modules.storages
     return Profile(
