@@ -6,7 +6,8 @@
 For each of six steps: what is predicted before anything is allocated; what the CPU profiler then records; the highest
 resident memory of a fresh process beyond what it had before the model; and torchinfo's estimate, if it is in PEERS/site
 (`pip install --target ../peers/site torchinfo`). Part `batches` compares the largest batch for a memory, from two runs
-without data, with that of a search by trying, in processes whose address space is limited (from half to twice the solution). One thread.
+without data, with that of a search by trying, from half to twice that, in processes whose address space is limited. One
+thread.
 """
 
 from __future__ import annotations
