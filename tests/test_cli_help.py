@@ -30,7 +30,7 @@ def parsers(name: str) -> dict[str, cli.Parser]:
 def test_the_list_of_scripts_is_complete():
     scripts = ["download.py", "preprocess.py", "profile_model.py", "test.py", "train_tacomamba.py"]
     measuring = "adaptation degraded diarization embedding_speed gpu gpu_mixers gpu_training launches loading metrics"
-    measuring = [*measuring.split(), *"mixers open_set peers pretrained recognizers streaming".split()]
+    measuring = [*measuring.split(), *"mixers open_set peers pretrained profile_accuracy recognizers streaming".split()]
     assert SCRIPTS == [*(f"benchmarks/{name}.py" for name in measuring), *scripts]
     commands = set(subparsers(build_parser("test.py")))
     assert {"evaluate", "embed", "enroll", "identify", "verify"} <= commands

@@ -1,206 +1,71 @@
-"""The profiler against modules whose bytes can be counted by hand."""
+"""profile_model.py: what it prints and writes, what fits, and what it refuses."""
 
+from __future__ import annotations
+
+import csv
 import json
+import re
+import shutil
+import subprocess
+import sys
+from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-import torch
-from torch import nn
+from matplotlib.image import imread
 
 import profile_model
+from models.mixers import MIXERS
 from models.speaker import SpeakerConfig, SpeakerModel
 from models.tts import MODELS, TextToMelConfig
-from utils.profiling import LiveStorages, layer_table, profile_layers, profile_step
+from utils.profiling.fits import root
+from utils.profiling.storages import PURPOSES
 from utils.text.vocabulary import VOCABULARIES
 
 ROOT = Path(__file__).resolve().parent.parent
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 FLOAT = 4
-
-
-def rows_of(model, *inputs):
-    rows = profile_layers(model, lambda: model(*inputs).sum())
-    return {row.name: row for row in rows}
-
-
-def test_linear_saves_its_input_and_not_its_weight():
-    model = nn.Linear(8, 16)
-    row = rows_of(model, torch.randn(5, 8, requires_grad=True))[""]
-    assert (row.kind, row.parameters, row.calls) == ("Linear", 8 * 16 + 16, 1)
-    assert row.output_bytes == 5 * 16 * FLOAT
-    assert row.saved_bytes == row.own_saved_bytes == 5 * 8 * FLOAT
-
-
-def test_chain_counts_each_shared_storage_once():
-    """A ReLU saves its output, which the next layer saves as its input: one storage, counted at the ReLU."""
-    model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4), nn.Identity())
-    rows = rows_of(model, torch.randn(5, 8))
-    assert [rows[name].saved_bytes for name in "0123"] == [5 * 8 * FLOAT, 5 * 16 * FLOAT, 0, 0]
-    assert [rows[name].output_bytes for name in "0123"] == [5 * n * FLOAT for n in (16, 16, 4, 4)]
-    assert rows[""].saved_bytes == 5 * (8 + 16) * FLOAT
-    assert rows[""].own_saved_bytes == 0
-
-
-def test_inplace_relu_saves_the_storage_that_it_overwrote():
-    rows = rows_of(nn.Sequential(nn.Linear(8, 16), nn.ReLU(inplace=True), nn.Linear(16, 4)), torch.randn(5, 8))
-    assert [rows[name].saved_bytes for name in "012"] == [5 * 8 * FLOAT, 5 * 16 * FLOAT, 0]
-
-
-def test_views_of_one_storage_are_counted_once_and_in_full():
-    class Slices(nn.Module):
-        def forward(self, x):
-            y = x * 2
-            return y[:, :1] * y[:, 1:2] + y.view(-1, 2, 5)[:, 0, :1].exp()
-
-    rows = rows_of(Slices(), torch.randn(6, 10, requires_grad=True))
-    # all of y (three views of it), and the result of exp; the 2 is no tensor.
-    assert rows[""].saved_bytes == (6 * 10 + 6) * FLOAT
-    assert rows[""].output_bytes == 6 * FLOAT
-
-
-def test_nothing_is_saved_without_gradients_or_for_results_nobody_uses():
-    model = nn.Linear(8, 16).requires_grad_(False)
-    assert rows_of(model, torch.randn(5, 8))[""].saved_bytes == 0
-
-    class Wasteful(nn.Module):
-        def forward(self, x):
-            (x * x).exp()
-            return x.sum()
-
-    assert rows_of(Wasteful(), torch.randn(5, 8, requires_grad=True))[""].saved_bytes == 0
-
-
-def test_saved_by_a_custom_function_and_by_the_loss_are_seen():
-    class Cube(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx, x):
-            ctx.save_for_backward(x * x)
-            return x**3
-
-        @staticmethod
-        def backward(ctx, gradient):
-            return 3 * ctx.saved_tensors[0] * gradient
-
-    class Inner(nn.Module):
-        def forward(self, x):
-            return Cube.apply(x)
-
-    model = nn.Sequential(Inner())
-    x = torch.randn(7, 3, requires_grad=True)
-    rows = {row.name: row for row in profile_layers(model, lambda: model(x).square().sum())}
-    assert rows["0"].saved_bytes == 21 * FLOAT
-    assert rows[""].own_saved_bytes == 21 * FLOAT  # the square outside saves the model's output
-    assert rows[""].saved_bytes == 42 * FLOAT
-
-
-def test_module_called_twice_and_shared_parameters():
-    layer = nn.Linear(8, 8)
-    rows = rows_of(nn.Sequential(layer, layer), torch.randn(5, 8))
-    assert list(rows) == ["", "0"]
-    assert (rows["0"].calls, rows["0"].output_bytes) == (2, 2 * 5 * 8 * FLOAT)
-    assert rows[""].parameters == 72
-
-
-def test_hooks_are_gone_after_a_failure():
-    model = nn.Sequential(nn.Linear(8, 4))
-    with pytest.raises(RuntimeError):
-        profile_layers(model, lambda: model(torch.randn(5, 7)))
-    assert not model[0]._forward_hooks and not model[0]._forward_pre_hooks and not model._forward_hooks
-
-
-def test_live_storages_follow_birth_death_and_views():
-    with LiveStorages([torch.zeros(0)]) as live:
-        a = torch.zeros(1000)
-        b = a.view(10, 100)
-        a.add_(1)
-        assert (live.live, live.peak) == (4000, 4000)
-        del a
-        assert live.live == 4000  # the view holds it
-        c = b + 1
-        del b
-        assert (live.live, live.peak) == (4000, 8000)
-        live.restart()
-        del c
-        assert (live.live, live.peak) == (0, 4000)
-
-
-def step_of(model, x, optimizer):
-    return profile_step(model, optimizer, {"x": x}, lambda: model(x).sum())
-
-
-def test_step_of_a_linear_layer_by_hand():
-    """1 x 1000 through a bias-free 1000 x 1000 layer, so that everything else is small beside the weight."""
-    model = nn.Linear(1000, 1000, bias=False)
-    weight, vector = 1000 * 1000 * FLOAT, 1000 * FLOAT
-    x = torch.randn(1, 1000)
-    step = step_of(model, x, torch.optim.SGD(model.parameters(), lr=0.1))
-    assert (step.parameters, step.buffers, step.batch, step.optimizer_state) == (weight, 0, vector, 0)
-    assert step.gradients == weight
-    assert step.forward_peak == weight + 2 * vector + FLOAT  # input, output, sum
-    assert 2 * weight < step.backward_peak < 2 * weight + 5 * vector
-    assert 2 * weight < step.optimizer_peak < 2 * weight + 5 * vector
-    assert step.peak == max(step.backward_peak, step.optimizer_peak)
-
-    adam = step_of(model, x, torch.optim.AdamW(model.parameters(), foreach=False))
-    assert adam.optimizer_state == 2 * weight + FLOAT  # two moments and a step count
-    assert adam.resident == adam.parameters + adam.batch + adam.optimizer_state
-    assert adam.backward_peak - step.backward_peak == adam.optimizer_state
-    assert adam.optimizer_peak >= 4 * weight
-
-
-def test_forward_peak_covers_what_is_saved():
-    model = nn.Sequential(*(layer for _ in range(6) for layer in (nn.Linear(64, 64), nn.Tanh())))
-    x = torch.randn(256, 64)
-    saved = rows_of(model, x)[""].saved_bytes
-    assert saved == 7 * x.nbytes  # the input and the output of each Tanh
-    step = step_of(model, x, torch.optim.SGD(model.parameters(), lr=0.1))
-    activations = step.forward_peak - step.resident
-    assert saved - x.nbytes <= activations <= saved + x.nbytes
-
-
-def test_model_trains_as_before_after_profiling():
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(4, 4), nn.Tanh())
-    x = torch.randn(3, 4)
-    before = model(x)
-    profile_layers(model, lambda: model(x).sum())
-    assert torch.equal(model(x), before)
-
-
-def test_table_shows_levels_and_leaves_deep_ones_out():
-    model = nn.Sequential(nn.Sequential(nn.Linear(8, 16)), nn.ReLU())
-    rows = profile_layers(model, lambda: model(torch.randn(5, 8)).sum())
-    assert [line.split()[:2] for line in layer_table(rows).splitlines()] == [
-        ["layer", "kind"],
-        ["(model)", "Sequential"],
-        ["0", "Sequential"],
-        ["0", "Linear"],
-        ["1", "ReLU"],
-    ]
-    assert len(layer_table(rows, depth=1).splitlines()) == 4
-    assert "144" in layer_table(rows, depth=0).splitlines()[1]
-
-
 SMALL = ["--d-model", "32", "--headdim", "16", "--n-layers", "1", "--batch-size", "2", "--frames", "20"]
 
 
-@pytest.mark.parametrize("kind", [["--mixer", "mamba2"], ["--mixer", "lstm", "--amp", "bf16"], ["--model", "xvector"]])
+def content_of(capsys, *words):
+    assert profile_model.main([*SMALL, "--json", *words]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+SPEAKER_MODELS = [
+    ["--mixer", "mamba2"],
+    ["--mixer", "lstm", "--amp", "bf16"],
+    ["--mixer", "attention", "--device", "cuda", "--amp", "fp16", "--ema", "0.9"],
+    ["--mixer", "mamba", "--checkpoint-layers"],
+    ["--model", "xvector", "--accumulate", "2"],
+]
+
+
+@pytest.mark.parametrize("kind", SPEAKER_MODELS, ids=" ".join)
 def test_script_prints_json_that_adds_up(kind, capsys):
-    assert profile_model.main([*SMALL, "--speakers", "7", "--json", *kind]) == 0
-    content = json.loads(capsys.readouterr().out)
+    content = content_of(capsys, "--speakers", "7", *kind)
     require_sums(content, SpeakerModel(SpeakerConfig.from_dict(content["model_config"]), 7))
-    assert content["step_bytes"]["batch"] == (2 * 20 * 80) * FLOAT + 2 * 8 + 2 * 8
+    assert content["step_bytes"]["inputs"] == (2 * 20 * 80) * FLOAT + 2 * 8 + 2 * 8
+    assert content["step_bytes"]["average"] > 0 if "--ema" in kind else content["step_bytes"]["average"] == 0
 
 
 def require_sums(content, model):
     """The rows are the model's modules, and their sizes add up to those of the step."""
     assert content["parameters"] == sum(parameter.numel() for parameter in model.parameters())
     layers = {row["name"]: row for row in content["layers"]}
-    assert layers[""]["saved_bytes"] == sum(row["own_saved_bytes"] for row in content["layers"]) > 0
+    for what in ("saved_bytes", "forward_flops", "backward_flops"):
+        assert layers[""][what] == sum(row[f"own_{what}"] for row in content["layers"]) > 0
     for name, module in model.named_modules():
         assert layers[name]["parameters"] == sum(parameter.numel() for parameter in module.parameters()), name
-    step = content["step_bytes"]
+    step, peak = content["step_bytes"], content["peak"]
     assert step["parameters"] == step["gradients"] == content["parameters"] * FLOAT
-    assert step["peak"] > step["resident"] + layers[""]["saved_bytes"] - step["batch"]
+    assert 2 * step["parameters"] <= step["optimizer"] <= 2 * step["parameters"] + FLOAT * len(list(model.parameters()))
+    assert list(peak["parts"]) == list(PURPOSES) and sum(peak["parts"].values()) == peak["bytes"]
+    assert peak["bytes"] == max(step[f"{phase}_peak"] for phase in ("forward", "backward", "update"))
+    assert peak["layer"] in layers and peak["bytes"] < content["predicted_bytes"] < 1.01 * peak["bytes"] + 2**17
+    highest = max(content["timeline"], key=lambda moment: sum(moment["parts"]))
+    assert sum(highest["parts"]) == peak["bytes"] and highest["phase"] == peak["phase"]
 
 
 TEXT_MODELS = [
@@ -208,51 +73,186 @@ TEXT_MODELS = [
     ["--decoder", "bidirectional", "--voice", "table", "--speakers", "7"],
     ["--decoder", "ar", "--amp", "bf16"],
     ["--mixer", "lstm", "--voice", "embedding", "--speaker-dim", "32"],
-    ["--model", "tacotron2"],
+    ["--model", "tacotron2", "--device", "cuda"],
 ]
 
 
 @pytest.mark.parametrize("kind", TEXT_MODELS, ids=" ".join)
 def test_script_profiles_text_to_mel(kind, capsys):
-    assert profile_model.main([*SMALL, "--task", "tts", "--symbols", "9", "--json", *kind]) == 0
-    content = json.loads(capsys.readouterr().out)
+    content = content_of(capsys, "--task", "tts", "--symbols", "9", *kind)
     config = TextToMelConfig.from_dict(content["model_config"])
     require_sums(content, MODELS[config.model](config, len(VOCABULARIES["phoneme"])))
     voice = 2 * 8 * ("table" in kind) + 2 * 32 * FLOAT * ("embedding" in kind)
-    assert content["step_bytes"]["batch"] == (2 * 20 * 80) * FLOAT + 2 * 9 * 8 + 2 * 8 + 2 * 8 + voice
+    assert content["step_bytes"]["inputs"] == (2 * 20 * 80) * FLOAT + 2 * 9 * 8 + 2 * 8 + 2 * 8 + voice
     assert (content["symbols"], content["frames"], content["task"]) == (9, 20, "tts")
+
+
+def test_less_is_saved_in_half_precision_and_with_checkpoints(capsys):
+    words = ["--frames", "200", "--n-layers", "3", "--d-model", "64"]
+    saved = [
+        content_of(capsys, *words, *more)["layers"][0]["saved_bytes"]
+        for more in ([], ["--amp", "bf16"], ["--checkpoint-layers"])
+    ]
+    assert saved[0] > saved[1] > saved[2]
+
+
+def test_the_kernels_of_mamba_ssm_are_counted_by_formula(capsys):
+    """What the selective scan saves on CUDA: its inputs in its own layout, two states, and the ungated output."""
+    words = ["--mixer", "mamba", "--causal", "--device", "cuda", "--backend", "mamba_ssm", "--frames", "40"]
+    content = content_of(capsys, *words)
+    assert content["backend"] == "mamba_ssm by formula"
+    (mixer,) = (row for row in content["layers"] if row["kind"] == "Mamba")
+    frames, d, rank, states = 2 * 20, 64, 2, 16  # two samples of 40 mel frames, subsampled by 2
+    kernel = frames * (4 * d + 2 * states) + d * states + 2 * d * 2 * states  # u, delta, z, output; B, C; A; states
+    around = frames * (2 * d) + frames * (rank + 2 * states) + d * states  # both projections, exp(A_log)
+    masks = 2 * frames  # of one byte
+    assert mixer["own_saved_bytes"] == (kernel + around) * FLOAT + masks
 
 
 def test_a_batch_in_frames_has_complete_samples(capsys):
     words = ["--task", "tts", "--batch-frames", "99", "--depth", "0"]
     assert profile_model.main([*SMALL, *words]) == 0
-    assert "task tts, batch size 4, frames 20, symbols 3, voice none, amp off" in capsys.readouterr().out
+    assert "task tts, batch size 4, frames 20, seconds 0.232, symbols 3, voice none, amp off" in capsys.readouterr().out
     assert profile_model.main([*SMALL[:-2], "--frames", "100", *words]) == 0
-    assert "batch size 1, frames 100, symbols 17" in capsys.readouterr().out
+    assert "batch size 1, frames 100, seconds 1.161, symbols 17" in capsys.readouterr().out
 
 
-def test_script_takes_the_presets(capsys):
-    """As they are, but for the size of a step, which would take long."""
-    for preset in ROOT.glob("configs/*-*.yaml"):
-        assert profile_model.main(["--config", str(preset), *SMALL[-2:], "--batch-frames", "40", "--depth", "0"]) == 0
-        assert f"task {preset.name.partition('-')[0]}, batch size 2, frames 20" in capsys.readouterr().out
+def test_script_takes_the_presets_side_by_side(capsys):
+    """As they are, but for the size of a step."""
+    for task in ("speaker", "tts"):
+        presets = sorted(ROOT.glob(f"configs/{task}-*.yaml"))[-2:]
+        named = [word for preset in presets for word in ("--config", str(preset))]
+        assert profile_model.main([*named, *SMALL[-2:], "--batch-frames", "40", "--depth", "0"]) == 0
+        out = capsys.readouterr().out
+        for preset in presets:
+            assert f"{preset.stem}: one training step: task {task}, batch size 2, frames 20" in out
+        head = next(line for line in out.splitlines() if line.startswith("at the peak"))
+        assert head.split()[3:] == [preset.stem for preset in presets]
 
 
-def test_script_takes_a_training_configuration_and_shows_a_table(capsys, tmp_path):
+def test_script_takes_the_configuration_of_a_run(capsys, tmp_path):
     config = tmp_path / "run.yaml"
-    config.write_text(
-        "model: tacomamba\nd-model: 32\nheaddim: 16\nn-layers: 1\nbatch-size: 2\ncrop-seconds: 0.2\nsteps: 9\n"
-    )
-    assert profile_model.main(["--config", str(config), "--depth", "1"]) == 0
-    out = capsys.readouterr().out
-    assert "batch size 2, frames 18, speakers 1000, amp off" in out
-    assert "optimizer peak" in out
+    sizes = "model: tacomamba\nd-model: 32\nheaddim: 16\nn-layers: 1\nbatch-size: 2\ncrop-seconds: 0.2\nsteps: 9\n"
+    config.write_text(f"{sizes}device: auto\nout: {tmp_path / 'run'}\nema: 0.5\n")
+    assert profile_model.main([f"--config={config}", "--depth", "1"]) == 0
+    assert "batch size 2, frames 18, seconds 0.18, speakers 1000, amp off, ema 0.5" in capsys.readouterr().out
+    assert not (tmp_path / "run").exists()  # which is where the run wrote
+
+
+class Words(HTMLParser):
+    """The text of a page, its tags, and what it refers to."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.words, self.tags, self.references, self.bars = [], set(), [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        values = dict(attributes)
+        self.tags.add(tag)
+        self.references += [values[name] for name in ("src", "href", "data", "srcset") if name in values]
+        if tag == "rect":
+            self.bars.append(float(values["width"]))
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """The files of two profiles with all questions."""
+    base = tmp_path_factory.mktemp("profiles")
+    for name, layers in (("one", 1), ("two<b>", 2)):
+        (base / f"{name}.yaml").write_text(f"d-model: 32\nheaddim: 16\nn-layers: {layers}\nbatch-size: 2\nframes: 20\n")
+    words = ["--config", str(base / "one.yaml"), "--config", str(base / "two<b>.yaml"), "--depth", "0"]
+    asked = ["--gpu-mem", "64MiB", "--measure", "--mixers", "--out", str(base / "out")]
+    assert profile_model.main([*words, *asked]) == 0
+    return base / "out"
+
+
+def test_files_hold_the_same_figures(folder):
+    names = ["mixers.png", "profile.csv", "profile.html", "profile.json", "profile.png"]
+    assert sorted(path.name for path in folder.iterdir()) == names  # and nothing unfinished
+    content = json.loads((folder / "profile.json").read_text())
+    rows = list(csv.DictReader((folder / "profile.csv").read_text().splitlines()))
+    for profile in content["profiles"]:
+        mine = [row for row in rows if row["profile"] == profile["label"]]
+        assert [int(row["saved_bytes"]) for row in mine] == [layer["saved_bytes"] for layer in profile["layers"]]
+        assert 0 <= profile["error"] <= 0.12
+        assert profile["error"] == profile["predicted_bytes"] / profile["measured_bytes"] - 1
+    assert [profile["label"] for profile in content["profiles"]] == ["one", "two<b>"]
+    assert list(content["mixers"]) == list(MIXERS)
+    for points in content["mixers"].values():
+        seconds, peaks, flops = zip(*points, strict=True)
+        assert list(peaks) == sorted(peaks) and flops[-1] > 16 * flops[0] and seconds[-1] > 60 * seconds[0]
+    for name in ("profile.png", "mixers.png"):
+        assert imread(folder / name)[..., :3].std() > 0.1
+
+
+def test_the_page_needs_no_other_file(folder):
+    content = json.loads((folder / "profile.json").read_text())
+    page = Words((folder / "profile.html").read_text(encoding="utf-8"))
+    assert {reference.partition(",")[0] for reference in page.references} == {"data:image/svg+xml;base64"}
+    assert not {"script", "link", "b"} & page.tags
+    assert "two<b>" in page.words
+    for profile in content["profiles"]:
+        assert f"{profile['predicted_bytes'] / 2**20:,.2f}" in page.words
+    assert len(page.bars) > 20 and max(page.bars) == 1200
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium is installed (apt-get install chromium)")
+@pytest.mark.parametrize("width", [1200, 500])
+def test_a_browser_shows_the_page(folder, tmp_path, width):
+    words = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path}", "--hide-scrollbars"]
+    words += ["--enable-logging=stderr", "--blink-settings=preferredColorScheme=1"]
+    words += [f"--window-size={width},3000", f"--screenshot={tmp_path / 'page.png'}"]
+    process = subprocess.run([*words, (folder / "profile.html").as_uri()], capture_output=True, text=True)
+    assert process.returncode == 0 and not re.findall(r".*CONSOLE.*", process.stderr)
+    picture = imread(tmp_path / "page.png")[..., :3]
+    colors = {tuple(color) for color in (picture[::4, ::4] * 255).round().astype(int).reshape(-1, 3)}
+    assert picture.shape[1] == width
+    assert {(0x00, 0x72, 0xB2), (0xD5, 0x5E, 0x00), (0xDD, 0xDD, 0xDD)} <= colors  # bars and curves
+
+
+@pytest.mark.parametrize("words", [["--accumulate", "2"], ["--backend", "decomposed"]])
+def test_what_fits_fits_and_one_more_does_not(words, capsys):
+    """The solution of two runs, against runs beside it."""
+    words = ["--batch-size", "4", *words]
+    fits = content_of(capsys, *words, "--gpu-mem", "100MiB")["fits"]
+    assert (fits["memory"], fits["reserved"]) == (100 * 2**20, 0)
+    parts = 2 if "--accumulate" in words else 1
+    batch, frames = fits["batch"]["largest"], fits["length"]["largest"]
+
+    def predicted(*more):
+        return content_of(capsys, *words, *more)["predicted_bytes"]
+
+    assert predicted("--batch-size", str(batch)) == fits["batch"]["bytes"] <= fits["memory"]
+    assert predicted("--batch-size", str(batch + parts)) > fits["memory"]
+    assert predicted("--frames", str(frames)) == fits["length"]["bytes"] <= fits["memory"]
+    assert predicted("--frames", str(round(1.01 * frames) + 8)) > fits["memory"]
+
+
+def test_a_gpu_keeps_memory_for_itself(capsys):
+    words = ["--device", "cuda", "--gpu-mem", "4GiB"]
+    fits, in_half = content_of(capsys, *words)["fits"], content_of(capsys, *words, "--amp", "fp16")["fits"]
+    assert fits["reserved"] == (600 + 75) * 2**20 + round(0.02 * 4 * 2**30)
+    assert in_half["reserved"] - fits["reserved"] == (109 - 75) * 2**20
+    none = content_of(capsys, "--device", "cuda", "--gpu-mem", "600MiB")["fits"]
+    assert none["batch"]["largest"] == none["length"]["largest"] == 0
+
+
+def test_roots_of_lines_and_parabolas():
+    assert root([(2, 120), (4, 140)], 200) == 10
+    assert root([(2, 104), (4, 116), (8, 164)], 200) == 10  # 100 + n * n
+    assert root([(2, 104), (4, 116), (8, 164)], 199) == 9
+    assert root([(1, 100), (2, 109), (4, 127)], 190) == 11  # three points on a line
 
 
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
         (["--crop-seconds", "0.02"], "--crop-seconds 0.02 is too short for one frame of speaker-16k"),
+        (["--seconds", "0.01"], "--seconds 0.01 is too short for one frame of speaker-16k"),
         (["--json", "--depth", "1"], "--depth shortens the table"),
         (["--model", "ecapa", "--causal"], "ecapa has no causal form"),
         (["--decoder", "ar"], "--decoder is for --task tts, not for --task speaker"),
@@ -263,6 +263,13 @@ def test_script_takes_a_training_configuration_and_shows_a_table(capsys, tmp_pat
         (["--task", "tts", "--guided-attention", "9"], "--guided-attention is for --model tacotron2"),
         (["--model", "ecapa", "--mixer", "lstm"], "--mixer is for --model tacomamba, not for --model ecapa"),
         (["--task", "tts", "--frames", "20", "--symbols", "21"], "--symbols 21 is too many for 20 mel frames"),
+        (["--gpu-mem", "24"], "must be a size such as 24GiB, in MiB, GiB, MB, GB, not '24'"),
+        (["--gpu-mem", "0GiB"], "must be a size such as 24GiB"),
+        (["--mixers"], "--mixers draws a picture: it needs --out FOLDER"),
+        (["--mixers", "--out", "x", "--model", "ecapa"], "--mixers is for --model tacomamba, not for --model ecapa"),
+        (["--out", str(Path(__file__))], "is a file, not a folder"),
+        (["--accumulate", "40"], "--accumulate 40 is more than the 32 samples of a step"),
+        (["--config", "nowhere.yaml"], "the configuration nowhere.yaml cannot be read"),
     ],
 )
 def test_script_refuses_what_makes_no_sense(words, sentence, capsys):
@@ -270,3 +277,18 @@ def test_script_refuses_what_makes_no_sense(words, sentence, capsys):
         profile_model.main(words)
     assert stop.value.code == 2
     assert sentence in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--device", "cuda", "--backend", "native"], "--backend native: it is for CPUs only"),
+        (["--backend", "mamba_ssm"], "--backend mamba_ssm: the backend mamba_ssm does not work here"),
+        (["--model", "ecapa", "--checkpoint-layers"], "this model has no layers that can be recomputed"),
+    ],
+)
+def test_script_refuses_what_cannot_be_computed(words, sentence, tmp_path):
+    command = [sys.executable, "profile_model.py", *SMALL[-4:], *words, "--out", str(tmp_path / "out")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2 and sentence in done.stderr and "Traceback" not in done.stderr
+    assert done.stdout == "" and not (tmp_path / "out").exists()

@@ -71,7 +71,7 @@ class Parser(argparse.ArgumentParser):
     def add_config(self, ignored: Iterable[str] = ()) -> None:
         """Adds `--config` to the parser or subparser whose flags the file may set.
 
-        The file may also have the keys `ignored`, which are flags of another script.
+        The file may also have the keys `ignored`, which are flags of another script; they set none of this one.
         """
         self._ignored = frozenset(ignored)
         self.add_argument("--config", metavar="FILE", type=Path, help="YAML file that sets defaults of these flags")
@@ -151,7 +151,7 @@ class Parser(argparse.ArgumentParser):
             return
         for key, value in content.items():
             dest = str(key).replace("-", "_")
-            action = actions.get(dest)
+            action = None if dest in self._ignored else actions.get(dest)
             if action is not None and action.dest not in ("config", "help", "version"):
                 known = len(self._problems)
                 checked = self._config_value(action, value)

@@ -114,7 +114,7 @@ def _blocks(inputs: ConvInputs, backwards: bool = False) -> Iterator[_Block]:
     """Cuts the batch into blocks; the frames of a row in order, or the last first."""
     taps = inputs.weight.t().contiguous()
     rows, length, channels = inputs.x.shape
-    elements = BLOCK if plan.by_cache(inputs.x.device) else plan.IN_MEMORY
+    elements = _block_size(inputs.x.device.type)
     size = min(length, max(1, elements // channels))
     height = max(1, elements // (size * channels))
     starts = range(0, length, size)
@@ -123,4 +123,15 @@ def _blocks(inputs: ConvInputs, backwards: bool = False) -> Iterator[_Block]:
             yield _Block(inputs, taps, slice(row, min(row + height, rows)), slice(start, min(start + size, length)))
 
 
-_conv = define("causal_conv", ConvInputs, _forward, _allocate, _backward)
+def _block_size(device: str) -> int:
+    """The most elements of a block on a type of device."""
+    return BLOCK if plan.by_cache(device) else plan.IN_MEMORY
+
+
+def _work(inputs: ConvInputs, is_backward: bool, device: str) -> int:
+    """Bytes of a block's window, terms and output, and of their gradients, fitted to what it was."""
+    element = inputs.weight.element_size() * min(_block_size(device), inputs.x.numel())
+    return round((5.6 if is_backward else 3.4) * element)
+
+
+_conv = define("causal_conv", ConvInputs, _forward, _allocate, _backward, work=_work)

@@ -15,6 +15,11 @@ from torch import Tensor
 from models.engine.inputs import ConvInputs, Inputs
 
 SCHEMA_TYPES = {Tensor: "Tensor", Tensor | None: "Tensor?", bool: "bool"}
+Work = Callable[[Any, bool, str], int]
+
+# Of each operator, for tools that see its tensors only: its kind of inputs, and the bytes of its buffers.
+KINDS: dict[str, type] = {}
+WORK: dict[str, Work] = {}
 
 
 def define(
@@ -24,6 +29,7 @@ def define(
     allocate: Callable[..., Any],
     backward: Callable[..., tuple[Tensor, ...]],
     device_types: str | None = None,
+    work: Work = lambda inputs, is_backward, device: 0,
 ) -> Callable[[Inputs], Any]:
     """Registers `tacomamba::NAME` and `tacomamba::NAME_backward`; returns the operator as a function of its inputs.
 
@@ -32,8 +38,10 @@ def define(
     two, and backward(inputs, dy, dstate, saved) with dstate None where nothing depends on the state.
 
     `backward` returns the tensors of `empty_gradients`, filled. `allocate` has the arguments of `forward` and returns
-    tensors like its results, for tracing.
+    tensors like its results, for tracing. `work(inputs, is_backward, device)`: about the most bytes of buffers that
+    either has at a time on a type of device, beyond its arguments and results.
     """
+    KINDS[f"tacomamba::{name}"], WORK[f"tacomamba::{name}"] = kind, work
     is_scan, size = kind is not ConvInputs, len(kind._fields)
     forward_schema, backward_schema = _schemas(kind, is_scan)
 
@@ -80,6 +88,19 @@ def _schemas(kind: type[Inputs], is_scan: bool) -> tuple[str, str]:
         f"({arguments}, bool keep) -> (Tensor, Tensor, Tensor)",
         f"({arguments}, Tensor dy, Tensor? dstate, Tensor saved) -> ({gradients})",
     )
+
+
+def work_bytes(operator: Any, arguments: tuple, device: str) -> int:
+    """Bytes of the buffers of an operator of torch that `define` made, on a type of device; 0 for any other."""
+    name = operator._schema.name
+    work = WORK.get(name.removesuffix("_backward"))
+    return 0 if work is None else work(inputs_of(operator, arguments), name.endswith("_backward"), device)
+
+
+def inputs_of(operator: Any, arguments: tuple) -> Any:
+    """The inputs among the arguments of an operator that `define` made."""
+    kind = KINDS[operator._schema.name.removesuffix("_backward")]
+    return kind(*arguments[: len(kind._fields)])
 
 
 def needs_gradient(inputs: Inputs) -> bool:

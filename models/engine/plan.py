@@ -6,11 +6,9 @@ launch of several us, so that few large blocks are best, as large as memory allo
 
 from __future__ import annotations
 
-import torch
-
 IN_MEMORY = 2**26  # elements of a block's largest buffers; in float32 each takes 256 MiB
 
 
-def by_cache(device: torch.device) -> bool:
-    """Returns whether blocks on this device are cut for the cache of a CPU, not by `IN_MEMORY`."""
+def by_cache(device: str) -> bool:
+    """Returns whether blocks on this type of device are cut for the cache of a CPU, not by `IN_MEMORY`."""
     return device.type == "cpu"

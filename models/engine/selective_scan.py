@@ -316,19 +316,37 @@ def _spans(length: int, chunks: int) -> list[_Span]:
     return spans if length == whole * CHUNK else [*spans, _Span(whole, 1, slice(whole * CHUNK, length))]
 
 
-def _blocks(inputs: ScanInputs) -> Iterator[_Block]:
-    """Cuts the batch into blocks of rows and channels, and the frames of each into spans."""
+def _block_size(inputs: ScanInputs, device: str) -> tuple[int, int, int]:
+    """Rows and channels of a block on a type of device, and the most chunks of a span."""
     (rows, _, channels), states = inputs.u.shape, inputs.A.shape[1]
-    starts = None if inputs.seq_idx is None else sequence_starts(inputs.seq_idx).unsqueeze(-1)
-    elements = BLOCK if plan.by_cache(inputs.u.device) else plan.IN_MEMORY // CHUNK
+    elements = BLOCK if plan.by_cache(device) else plan.IN_MEMORY // CHUNK
     width = min(channels, max(1, elements // states))
     height = min(rows, max(1, elements // (states * width)))
     chunks = elements // (states * width * height)
-    chunks = chunks if chunks >= FEWEST else 1
+    return height, width, chunks if chunks >= FEWEST else 1
+
+
+def _blocks(inputs: ScanInputs) -> Iterator[_Block]:
+    """Cuts the batch into blocks of rows and channels, and the frames of each into spans."""
+    rows, _, channels = inputs.u.shape
+    starts = None if inputs.seq_idx is None else sequence_starts(inputs.seq_idx).unsqueeze(-1)
+    height, width, chunks = _block_size(inputs, inputs.u.device.type)
     for row in range(0, rows, height):
         for channel in range(0, channels, width):
             area = slice(row, min(row + height, rows)), slice(channel, min(channel + width, channels))
             yield _Block(inputs, starts, *area, chunks)
 
 
-_scan = define("selective_scan", ScanInputs, _forward, _allocate, _backward)
+def _work(inputs: ScanInputs, is_backward: bool, device: str) -> int:
+    """Bytes of the decays and states of a block, and of the one before it; the rest is fitted to what it was."""
+    (rows, length, channels), states, size = inputs.u.shape, inputs.A.shape[1], inputs.A.element_size()
+    height, width, chunks = _block_size(inputs, device)
+    chunks = max(1, min(chunks, length // CHUNK))
+    blocks = 1 if (height, width) == (rows, channels) else 2
+    others = (24 if is_backward else 6) + 4 * (chunks > 1)
+    work = size * height * width * states * chunks * (blocks * (2 * CHUNK + 1) + others)
+    is_wider = is_backward and inputs.B.dtype != inputs.A.dtype  # sums of the gradients of B and C
+    return work + 2 * size * inputs.B.numel() * is_wider
+
+
+_scan = define("selective_scan", ScanInputs, _forward, _allocate, _backward, work=_work)

@@ -108,16 +108,22 @@ class Block(NamedTuple):
         return tensor[self.rows, self.heads].flatten(1, 2)
 
 
-def blocks(x: Tensor, B: Tensor) -> Iterator[Block]:
-    """Yields blocks whose buffers fit in the cache of a CPU; elsewhere one block for each group."""
+def block_size(x: Tensor, B: Tensor, device: str) -> tuple[int, int]:
+    """Rows and heads of a block, whose buffers fit in the cache of a CPU; elsewhere all rows, and all of a group."""
     batch, _, heads, channels = x.shape
     groups, states = B.shape[2:]
+    if not plan.by_cache(device):
+        return batch, heads // groups
+    size = BLOCK * torch.get_num_threads() // (CHUNK * max(CHUNK, channels, states) * x.itemsize)
+    heads_of_block = min(heads // groups, max(1, size))
+    return min(batch, max(1, size // heads_of_block)), heads_of_block
+
+
+def blocks(x: Tensor, B: Tensor) -> Iterator[Block]:
+    """Yields the blocks of a batch: x (b, l, h, p), B (b, l, g, n)."""
+    batch, heads, groups = x.shape[0], x.shape[2], B.shape[2]
     heads_of_group = heads // groups
-    rows_of_block, heads_of_block = batch, heads_of_group
-    if plan.by_cache(x.device):
-        size = BLOCK * torch.get_num_threads() // (CHUNK * max(CHUNK, channels, states) * x.itemsize)
-        heads_of_block = min(heads_of_group, max(1, size))
-        rows_of_block = max(1, size // heads_of_block)
+    rows_of_block, heads_of_block = block_size(x, B, x.device.type)
     for row in range(0, batch, rows_of_block):
         rows = slice(row, min(row + rows_of_block, batch))
         for group in range(groups):

@@ -28,7 +28,7 @@ def gaussian_score(x: Tensor, mean: Tensor) -> Tensor:
         return product - 0.5 * mean.square().sum(-1).unsqueeze(2) - 0.5 * x.square().sum(-1).unsqueeze(1)
 
 
-@torch.no_grad()
+@torch.library.custom_op("tacomamba::monotonic_path", mutates_args=())
 def monotonic_path(score: Tensor, token_lengths: Tensor, mel_lengths: Tensor) -> Tensor:
     """The durations that maximize the summed score of a monotonic path that uses all tokens and all frames.
 
@@ -53,6 +53,11 @@ def monotonic_path(score: Tensor, token_lengths: Tensor, mel_lengths: Tensor) ->
         durations[rows, token] += inside
         token = token - (moved[frame, rows, token] & inside)
     return torch.from_numpy(durations).to(score.device)
+
+
+@monotonic_path.register_fake
+def _durations(score: Tensor, token_lengths: Tensor, mel_lengths: Tensor) -> Tensor:
+    return score.new_empty(score.shape[:2], dtype=torch.int64)
 
 
 def _best_moves(score: np.ndarray) -> np.ndarray:

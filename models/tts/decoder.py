@@ -135,7 +135,7 @@ class Decoder(nn.Module):
         mel: (b, t, n_mels), standardized true frames, which an autoregressive decoder reads.
         """
         lengths = plan.durations.sum(1)
-        frames = int(lengths.max())
+        frames = int(lengths.max()) if mel is None else mel.shape[1]
         steps = -(-frames // self.reduction)
         x = self._inputs(plan, plan.part(0, steps * self.reduction))
         if self.prenet is not None:

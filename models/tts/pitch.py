@@ -110,6 +110,7 @@ def _confidence(correlation: Tensor) -> Tensor:
     return ((correlation - UNVOICED) / (VOICED - UNVOICED)).clamp(0.0, 1.0)
 
 
+@torch.library.custom_op("tacomamba::best_contour", mutates_args=())
 def best_contour(evidence: Tensor) -> Tensor:
     """Pitches of tokens that maximize the summed evidence (b, n, f) less the costs of jumps: (b, n) octaves.
 
@@ -132,6 +133,12 @@ def best_contour(evidence: Tensor) -> Tensor:
     return torch.from_numpy(places.T).to(evidence.device, evidence.dtype) / PER_OCTAVE
 
 
+@best_contour.register_fake
+def _best_contour(evidence: Tensor) -> Tensor:
+    return evidence.new_empty(evidence.shape[:2])
+
+
+@torch.library.custom_op("tacomamba::interpolate_unvoiced", mutates_args=())
 def interpolate_unvoiced(pitch: Tensor, durations: Tensor, is_voiced: Tensor) -> Tensor:
     """Interpolates the pitches (b, n) of unvoiced tokens linearly between the middles of the voiced ones beside them.
 
@@ -144,6 +151,11 @@ def interpolate_unvoiced(pitch: Tensor, durations: Tensor, is_voiced: Tensor) ->
         if known.any():
             out[:] = np.interp(x, x[known], row[known])
     return torch.from_numpy(found).to(pitch.device)
+
+
+@interpolate_unvoiced.register_fake
+def _interpolate_unvoiced(pitch: Tensor, durations: Tensor, is_voiced: Tensor) -> Tensor:
+    return torch.empty_like(pitch)
 
 
 def contour(pitch: Tensor, durations: Tensor, where: Positions) -> Tensor:
