@@ -11,4 +11,4 @@ IN_MEMORY = 2**26  # elements of a block's largest buffers; in float32 each take
 
 def by_cache(device: str) -> bool:
     """Returns whether blocks on this type of device are cut for the cache of a CPU, not by `IN_MEMORY`."""
-    return device.type == "cpu"
+    return device == "cpu"
