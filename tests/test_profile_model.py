@@ -241,6 +241,13 @@ def test_a_gpu_keeps_memory_for_itself(capsys):
     assert none["batch"]["largest"] == none["length"]["largest"] == 0
 
 
+def test_bytes_that_come_in_steps_end_the_search_below_the_memory(capsys):
+    """Solved at the edge, one frame less took as much, and the search ended at twice the length it began with."""
+    words = ["--mixer", "mamba", "--d-model", "512", "--n-layers", "3", "--d-state", "32", "--batch-size", "8"]
+    fits = content_of(capsys, *words, "--frames", "2185", "--gpu-mem", "24GiB")["fits"]
+    assert 0.998 * fits["memory"] < fits["length"]["bytes"] <= fits["memory"]
+
+
 def test_roots_of_lines_and_parabolas():
     assert root([(2, 120), (4, 140)], 200) == 10
     assert root([(2, 104), (4, 116), (8, 164)], 200) == 10  # 100 + n * n

@@ -80,8 +80,10 @@ def _largest(run: Callable[[int], Profile], starts: list[int], budget: int) -> L
     runs = [(number, profile.predicted) for number, profile in zip(starts, profiles, strict=True)]
     operators = [profile.operators for profile in profiles]
     is_loop = operators[-1] > 1.5 * operators[0]
+    above = 0
     for _ in range(TRIES):
-        found = root(runs[-len(starts) :], budget)
+        # Bytes come in steps, so that a little less may take as much: the second time below them, not at their edge.
+        found = root(runs[-len(starts) :], budget if above < 2 else round((1 + CLOSE) / 2 * budget))
         if found < 1 or found in dict(runs):
             break
         if is_loop and operators[-1] * found / starts[-1] > MOST_OPERATORS:
@@ -89,6 +91,7 @@ def _largest(run: Callable[[int], Profile], starts: list[int], budget: int) -> L
         runs.append((found, run(found).predicted))
         if CLOSE * budget <= runs[-1][1] <= budget:
             break
+        above += runs[-1][1] > budget
     fitting = {number: size for number, size in runs if size <= budget}
     largest = max(fitting, default=0)
     return Limit(largest, fitting.get(largest, 0), runs)
