@@ -40,7 +40,13 @@ def case_of(words):
     return profile_model.case_of(args, config)
 
 
-@pytest.mark.parametrize("words", CASES, ids=lambda words: " ".join(words[10:] or words))
+def _parameters():
+    """Yields a third of the cases for make test, the others for make test-slow."""
+    for number, words in enumerate(CASES):
+        yield pytest.param(words, id=" ".join(words[10:] or words), marks=[pytest.mark.slow] * bool(number % 3))
+
+
+@pytest.mark.parametrize("words", list(_parameters()))
 def test_the_step_takes_what_was_predicted_or_up_to_12_percent_less(words):
     case = case_of(words)
     error = predict(case).predicted / measure(case) - 1
