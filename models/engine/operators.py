@@ -17,8 +17,8 @@ from models.engine.inputs import ConvInputs, Inputs
 SCHEMA_TYPES = {Tensor: "Tensor", Tensor | None: "Tensor?", bool: "bool"}
 Work = Callable[[Any, bool, str], int]
 
-# Of each operator, for tools that see its tensors only: its kind of inputs, and the bytes of its buffers; where they are
-# not stated, the functions that forward and backward are, of the same arguments.
+# Of each operator, for tools that see its tensors only: its kind of inputs, and the bytes of its buffers; where these
+# are not stated, what forward and backward do, as functions of the same arguments.
 KINDS: dict[str, type] = {}
 WORK: dict[str, Work] = {}
 BODIES: dict[str, Callable[..., Any]] = {}
