@@ -59,7 +59,9 @@ class StepOptions(Config):
     checkpoint_layers: bool = _of_training("checkpoint_layers")
     backend: str = _of_training("backend")
     device: str = option(
-        "auto", "device to predict, which need not exist here; auto is the CPU", choices=("auto", "cpu", "cuda")
+        "auto",
+        "device to predict, which need not exist here; auto is the CPU; on cuda, --backend auto is triton",
+        choices=("auto", "cpu", "cuda"),
     )
 
 

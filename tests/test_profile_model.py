@@ -109,6 +109,31 @@ def test_the_kernels_of_mamba_ssm_are_counted_by_formula(capsys):
     assert mixer["own_saved_bytes"] == (kernel + around) * FLOAT + masks
 
 
+@pytest.mark.parametrize("mixer", ["mamba", "mamba2"])
+def test_auto_on_cuda_is_our_kernels_which_need_no_triton_here(mixer, capsys, monkeypatch):
+    """What a mixer saves: a projection of its input, what it convolved, steps, decays, masks; Mamba also states."""
+    monkeypatch.setitem(sys.modules, "triton", None)  # as if it were not installed
+    words = ["--mixer", mixer, "--causal", "--device", "cuda", "--frames", "40"]
+    content = content_of(capsys, *words)
+    assert content["backend"] == "triton"
+    (row,) = (row for row in content["layers"] if row["kind"].startswith("Mamba"))
+    rows, frames, d, rank, heads = 2, 2 * 20, 64, 2, 4  # two samples of 40 mel frames, subsampled by 2
+    if mixer == "mamba":
+        states = 16
+        inputs = frames * (2 * d + d + rank + 2 * states)  # x and the gate, dt; its projection's input, B, C
+        saved = inputs + 2 * d * states + rows * d * states  # exp(A_log), A; the state before the first 64 frames
+    else:
+        states = 64
+        convolved = d + 2 * states
+        saved = frames * (d + convolved + heads + convolved + heads) + 2 * heads  # before, after; dt; exp(A_log), A
+    masks = 2 * frames  # of one byte
+    assert row["own_saved_bytes"] == saved * FLOAT + masks
+    as_torch = content_of(capsys, *words, "--backend", "torch")
+    for field in ("forward_flops", "backward_flops"):
+        assert [row[field] for row in content["layers"]] == [row[field] for row in as_torch["layers"]]
+    assert content_of(capsys, *words, "--backend", "triton") == content
+
+
 def test_a_batch_in_frames_has_complete_samples(capsys):
     words = ["--task", "tts", "--batch-frames", "99", "--depth", "0"]
     assert profile_model.main([*SMALL, *words]) == 0

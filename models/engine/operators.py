@@ -17,9 +17,11 @@ from models.engine.inputs import ConvInputs, Inputs
 SCHEMA_TYPES = {Tensor: "Tensor", Tensor | None: "Tensor?", bool: "bool"}
 Work = Callable[[Any, bool, str], int]
 
-# Of each operator, for tools that see its tensors only: its kind of inputs, and the bytes of its buffers.
+# Of each operator, for tools that see its tensors only: its kind of inputs, and the bytes of its buffers; where these
+# are not stated, what forward and backward do, as functions of the same arguments.
 KINDS: dict[str, type] = {}
 WORK: dict[str, Work] = {}
+BODIES: dict[str, Callable[..., Any]] = {}
 
 
 def define(
@@ -29,7 +31,7 @@ def define(
     allocate: Callable[..., Any],
     backward: Callable[..., tuple[Tensor, ...]],
     device_types: str | None = None,
-    work: Work = lambda inputs, is_backward, device: 0,
+    work: Work | None = lambda inputs, is_backward, device: 0,
 ) -> Callable[[Inputs], Any]:
     """Registers `tacomamba::NAME` and `tacomamba::NAME_backward`; returns the operator as a function of its inputs.
 
@@ -39,9 +41,12 @@ def define(
 
     `backward` returns the tensors of `empty_gradients`, filled. `allocate` has the arguments of `forward` and returns
     tensors like its results, for tracing. `work(inputs, is_backward, device)`: about the most bytes of buffers that
-    either has at a time on a type of device, beyond its arguments and results.
+    either has at a time on a type of device, beyond its arguments and results; None if both run on fake tensors, where
+    these buffers can be seen.
     """
-    KINDS[f"tacomamba::{name}"], WORK[f"tacomamba::{name}"] = kind, work
+    KINDS[f"tacomamba::{name}"] = kind
+    if work is not None:
+        WORK[f"tacomamba::{name}"] = work
     is_scan, size = kind is not ConvInputs, len(kind._fields)
     forward_schema, backward_schema = _schemas(kind, is_scan)
 
@@ -52,6 +57,8 @@ def define(
         options = {"mutates_args": (), "device_types": device_types, "schema": schema}
         defined = torch.library.custom_op(f"tacomamba::{name}{suffix}", flat(body), **options)
         defined.register_fake(flat(fake))
+        if work is None:
+            BODIES[f"tacomamba::{name}{suffix}"] = flat(body)
         return defined
 
     forward_operator = operator("", forward_schema, forward, allocate)
@@ -91,7 +98,7 @@ def _schemas(kind: type[Inputs], is_scan: bool) -> tuple[str, str]:
 
 
 def work_bytes(operator: Any, arguments: tuple, device: str) -> int:
-    """Bytes of the buffers of an operator of torch that `define` made, on a type of device; 0 for any other."""
+    """Bytes of the buffers that an operator of `define` states for a type of device; 0 for any other."""
     name = operator._schema.name
     work = WORK.get(name.removesuffix("_backward"))
     return 0 if work is None else work(inputs_of(operator, arguments), name.endswith("_backward"), device)

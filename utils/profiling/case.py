@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from models.config import Config
+from models.engine.backends import FASTEST_FIRST
 from models.speaker import SpeakerModel
 from models.tts import MODELS
 from utils.errors import UserError
@@ -50,11 +51,9 @@ class Case:
         return self.recipe.seconds(self.frames)
 
     def backend(self) -> str:
-        """The backend of the Mamba mixers that is predicted: on CUDA, where none is tried, torch unless it is named."""
+        """The backend of the Mamba mixers that is predicted; on CUDA, where none is tried, `auto` is the first."""
         chosen = self.training.backend
-        if self.device == "cpu" or chosen not in ("auto", "mamba_ssm"):
-            return chosen
-        return kernels.BY_FORMULA if chosen == "mamba_ssm" else "torch"
+        return FASTEST_FIRST["cuda"][0] if self.device == "cuda" and chosen == "auto" else chosen
 
     def model(self) -> nn.Module:
         """A new model."""
@@ -97,10 +96,11 @@ class Case:
         backend = self.training.backend if device.type == self.device else self.backend()
         if backend == "native" and self.device != "cpu":
             raise UserError("--backend native: it is for CPUs only")
-        known = dataclasses.replace(self.training, backend="torch" if backend == kernels.BY_FORMULA else backend)
+        is_replaced = device.type != self.device and backend in kernels.PREDICTED_WITH
+        known = dataclasses.replace(self.training, backend="torch" if is_replaced else backend)
         update = Update(_Task(model, self), known, Ranks(0, 1, device))
-        if backend == kernels.BY_FORMULA:
-            kernels.use(update.model)
+        if is_replaced:
+            kernels.use(update.model, backend)
         return update
 
     def shown(self) -> dict[str, Any]:
@@ -120,7 +120,7 @@ class Case:
             "accumulate": training.accumulate,
             "checkpoint_layers": training.checkpoint_layers,
             "device": self.device,
-            "backend": training.backend if self.device == "cpu" else self.backend(),
+            "backend": kernels.BY_FORMULA if self.backend() == "mamba_ssm" else self.backend(),
         }
 
 

@@ -1,9 +1,10 @@
-"""What the CUDA kernels of mamba-ssm and causal-conv1d keep for backward and allocate, by formula.
+"""What CUDA kernels keep for backward and allocate: ours as they do, those of mamba-ssm and causal-conv1d by formula.
 
-Neither package runs on tensors without data. Stand-ins take the place of their functions while a step is predicted:
-they return tensors of the same shapes, and save and allocate what the Python code around the kernels of mamba-ssm 2.3
-and causal-conv1d 1.6 does. `models.engine.mamba_ssm`, which calls them, is the real one. Nothing here was measured, and
-their FLOPs do not count.
+The operators of `models.engine.triton` run on fake tensors without their kernels; just the demand for a GPU before them
+is left out. Neither package of others runs on tensors without data. Stand-ins take the place of their functions while a
+step is predicted: they return tensors of the same shapes, and save and allocate what the Python code around the kernels
+of mamba-ssm 2.3 and causal-conv1d 1.6 does. `models.engine.mamba_ssm`, which calls them, is the real one. Nothing here
+was measured on a GPU, and the FLOPs of stand-ins do not count.
 """
 
 from __future__ import annotations
@@ -18,21 +19,24 @@ import torch
 from torch import Tensor, nn
 
 from models.engine import interface, mamba_ssm
+from models.engine.triton import conv, selective_scan, ssd
 from models.mamba import StateSpaceMixer
 
-BY_FORMULA = "mamba_ssm by formula"  # the name of a backend
+BY_FORMULA, WITHOUT_KERNELS = "mamba_ssm by formula", "triton without kernels"  # names of backends
+# What a backend of CUDA is predicted with, if not with itself.
+PREDICTED_WITH = {"mamba_ssm": BY_FORMULA, "triton": WITHOUT_KERNELS}
 Sizes = Callable[[], tuple[Tensor, ...]]
 
-interface.CONVOLUTIONS[BY_FORMULA] = mamba_ssm.causal_conv
-interface.SELECTIVE_SCANS[BY_FORMULA] = mamba_ssm.selective_scan
-interface.SSDS[BY_FORMULA] = mamba_ssm.ssd
+interface.CONVOLUTIONS |= {BY_FORMULA: mamba_ssm.causal_conv, WITHOUT_KERNELS: conv.causal_conv}
+interface.SELECTIVE_SCANS |= {BY_FORMULA: mamba_ssm.selective_scan, WITHOUT_KERNELS: selective_scan.selective_scan}
+interface.SSDS |= {BY_FORMULA: mamba_ssm.ssd, WITHOUT_KERNELS: ssd.ssd}
 
 
-def use(model: nn.Module) -> None:
-    """Makes the Mamba mixers of a model take the stand-ins."""
+def use(model: nn.Module, backend: str) -> None:
+    """Makes the Mamba mixers of a model take what a backend of CUDA is predicted with."""
     for part in model.modules():
         if isinstance(part, StateSpaceMixer):
-            part.backend = BY_FORMULA
+            part.backend = PREDICTED_WITH[backend]
 
 
 @contextlib.contextmanager

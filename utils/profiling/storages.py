@@ -1,7 +1,7 @@
 """Storages of tensors that live while operators run, real or fake: bytes by what they are for, peak, and history.
 
 Sizes are those of storages. What an operator allocates and frees inside it is not seen: `utils.profiling.hidden` has
-formulas.
+formulas, but for operators of the engine that can be run once more to be watched.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from models.engine.operators import BODIES
 from utils.profiling.hidden import hidden_bytes
 
 # What the bytes of a step are for, in the order in which pictures stack them.
@@ -85,9 +86,21 @@ class Storages(TorchDispatchMode):
         result = func(*args, **kwargs)
         for tensor in tensors_in(result):
             self._follow(tensor, None)
-        self._note(hidden_bytes(func, args, result, self.device))
+        body = BODIES.get(func._schema.name)
+        work = self._watched(body, args) if body else hidden_bytes(func, args, result, self.device)
+        self._note(work)
         self.observe(func, args, kwargs, result)
         return result
+
+    def _watched(self, body: Callable[..., Any], args: tuple) -> int:
+        """The most bytes that a function has at a time beyond its arguments and results."""
+        inside = Storages(device=self.device)
+        inside.follow(tensors_in(args))
+        with inside:
+            results = body(*args)  # they live until the end
+            work = inside.peak.total - inside.live
+        del results
+        return work
 
     def _follow(self, tensor: Tensor, purpose: int | None) -> None:
         storage = tensor.untyped_storage()

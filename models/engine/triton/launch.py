@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 from models.engine import Unsupported
 from models.engine.inputs import Inputs
@@ -54,7 +56,25 @@ def contiguous(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
     return tuple(None if tensor is None else tensor.contiguous() for tensor in tensors)
 
 
-def launch(kernel: Any, programs: int, like: Tensor, *arguments: Any, **options: Any) -> None:
-    """Runs a kernel in so many programs on the device of `like`, which need not be the current one."""
+def launch(kernel: str, programs: int, like: Tensor, *arguments: Any, **options: Any) -> None:
+    """Runs a kernel in so many programs on the device of `like`, which need not be the current one.
+
+    `kernel` is "module.function" of this package, which is imported here: what surrounds a launch needs no triton. On
+    fake tensors nothing runs, so that it can be watched for what it allocates.
+    """
+    if isinstance(like, FakeTensor):
+        return
+    module, _, name = kernel.partition(".")
+    function = getattr(importlib.import_module(f"models.engine.triton.{module}"), name)
     with torch.cuda.device_of(like):
-        kernel[(programs,)](*arguments, **options)
+        function[(programs,)](*arguments, **options)
+
+
+def cdiv(number: int, divisor: int) -> int:
+    """Divides and rounds up."""
+    return -(-number // divisor)
+
+
+def next_power_of_2(number: int) -> int:
+    """Returns the least power of 2 that is not below a number from 1 on."""
+    return 1 << (number - 1).bit_length()

@@ -19,14 +19,12 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
-import triton
 from torch import Tensor
 
 from models.engine import Unsupported
 from models.engine.inputs import ScanInputs, cast
 from models.engine.operators import define, empty_gradients
-from models.engine.triton.launch import as_rows, contiguous, launch
-from models.engine.triton.scan_kernels import backward_kernel, carry_kernel, forward_kernel
+from models.engine.triton.launch import as_rows, cdiv, contiguous, launch, next_power_of_2
 
 SAVE = 64  # frames
 MOST_STATES = 256
@@ -67,16 +65,16 @@ class _Plan(NamedTuple):
 
 
 def _plan(inputs: ScanInputs, tiles: dict[int, Tile]) -> _Plan:
-    (batch, length, width), states = inputs.u.shape, triton.next_power_of_2(inputs.A.shape[1])
+    (batch, length, width), states = inputs.u.shape, next_power_of_2(inputs.A.shape[1])
     tile = next(tile for most, tile in tiles.items() if states <= most)
     own = min(tile.states, states)
     # Just the channels that fill the threads: where some were left, Triton would spread the frames over them.
     block = own * tile.channels * 32 * tile.warps // states
-    blocks = triton.cdiv(width, block)
+    blocks = cdiv(width, block)
     wanted = max(1, BUSY // (batch * blocks * tile.warps))
-    span = max(SHORTEST, SAVE * triton.cdiv(length, SAVE * wanted))
+    span = max(SHORTEST, SAVE * cdiv(length, SAVE * wanted))
     options = {"STATES": states, "FRAMES": tile.frames, "NI": own, "DI": tile.channels, "CHANNELS": block, "SAVE": SAVE}
-    return _Plan(blocks, triton.cdiv(length, span), span, options | {"num_warps": tile.warps})
+    return _Plan(blocks, cdiv(length, span), span, options | {"num_warps": tile.warps})
 
 
 def _forward(inputs: ScanInputs, keep: bool) -> tuple[Tensor, Tensor, Tensor]:
@@ -91,9 +89,9 @@ def _forward(inputs: ScanInputs, keep: bool) -> tuple[Tensor, Tensor, Tensor]:
         rest = plan.segments - 1
         added, elapsed = A.new_empty(batch, rest, *A.shape), A.new_empty(batch, rest, width)
         given = u, dt, A, B, C, None, None, bias, None, seq_idx, added, elapsed, None, None, None
-        _launch(forward_kernel, batch, plan, rest, inputs, *given, *sizes)
+        _launch("forward_kernel", batch, plan, rest, inputs, *given, *sizes)
     given = u, dt, A, B, C, D, z, bias, initial, seq_idx, added, elapsed, y, last, saved if keep else None
-    _launch(forward_kernel, batch, plan, plan.segments, inputs, *given, *sizes)
+    _launch("forward_kernel", batch, plan, plan.segments, inputs, *given, *sizes)
     return y, last, saved
 
 
@@ -117,7 +115,7 @@ def _backward(inputs: ScanInputs, dy: Tensor, dstate: Tensor | None, saved: Tens
         rest = plan.segments - 1
         carried, elapsed = A.new_empty(batch, rest, *A.shape), A.new_empty(batch, rest, width)
         given = dt, A, C, z, bias, seq_idx, dy, carried, elapsed
-        _launch(carry_kernel, batch, plan, rest, inputs, *given, *sizes)
+        _launch("carry_kernel", batch, plan, rest, inputs, *given, *sizes)
     tile = plan.options
     programs = batch * plan.segments * plan.blocks
     scratch = A.new_empty(programs, SAVE // tile["FRAMES"], tile["CHANNELS"], tile["STATES"])
@@ -126,7 +124,7 @@ def _backward(inputs: ScanInputs, dy: Tensor, dstate: Tensor | None, saved: Tens
     of_D, of_bias = (A.new_empty(batch * plan.segments, width) for _ in range(2))
     given = u, dt, A, B, C, D, z, bias, seq_idx, saved, scratch, dy, dstate, carried, elapsed
     results = du, ddt, of_A, of_B, of_C, of_D, dz, of_bias, None if initial is None else dinitial
-    _launch(backward_kernel, batch, plan, plan.segments, inputs, *given, *results, *sizes)
+    _launch("backward_kernel", batch, plan, plan.segments, inputs, *given, *results, *sizes)
     sums = ((dA, A, of_A, 0), (dB, B, of_B, 1), (dC, C, of_C, 1), (dD, D, of_D, 0), (dbias, bias, of_bias, 0))
     for gradient, value, parts, dimension in sums:
         if value is not None:
@@ -141,9 +139,10 @@ def _arguments(inputs: ScanInputs) -> tuple[Any, ...]:
     return *activations, *contiguous(*rest)
 
 
-def _launch(kernel: Any, batch: int, plan: _Plan, segments: int, inputs: ScanInputs, *arguments: Any) -> None:
+def _launch(kernel: str, batch: int, plan: _Plan, segments: int, inputs: ScanInputs, *arguments: Any) -> None:
     programs = batch * plan.blocks * segments
-    launch(kernel, programs, inputs.u, *arguments, segments, plan.span, inputs.dt_softplus, **plan.options)
+    arguments = *arguments, segments, plan.span, inputs.dt_softplus
+    launch(f"scan_kernels.{kernel}", programs, inputs.u, *arguments, **plan.options)
 
 
-_scan = define("triton_selective_scan", ScanInputs, _forward, _allocate, _backward)
+_scan = define("triton_selective_scan", ScanInputs, _forward, _allocate, _backward, work=None)

@@ -12,15 +12,13 @@ Shape letters as in `interface`. Q is the frames of a chunk, BP and BN the chann
 from __future__ import annotations
 
 import torch
-import triton
 from torch import Tensor
 
 from models.engine import Unsupported
 from models.engine.inputs import SSDInputs, cast
 from models.engine.operators import define, empty_gradients
-from models.engine.triton.launch import contiguous, launch, rows
-from models.engine.triton.ssd_backward import Sums, dBC_kernel, dstep_kernel, dx_kernel
-from models.engine.triton.ssd_forward import Decays, Frames, Sizes, carry_kernel, decays_kernel, outputs_kernel
+from models.engine.triton.launch import cdiv, contiguous, launch, rows
+from models.engine.triton.ssd_layouts import Decays, Frames, Sizes, Sums
 
 LARGEST = 256  # states, and channels of a head
 HEADS = 16  # of a tile of steps
@@ -46,8 +44,9 @@ def _forward(inputs: SSDInputs, keep: bool) -> tuple[Tensor, Tensor, Tensor]:
     decays = call.decays()
     states = call.walk(call.x, call.B, decays, decays.weight, call.initial, final)
     launch(
-        outputs_kernel, call.programs * call.p_blocks, y, call.x, call.B, call.C, decays, call.seq_idx, states, call.D,
-        y, call.sizes, call.length, call.chunks, STATES=call.n_blocks * call.BN, **call.tiles, **OUTPUTS,
+        "ssd_forward.outputs_kernel", call.programs * call.p_blocks, y, call.x, call.B, call.C, decays, call.seq_idx,
+        states, call.D, y, call.sizes, call.length, call.chunks, STATES=call.n_blocks * call.BN, **call.tiles,
+        **OUTPUTS,
     )  # fmt: skip
     return y, final, saved
 
@@ -68,20 +67,21 @@ def _backward(inputs: SSDInputs, dy: Tensor, dstate: Tensor | None, saved: Tenso
     sums, dscores = call.sums(), dx.new_empty(*call.of_chunks, call.Q, call.Q)
     channels = call.p_blocks * call.BP
     launch(
-        dx_kernel, call.programs, dx, call.x, call.B, call.C, decays, call.seq_idx, ends, call.D, dy, dx, dscores, sums,
-        call.sizes, call.length, call.chunks, CHANNELS=channels, STATES=call.n_blocks * call.BN, **call.tiles, **DX,
+        "ssd_backward.dx_kernel", call.programs, dx, call.x, call.B, call.C, decays, call.seq_idx, ends, call.D, dy, dx,
+        dscores, sums, call.sizes, call.length, call.chunks, CHANNELS=channels, STATES=call.n_blocks * call.BN,
+        **call.tiles, **DX,
     )  # fmt: skip
     programs, share, shares = call.shares()
     parts = [call.empty(v.shape[0], shares, *v.shape[1:]) if shares > 1 else v for v in (dB, dC)]
     launch(
-        dBC_kernel, programs, dx, call.x, call.B, call.C, decays, starts, ends, dy, dscores, *parts, sums, call.sizes,
-        call.length, call.chunks, share, CHANNELS=channels, **call.tiles, **DBC,
+        "ssd_backward.dBC_kernel", programs, dx, call.x, call.B, call.C, decays, starts, ends, dy, dscores, *parts,
+        sums, call.sizes, call.length, call.chunks, share, CHANNELS=channels, **call.tiles, **DBC,
     )  # fmt: skip
     if shares > 1:
         dB.copy_(parts[0].sum(1)), dC.copy_(parts[1].sum(1))
     launch(
-        dstep_kernel, call.head_programs, dx, call.A, decays, sums, gradients.dt, call.length, call.chunks,
-        call.sizes.heads, call.n_blocks, inputs.dt_softplus, call.Q, HEADS,
+        "ssd_backward.dstep_kernel", call.head_programs, dx, call.A, decays, sums, gradients.dt, call.length,
+        call.chunks, call.sizes.heads, call.n_blocks, inputs.dt_softplus, call.Q, HEADS,
     )  # fmt: skip
     dA, dD, dt_bias = (v.sum((0, 2)) for v in (sums.dA, sums.skip, sums.dt_bias))
     for name, result in {"A": dA, "D": dD, "dt_bias": dt_bias, "initial_state": carry[1]}.items():
@@ -109,12 +109,12 @@ class _Call:
         self.Q = 32 if single else 64
         self.BP, self.BN = (32 if single or size <= 32 else 64 for size in self.sizes[2:])
         self.tiles = {"Q": self.Q, "BP": self.BP, "BN": self.BN, "PRECISION": "tf32x3" if exact else "tf32"}
-        self.p_blocks, self.n_blocks = triton.cdiv(channels, self.BP), triton.cdiv(B.shape[3], self.BN)
-        self.chunks = triton.cdiv(self.length, self.Q)
+        self.p_blocks, self.n_blocks = cdiv(channels, self.BP), cdiv(B.shape[3], self.BN)
+        self.chunks = cdiv(self.length, self.Q)
         self.of_chunks = batch, heads, self.chunks
         self.of_states = batch, heads, channels, B.shape[3]
         self.programs = batch * heads * self.chunks
-        self.head_programs = batch * self.chunks * triton.cdiv(heads, HEADS)
+        self.head_programs = batch * self.chunks * cdiv(heads, HEADS)
 
     def empty(self, *shape: int) -> Tensor:
         return self.tensor.new_empty(shape, dtype=torch.float32)
@@ -124,8 +124,9 @@ class _Call:
         frames = (self.empty(*self.of_chunks, self.Q) for _ in range(6))
         decays = Decays(*frames, self.empty(*self.of_chunks), self.empty(*self.of_chunks))
         launch(
-            decays_kernel, self.head_programs, self.tensor, self.dt, *self.dt.stride()[:2], self.A, self.dt_bias,
-            self.seq_idx, decays, self.length, self.chunks, self.sizes.heads, self.softplus, self.Q, HEADS,
+            "ssd_forward.decays_kernel", self.head_programs, self.tensor, self.dt, *self.dt.stride()[:2], self.A,
+            self.dt_bias, self.seq_idx, decays, self.length, self.chunks, self.sizes.heads, self.softplus, self.Q,
+            HEADS,
         )  # fmt: skip
         return decays
 
@@ -144,9 +145,9 @@ class _Call:
         states = self.tensor.new_empty(batch, self.chunks, *size)
         first, direction = (self.chunks - 1, -1) if backward else (0, 1)
         launch(
-            carry_kernel, batch * self.sizes.heads * self.p_blocks * self.n_blocks, self.tensor, values, vectors,
-            weight, decays.kept, decays.change, initial, states, final, self.sizes, self.length, self.chunks, first,
-            direction, **self.tiles, **CARRY,
+            "ssd_forward.carry_kernel", batch * self.sizes.heads * self.p_blocks * self.n_blocks, self.tensor, values,
+            vectors, weight, decays.kept, decays.change, initial, states, final, self.sizes, self.length, self.chunks,
+            first, direction, **self.tiles, **CARRY,
         )  # fmt: skip
         return states
 
@@ -160,8 +161,8 @@ class _Call:
         """Returns the number of programs that sum over heads, of heads that each takes, and of programs for a group."""
         heads = self.sizes.heads // self.sizes.groups
         programs = self.programs // heads * self.n_blocks
-        share = triton.cdiv(heads, max(1, min(heads, PROGRAMS // max(1, programs))))
-        return programs * triton.cdiv(heads, share), share, triton.cdiv(heads, share)
+        share = cdiv(heads, max(1, min(heads, PROGRAMS // max(1, programs))))
+        return programs * cdiv(heads, share), share, cdiv(heads, share)
 
 
-_ssd = define("triton_ssd", SSDInputs, _forward, _allocate, _backward)
+_ssd = define("triton_ssd", SSDInputs, _forward, _allocate, _backward, work=None)

@@ -7,26 +7,10 @@ frames, i reads what j adds to the state.
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import triton
 import triton.language as tl
-from torch import Tensor
 
 from models.engine.triton.ssd_forward import at, expm1, load_tile, pair_decay, place, store_frames
-
-
-class Sums(NamedTuple):
-    """Sums of frames, (b, h, chunks, Q), and of chunks, (b, h, chunks); "blocks" are the blocks of BN states."""
-
-    pairs: Tensor  # over pairs j <= this frame < i: the gradient of the log decay of the frame that follows
-    direct: Tensor  # the gradient of delta as a factor of x inside the chunk
-    added: Tensor  # x . the gradient of its contribution to the state, before its weight
-    carried: Tensor  # (b, h, chunks, blocks, Q): dy . the output of the carried state, before its decay
-    state: Tensor  # (b, h, chunks, blocks): the state at a chunk's start . the gradient of the state at its end
-    skip: Tensor  # of the chunk, dy . x
-    dA: Tensor  # of the chunk
-    dt_bias: Tensor  # of the chunk
 
 
 @triton.jit(do_not_specialize=["length", "chunks"])

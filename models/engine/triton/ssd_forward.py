@@ -5,49 +5,11 @@ The three run one after another. Sums over time never leave a program, so their 
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import triton
 import triton.language as tl
-from torch import Tensor
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 STRONGEST_STEP = tl.constexpr(-256.0)  # log2 of a decay that leaves nothing of a state
-
-
-class Frames(NamedTuple):
-    """A tensor (b, l, k, m) of contiguous last dimension, k being heads or groups, and its other strides."""
-
-    data: Tensor
-    row: int
-    frame: int
-    head: int
-
-    @classmethod
-    def of(cls, tensor: Tensor) -> Frames:
-        return cls(tensor, *tensor.stride()[:3])
-
-
-class Sizes(NamedTuple):
-    """Sizes that are constants of a model."""
-
-    heads: int
-    groups: int
-    channels: int
-    states: int
-
-
-class Decays(NamedTuple):
-    """Steps and decays of every frame, (b, h, chunks * Q), and of every chunk, (b, h, chunks); float32."""
-
-    step: Tensor  # delta; 0 beyond the last frame
-    coarse: Tensor  # log2 of the decay from the chunk's start to the frame, the frame included: its exact part ...
-    fine: Tensor  # ... and the small rest
-    from_start: Tensor  # that decay; 0 after a reset
-    to_end: Tensor  # decay from the frame to the chunk's end; 0 before a reset
-    weight: Tensor  # of x in the state at the chunk's end: to_end * step
-    kept: Tensor  # decay over the chunk is kept + change; kept is 1 where the decay is slow, else 0
-    change: Tensor
 
 
 @triton.jit
