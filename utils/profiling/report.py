@@ -1,19 +1,16 @@
-"""All that is said of one or several training steps: predicted, measured, what fits; as text and as files."""
+"""All that is said of one or several training steps: predicted, measured, what fits; as text and as plain values."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Self
 
-from utils.files import write_json, write_text
-from utils.plots import save_figure
 from utils.profiling.case import Case
 from utils.profiling.fits import MIB, Fits, what_fits
 from utils.profiling.lengths import Curves, mixer_curves
 from utils.profiling.measure import measure
 from utils.profiling.step import Profile, predict
-from utils.profiling.tables import fits_text, layer_csv, layer_table, peak_table
+from utils.profiling.tables import fits_text, layer_table, peak_table
 
 
 @dataclass(frozen=True)
@@ -70,18 +67,6 @@ class Report:
         if self.fits is not None:
             found.append([fits_text(fits) for fits in self.fits])
         return found
-
-    def write(self, folder: Path) -> None:
-        """Writes profile.json, profile.csv, profile.html and profile.png, and mixers.png if they were compared."""
-        from utils.profiling.page import page
-        from utils.profiling.pictures import mixers_figure, profile_figure
-
-        write_json(folder / "profile.json", self.to_dict())
-        write_text(folder / "profile.csv", layer_csv(self.profiles, self.labels))
-        write_text(folder / "profile.html", page(self))
-        save_figure(profile_figure(self), folder / "profile.png")
-        if self.mixers is not None:
-            save_figure(mixers_figure(self.mixers), folder / "mixers.png")
 
 
 def _title(label: str, profile: Profile) -> str:
