@@ -190,7 +190,7 @@ class Parts:
         for name in ("speaker-base", "tts-small"):
             more = ["--workers", "1", *TINY] if self.is_small else ["--workers", "12", "--threads", "8"]
             counts = ["--steps", "2", "--warm-up", "1", "--profiled", "1"] if self.is_small else []
-            words = ["--made", "--training", f"configs/{name}.yaml", "--device", self.device, *counts]
+            words = ["--synthetic", "--training", f"configs/{name}.yaml", "--device", self.device, *counts]
             words += ["--out", self.out / "training.jsonl", "--", *more]
             command = self._python("benchmarks/gpu_training.py", *words)
             yield Part(f"training, speed, {name}", command, 75, (*TEXT, "pyarrow"), is_shown=True)

@@ -2,9 +2,9 @@
 
     python benchmarks/gpu_training.py --data data/processed/librispeech --training configs/speaker-base.yaml
     python benchmarks/gpu_training.py --data data/processed/ljspeech --training configs/tts-small.yaml -- --workers 8
-    python benchmarks/gpu_training.py --made --training configs/speaker-tiny.yaml --device cpu --steps 2 --warm-up 1
+    python benchmarks/gpu_training.py --synthetic --training configs/speaker-tiny.yaml --device cpu --steps 2
 
-Runs the steps of train_tacomamba.py, with its loader, without validation and checkpoints; --made takes features of
+Runs the steps of train_tacomamba.py, with its loader, without validation and checkpoints; --synthetic takes features of
 random numbers. Flags after -- are those of train_tacomamba.py. The GPU's share is the time in which kernels run, from
 torch.profiler over --profiled further steps, divided by the time of as many steps without the profiler. An epoch of
 LibriSpeech is one pass over its 961 hours at the measured speed, which assumes storage as fast as here.
@@ -28,15 +28,17 @@ sys.path.insert(0, str(ROOT))
 from utils import cli  # noqa: E402
 
 LIBRISPEECH_HOURS = 961
-MADE = {"speaker": ["--speakers", "100", "--utterances", "8", "--seconds", "12"], "tts": ["--texts", "400"]}
+SYNTHETIC = {"speaker": ["--speakers", "100", "--utterances", "8", "--seconds", "12"], "tts": ["--texts", "400"]}
 
 
 def build_parser() -> cli.Parser:
     """The flags of this script."""
     parser = cli.Parser(description=__doc__)
-    parser.add_argument("--data", type=Path, metavar="FOLDER", help="folder that preprocess.py wrote; this or --made")
+    parser.add_argument(
+        "--data", type=Path, metavar="FOLDER", help="folder that preprocess.py wrote; this or --synthetic"
+    )
     help = "make features of random numbers: 2.7 hours of 100 speakers, 400 texts of 15 words"
-    parser.add_argument("--made", action=argparse.BooleanOptionalAction, default=False, help=help)
+    parser.add_argument("--synthetic", action=argparse.BooleanOptionalAction, default=False, help=help)
     parser.add_argument(
         "--training", type=Path, required=True, metavar="FILE", help="configuration of train_tacomamba.py"
     )
@@ -55,7 +57,7 @@ def main(argv: list[str] | None = None) -> int:
     """Measures and prints the figures."""
     parser = build_parser()
     args = parser.parse_args(argv)
-    parser.report([] if args.made != (args.data is not None) else ["give either --data or --made"])
+    parser.report([] if args.synthetic != (args.data is not None) else ["give either --data or --synthetic"])
     return cli.run(_benchmark, args, notes=True)
 
 
@@ -127,8 +129,8 @@ def _task(args: argparse.Namespace, data: Path) -> tuple[Any, Any]:
     words = ["--data", str(data), "--out", "none", "--config", str(args.training), "--device", args.device, *args.flags]
     parser = train_tacomamba.build_parser(words)
     name = parser.parse_args(words).task
-    if args.made:
-        features.main(["--out", str(data), "--tasks", name, "--words", "15", *MADE[name]])
+    if args.synthetic:
+        features.main(["--out", str(data), "--tasks", name, "--words", "15", *SYNTHETIC[name]])
         data = data / name
         words[1] = str(data)
     task, parsed = TASKS[name], parser.parse_args(words)

@@ -235,11 +235,11 @@ def test_a_first_step_is_timed_from_import_on(tmp_path):
     assert all(0 < float(row[2]) < float(row[3].removesuffix(" |")) for row in rows)
 
 
-@pytest.mark.parametrize("words", [[], ["--made", "--data", "somewhere"]])
+@pytest.mark.parametrize("words", [[], ["--synthetic", "--data", "somewhere"]])
 def test_training_speed_needs_data_or_makes_them(words, capsys):
     with pytest.raises(SystemExit) as stop:
         load_script("benchmarks/gpu_training.py").main([*words, "--training", "configs/speaker-tiny.yaml"])
-    assert stop.value.code == 2 and "give either --data or --made" in capsys.readouterr().err
+    assert stop.value.code == 2 and "give either --data or --synthetic" in capsys.readouterr().err
 
 
 def test_busy_time_counts_what_overlaps_once():

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from test_engine import conv_reference
 from torch import Tensor
 
-from models.engine import backends, interface, mamba_ssm, reference, tuning
+from models.engine import interface, mamba_ssm, reference, tuning
 from models.engine.backends import set_backend
 from models.engine.inputs import ConvInputs, ScanInputs, SSDInputs
 from models.mamba import Mamba, Mamba2
@@ -213,15 +213,6 @@ def test_probe_tunes_nothing_and_the_first_real_call_says_that_it_does(install, 
         kernel("ssd", dt_softplus=True)(**inputs, C=inputs["B"])
     assert kernel_of_theirs.tuned[1:] == [[128, 32, 64]] * 3
     assert caplog.messages == ["Triton tunes the kernels of mamba_ssm for a new shape, which can take minutes"] * 2
-
-
-def test_a_faster_backend_is_tried_first(monkeypatch):
-    """By mixer and device, from a table; the others keep their order."""
-    monkeypatch.setitem(backends.FASTEST_FIRST, "cuda", ("native", "mamba_ssm"))
-    assert backends._candidates("mamba", "cuda") == ["native", "mamba_ssm"]
-    monkeypatch.setitem(backends.FASTER, ("mamba", "cuda"), "mamba_ssm")
-    assert backends._candidates("mamba", "cuda") == ["mamba_ssm", "native"]
-    assert backends._candidates("mamba2", "cuda") == ["native", "mamba_ssm"]
 
 
 LEFT_OUT = 'def selective_scan_fn(*_, **__):\n    raise RuntimeError("not installed.\\nReinstall with:")\n'

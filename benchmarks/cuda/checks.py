@@ -67,7 +67,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _resume(args: argparse.Namespace) -> int:
-    """Goes on from the checkpoint before the last of a finished run, and compares the weights at the end.
+    """Resumes from the checkpoint before the last of a finished run, and compares the weights at the end.
 
     Where they differ, the run is repeated from its start, to tell what is lost from what varies anyway.
     """

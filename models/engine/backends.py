@@ -22,7 +22,6 @@ logger = logging.getLogger("tacomamba")
 
 FASTEST_FIRST = {"cpu": ("native",), "cuda": ("triton", "mamba_ssm")}  # before torch, which comes last everywhere
 COST = {"native": ", which is 8 % slower"}  # of torch in its place, if it was measured
-FASTER: dict[tuple[str, str], str] = {}  # by mixer and device: the backend to try before those, where it was measured
 
 
 def set_backend(module: nn.Module, backend: str) -> None:
@@ -54,7 +53,7 @@ def _resolve(backend: str, mixer: str, device: str) -> str:
             raise ValueError(f"the backend {backend} does not work here: {problem}")
         return backend
     cost, problems = "", []
-    for candidate in _candidates(mixer, device):
+    for candidate in FASTEST_FIRST.get(device, ()):
         problem = why_not(candidate, mixer, device)
         if not problem:
             _report(mixer, device, f"{candidate} ({describe(candidate, mixer)})", problems)
@@ -64,12 +63,6 @@ def _resolve(backend: str, mixer: str, device: str) -> str:
     if problems:
         _report(mixer, device, f"torch{cost}", problems)
     return "torch"
-
-
-def _candidates(mixer: str, device: str) -> list[str]:
-    """Lists the backends to try before torch, the fastest first."""
-    usual = FASTEST_FIRST.get(device, ())
-    return sorted(usual, key=lambda name: name != FASTER.get((mixer, device)))
 
 
 def _report(mixer: str, device: str, chosen: str, problems: list[str]) -> None:
