@@ -119,7 +119,8 @@ def assert_close(got: dict[str, Tensor], want: dict[str, Tensor], bound: float) 
 def _scale(name: str, want: dict[str, Tensor]) -> Tensor:
     """Returns the scale of errors: the largest value.
 
-    The gradient of dt_bias is the sum of those of dt; those of A and D and the state are sums over frames as well.
+    The gradient of dt_bias is the sum of those of dt; those of A and D and the state are sums over frames as well, an
+    output is one over states.
     Summands may cancel, but their rounding does not: it grows with their norm or size, which `terms` holds.
     """
     largest = want[name].abs().max()
@@ -134,14 +135,14 @@ TERMS = "terms"
 
 
 def scan_definition(inputs: dict[str, Tensor], softplus: bool) -> dict[str, Tensor]:
-    """Results of the definition in float64, and how large the terms are of the state and of the gradients of A and D.
+    """Results of the definition in float64, and how large the terms are of outputs, state, gradients of A and D.
 
     For the gradients the definition is run frame by frame, each frame with an A and a D of its own.
     """
     exact = wide(inputs)
     positive = {name: exact[name].abs() if name in exact else None for name in ("u", "B", "initial_state")}
     _, of_state = reference.selective_scan(**{**exact, **positive}, dt_softplus=softplus)
-    length, state, outputs = exact["u"].shape[1], exact.get("initial_state"), []
+    length, state, outputs, of_outputs = exact["u"].shape[1], exact.get("initial_state"), [], []
     own = {name: exact[name].expand(length, *exact[name].shape).clone() for name in ("A", "D") if name in exact}
     leaves = [value.requires_grad_() for value in own.values()]
     for t in range(length):
@@ -152,11 +153,17 @@ def scan_definition(inputs: dict[str, Tensor], softplus: bool) -> dict[str, Tens
         frame |= {name: value[t] for name, value in own.items()} | {"dt_bias": exact.get("dt_bias")}
         y, state = reference.selective_scan(**frame, initial_state=state, dt_softplus=softplus)
         outputs.append(y)
+        summands = [
+            state.detach() * frame["C"][:, 0, None],
+            (frame["u"][:, 0] * frame.get("D", 0.0)).detach()[..., None],
+        ]
+        norm = torch.cat(summands, -1).norm(dim=-1)
+        of_outputs.append(norm * F.silu(frame["z"][:, 0]).abs() if "z" in frame else norm)
     draw = torch.Generator().manual_seed(7)
     outputs = torch.cat(outputs, 1), state
     projections = [torch.randn(out.shape, generator=draw).double() for out in outputs]
     loss = sum((out * projection).sum() for out, projection in zip(outputs, projections, strict=True))
-    terms = {"output 1": of_state}
+    terms = {"output 0": torch.stack(of_outputs), "output 1": of_state}
     if (
         "initial_state" in exact
     ):  # the outputs are linear in it; backends round a decay as a part of 1, so not the first
@@ -174,6 +181,7 @@ def scan_definition(inputs: dict[str, Tensor], softplus: bool) -> dict[str, Tens
 
 
 @BACKENDS
+@example(sizes=(1, 2, 1, 18), missing=set(), softplus=False, seed=8)  # the terms of an output nearly cancel
 @example(sizes=(3, 20, 1, 1), missing=set(), softplus=True, seed=21)  # the gradients of dt nearly cancel
 @example(sizes=(2, 15, 1, 19), missing={"z", "D"}, softplus=True, seed=10)  # so they do here
 @example(sizes=(1, 23, 2, 1), missing=set(), softplus=False, seed=42)  # and the terms of the states here
@@ -186,7 +194,7 @@ def scan_definition(inputs: dict[str, Tensor], softplus: bool) -> dict[str, Tens
 def test_scan_equals_the_definition(backend, sizes, missing, softplus, seed):
     """Bound 2e-6 in float32: any size, any of the optional inputs, outputs and all gradients.
 
-    Of the maximum; of the norm of the summands for the state and the gradients of dt_bias, A and D, if that is more.
+    Of the maximum; of the norm of the summands for outputs, state and gradients of dt_bias, A and D, if that is more.
     """
     inputs = {name: value for name, value in scan_inputs(*sizes, seed).items() if name not in missing}
     if not softplus:

@@ -99,6 +99,7 @@ def in_parts(function: Callable[..., Any], bounds: list[int]) -> Callable[..., A
 )
 @example((3, 2 * CHUNK + 1, 2, 3, 4), 2, set(), True, TWO_HEADS, 0)
 @example((1, CHUNK, 1, 1, 1), 1, set(OPTIONAL), False, 1, 0)
+@example((1, 3, 1, 7, 1), 1, set(), False, 1, 1)  # the definition rounded a decay of e^-10 as a part of 1
 def test_equals_the_definition(sizes, groups, missing, softplus, block, seed):
     """Bound 3e-13 of the maximum in float64: any size, optional inputs, blocks of any size; outputs and gradients."""
     rows, length, heads_of_group, channels, states = sizes

@@ -6,6 +6,7 @@ float64, and a single frame of a stream is one turn of their loops. Shape letter
 
 from __future__ import annotations
 
+import math
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -83,8 +84,7 @@ def selective_scan(
         for u_t, dt_t, B_t, C_t, start in zip(*(v.unbind(1) for v in (u_, dt, B, C)), starts, strict=True):
             if start is not None:
                 state = state.masked_fill(start[:, None, None], 0.0)
-            change = torch.expm1(dt_t.unsqueeze(-1) * A)  # (b, d, n); adding it is exact where the decay is slow
-            state = torch.addcmul(state, change, state) + (dt_t * u_t).unsqueeze(-1) * B_t.unsqueeze(1)
+            state = _decayed(state, dt_t.unsqueeze(-1) * A) + (dt_t * u_t).unsqueeze(-1) * B_t.unsqueeze(1)
             outputs.append((state @ C_t.unsqueeze(-1)).squeeze(-1))
         y = torch.stack(outputs, dim=1)
         if D is not None:
@@ -120,11 +120,21 @@ def ssd(
         for x_t, dt_t, B_t, C_t, start in zip(*(v.unbind(1) for v in (x_, dt, B, C)), starts, strict=True):
             if start is not None:
                 state = state.masked_fill(start[:, None, None, None], 0.0)
-            change = torch.expm1(dt_t * A)[..., None, None]
             driven = (dt_t.unsqueeze(-1) * x_t).unsqueeze(-1) * B_t.unsqueeze(2)  # (b, h, p, n)
-            state = torch.addcmul(state, change, state) + driven
+            state = _decayed(state, (dt_t * A)[..., None, None]) + driven
             outputs.append((state @ C_t.unsqueeze(-1)).squeeze(-1))
         y = torch.stack(outputs, dim=1)
         if D is not None:
             y = y + x_ * D.to(wide).unsqueeze(-1)
     return y.to(x.dtype), state
+
+
+def _decayed(state: Tensor, log_decay: Tensor) -> Tensor:
+    """Returns exp(log_decay) * state; log_decay, not positive, is broadcast.
+
+    Where the decay is slow, as state + expm1(log_decay) * state, which keeps its digits; where it is strong, that sum
+    would round the small factor as a part of 1.
+    """
+    slow = log_decay > -math.log(2)
+    change = torch.where(slow, torch.expm1(log_decay), torch.exp(log_decay))
+    return torch.addcmul(slow.to(state.dtype) * state, change, state)
