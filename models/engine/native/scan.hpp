@@ -38,6 +38,16 @@ struct Scan {
         return reinterpret_cast<Float *>(checkpoints + (row * chunks() + index) * width * padded_states()) +
                strip * padded_states();
     }
+
+    // Keeps the state before a chunk; with the last strip also zeros, as the state of the padding.
+    void keep(int64_t row, int64_t index, int64_t strip, const Float *state) const {
+        Float *place = checkpoint(row, index, strip);
+        std::memcpy(place, state, padded_states() * sizeof(Float));
+        if (strip == strips() - 1) {
+            Float *end = place + padded_states(), *next = checkpoint(row, index + 1, 0);
+            std::memset(end, 0, (next - end) * sizeof(Float));
+        }
+    }
 };
 
 // One unit of work: strips [first_strip, first_strip + strips) of a batch row.

@@ -90,8 +90,7 @@ void ForwardUnit::run(const Unit &unit) {
         load_projection(scan, scan.C, row, first, count, C);
         for (int64_t i = 0; i < unit.strips; i++) {
             const int64_t strip = unit.first_strip + i;
-            if (scan.checkpoints)
-                std::memcpy(scan.checkpoint(row, chunk, strip), state + i * padded, padded * sizeof(Float));
+            if (scan.checkpoints) scan.keep(row, chunk, strip, state + i * padded);
             advance_strip(strip, log2_decay + i * padded, state + i * padded);
         }
     }
