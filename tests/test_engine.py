@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Iterator
 
 import pytest
 import torch
-import torch.nn.functional as F
 from hypothesis import example, given
 from hypothesis import strategies as st
 from inside import Inside
+from judge import assert_close, results, sensitivities, wide
 from on_device import KIND, SLACK, interface, of_the_cpu
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -73,84 +72,6 @@ def conv_inputs(rows: int, length: int, channels: int, taps: int, seed: int = 0)
     }
 
 
-def conv_reference(x, weight, bias=None, initial_state=None, seq_idx=None, *, silu=False):
-    """Computes the convolution tap by tap and frame by frame."""
-    rows, length, channels = x.shape
-    before = weight.shape[1] - 1
-    known = x.new_zeros(rows, before, channels) if initial_state is None else initial_state
-    padded = torch.cat([known, x], 1)
-    number = torch.zeros(rows, length, dtype=torch.int32) if seq_idx is None else seq_idx
-    number = torch.cat([number[:, :1].expand(-1, before), number], 1)
-    frames = []
-    for t in range(length):
-        window = padded[:, t : t + before + 1]
-        same = (number[:, t : t + before + 1] == number[:, t + before, None]).unsqueeze(-1)
-        frames.append((window * same * weight.t()).sum(1) + (0 if bias is None else bias))
-    y = torch.stack(frames, 1)
-    return F.silu(y) if silu else y
-
-
-def results(
-    function: Callable[..., Any],
-    inputs: dict[str, Tensor],
-    change: Callable[[Tensor], Tensor] = torch.clone,
-    **options: Any,
-) -> dict[str, Tensor]:
-    """Outputs, and the gradients of a fixed random projection of them, by the input's name.
-
-    `change` is applied to all inputs, and to the projection's weights.
-    """
-    leaves = {name: change(v.detach()).requires_grad_() if v.is_floating_point() else v for name, v in inputs.items()}
-    outputs = function(**leaves, **options)
-    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
-    draw = torch.Generator().manual_seed(7)
-    loss = sum((out.double() * change(torch.randn(out.shape, generator=draw).double())).sum() for out in outputs)
-    wanted = {name: leaf for name, leaf in leaves.items() if leaf.requires_grad}
-    gradients = torch.autograd.grad(loss, list(wanted.values()))
-    named = {f"output {i}": out.detach() for i, out in enumerate(outputs)}
-    return named | {f"gradient of {name}": value for name, value in zip(wanted, gradients, strict=True)}
-
-
-def wide(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: v.double() if v.is_floating_point() else v for name, v in inputs.items()}
-
-
-def sensitivities(function: Callable[..., Any], inputs: dict[str, Tensor], **options: Any) -> dict[str, Tensor]:
-    """Scales of the errors of a definition's results: how far relative changes of what it computes with move them.
-
-    Summands of a result may cancel, but their rounding does not, and it is at least that of inputs changed in the last
-    bit. Changed are the inputs, the projection, and decays, as parts of 1. The largest of 8 random changes.
-    """
-    exact, step, decayed = results(function, inputs, **options), 1e-6, reference._decayed
-    scales = {name: value.abs().max() for name, value in exact.items()}
-    for seed in range(8):
-        draw = torch.Generator().manual_seed(seed)
-
-        def noise(value: Tensor, draw: torch.Generator = draw) -> Tensor:
-            return step * torch.randn(value.shape, generator=draw, dtype=value.dtype) * value
-
-        def changed(value: Tensor, noise: Callable[[Tensor], Tensor] = noise) -> Tensor:
-            return value + noise(value)
-
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(reference, "_decayed", lambda state, by, noise=noise: decayed(state, by) + noise(state))
-            moved = results(function, inputs, changed, **options)
-        for name, value in moved.items():
-            scales[name] = torch.maximum(scales[name], (value - exact[name]).abs().max() / step)
-    return scales
-
-
-def assert_close(
-    got: dict[str, Tensor], want: dict[str, Tensor], bound: float, scales: dict[str, Tensor] | None = None
-) -> None:
-    """Compares each result by its scale, by default its largest value."""
-    scales = scales or {name: value.abs().max() for name, value in want.items()}
-    for name, expected in want.items():
-        assert torch.isfinite(got[name]).all(), name
-        error = (got[name].double() - expected).abs().max() / scales[name].clamp(min=1e-30)
-        assert error <= SLACK * bound, f"{name}: {error:.1e}"
-
-
 OPTIONAL = ("D", "z", "dt_bias", "initial_state", "seq_idx")
 
 
@@ -194,9 +115,9 @@ def test_conv_equals_the_definition(backend, sizes, missing, silu, seed):
     exact = wide(inputs)
     got, want = (
         results(interface.causal_conv, inputs, silu=silu, backend=backend),
-        results(conv_reference, exact, silu=silu),
+        results(reference.causal_conv, exact, silu=silu),
     )
-    assert_close(got, want, 2e-6, sensitivities(conv_reference, exact, silu=silu))
+    assert_close(got, want, 2e-6, sensitivities(reference.causal_conv, exact, silu=silu))
 
 
 @IN_BLOCKS
@@ -211,7 +132,7 @@ def test_sequences_longer_than_a_block(backend, length, size, monkeypatch):
     monkeypatch.setattr(conv, "BLOCK", 64)
     monkeypatch.setattr(plan, "IN_MEMORY", 64)
     inputs = conv_inputs(3, 70, 21, 4)
-    want = results(conv_reference, wide(inputs), silu=True)
+    want = results(reference.causal_conv, wide(inputs), silu=True)
     assert_close(results(interface.causal_conv, inputs, silu=True, backend=backend), want, 2e-6)
 
 

@@ -16,7 +16,6 @@ import torch.nn.functional as F
 from fake_mamba_ssm import RIGHT, write_packages
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from test_engine import conv_reference
 from torch import Tensor
 
 from models.engine import interface, mamba_ssm, reference, tuning
@@ -106,7 +105,7 @@ def test_convolution_is_laid_out_for_the_kernel(install, offset, width, data, ba
         return F.pad(y, (0, 5))  # so that y's gradient is a slice of a wider tensor
 
     got = outputs_and_gradients(lambda **leaves: widened(kernel("causal_conv", silu=silu)(**leaves)), inputs)
-    expected = outputs_and_gradients(lambda **leaves: widened(conv_reference(**leaves, silu=silu)), inputs)
+    expected = outputs_and_gradients(lambda **leaves: widened(reference.causal_conv(**leaves, silu=silu)), inputs)
     assert largest_error(got, expected) < 1e-5
 
 

@@ -14,7 +14,8 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from test_engine import assert_close, conv_inputs, conv_reference, results, scan_inputs, wide
+from judge import assert_close, results, wide
+from test_engine import conv_inputs, scan_inputs
 
 from models.engine import Unsupported, interface, reference
 from models.engine.inputs import ScanInputs
@@ -89,7 +90,7 @@ def test_conv_across_the_kernels_boundaries(sizes, seed):
     inputs = conv_inputs(*sizes, seed)
     if sizes[-1] == 1:
         del inputs["initial_state"]
-    assert_close(results(native_conv, inputs, silu=True), results(conv_reference, wide(inputs), silu=True), 2e-6)
+    assert_close(results(native_conv, inputs, silu=True), results(reference.causal_conv, wide(inputs), silu=True), 2e-6)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -214,7 +215,7 @@ def test_other_instructions_give_the_same_to_rounding(flags, cache, nan_in_new_m
     scan, conv = scan_inputs(2, 70, 37, 6), conv_inputs(2, 70, 37, 4)
     want = results(reference.selective_scan, wide(scan), dt_softplus=True)
     assert_close(results(native_scan, scan, dt_softplus=True), want, 2e-6)
-    assert_close(results(native_conv, conv, silu=True), results(conv_reference, wide(conv), silu=True), 2e-6)
+    assert_close(results(native_conv, conv, silu=True), results(reference.causal_conv, wide(conv), silu=True), 2e-6)
     saved = ops._scan_forward(ScanInputs(**scan, dt_softplus=True), True)[-1]
     assert saved.isfinite().all()
 

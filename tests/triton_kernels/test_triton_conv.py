@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from agreement import BOUNDS, error, kernels, results, rounded
+from agreement import BOUNDS, error, kernels, on
+from judge import cast, results
 from test_engine import conv_inputs
 
 from models.engine import Unsupported
@@ -25,7 +26,7 @@ CASES = [
 def test_it_equals_the_definition(sizes, missing, dtype, device):
     """Tiles that end anywhere, states, packed rows; SiLU in all but one."""
     inputs = {name: value for name, value in conv_inputs(*sizes).items() if name not in missing}
-    inputs = rounded(inputs, dtype, "x", "initial_state") | {"silu": sizes[3] != 3}
+    inputs = cast(inputs, dtype, "x", "initial_state") | {"silu": sizes[3] != 3}
     assert error("causal_conv", inputs, device) < BOUNDS[dtype]
 
 
@@ -38,7 +39,7 @@ def test_parts_of_wider_tensors_are_read_where_they_are(device):
 
 
 def test_every_run_gives_the_same_bits(device):
-    first, second = (results(kernels("causal_conv"), conv_inputs(2, 40, 24, 4), device) for _ in range(2))
+    first, second = (results(on(device, "causal_conv"), conv_inputs(2, 40, 24, 4)) for _ in range(2))
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 

@@ -7,7 +7,8 @@ from concurrent.futures import ProcessPoolExecutor
 
 import pytest
 import torch
-from agreement import kernels, rounded
+from agreement import kernels
+from judge import cast
 from test_engine import conv_inputs, scan_inputs
 from test_ssd import ssd_inputs
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -37,7 +38,7 @@ def run(operation, inputs, switches):
 def predicted(case, dtype, device_type):
     op, make, switches = CASES[case]
     fakes = FakeTensorMode()
-    inputs = {name: fakes.from_tensor(value) for name, value in rounded(make(), dtype, *ACTIVATIONS).items()}
+    inputs = {name: fakes.from_tensor(value) for name, value in cast(make(), dtype, *ACTIVATIONS).items()}
     with fakes, Storages(device=device_type) as live:
         live.follow(inputs.values())
         run(lambda **given: getattr(interface, op)(**given, backend=WITHOUT_KERNELS), inputs, switches)
@@ -47,7 +48,7 @@ def predicted(case, dtype, device_type):
 def measured(case, dtype, device_type):
     """To be run in a new process: the interpreter keeps some tensors of a launch, and frees them in a later one."""
     op, make, switches = CASES[case]
-    inputs = rounded(make(), dtype, *ACTIVATIONS)
+    inputs = cast(make(), dtype, *ACTIVATIONS)
     if device_type == "cuda":
         inputs = {name: value.cuda() for name, value in inputs.items()}
         run(kernels(op), inputs, switches)

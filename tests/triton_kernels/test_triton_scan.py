@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from agreement import BOUNDS, error, kernels, results, rounded
+from agreement import BOUNDS, error, kernels, on
+from judge import cast, results
 from test_engine import hard_cases, scan_inputs
 from torch import Tensor
 
@@ -33,12 +34,12 @@ def given(sizes: tuple[int, ...], *missing: str) -> dict[str, Tensor]:
 @pytest.mark.parametrize(("sizes", "missing"), CASES)
 def test_it_equals_the_definition(sizes, missing, dtype, device):
     """Tiles and chunks that end anywhere, any number of states, packed rows. Steps are in float32, as in a model."""
-    inputs = rounded(given(sizes, *missing), dtype, "u", "z", "B", "C")
+    inputs = cast(given(sizes, *missing), dtype, "u", "z", "B", "C")
     assert error("selective_scan", inputs, device) < BOUNDS[dtype]
 
 
 def test_steps_may_be_rounded_as_well(device):
-    inputs = rounded(given((1, 20, 8, 4)), torch.bfloat16, "u", "dt", "z", "B", "C")
+    inputs = cast(given((1, 20, 8, 4)), torch.bfloat16, "u", "dt", "z", "B", "C")
     assert error("selective_scan", inputs, device) < BOUNDS[torch.bfloat16]
 
 
@@ -76,7 +77,7 @@ def test_precision_over_many_frames(case, device):
 def test_zero_steps_keep_the_state_to_the_last_bit(device):
     inputs = given((2, 40, 6, 4), "seq_idx")
     inputs["dt"] = torch.full_like(inputs["dt"], -1e4)
-    got = results(kernels("selective_scan"), inputs, device)
+    got = results(on(device, "selective_scan"), inputs)
     assert torch.equal(got["output 1"], inputs["initial_state"].detach())
 
 
@@ -104,7 +105,7 @@ def test_parts_of_wider_tensors_are_read_where_they_are(device):
 
 
 def test_every_run_gives_the_same_bits(device):
-    first, second = (results(kernels("selective_scan"), given((2, 70, 24, 16)), device) for _ in range(2))
+    first, second = (results(on(device, "selective_scan"), given((2, 70, 24, 16))) for _ in range(2))
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 

@@ -7,17 +7,9 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from agreement import BOUNDS
-from test_ssd import (
-    OPTIONAL,
-    assert_close,
-    cast,
-    extreme_inputs,
-    hard_cases,
-    require_dA,
-    results,
-    ssd_inputs,
-)
+from agreement import BOUNDS, on
+from judge import assert_close, cast, results, sensitivities, wide
+from test_ssd import LOW, OPTIONAL, extreme_inputs, hard_cases, ssd_inputs
 from torch import Tensor
 
 from models.engine import Unsupported, interface, reference
@@ -26,18 +18,12 @@ from models.engine.triton import ssd as triton_ssd
 from models.engine.triton.ops import ssd
 
 DTYPES = pytest.mark.parametrize("dtype", BOUNDS, ids=lambda dtype: str(dtype).split(".")[-1])
-LOW = ("x", "B", "C")
 
 
 @pytest.fixture
 def kernels(device) -> Callable[..., tuple[Tensor, Tensor]]:
-    """The SSD as a function of tensors on the CPU, by kernels on the device."""
-
-    def run(dt_softplus: bool = False, **inputs: Tensor) -> tuple[Tensor, Tensor]:
-        y, state = ssd(SSDInputs(**{name: v.to(device) for name, v in inputs.items()}, dt_softplus=dt_softplus))
-        return y.cpu(), state.cpu()
-
-    return run
+    """The SSD by kernels on the device."""
+    return on(device, "ssd")
 
 
 # rows, length, heads, channels, states, groups; the inputs left out
@@ -57,10 +43,10 @@ def test_equals_the_definition(kernels, case, dtype):
     """Outputs, last state and all gradients, within BOUNDS; packed rows, and the optional inputs given and left out."""
     *sizes, missing = case
     inputs = {name: v for name, v in ssd_inputs(*sizes).items() if name not in missing}
-    inputs = cast(inputs, dtype, LOW)
+    inputs = cast(inputs, dtype, *LOW)
     got = results(kernels, inputs, dt_softplus=True)
-    assert_close(got, results(reference.ssd, cast(inputs, torch.float64), dt_softplus=True), BOUNDS[dtype])
-    assert got["y"].dtype == dtype and got["final state"].dtype == torch.float32
+    assert_close(got, results(reference.ssd, wide(inputs), dt_softplus=True), BOUNDS[dtype])
+    assert got["output 0"].dtype == dtype and got["output 1"].dtype == torch.float32
     for name, value in inputs.items():
         assert name == "seq_idx" or got[f"gradient of {name}"].dtype == value.dtype
 
@@ -72,17 +58,16 @@ def test_hard_decays(kernels, case, dtype):
     length, heads = 140, 3
     dt, A = hard_cases(length, heads)[case]
     inputs = ssd_inputs(1, length, heads, 8, 16) | {"dt": dt.unsqueeze(0), "A": A}
-    inputs = cast({name: v for name, v in inputs.items() if name not in ("dt_bias", "seq_idx")}, dtype, LOW)
-    assert_close(results(kernels, inputs), results(reference.ssd, cast(inputs, torch.float64)), BOUNDS[dtype])
+    inputs = cast({name: v for name, v in inputs.items() if name not in ("dt_bias", "seq_idx")}, dtype, *LOW)
+    assert_close(results(kernels, inputs), results(reference.ssd, wide(inputs)), BOUNDS[dtype])
 
 
 @pytest.mark.parametrize("strongest", [0.0, 3.0, 6.0])
 def test_extreme_decay(kernels, strongest):
     """float32 within its bound where dt A is beyond any exponential, beside steps of 0."""
     inputs = extreme_inputs(80, 4, strongest, seed=0)
-    got, want = results(kernels, inputs), results(reference.ssd, cast(inputs, torch.float64))
-    require_dA(got["gradient of A"], want.pop("gradient of A"), inputs, BOUNDS[torch.float32])
-    assert_close(got, want, BOUNDS[torch.float32])
+    want, scales = (judge(reference.ssd, wide(inputs)) for judge in (results, sensitivities))
+    assert_close(results(kernels, inputs), want, BOUNDS[torch.float32], scales)
 
 
 def test_zero_steps_keep_the_state_to_the_last_bit(kernels):
@@ -99,7 +84,7 @@ def test_small_steps(kernels):
     """Of 1e-5 frames, where 1 + exp(dt) has lost most digits of exp(dt)."""
     inputs = ssd_inputs(1, 40, 2, 8, 16)
     inputs["dt"] -= 9
-    want = results(reference.ssd, cast(inputs, torch.float64), dt_softplus=True)
+    want = results(reference.ssd, wide(inputs), dt_softplus=True)
     assert_close(results(kernels, inputs, dt_softplus=True), want, 5e-6)
 
 
@@ -114,7 +99,7 @@ def test_a_long_memory(kernels):
 
 @DTYPES
 def test_equal_bits_in_every_run(kernels, dtype):
-    inputs = cast(ssd_inputs(1, 70, 2, 16, 16, 2), dtype, LOW)
+    inputs = cast(ssd_inputs(1, 70, 2, 16, 16, 2), dtype, *LOW)
     first, second = (results(kernels, inputs, dt_softplus=True) for _ in range(2))
     assert all(torch.equal(first[name], second[name]) for name in first)
 
