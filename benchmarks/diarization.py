@@ -58,7 +58,7 @@ CASES = {  # name -> (whether the number of people is given, whether they are en
 
 
 class Conversation(NamedTuple):
-    """A made conversation: files by level of noise, true segments, and recordings to enroll of each person."""
+    """A synthetic conversation: files by level of noise, true segments, and recordings to enroll of each person."""
 
     name: str
     files: dict[int, Path]

@@ -1,4 +1,4 @@
-"""Who spoke when: error rates, RTTM, segments of made conversations, names, memory, and refusals."""
+"""Who spoke when: error rates, RTTM, segments of synthetic conversations, names, memory, and refusals."""
 
 from __future__ import annotations
 
