@@ -147,7 +147,7 @@ def test_offsets_beyond_32_bits(device):
     """
     if device.type == "cuda" and torch.cuda.mem_get_info()[0] < 2**34:
         pytest.skip("needs 16 GiB of a GPU's memory")
-    inputs = cast(ssd_inputs(3, 70, 2, 8, 16), torch.bfloat16, LOW)
+    inputs = cast(ssd_inputs(3, 70, 2, 8, 16), torch.bfloat16, *LOW)
     inputs = {name: v.to(device) for name, v in inputs.items()}
     row, frame = 2**30 + 2**10, 2**25
     memory = torch.empty(2**31 + 3 * row + 70 * frame, dtype=torch.bfloat16, device=device)
