@@ -17,6 +17,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from models.config import Config, Registry, option
 from models.engine.interface import causal_conv
+from models.lstm import LSTM
 from models.mamba import Mamba, Mamba2, MixerState, StateSpaceMixer, length_mask
 
 MIXERS: Registry[Callable[[MixerConfig, bool], nn.Module]] = Registry()
@@ -156,7 +157,7 @@ class LSTMMixer(nn.Module):
         d_inner, directions = config.expand * config.d_model, 1 if causal else 2
         if d_inner % directions:
             raise ValueError(f"expand x d_model = {d_inner} must be even for a bidirectional lstm")
-        self.lstm = nn.LSTM(config.d_model, d_inner // directions, batch_first=True, bidirectional=not causal)
+        self.lstm = LSTM(config.d_model, d_inner // directions, batch_first=True, bidirectional=not causal)
         self.out_proj = nn.Linear(d_inner, config.d_model, bias=False)
 
     def forward(self, x: Tensor, lengths: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
+from models.lstm import LSTM
 from models.mamba import length_mask
 from models.tts.alignment import monotonic_path
 from models.tts.condition import SpeakerCondition
@@ -67,7 +68,7 @@ class Encoder(nn.Module):
             raise ValueError(f"d_model {d_model} must be even: tacotron2's encoder has one half in each direction")
         self.embedding = nn.Embedding(n_symbols, d_model)
         self.convs = NormalizedConvs([d_model] * (ENCODER_LAYERS + 1), nn.ReLU(), False, config.dropout)
-        self.lstm = nn.LSTM(d_model, d_model // 2, batch_first=True, bidirectional=True)
+        self.lstm = LSTM(d_model, d_model // 2, batch_first=True, bidirectional=True)
         self.condition = SpeakerCondition(config)
 
     def forward(self, tokens: Tensor, lengths: Tensor, speaker: Tensor | None) -> Tensor:
@@ -202,7 +203,7 @@ class Tacotron2(nn.Module):
         self.encoder = Encoder(config, n_symbols)
         self.prenet = Prenet(n_mels, config.prenet_dim)
         self.attention = AttentionLSTM(config.prenet_dim, d_model, config.attention_dim, decoder_dim)
-        self.lstm = nn.LSTM(decoder_dim + d_model, decoder_dim, batch_first=True)
+        self.lstm = LSTM(decoder_dim + d_model, decoder_dim, batch_first=True)
         self.output = nn.Linear(decoder_dim + d_model, self.reduction * n_mels)
         self.stop = nn.Linear(decoder_dim + d_model, 1)
         channels = [n_mels, *[config.postnet_channels] * (POSTNET_LAYERS - 1), n_mels]

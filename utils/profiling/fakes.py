@@ -22,6 +22,7 @@ from torch._subclasses.fake_tensor import (
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from models import lstm
 from utils.profiling.hidden import lstm_workspace
 
 # What CUDA's autocast computes in float32 and the CPU's does not (pytorch, aten/src/ATen/autocast_mode.h); the second
@@ -37,8 +38,14 @@ HALF = (torch.bfloat16, torch.float16)
 @contextlib.contextmanager
 def pretending(device: str) -> Iterator[None]:
     """Makes tensors that the block creates fake, and lets a training step run on them as on a type of device."""
-    with FakeTensorMode(), _Operators(), _Functions(device):
-        yield
+    missing = lstm.MISSING
+    try:
+        if device == "cuda":
+            lstm.MISSING = frozenset()  # a GPU has the kernels that this CPU may lack
+        with FakeTensorMode(), _Operators(), _Functions(device):
+            yield
+    finally:
+        lstm.MISSING = missing
 
 
 class _Operators(TorchDispatchMode):
