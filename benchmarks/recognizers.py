@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import os
 import statistics
 import subprocess
@@ -53,7 +54,10 @@ VARIANTS = {  # of any model, as in mamba2/utterance-mean, for ablations
     "attentive": ("--pooling", "attentive"),
     "subsampling-4": ("--subsampling", "4"),
     "no-back-end": (),  # a flag of the evaluation
+    "no-versions": (),
+    "one-corpus": (),
 }
+DATA = {"no-versions": {"versions": 0}, "one-corpus": {"corpora": "dev"}}  # flags of variants by their training data
 SPLITS = {"dev": ("train-clean-100", "train-clean-100-notext"), "more": ("speechocean762",)}
 CORPORA = {"dev": ("dev",), "both": ("dev", "more")}
 NO_BACK_END = "/no-back-end"
@@ -96,16 +100,20 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _benchmark(args: argparse.Namespace) -> None:
-    for fold in args.folds:
-        _preprocess(args, fold)
+    given = {model: _with_data(args, model) for model in args.models}
+    stores = {(flags.corpora, flags.versions): flags for flags in given.values()}
+    for fold, flags in itertools.product(args.folds, stores.values()):
+        _preprocess(flags, fold)
     steps = _steps(args)
     places = [(fold, seed) for seed in range(args.seeds) for fold in args.folds]
-    cells = [Cell(args, model, steps[model], *place) for place in places for model in args.models]
+    cells = [Cell(given[model], model, steps[model], *place) for place in places for model in args.models]
     with ThreadPoolExecutor(args.jobs) as pool:
         list(cli.progress(pool.map(Cell.run, cells), total=len(cells), unit="run"))
     print(_costs(cells))
     for corpus in ("dev", "more"):
-        systems = [[_pooled(args, corpus, model, steps[model], seed) for seed in range(args.seeds)] for model in steps]
+        systems = [
+            [_pooled(given[model], corpus, model, steps[model], seed) for seed in range(args.seeds)] for model in steps
+        ]
         words = [",".join(map(str, seeds)) for seeds in systems]
         out = _place(args) / f"compared-{corpus}"
         print(f"\n{corpus}: {', '.join(args.models)}", flush=True)
@@ -134,6 +142,11 @@ def _preprocess(args: argparse.Namespace, fold: int) -> None:
     _script("preprocess.py", *words)
 
 
+def _with_data(args: argparse.Namespace, model: str) -> argparse.Namespace:
+    """The flags, with those of the training data that the model's variant changes."""
+    return argparse.Namespace(**vars(args) | DATA.get(model.partition("/")[2], {}))
+
+
 def _features(args: argparse.Namespace, fold: int) -> Path:
     return args.out / f"features-{args.corpora}-{args.versions}-fold{fold}"
 
@@ -156,7 +169,7 @@ def _steps(args: argparse.Namespace) -> dict[str, int]:
     """Steps of each model; of equal CPU time if that is asked for."""
     if not args.equal_cpu:
         return dict.fromkeys(args.models, args.steps)
-    costs = {model: _cost(args, model) for model in args.models}
+    costs = {model: _cost(_with_data(args, model), model) for model in args.models}
     return {model: round(args.steps * costs[args.models[0]] / cost) for model, cost in costs.items()}
 
 
