@@ -18,13 +18,13 @@ MISSING = frozenset(
 class LSTM(nn.LSTM):
     """torch's LSTM (Hochreiter and Schmidhuber 1997); in float32 under an autocast for which this CPU has no kernel.
 
-    So it is on x86 without AVX-512. Packed sequences, which torch computes in float32 there, are left to it.
+    So it is on x86 without AVX-512.
     """
 
     def forward(
         self, x: Tensor | PackedSequence, state: tuple[Tensor, Tensor] | None = None
     ) -> tuple[Tensor | PackedSequence, tuple[Tensor, Tensor]]:
-        if isinstance(x, PackedSequence) or x.device.type != "cpu" or not _falls_short():
+        if x.data.device.type != "cpu" or not _falls_short():
             return super().forward(x, state)
         with torch.autocast("cpu", enabled=False):
             return super().forward(x.float(), None if state is None else (state[0].float(), state[1].float()))
