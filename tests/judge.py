@@ -13,7 +13,6 @@ from torch import Tensor
 from models.engine import reference
 
 TRIES, STEP = 8, 1e-6
-LEAST = 1e-9  # the smallest scale of errors: where all decays to nothing, results are what the definition rounds
 
 
 def cast(inputs: dict[str, Any], dtype: torch.dtype, *names: str) -> dict[str, Any]:
@@ -50,6 +49,11 @@ def results(
     return named | {f"gradient of {name}": value for name, value in zip(wanted, gradients, strict=True)}
 
 
+def largest(want: dict[str, Tensor], least: float = 1e-30) -> dict[str, Tensor]:
+    """The largest value of each result that is not empty, at least `least`."""
+    return {name: value.abs().max().clamp(min=least) for name, value in want.items() if value.numel()}
+
+
 def sensitivities(function: Callable[..., Any], inputs: dict[str, Any], **options: Any) -> dict[str, Tensor]:
     """Scales of the errors of a definition's results: how far relative changes of what it computes with move them.
 
@@ -58,7 +62,7 @@ def sensitivities(function: Callable[..., Any], inputs: dict[str, Any], **option
     result's values, if that is more.
     """
     exact, decayed = results(function, inputs, **options), reference._decayed
-    scales = {name: value.abs().max() for name, value in exact.items()}
+    scales = largest(exact)
     for seed in range(TRIES):
         draw = torch.Generator().manual_seed(seed)
 
@@ -80,8 +84,8 @@ def errors(
     got: dict[str, Tensor], want: dict[str, Tensor], scales: dict[str, Tensor] | None = None
 ) -> dict[str, float]:
     """Largest error of each result, as a part of its scale, by default its largest value; infinite for NaN."""
-    scales = scales or {name: value.abs().max() for name, value in want.items() if value.numel()}
-    parts = {n: (got[n].double() - want[n]).abs().max() / scale.clamp(min=LEAST) for n, scale in scales.items()}
+    scales = scales or largest(want)
+    parts = {name: (got[name].double() - want[name]).abs().max() / scale for name, scale in scales.items()}
     return {name: part.item() if part.isfinite() else float("inf") for name, part in parts.items()}
 
 

@@ -88,7 +88,7 @@ OPTIONAL = ("D", "z", "dt_bias", "initial_state", "seq_idx")
     seed=st.integers(0, 99),
 )
 def test_scan_equals_the_definition(backend, sizes, missing, softplus, seed):
-    """Bound 2e-6 in float32: any size, any of the optional inputs, outputs and all gradients.
+    """Bound 5e-7, of native 2e-6, in float32: any size, any of the optional inputs, outputs and all gradients.
 
     Of the maximum, or of what relative changes of the inputs do to the result, if that is more.
     """
@@ -99,7 +99,8 @@ def test_scan_equals_the_definition(backend, sizes, missing, softplus, seed):
     got = results(interface.selective_scan, inputs, dt_softplus=softplus, backend=backend)
     exact, options = wide(inputs), {"dt_softplus": softplus}
     want = results(reference.selective_scan, exact, **options)
-    assert_close(got, want, 2e-6, sensitivities(reference.selective_scan, exact, **options))
+    bound = 2e-6 if backend == "native" else 5e-7
+    assert_close(got, want, bound, sensitivities(reference.selective_scan, exact, **options))
 
 
 @BACKENDS
@@ -110,14 +111,12 @@ def test_scan_equals_the_definition(backend, sizes, missing, softplus, seed):
     seed=st.integers(0, 99),
 )
 def test_conv_equals_the_definition(backend, sizes, missing, silu, seed):
-    """Bound 2e-6 in float32: of the maximum, or of what relative changes of the inputs do, if that is more."""
+    """Bound 5e-7 in float32: of the maximum, or of what relative changes of the inputs do, if that is more."""
     inputs = {name: value for name, value in conv_inputs(*sizes, seed).items() if name not in missing}
     exact = wide(inputs)
-    got, want = (
-        results(interface.causal_conv, inputs, silu=silu, backend=backend),
-        results(reference.causal_conv, exact, silu=silu),
-    )
-    assert_close(got, want, 2e-6, sensitivities(reference.causal_conv, exact, silu=silu))
+    got = results(interface.causal_conv, inputs, silu=silu, backend=backend)
+    want = results(reference.causal_conv, exact, silu=silu)
+    assert_close(got, want, 5e-7, sensitivities(reference.causal_conv, exact, silu=silu))
 
 
 @IN_BLOCKS
