@@ -8,7 +8,8 @@ SPEECH has the folders speakers_dev and speakers_more. The speakers of a fold of
 mels, of the recordings and of versions of them that benchmarks/degraded.py wrote. Every cell (model, steps, fold, seed)
 is one run of train_tacomamba.py; finished cells are kept, an interrupted one resumes. Its last checkpoint is evaluated
 in all test conditions on the trial lists of both corpora; the folds of a seed are pooled, because an interval over five
-speakers is meaningless. The differences to the first of --models have paired intervals.
+speakers is meaningless. Scores are plain cosines. The differences to the first of --models have paired
+intervals.
 """
 
 from __future__ import annotations
@@ -224,6 +225,7 @@ class Cell:
             if not (out / "report.json").exists():
                 words = ["--checkpoint", run / "last.pt", "--audio-root", speech / root, "--trials", listed]
                 words += ["--conditions", ",".join(CONDITIONS), "--bootstrap", 1, "--device", "cpu", "--out", out]
+                words += ["--no-s-norm"]  # models differ by their embeddings, not by their cohorts
                 _script("test.py", "evaluate", *words, *(["--no-back-end"] if self.model.endswith(NO_BACK_END) else []))
 
 
