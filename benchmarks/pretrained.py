@@ -56,6 +56,7 @@ def _evaluate(args: argparse.Namespace) -> None:
 
     from utils.speaker.evaluation.conditions import parse_conditions
     from utils.speaker.evaluation.evaluate import evaluate_audio
+    from utils.speaker.evaluation.rates import Rates
     from utils.speaker.evaluation.report import build_report, table, write_report
 
     torch.set_num_threads(args.threads)
@@ -64,8 +65,9 @@ def _evaluate(args: argparse.Namespace) -> None:
         conditions = parse_conditions(args.conditions)
         evaluation = evaluate_audio(recognizer, args.audio_root, args.trials, None, conditions)
         about = {"model": {"name": args.system, "hash": args.system}, "config": cli.plain_arguments(args)}
-        report = build_report(evaluation, about, args.bootstrap, args.seed)
-        write_report(args.out, report, evaluation, args.format)
+        rates = Rates.of(evaluation, args.bootstrap, args.seed)
+        report = build_report(evaluation, rates, about)
+        write_report(args.out, report, evaluation, rates, args.format)
         show_report(args, report, table(report))
 
 

@@ -1,15 +1,17 @@
 """Recognizers on real speech, all with the same front end, augmentation, loss and back end: trained and compared.
 
-    python benchmarks/recognizers.py --speech ../shared/data --noise-folder ../shared/data/speakers_more/noise \\
-        --models mamba2 no-mixer xvector --steps 3000 --equal-cpu --out runs/recognizers
+    python benchmarks/recognizers.py --models mamba2 no-mixer no-mixer:22319 --steps 3000
+    python benchmarks/recognizers.py --models mamba2 xvector --steps 3000 --out runs/recognizers \\
+        --speech ../shared/data --noise-folder ../shared/data/speakers_more/noise
 
+The first command prints tables of rates that are kept in benchmarks/rates; the second trains what is missing there.
 SPEECH has the folders speakers_dev and speakers_more. The speakers of a fold of speakers_dev are held out, and with
 `--corpora both`, which adds the second corpus to training, its 24 held-out speakers as well. All models read the same
 mels, of the recordings and of versions of them that benchmarks/degraded.py wrote. Every cell (model, steps, fold, seed)
 is one run of train_tacomamba.py; finished cells are kept, an interrupted one resumes. Its last checkpoint is evaluated
-in all test conditions on the trial lists of both corpora; the folds of a seed are pooled, because an interval over five
-speakers is meaningless. Scores are plain cosines. The differences to the first of --models have paired
-intervals.
+in all test conditions on the trial lists of both corpora, by plain cosines; the folds of a seed are pooled, because an
+interval over five speakers is meaningless. The kept files are the rates.safetensors of evaluations, which
+`test.py compare` reads too: it prints all conditions.
 """
 
 from __future__ import annotations
@@ -18,21 +20,21 @@ import argparse
 import contextlib
 import itertools
 import os
-import statistics
 import subprocess
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.grid.markdown import table  # noqa: E402
 from utils import cli  # noqa: E402
+from utils.commands import REPORT, counted  # noqa: E402
 from utils.errors import UserError  # noqa: E402
-from utils.files import read_json, read_text, write_text  # noqa: E402
+from utils.files import atomic_write, read_text, write_text  # noqa: E402
 
 CONFIG = "configs/speaker-small.yaml"
 MODELS = {
@@ -61,37 +63,46 @@ VARIANTS = {  # of any model, as in mamba2/utterance-mean, for ablations
 DATA = {"no-versions": {"versions": 0}, "one-corpus": {"corpora": "dev"}}  # flags of variants by their training data
 SPLITS = {"dev": ("train-clean-100", "train-clean-100-notext"), "more": ("speechocean762",)}
 CORPORA = {"dev": ("dev",), "both": ("dev", "more")}
+TESTS = {  # root of the recordings and trial list
+    "dev": ("speakers_dev", "speakers_dev/splits/fold{fold}_trials.txt"),
+    "more": ("speakers_more/speechocean762", "speakers_more/trials.txt"),
+}
 NO_BACK_END = "/no-back-end"
-PROBE = 30  # steps that tell a model's CPU time
+RATES = ROOT / "benchmarks" / "rates"
 
 
 def build_parser() -> cli.Parser:
     """The flags of this script."""
     parser = cli.Parser(description=__doc__)
     add = parser.add_argument
-    add("--speech", type=Path, required=True, metavar="FOLDER", help="folder of speakers_dev and speakers_more")
-    add("--noise-folder", type=Path, required=True, metavar="FOLDER", help="noises for the degraded versions")
+    add("--rates", type=Path, default=RATES, metavar="FOLDER", help="folder of the rates of finished cells")
+    add("--speech", type=Path, metavar="FOLDER", help="folder of speakers_dev and speakers_more, to run missing cells")
+    add("--noise-folder", type=Path, metavar="FOLDER", help="noises for the degraded versions")
     add("--versions", type=cli.non_negative_int, default=8, metavar="N", help="degraded versions of each recording")
-    add("--out", type=Path, required=True, metavar="FOLDER", help="folder for features, runs and tables")
+    add("--out", type=Path, metavar="FOLDER", help="folder for features and runs of missing cells")
     add("--corpora", choices=CORPORA, default="both", help="corpora to train on")
     help = f"models to compare: {', '.join(MODELS)}; or variants of them, as mamba2/level: {', '.join(VARIANTS)}"
-    add("--models", nargs="+", type=_model, default=["no-mixer", "mamba2", "xvector"], metavar="MODEL", help=help)
+    help += "; or with steps of their own, as no-mixer:22319"
+    add("--models", nargs="+", type=_model, default=["mamba2", "no-mixer", "xvector"], metavar="MODEL", help=help)
     add("--folds", nargs="+", type=int, default=[0], metavar="K", help="folds of held-out speakers, 0 to 3")
     add("--seeds", type=cli.positive_int, default=3, metavar="N", help="number of seeds, from 0")
-    add("--steps", type=cli.positive_int, default=240, metavar="N", help="training steps of 32 x 2 s")
-    help = "give each model the steps that cost the CPU time of --steps of the first"
-    add("--equal-cpu", action=argparse.BooleanOptionalAction, default=False, help=help)
+    add("--steps", type=cli.positive_int, default=3000, metavar="N", help="training steps of 32 x 2 s")
     add("--jobs", type=cli.positive_int, default=1, metavar="N", help="cells at once, each of one thread and a loader")
     help = "draws of the speakers for intervals"
-    add("--bootstrap", type=cli.positive_int, default=1000, metavar="N", help=help)
+    add("--bootstrap", type=cli.positive_int, default=400, metavar="N", help=help)
+    help = "rows of a comparison in the tables"
+    add("--rows", nargs="+", default=["mean, one side", "mean", "1.5s"], metavar="ROW", help=help)
     return parser
 
 
 def _model(text: str) -> str:
-    """argparse type: a model, or a variant of one."""
-    model, slash, variant = text.partition("/")
+    """argparse type: a model, or a variant of one, and its steps."""
+    name, colon, steps = text.partition(":")
+    model, slash, variant = name.partition("/")
     if model not in MODELS or (slash and variant not in VARIANTS):
-        raise argparse.ArgumentTypeError(f"there is no model {text}")
+        raise argparse.ArgumentTypeError(f"there is no model {name}")
+    if colon and not (steps.isdecimal() and int(steps)):
+        raise argparse.ArgumentTypeError(f"{steps!r} is no number of steps")
     return text
 
 
@@ -101,24 +112,20 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _benchmark(args: argparse.Namespace) -> None:
-    given = {model: _with_data(args, model) for model in args.models}
-    stores = {(flags.corpora, flags.versions): flags for flags in given.values()}
-    for fold, flags in itertools.product(args.folds, stores.values()):
-        _preprocess(flags, fold)
-    steps = _steps(args)
-    places = [(fold, seed) for seed in range(args.seeds) for fold in args.folds]
-    cells = [Cell(given[model], model, steps[model], *place) for place in places for model in args.models]
-    with ThreadPoolExecutor(args.jobs) as pool:
-        list(cli.progress(pool.map(Cell.run, cells), total=len(cells), unit="run"))
-    print(_costs(cells))
-    for corpus in ("dev", "more"):
-        systems = [
-            [_pooled(given[model], corpus, model, steps[model], seed) for seed in range(args.seeds)] for model in steps
-        ]
-        words = [",".join(map(str, seeds)) for seeds in systems]
-        out = _place(args) / f"compared-{corpus}"
-        print(f"\n{corpus}: {', '.join(args.models)}", flush=True)
-        print(_script("test.py", "compare", *words, "--bootstrap", args.bootstrap, "--out", out))
+    systems = [System(args, model) for model in args.models]
+    missing = [(system, seed) for seed in range(args.seeds) for system in systems if not system.is_finished(seed)]
+    if missing:
+        needed = {"speech": args.speech, "noise-folder": args.noise_folder, "out": args.out}
+        if lacking := [f"--{name}" for name, value in needed.items() if value is None]:
+            names = ", ".join(sorted({system.name for system, _ in missing}))
+            raise UserError(f"{names}: not all rates are in {args.rates}; to run these, give {', '.join(lacking)}")
+        stores = {system.features: system.args for system, _ in missing}
+        for fold, flags in itertools.product(args.folds, stores.values()):
+            _preprocess(flags, fold)
+        with ThreadPoolExecutor(args.jobs) as pool:
+            runs = pool.map(lambda cell: cell[0].run(cell[1]), missing)
+            list(cli.progress(runs, total=len(missing), unit="run"))
+    print("\n\n".join([_costs(systems), *(_differences(systems, corpus) for corpus in TESTS)]))
 
 
 def _preprocess(args: argparse.Namespace, fold: int) -> None:
@@ -143,100 +150,78 @@ def _preprocess(args: argparse.Namespace, fold: int) -> None:
     _script("preprocess.py", *words)
 
 
-def _with_data(args: argparse.Namespace, model: str) -> argparse.Namespace:
-    """The flags, with those of the training data that the model's variant changes."""
-    return argparse.Namespace(**vars(args) | DATA.get(model.partition("/")[2], {}))
-
-
 def _features(args: argparse.Namespace, fold: int) -> Path:
     return args.out / f"features-{args.corpora}-{args.versions}-fold{fold}"
 
 
-def _place(args: argparse.Namespace) -> Path:
-    """The folder of all cells with the same training data."""
-    return args.out / f"{args.corpora}-{args.versions}"
+class System:
+    """A model with its steps and its training data, of several seeds, tested on all folds."""
 
-
-def _file_name(model: str) -> str:
-    return model.replace("/", "-")
-
-
-def _trained(model: str) -> str:
-    """The model without what concerns its evaluation alone."""
-    return model.removesuffix(NO_BACK_END)
-
-
-def _steps(args: argparse.Namespace) -> dict[str, int]:
-    """Steps of each model; of equal CPU time if that is asked for."""
-    if not args.equal_cpu:
-        return dict.fromkeys(args.models, args.steps)
-    costs = {model: _cost(_with_data(args, model), model) for model in args.models}
-    return {model: round(args.steps * costs[args.models[0]] / cost) for model, cost in costs.items()}
-
-
-def _cost(args: argparse.Namespace, model: str) -> float:
-    """CPU seconds of a step of a model, measured once and kept."""
-    run = _place(args) / f"{_file_name(_trained(model))}-probe"
-    words = [*_training(args, model, args.folds[0]), "--steps", PROBE, "--log-every", PROBE // 3, "--no-tensorboard"]
-    _script("train_tacomamba.py", *words, "--valid-every", PROBE, "--resume", "auto", "--out", run)
-    return _cpu(run)[-1]
-
-
-def _training(args: argparse.Namespace, model: str, fold: int) -> list[object]:
-    words = ["--task", "speaker", "--data", _features(args, fold), "--config", ROOT / CONFIG]
-    model, _, variant = model.partition("/")
-    return [*words, *MODELS[model], *VARIANTS.get(variant, ())]
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One training with its evaluations."""
-
-    args: argparse.Namespace
-    model: str
-    steps: int
-    fold: int
-    seed: int
+    def __init__(self, args: argparse.Namespace, word: str) -> None:
+        """Takes one of --models; `args` are the flags, whose training data a variant may change."""
+        self.name, _, steps = word.partition(":")
+        self.steps = int(steps or args.steps)
+        self.model, _, self.variant = self.name.partition("/")
+        self.args = argparse.Namespace(**vars(args) | DATA.get(self.variant, {}))
 
     @property
-    def folder(self) -> Path:
-        """The run folder, with an evaluation in a subfolder for each corpus."""
-        name = f"{_file_name(_trained(self.model))}-{self.steps}-fold{self.fold}-seed{self.seed}"
-        return _place(self.args) / name
+    def features(self) -> tuple[str, int]:
+        """What its training data depend on."""
+        return self.args.corpora, self.args.versions
 
-    def evaluation(self, corpus: str) -> Path:
-        """The folder of the evaluation on the trials of a corpus."""
-        return self.folder / (f"{corpus}-no-back-end" if self.model.endswith(NO_BACK_END) else corpus)
+    def rates(self, corpus: str, seed: int) -> Path:
+        """The file of its rates on the trials of a corpus."""
+        folds = "".join(map(str, self.args.folds))
+        name = f"{self.name.replace('/', '-')}-{self.steps}-fold{folds}-seed{seed}-{corpus}.safetensors"
+        return self.args.rates / "{}-{}".format(*self.features) / name
 
-    def run(self) -> None:
-        """Trains and evaluates what is missing."""
+    def is_finished(self, seed: int) -> bool:
+        """Tells if its rates are kept."""
+        return all(self.rates(corpus, seed).exists() for corpus in TESTS)
+
+    def run(self, seed: int) -> None:
+        """Trains and evaluates what is missing of a seed, and keeps its rates."""
+        from utils.speaker.evaluation.comparison import rates_file
+
+        for fold in self.args.folds:
+            self._train(fold, seed)
+            for corpus in TESTS:
+                self._evaluate(corpus, fold, seed)
+        for corpus in TESTS:
+            out = self._evaluation(corpus, self.args.folds[0], seed)
+            if corpus == "dev" and len(self.args.folds) > 1:  # the other corpus has the same trials in all folds
+                parts = [self._evaluation(corpus, fold, seed) for fold in self.args.folds]
+                out = self.args.out / "pooled" / self.rates(corpus, seed).stem
+                _script("test.py", "pool", *parts, "--bootstrap", self.args.bootstrap, "--out", out)
+            with atomic_write(self.rates(corpus, seed)) as file:
+                file.write(rates_file(out).read_bytes())
+
+    def _run_folder(self, fold: int, seed: int) -> Path:
+        name = self.name.removesuffix(NO_BACK_END).replace("/", "-")
+        return self.args.out / "{}-{}".format(*self.features) / f"{name}-{self.steps}-fold{fold}-seed{seed}"
+
+    def _evaluation(self, corpus: str, fold: int, seed: int) -> Path:
+        end = NO_BACK_END.replace("/", "-") if self.name.endswith(NO_BACK_END) else ""
+        return self._run_folder(fold, seed) / f"{corpus}{end}"
+
+    def _train(self, fold: int, seed: int) -> None:
+        words = ["--task", "speaker", "--data", _features(self.args, fold), "--config", ROOT / CONFIG]
+        words += [*MODELS[self.model], *VARIANTS.get(self.variant, ()), "--steps", self.steps, "--seed", seed]
+        words += ["--valid-every", self.steps, "--resume", "auto", "--no-tensorboard"]
+        _script("train_tacomamba.py", *words, "--out", self._run_folder(fold, seed))
+
+    def _evaluate(self, corpus: str, fold: int, seed: int) -> None:
         from utils.speaker.evaluation.conditions import CONDITIONS
 
-        speech, run = self.args.speech, self.folder
-        words = [*_training(self.args, self.model, self.fold), "--steps", self.steps, "--seed", self.seed]
-        words += ["--valid-every", self.steps, "--resume", "auto", "--no-tensorboard"]
-        _script("train_tacomamba.py", *words, "--out", run)
-        trials = {
-            "dev": ("speakers_dev", speech / "speakers_dev" / "splits" / f"fold{self.fold}_trials.txt"),
-            "more": ("speakers_more/speechocean762", speech / "speakers_more" / "trials.txt"),
-        }
-        for corpus, (root, listed) in trials.items():
-            out = self.evaluation(corpus)
-            if not (out / "report.json").exists():
-                words = ["--checkpoint", run / "last.pt", "--audio-root", speech / root, "--trials", listed]
-                words += ["--conditions", ",".join(CONDITIONS), "--bootstrap", 1, "--device", "cpu", "--out", out]
-                words += ["--no-s-norm"]  # models differ by their embeddings, not by their cohorts
-                _script("test.py", "evaluate", *words, *(["--no-back-end"] if self.model.endswith(NO_BACK_END) else []))
-
-
-def _pooled(args: argparse.Namespace, corpus: str, model: str, steps: int, seed: int) -> Path:
-    """The evaluation of a model and a seed: of all folds of speakers_dev, or of the first fold on speakers_more."""
-    folders = [Cell(args, model, steps, fold, seed).evaluation(corpus) for fold in args.folds]
-    if corpus == "more" or len(folders) == 1:
-        return folders[0]
-    out = _place(args) / f"{_file_name(model)}-{steps}-seed{seed}-{corpus}"
-    _script("test.py", "pool", *folders, "--bootstrap", 1, "--out", out)
-    return out
+        out = self._evaluation(corpus, fold, seed)
+        if (out / REPORT).exists():
+            return
+        root, trials = (part.format(fold=fold) for part in TESTS[corpus])
+        words = ["--checkpoint", self._run_folder(fold, seed) / "last.pt", "--device", "cpu", "--out", out]
+        words += ["--audio-root", self.args.speech / root, "--trials", self.args.speech / trials]
+        words += ["--conditions", ",".join(CONDITIONS), "--bootstrap", self.args.bootstrap]
+        words += ["--no-s-norm"]  # models differ by their embeddings, not by their cohorts
+        _script("test.py", "evaluate", *words, *(["--no-back-end"] if self.name.endswith(NO_BACK_END) else []))
 
 
 def _script(name: str, *words: object) -> str:
@@ -248,28 +233,39 @@ def _script(name: str, *words: object) -> str:
     return result.stdout
 
 
-def _costs(cells: Sequence[Cell]) -> str:
-    """Markdown: parameters, steps, CPU time of a step, and losses of each model, medians over its cells."""
+def _costs(systems: Sequence[System]) -> str:
+    """Markdown: parameters, steps and CPU time of each system."""
+    from utils.speaker.evaluation.rates import Rates
+    from utils.speaker.evaluation.systems import facts_of
+
     rows = []
-    for model in dict.fromkeys(cell.model for cell in cells):
-        runs = [cell.folder for cell in cells if cell.model == model]
-        steps = next(cell.steps for cell in cells if cell.model == model)
-        cpu = statistics.median(seconds for run in runs for seconds in _cpu(run))
-        losses = [statistics.median(_log(run)[place]["loss"] for run in runs) for place in (0, -1)]
-        parameters = read_json(runs[0] / "run.json")["parameters"]
-        costs = [f"{cpu:.3f}", f"{cpu * steps / 60:.1f}"]
-        rows.append([model, f"{parameters / 1e6:.2f} M", str(steps), *costs, f"{losses[0]:.2f}, {losses[1]:.2f}"])
-    return table(["model", "parameters", "steps", "CPU s/step", "CPU min", "loss first, last"], rows)
+    for system in systems:
+        files = [system.rates("dev", seed) for seed in range(system.args.seeds)]
+        facts = facts_of([Rates.read(file).about for file in files])
+        costs = [f"{facts['cpu_s'] / system.steps:.3f}", f"{facts['cpu_s'] / 60:.1f}"]
+        rows.append([system.name, f"{facts['parameters'] / 1e6:.2f} M", str(system.steps), *costs])
+    return table(["model", "parameters", "steps", "CPU s/step", "CPU min"], rows)
 
 
-def _log(run: Path) -> list[dict]:
-    from utils.training.runlog import read_log
+def _differences(systems: Sequence[System], corpus: str) -> str:
+    """Markdown: EERs on the trials of a corpus, and differences to the first system with their intervals, in %."""
+    from utils.speaker.evaluation.comparison import compare
 
-    return [line for line in read_log(run) if "cpu_s_per_step" in line]
+    files = [[system.rates(corpus, seed) for seed in range(system.args.seeds)] for system in systems]
+    rows = compare(files)[0]["rows"]
+    shown = [name for name in systems[0].args.rows if name in rows]
+    header = [f"{corpus}, {counted(systems[0].args.seeds, 'seed')}", *(f"{name} | difference" for name in shown)]
+    lines = [[f"{system.name}, {system.steps} steps"] for system in systems]
+    for place, line in enumerate(lines):
+        for row in (rows[name] for name in shown):
+            line += [f"{100 * row['eer'][place]:.1f}", _difference(row, place - 1) if place else ""]
+    return table(" | ".join(header).split(" | "), lines)
 
 
-def _cpu(run: Path) -> list[float]:
-    return [line["cpu_s_per_step"] for line in _log(run)]
+def _difference(row: dict[str, Any], place: int) -> str:
+    bounds = row["difference_ci"][place]
+    shown = f" [{', '.join(f'{100 * bound:+.1f}' for bound in bounds)}]" if bounds else ""
+    return f"{100 * row['difference'][place]:+.1f}{shown}"
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import soundfile
 
 from benchmarks import degraded, embedding_speed, pretrained, recognizers
 from utils.features.audio import load_audio
-from utils.speaker.evaluation.report import read_evaluation
+from utils.speaker.evaluation.results import read_evaluation
 
 SPLIT = "train-tiny"
 
@@ -91,7 +91,7 @@ def test_the_speed_of_embedding_is_measured(trained_run, librispeech_root, capsy
 
 
 @pytest.mark.slow
-def test_models_are_compared_at_equal_cpu_time_and_finished_cells_are_kept(librispeech_root, noises, tmp_path, capsys):
+def test_models_are_compared_and_rates_of_finished_cells_are_kept(librispeech_root, noises, tmp_path, capsys):
     source, dev, more = librispeech_root / "LibriSpeech" / SPLIT, tmp_path / "speakers_dev", tmp_path / "speakers_more"
     for speaker in ("101", "102", "103", "105"):
         shutil.copytree(source / speaker, dev / "LibriSpeech" / "train-clean-100" / speaker)
@@ -110,16 +110,19 @@ def test_models_are_compared_at_equal_cpu_time_and_finished_cells_are_kept(libri
     a, b = (next(folder.rglob("*.flac")).relative_to(dev) for folder in held)
     (dev / "splits" / "fold0_trials.txt").write_text(f"{listed}0 {a} {b}\n")
     (more / "trials.txt").write_text(trials_of(more / "speechocean762", more / "speechocean762"))
-    models = ["no-mixer", "no-mixer/no-back-end", "statistics/no-versions"]
-    words = ["--speech", tmp_path, "--noise-folder", noises, "--out", tmp_path / "out", "--models", *models]
-    words += ["--steps", 3, "--equal-cpu", "--seeds", 1, "--versions", 1, "--bootstrap", 5]
-    words = [str(word) for word in words]
-    assert recognizers.main(words) == 0
+    models = ["no-mixer", "no-mixer/no-back-end", "statistics/no-versions:4"]
+    asked = ["--models", *models, "--steps", 3, "--seeds", 1, "--versions", 1, "--rates", tmp_path / "rates"]
+    asked = [str(word) for word in asked]
+    assert recognizers.main(asked) == 2
+    assert f"{', '.join(sorted(models)).removesuffix(':4')}: not all rates are in" in capsys.readouterr().err
+    words = ["--speech", tmp_path, "--noise-folder", noises, "--out", tmp_path / "out", "--bootstrap", 5]
+    assert recognizers.main([*asked, *(str(word) for word in words)]) == 0
     first = capsys.readouterr().out
-    assert "| no-mixer |" in first and f"dev: {', '.join(models)}" in first and "mean, one side" in first
+    assert "| no-mixer |" in first and "dev, 1 seed |" in first and "mean, one side" in first
     logs = [path for data in ("both-1", "both-0") for path in (tmp_path / "out" / data).glob("*/log.jsonl")]
-    assert len(logs) == 4  # two probes and two runs, one of them evaluated in two ways
-    times = [path.stat().st_mtime_ns for path in logs]
-    assert recognizers.main(words) == 0
+    assert len(logs) == 2  # two runs, one of them evaluated in two ways
+    names = {path.name for path in (tmp_path / "rates").glob("*/*")}
+    assert len(names) == 6 and "statistics-no-versions-4-fold0-seed0-more.safetensors" in names
+    shutil.rmtree(tmp_path / "out")
+    assert recognizers.main(asked) == 0
     assert capsys.readouterr().out == first
-    assert [path.stat().st_mtime_ns for path in logs] == times

@@ -16,7 +16,7 @@ import train_tacomamba
 from utils.checkpoint import load_checkpoint, save_checkpoint
 from utils.features.store import FeatureStore
 from utils.speaker.evaluation.metrics import eer
-from utils.speaker.evaluation.report import COSINE, read_evaluation
+from utils.speaker.evaluation.results import COSINE, read_evaluation
 from utils.speaker.packing import generated_voice
 from utils.speaker.people.enrollment import write_embeddings
 from utils.speaker.recognizer import SpeakerRecognizer

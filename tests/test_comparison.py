@@ -12,7 +12,9 @@ import pytest
 import test
 from utils.lists import Trial
 from utils.speaker.evaluation.metrics import bootstrap_rates
-from utils.speaker.evaluation.report import Evaluation, build_report, write_report
+from utils.speaker.evaluation.rates import RATES, Rates
+from utils.speaker.evaluation.report import build_report, write_report
+from utils.speaker.evaluation.results import Evaluation
 from utils.speaker.evaluation.trials import DURATIONS, Origin, TrialSet
 
 ORIGINS = {
@@ -23,6 +25,7 @@ TRIALS = [
     Trial(ORIGINS[a].speaker == ORIGINS[b].speaker, a, b) for place, a in enumerate(PATHS) for b in PATHS[place + 1 :]
 ]
 TARGETS = np.array([trial.target for trial in TRIALS])
+PLAIN = ["clean", "1.5s", "3s"]
 
 
 def scores(distance: float, seed: int) -> np.ndarray:
@@ -34,14 +37,17 @@ def true_eer(distance: float) -> float:
     return NormalDist().cdf(-distance / 2)
 
 
-def written(folder: Path, full: np.ndarray, trials=TRIALS, about=None, **conditions: np.ndarray) -> Path:
+def written(
+    folder: Path, full: np.ndarray, trials=TRIALS, about=None, draws=100, seed=0, **conditions: np.ndarray
+) -> Path:
     """The folder of an evaluation with these scores, for all durations, and in conditions, for all sides."""
     evaluation = Evaluation("synthetic", {"data": "none"})
     evaluation.trials = TrialSet.build(trials, ORIGINS)
     evaluation.scores = dict.fromkeys(DURATIONS, full)
     evaluation.conditions = {name: np.array([values] * 3, dtype=np.float32) for name, values in conditions.items()}
     folder.mkdir()
-    write_report(folder, build_report(evaluation, about or {}, bootstrap=2, seed=0), evaluation)
+    rates = Rates.of(evaluation, draws, seed)
+    write_report(folder, build_report(evaluation, rates, about or {}), evaluation, rates)
     return folder
 
 
@@ -52,8 +58,8 @@ def call(*words: object) -> int:
         return stopped.code
 
 
-def compared(out: Path, *systems: object, draws: int = 100) -> dict:
-    assert call("compare", *systems, "--out", out, "--bootstrap", draws) == 0
+def compared(out: Path, *systems: object) -> dict:
+    assert call("compare", *systems, "--out", out) == 0
     return json.loads((out / "report.json").read_text())["rows"]
 
 
@@ -112,37 +118,43 @@ def test_the_order_of_the_trials_does_not_matter(tmp_path):
     first = written(tmp_path / "a", scores(2, 0), noise=scores(1, 1))
     shuffled = [TRIALS[number] for number in order]
     again = written(tmp_path / "b", scores(2, 0)[order], shuffled, noise=scores(1, 1)[order])
-    rows = compared(tmp_path / "out", first, again, draws=10)
+    rows = compared(tmp_path / "out", first, again)
     assert all(row["difference_ci"] == [[0, 0]] for row in rows.values())
 
 
 def test_the_table_and_conditions_that_one_lacks(tmp_path, capsys):
     first = written(tmp_path / "a", scores(2, 0), noise=scores(1, 1), tilt=scores(1, 2))
     second = written(tmp_path / "b", scores(1, 3), noise=scores(1, 4))
-    rows = compared(tmp_path / "out", first, second, draws=10)
+    rows = compared(tmp_path / "out", first, second)
     shown = capsys.readouterr()
     assert "not all evaluations have the conditions tilt" in shown.err
-    assert list(rows) == ["clean", "1.5s", "3s", "noise", "noise, one side", "mean", "mean, one side"]
+    assert list(rows) == [*PLAIN, "noise", "noise, one side", "mean", "mean, one side"]
     assert all(f"\n{name}" in shown.out for name in rows) and "2 against 1" in shown.out
     plain = written(tmp_path / "c", scores(1, 5))
-    assert list(compared(tmp_path / "out", first, plain, draws=10)) == ["clean", "1.5s", "3s"]
+    assert list(compared(tmp_path / "out", first, plain)) == PLAIN
 
 
 def test_what_cannot_be_compared_is_refused(tmp_path, capsys):
-    first = written(tmp_path / "a", scores(2, 0))
+    first = written(tmp_path / "a", scores(2, 0), noise=scores(1, 1))
     fewer = written(tmp_path / "b", scores(2, 0)[:-1], TRIALS[:-1])
     alike = [trial._replace(target=True) for trial in TRIALS]
     one_kind = written(tmp_path / "c", scores(2, 0), alike)
     nothing = tmp_path / "d"
     nothing.mkdir()
     empty = Evaluation("none", {}, reasons={"verification": "none"})
-    write_report(nothing, build_report(empty, {}, 2, 0), empty)
+    write_report(nothing, build_report(empty, Rates({}, {}), {}), empty, Rates({}, {}))
+    reseeded = written(tmp_path / "f", scores(2, 0), seed=1)
+    (damaged := tmp_path / "g.safetensors").write_bytes((first / RATES).read_bytes()[:-1])
     sentences = {
         (first, fewer): f"{fewer} was evaluated on other trials than {first}",
         (first, one_kind): "on other trials",
         (one_kind, one_kind): "of one kind",
-        (first, nothing): f"{nothing} has no trials",
+        (first, nothing): f"{nothing / RATES} cannot be read",
         (first, tmp_path / "e"): "cannot be read",
+        (first, reseeded): f"{reseeded} drew its speakers by another seed than {first}",
+        (first, damaged): f"{damaged} does not hold the rates of an evaluation, or is damaged",
+        (first, first / "scores.txt"): "scores.txt does not hold the rates of an evaluation",
+        (first, first / "conditions.safetensors"): "conditions.safetensors does not hold the rates",
         (first,): "two evaluations or more",
     }
     for systems, sentence in sentences.items():
@@ -156,5 +168,20 @@ def test_what_cannot_be_compared_is_refused(tmp_path, capsys):
 def test_labels_that_contradict_the_paths_leave_only_the_rates(tmp_path):
     odd = [trial._replace(target=number % 2 == 0) for number, trial in enumerate(TRIALS)]
     folders = [written(tmp_path / name, scores(2, seed), odd) for seed, name in enumerate("ab")]
-    row = compared(tmp_path / "out", *folders, draws=10)["clean"]
+    row = compared(tmp_path / "out", *folders)["clean"]
     assert row["difference_ci"] == [None] and len(row["eer"]) == 2
+
+
+def test_rates_alone_compare_like_their_evaluations(tmp_path):
+    """A published file has the figures of its folder, needs no other, and its draws are the first of more draws."""
+    folders = [written(tmp_path / name, scores(2, seed), noise=scores(1, seed)) for seed, name in enumerate("ab")]
+    published = tmp_path / "published.safetensors"
+    (folders[0] / RATES).rename(published)
+    rows = compared(tmp_path / "out", published, folders[1])
+    (tmp_path / "out" / "comparison.html").read_text().index("have no curve")
+    published.rename(folders[0] / RATES)
+    assert rows == compared(tmp_path / "both", *folders)
+    more = written(tmp_path / "c", scores(2, 0), draws=150, noise=scores(1, 0))
+    assert rows == compared(tmp_path / "more", more, folders[1])
+    alone = compared(tmp_path / "alone", folders[0] / RATES, folders[1] / RATES)
+    assert alone == rows and "error trade-off" not in (tmp_path / "alone" / "comparison.html").read_text()

@@ -14,7 +14,7 @@ import test
 from utils.features.store import FeatureStore
 from utils.speaker.evaluation.conditions import CONDITIONS, Degrader, parse_conditions
 from utils.speaker.evaluation.metrics import act_dcf, cllr, eer, min_cllr, rates_at
-from utils.speaker.evaluation.report import Evaluation, read_evaluation
+from utils.speaker.evaluation.results import Evaluation, read_evaluation
 from utils.speaker.protocol import read_protocol
 from utils.speaker.recognizer import SpeakerRecognizer
 

@@ -14,16 +14,9 @@ from utils.speaker.embeddings import enroll, unit
 from utils.speaker.evaluation.conditions import CLEAN
 from utils.speaker.evaluation.identification import Answer, answers, by_part, confusions
 from utils.speaker.evaluation.metrics import cllr, eer
-from utils.speaker.evaluation.report import (
-    CONDITIONS,
-    LLR,
-    Evaluation,
-    build_report,
-    pool,
-    read_evaluation,
-    table,
-    write_report,
-)
+from utils.speaker.evaluation.rates import Rates
+from utils.speaker.evaluation.report import CONDITIONS, build_report, table, write_report
+from utils.speaker.evaluation.results import LLR, Evaluation, pool, read_evaluation
 from utils.speaker.evaluation.trials import DURATIONS, Origin, TrialSet
 
 # Two recordings of two chapters each of six speakers, every other one a woman.
@@ -57,7 +50,14 @@ def evaluation(trials=ALL_PAIRS, origins=ORIGINS, **parts) -> Evaluation:
 
 
 def report_of(result: Evaluation) -> dict:
-    return build_report(result, {"model": {"name": "tiny"}}, bootstrap=30, seed=0)
+    return build_report(result, Rates.of(result, bootstrap=30, seed=0), {"model": {"name": "tiny"}})
+
+
+def write(folder: Path, result: Evaluation, *pictures: str) -> dict:
+    """Writes the folder of an evaluation, and returns its report."""
+    report = report_of(result)
+    write_report(folder, report, result, Rates.of(result, bootstrap=30, seed=0), *pictures)
+    return report
 
 
 def test_conditions_choose_their_trials():
@@ -118,7 +118,7 @@ def test_ratios_are_judged_by_themselves_and_cosines_without_them():
 def test_reports_and_folders_of_before_are_still_read(tmp_path: Path):
     """They have no log-likelihood ratios."""
     result = evaluation()
-    write_report(tmp_path, report_of(result), result)
+    write(tmp_path, result)
     (tmp_path / "llr.safetensors").unlink()
     report = json.loads((tmp_path / "report.json").read_text())
     for metrics in report["verification"].values():
@@ -199,10 +199,9 @@ def strict(text: str) -> dict:
 
 def test_report_is_written_with_scores_and_pictures(tmp_path: Path):
     result = evaluation(answers=identified())
-    report = report_of(result)
     for name in ("det.svg", "confusion.png"):
         (tmp_path / name).write_text("an old picture")
-    write_report(tmp_path, report, result)
+    report = write(tmp_path, result)
     assert {path.suffix for path in tmp_path.iterdir()} == {".txt", ".json", ".png", ".safetensors"}
     assert strict((tmp_path / "report.json").read_text()) == report
     assert report["identification"]["utterance"] == {"accuracy": 2 / 3, "n": 3, "speakers": 2}
@@ -213,7 +212,7 @@ def test_report_is_written_with_scores_and_pictures(tmp_path: Path):
     }
     assert (tmp_path / "errors.txt").read_text() == "part speaker named count recordings\nutterance 12 11 1 2\n"
     assert sorted(path.name for path in tmp_path.glob("*.png")) == ["det.png", "scores.png"]
-    write_report(tmp_path, report, result, "pdf")
+    write(tmp_path, result, "pdf")
     pictures = [path for path in tmp_path.iterdir() if path.suffix in (".png", ".pdf")]
     assert sorted(path.name for path in pictures) == ["det.pdf", "scores.pdf"]
     assert all(path.read_bytes().startswith(b"%PDF") for path in pictures)
@@ -229,9 +228,9 @@ def test_report_is_written_with_scores_and_pictures(tmp_path: Path):
 
 def test_a_new_report_leaves_nothing_of_the_old(tmp_path: Path):
     result = evaluation(answers=identified())
-    write_report(tmp_path, report_of(result), result)
+    write(tmp_path, result)
     alone = Evaluation("identification only", {}, answers=identified(), reasons={"verification": "no trials"})
-    write_report(tmp_path, report_of(alone), alone)
+    write(tmp_path, alone)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["errors.txt", "identification.txt", "report.json"]
     assert report_of(alone)["verification"]["all"]["reason"] == "no trials"
 
@@ -243,7 +242,7 @@ def test_pooled_halves_equal_the_whole(tmp_path: Path):
         half.trials = TrialSet.build(ALL_PAIRS[start::2], ORIGINS)
         half.scores = {duration: scores[start::2] for duration, scores in whole.scores.items()}
         half.derived[LLR] = {name: llrs[start::2].copy() for name, llrs in whole.derived[LLR].items()}
-        write_report(tmp_path / name, report_of(half), half)
+        write(tmp_path / name, half)
     pooled = pool("both", [read_evaluation(tmp_path / "a"), read_evaluation(tmp_path / "b")])
     merged, expected = report_of(pooled), report_of(whole)
     assert merged["identification"] == expected["identification"]
@@ -272,6 +271,6 @@ def test_paths_with_blanks_survive(tmp_path: Path, blank: str):
     result = Evaluation("blanks", {})
     result.trials = TrialSet.build(trials, origins)
     result.scores = {name: np.linspace(-1, 1, len(trials)) for name in DURATIONS}
-    write_report(tmp_path, report_of(result), result)
+    write(tmp_path, result)
     again = read_evaluation(tmp_path).trials
     assert again.items == result.trials.items and again.origins == result.trials.origins

@@ -58,17 +58,22 @@ def print_json(content: Any) -> None:
     print(json_text(content, sys.stdout.encoding or "utf-8"))
 
 
-def add_report_arguments(parser: cli.Parser, pictures: bool = True) -> None:
-    """Adds the flags of commands that write a report; with `pictures` that of their format."""
-    group = parser.add_argument_group("report")
-    help = "folder for the report and its pictures"
-    group.add_argument("--out", type=Path, required=True, metavar="FOLDER", help=help)
-    if pictures:
-        help = "format of the pictures"
-        group.add_argument("--format", choices=tuple(FORMATS), default="png", help=help)
+def add_report_arguments(parser: cli.Parser) -> None:
+    """Adds the flags of commands that evaluate and write a report."""
+    group = add_report_folder(parser)
+    help = "format of the pictures"
+    group.add_argument("--format", choices=tuple(FORMATS), default="png", help=help)
     help = "bootstrap samples for an interval"
     group.add_argument("--bootstrap", type=cli.positive_int, default=1000, metavar="N", help=help)
     group.add_argument("--seed", type=cli.non_negative_int, default=0, metavar="N", help="seed of the bootstrap")
+
+
+def add_report_folder(parser: cli.Parser) -> argparse._ArgumentGroup:
+    """Adds the flag of the folder that a report is written to, in a group, which is returned."""
+    group = parser.add_argument_group("report")
+    help = "folder for the report and its pictures"
+    group.add_argument("--out", type=Path, required=True, metavar="FOLDER", help=help)
+    return group
 
 
 @contextlib.contextmanager

@@ -7,7 +7,16 @@ from pathlib import Path
 from typing import Any
 
 from utils import cli
-from utils.commands import REPORT, add_command, add_report_arguments, counted, print_json, report_folder, show_report
+from utils.commands import (
+    REPORT,
+    add_command,
+    add_report_arguments,
+    add_report_folder,
+    counted,
+    print_json,
+    report_folder,
+    show_report,
+)
 from utils.lists import DEFAULT_PROTOCOL
 from utils.speaker.export import command as export
 from utils.speaker.people import commands as people
@@ -21,7 +30,8 @@ python test.py compare runs/a/report runs/b/report --out comparison
 python test.py compare a0,a1,a2 b0,b1,b2 --out comparison
 
 Each condition and duration that all evaluations have gets a line, and so do the means over the conditions, of which
-clean recordings are one. The intervals are of the difference, over the same draws of the speakers for all systems.
+clean recordings are one. The intervals are of the difference, over the same draws of the speakers for all systems,
+which evaluate made (its --bootstrap and --seed). Rates of published systems have no scores, and so no DET curves.
 comparison.html shows them with DET curves, costs, and flags that differ; it needs no other file and no server.
 """
 
@@ -91,10 +101,12 @@ def evaluate(args: argparse.Namespace) -> None:
 
 def _finish(args: argparse.Namespace, evaluation: Any, about: dict[str, Any]) -> None:
     """Writes and prints the report."""
+    from utils.speaker.evaluation.rates import Rates
     from utils.speaker.evaluation.report import build_report, table, write_report
 
-    report = build_report(evaluation, {**about, "config": cli.plain_arguments(args)}, args.bootstrap, args.seed)
-    write_report(args.out, report, evaluation, args.format)
+    rates = Rates.of(evaluation, args.bootstrap, args.seed)
+    report = build_report(evaluation, rates, {**about, "config": cli.plain_arguments(args)})
+    write_report(args.out, report, evaluation, rates, args.format)
     show_report(args, report, table(report))
 
 
@@ -106,9 +118,12 @@ def add_commands(commands: Any) -> None:
     add_report_arguments(parser)
 
     parser = add_command(commands, "compare", _compare, _COMPARE, _compare_problems, model=False)
-    help = "--out folder of evaluate, or several, separated by commas: seeds of one system, whose EERs are averaged"
-    parser.add_argument("systems", nargs="+", type=_folders, metavar="EVALUATION", help=help)
-    add_report_arguments(parser, pictures=False)
+    help = (
+        "--out folder of evaluate, or its rates.safetensors; or several, separated by commas: seeds of one system, "
+        "whose EERs are averaged"
+    )
+    parser.add_argument("systems", nargs="+", type=_paths, metavar="EVALUATION", help=help)
+    add_report_folder(parser)
 
     description = "Pack a recognizer to publish it: 16-bit weights without its training speakers' vectors, and a card."
     parser = add_command(commands, "pack", _pack, description, _pack_problems, model=False)
@@ -130,7 +145,7 @@ def add_commands(commands: Any) -> None:
 
 def _pool(args: argparse.Namespace) -> None:
     from utils.files import read_json
-    from utils.speaker.evaluation.report import pool, read_evaluation
+    from utils.speaker.evaluation.results import pool, read_evaluation
     from utils.speaker.evaluation.systems import models_of
 
     evaluations = [read_evaluation(folder) for folder in args.evaluations]
@@ -141,13 +156,13 @@ def _pool(args: argparse.Namespace) -> None:
         _finish(args, pool(f"{names}, {len(evaluations)} evaluations pooled", evaluations), {"models": models})
 
 
-def _folders(text: str) -> list[Path]:
-    return [Path(folder) for folder in text.split(",")]
+def _paths(text: str) -> list[Path]:
+    return [Path(path) for path in text.split(",")]
 
 
 def _compare_problems(args: argparse.Namespace) -> list[str]:
     problems = [] if len(args.systems) > 1 else ["compare needs two evaluations or more"]
-    inside = [folder for system in args.systems for folder in system if folder.resolve() == args.out.resolve()]
+    inside = [path for system in args.systems for path in system if path.resolve() == args.out.resolve()]
     return problems + [f"--out {args.out} is one of the evaluations" for _ in inside]
 
 
@@ -160,7 +175,7 @@ def _compare(args: argparse.Namespace) -> None:
 
     with report_folder(args.out):
         title = f"{counted(len(args.systems), 'system')} on the same trials"
-        compared, curves = compare(args.systems, args.bootstrap, args.seed)
+        compared, curves = compare(args.systems)
         report = {"title": title, **compared, "config": cli.plain_arguments(args)}
         page = comparison_page(report, curves)
         clear_report(args.out)

@@ -115,8 +115,11 @@ def _with_intervals(report: dict[str, Any], key: str, show: Callable[[float], st
 
 
 def _add_curves(body: Element, report: dict[str, Any], curves: Curves) -> None:
+    if not curves:
+        return
     _add(body, "h2", "Detection error trade-off")
-    _add(body, "p", "Each seed of a system has a curve, and the first has a mark at its EER; the EERs named are means.")
+    note = "Each seed of a system has a curve, and the first has a mark at its EER; the EERs named are means."
+    _add(body, "p", f"{note} Systems of which only the rates are published have no curve.")
     for row, systems in curves.items():
         rates = map(percent, report["rows"][row]["eer"])
         labels = (f"{place}: {label}: EER" for place, label in enumerate(report["labels"], 1))

@@ -17,7 +17,7 @@ from utils.lists import Trial, read_identification, read_trials, training_list_h
 from utils.speaker.embeddings import enroll
 from utils.speaker.evaluation.conditions import Degrader
 from utils.speaker.evaluation.identification import PARTS, answers, by_part
-from utils.speaker.evaluation.report import COSINE, LLR, Evaluation
+from utils.speaker.evaluation.results import COSINE, LLR, Evaluation
 from utils.speaker.evaluation.trials import DURATIONS, Origin, TrialSet
 from utils.speaker.protocol import Protocol, check_disjoint, read_protocol
 from utils.speaker.recognizer import Mel, SpeakerRecognizer

@@ -24,7 +24,7 @@ _TICK_GAP = 0.065  # of an axis, which is as wide as the longest label
 def det_figure(curves: Mapping[str, Sequence[Det]], title: str) -> Figure:
     """Detection error trade-off on normal-deviate axes (Martin et al. 1997), with the EER of each curve marked.
 
-    `curves`: label -> curves of one color, of which the first has the mark and the band.
+    `curves`: label -> curves of one color, of which the first has the mark and the band; may be none.
     """
     everything = [curve for group in curves.values() for curve in group]
     high = min(0.99, max(0.5, 1.5 * max(curve.eer for curve in everything)))
@@ -33,7 +33,8 @@ def det_figure(curves: Mapping[str, Sequence[Det]], title: str) -> Figure:
     figure = new_figure(6.4, 7.0 + 0.2 * len(curves))
     axes = figure.subplots()
     for number, (label, group) in enumerate(curves.items()):
-        _draw_det(axes, label, group, COLORS[number % len(COLORS)], low)
+        if group:
+            _draw_det(axes, label, group, COLORS[number % len(COLORS)], low)
     limits = normal_deviate([low, high], low)
     axes.plot(limits, limits, color="#999999", linewidth=0.8, linestyle=":")
     ticks = det_ticks(low, high)

@@ -96,6 +96,14 @@ class TrialSet:
             scores[block] = np.einsum("nd,nd->n", first, second, dtype=np.float64)
         return scores
 
+    def speaker_count(self) -> int:
+        """The number of speakers on either side of the trials."""
+        return len(np.unique(np.concatenate(self.sides("speaker"))))
+
+    def select(self, chosen: NDArray[np.bool_]) -> TrialSet:
+        """The `chosen` trials (n,), of the same recordings."""
+        return dataclasses.replace(self, **{name: getattr(self, name)[chosen] for name in ("targets", "a", "b")})
+
     def twice(self) -> TrialSet:
         """The trials, and the trials again."""
         return dataclasses.replace(self, **{name: np.tile(getattr(self, name), 2) for name in ("targets", "a", "b")})
