@@ -101,6 +101,8 @@ def _evaluate_problems(args: argparse.Namespace) -> list[str]:
         problems.append(f"{' and '.join(given)} need --audio-root, the folder that the paths start from")
     elif args.conditions is not None and args.trials is None:
         problems.append("--conditions needs --trials, whose recordings it degrades")
+    if args.keep_features is not None and args.trials is None:
+        problems.append("--keep-features needs --trials")
     if args.protocol is not None and args.data is None:
         problems.append("--protocol needs --data")
     if args.cohort_top is not None and args.cohort is None:

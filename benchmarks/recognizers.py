@@ -185,11 +185,11 @@ class System:
 
         for fold in self.args.folds:
             self._train(fold, seed)
-            for corpus in TESTS:
-                self._evaluate(corpus, fold, seed)
+            self._evaluate("dev", fold, seed)
+        self._evaluate("more", self.args.folds[0], seed)  # its trials are the same in all folds
         for corpus in TESTS:
             out = self._evaluation(corpus, self.args.folds[0], seed)
-            if corpus == "dev" and len(self.args.folds) > 1:  # the other corpus has the same trials in all folds
+            if corpus == "dev" and len(self.args.folds) > 1:
                 parts = [self._evaluation(corpus, fold, seed) for fold in self.args.folds]
                 out = self.args.out / "pooled" / self.rates(corpus, seed).stem
                 _script("test.py", "pool", *parts, "--bootstrap", self.args.bootstrap, "--out", out)
@@ -220,6 +220,7 @@ class System:
         words = ["--checkpoint", self._run_folder(fold, seed) / "last.pt", "--device", "cpu", "--out", out]
         words += ["--audio-root", self.args.speech / root, "--trials", self.args.speech / trials]
         words += ["--conditions", ",".join(CONDITIONS), "--bootstrap", self.args.bootstrap]
+        words += ["--keep-features", self.args.out / "tested"]
         words += ["--no-s-norm"]  # models differ by their embeddings, not by their cohorts
         _script("test.py", "evaluate", *words, *(["--no-back-end"] if self.name.endswith(NO_BACK_END) else []))
 

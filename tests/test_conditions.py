@@ -131,6 +131,26 @@ def test_the_same_bits_again_from_raw_audio_and_in_another_order(
         np.testing.assert_allclose(again[name], cosines[:, order], atol=1e-6, err_msg=name)
 
 
+def test_kept_features_give_the_same_bits_and_are_not_written_again(
+    stored, trained_run, librispeech_root, tmp_path, capsys
+):
+    (listed,) = (stored / "protocols" / "default").glob("trials-*.txt")
+    words = ["evaluate", "--checkpoint", trained_run, "--audio-root", librispeech_root, "--trials", listed]
+    words += ["--conditions", "level,babble", "--bootstrap", 5]
+    keep, outs = ["--keep-features", tmp_path / "kept"], [tmp_path / name for name in ("computed", "first", "again")]
+    times = []
+    for out, more in zip(outs, ([], keep, keep), strict=True):
+        assert call(*words, "--out", out, *more) == 0
+        times.append({path: path.stat().st_mtime_ns for path in (tmp_path / "kept").rglob("*.npy")})
+    for name in ("conditions.safetensors", "scores.txt", "scores-3s.txt"):
+        assert len({(out / name).read_bytes() for out in outs}) == 1
+    recordings = len((outs[0] / "recordings.txt").read_text().splitlines())
+    assert len(times[1]) == 3 * recordings and times[2] == times[1]
+    min(times[1]).write_bytes(b"damaged")
+    assert call(*words, "--out", tmp_path / "out", *keep) == 2
+    assert f"{min(times[1])} is damaged" in capsys.readouterr().err
+
+
 def test_pooled_evaluations_keep_their_conditions(evaluated, tmp_path):
     assert call("pool", evaluated, evaluated, "--out", tmp_path, "--bootstrap", 5) == 0
     pooled, report = report_in(tmp_path)["conditions"], report_in(evaluated)["conditions"]

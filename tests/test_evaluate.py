@@ -208,6 +208,7 @@ CONTRADICTIONS = {
     "--audio-root R": ["--audio-root needs --trials or --identification"],
     "": ["nothing to evaluate: "],
     "--trials T --protocol p": ["--trials need --audio-root", "--protocol needs --data"],
+    "--audio-root R --identification A B --keep-features K": ["--keep-features needs --trials"],
     "--data D --bootstrap 0 --seed -1": ["--bootstrap: must be at least 1", "--seed: must be at least 0"],
 }
 

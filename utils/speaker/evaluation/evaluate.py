@@ -15,8 +15,9 @@ from utils.features.store import FeatureStore
 from utils.files import read_json, sha256_file, shown
 from utils.lists import Trial, read_identification, read_trials, training_list_hash
 from utils.speaker.embeddings import enroll
-from utils.speaker.evaluation.conditions import Degrader
+from utils.speaker.evaluation.conditions import CLEAN, Degrader
 from utils.speaker.evaluation.identification import PARTS, answers, by_part
+from utils.speaker.evaluation.kept_features import KeptFeatures
 from utils.speaker.evaluation.results import COSINE, LLR, Evaluation
 from utils.speaker.evaluation.trials import DURATIONS, Origin, TrialSet
 from utils.speaker.protocol import Protocol, check_disjoint, read_protocol
@@ -119,25 +120,32 @@ def _degrader(
     return Degrader(speakers, read, recognizer.recipe.sample_rate)
 
 
+def _computed(name: str, path: str, make: Callable[[], Mel]) -> Mel:
+    """Keeps no features; see `KeptFeatures.mel`."""
+    return make()
+
+
 def _score_conditions(
-    evaluation: Evaluation, recognizer: SpeakerRecognizer, clean: Recordings, degrader: Degrader, names: Sequence[str]
+    evaluation: Evaluation,
+    recognizer: SpeakerRecognizer,
+    clean: Recordings,
+    degrader: Degrader,
+    names: Sequence[str],
+    kept: Callable[[str, str, Callable[[], Mel]], Mel] = _computed,
 ) -> None:
     """Scores the trials with both sides, and with each one alone, in each condition."""
     trials = evaluation.trials
     for name in names:
-        degraded = _embed_degraded(recognizer, trials.items, degrader, name)
+
+        def read(path: str, name: str = name) -> Mel:
+            return kept(name, path, lambda: recognizer.mel_of_samples(path, degrader(name, path)))
+
+        degraded = _embed(recognizer, trials.items, read, {name: None}, name)[name]
         pairs = (degraded, degraded), (degraded, clean), (clean, degraded)
         scores, derived = zip(*(_score_pair(recognizer, trials, *pair) for pair in pairs), strict=True)
         evaluation.conditions[name] = np.array(scores, dtype=np.float32)
         for kind in derived[0]:
             evaluation.derived[kind][name] = np.array([each[kind] for each in derived])
-
-
-def _embed_degraded(recognizer: SpeakerRecognizer, paths: Sequence[str], degrader: Degrader, name: str) -> Recordings:
-    def read(path: str) -> Mel:
-        return recognizer.mel_of_samples(path, degrader(name, path))
-
-    return _embed(recognizer, paths, read, {name: None}, name)[name]
 
 
 def _refuse_trained(recognizer: SpeakerRecognizer, protocol: Protocol) -> None:
@@ -175,10 +183,12 @@ def evaluate_audio(
     trial_file: Path | None,
     identification: Sequence[Path] | None,
     conditions: Sequence[str] = (),
+    keep: Path | None = None,
 ) -> Evaluation:
     """Evaluates on raw audio under `root`: a trial list, a training and a test list of identification, or both.
 
     Every file is decoded once, and embedded once for each duration; both again for each of the trials' `conditions`.
+    The features of the trials' recordings are kept in the folder `keep`, if there is one, and taken from there.
     """
     trials = read_trials(trial_file) if trial_file else []
     lists = [read_identification(path) for path in identification or ()]
@@ -194,10 +204,14 @@ def evaluate_audio(
     embeddings: Embeddings = {}
     if trial_file:
         evaluation.source |= _list_source("trials", trial_file)
-        clean = _score_trials(evaluation, recognizer, root, trials)
+        _take_trials(evaluation, recognizer, root, trials)
+        kept = KeptFeatures(keep, recognizer.recipe, root, evaluation.trials).mel if keep else _computed
+        clean = _score(
+            evaluation, recognizer, lambda path: kept(CLEAN, path, lambda: recognizer.mel_of_file(root / path))
+        )
         embeddings = dict(zip(evaluation.trials.items, clean.embeddings, strict=True))
         degrader = _degrader(evaluation, recognizer, lambda path: recognizer.samples_of_file(root / path))
-        _score_conditions(evaluation, recognizer, clean, degrader, conditions)
+        _score_conditions(evaluation, recognizer, clean, degrader, conditions, kept)
     else:
         evaluation.reasons["verification"] = "no trial list was given"
     if identification:
@@ -234,13 +248,8 @@ def _check_identification(train: list[Item], test: list[Item], train_file: Path,
         )
 
 
-def _score_trials(
-    evaluation: Evaluation,
-    recognizer: SpeakerRecognizer,
-    root: Path,
-    trials: Sequence[Trial],
-) -> Recordings:
-    """Scores the trials, and returns their recordings."""
+def _take_trials(evaluation: Evaluation, recognizer: SpeakerRecognizer, root: Path, trials: Sequence[Trial]) -> None:
+    """Gives the evaluation its trials, and a warning if the recognizer may know their speakers."""
     sex = sexes(root)
     origins = {}
     for path in {path for trial in trials for path in (trial.a, trial.b)}:
@@ -253,7 +262,6 @@ def _score_trials(
             f"{len(known)} speakers of the trials have the names of training speakers (the first is {known[0]}): "
             "if they are the same people, this is not open-set verification"
         )
-    return _score(evaluation, recognizer, lambda path: recognizer.mel_of_file(root / path))
 
 
 def _identify_by_enrollment(

@@ -6,7 +6,6 @@ system on the same trials, by anybody who has them.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,7 +20,6 @@ from safetensors.numpy import save
 from utils.errors import UserError
 from utils.escapes import json_text
 from utils.files import atomic_write
-from utils.lists import join_fields
 from utils.speaker.evaluation.conditions import CLEAN
 from utils.speaker.evaluation.metrics import bootstrap_rates, eer
 from utils.speaker.evaluation.results import Evaluation, by_sides
@@ -64,7 +62,7 @@ class Rates:
                     bootstrap_rates(scores, chosen.targets, *chosen.sides("speaker"), n=draws, seed=seed),
                 )
         about = {
-            "trials": _hash(trials),
+            "trials": trials.hash(),
             "targets": int(trials.targets.sum()),
             "nontargets": int((~trials.targets).sum()),
             "trial_speakers": len(trials.speakers()),
@@ -129,10 +127,3 @@ def choices(trials: TrialSet) -> dict[str, NDArray[np.bool_] | str]:
         "same_sex": trials.same_sex() if any(trials.speakers().values()) else unknown,
         "cross_chapter": trials.cross_chapter() if trials.labels_match_paths() else UNLIKE_PATHS,
     }
-
-
-def _hash(trials: TrialSet) -> str:
-    """A hash of the trials in any order."""
-    sides = zip(trials.targets, trials.a, trials.b, strict=True)
-    lines = sorted(join_fields(str(int(target)), trials.items[a], trials.items[b]) for target, a, b in sides)
-    return hashlib.sha256("".join(lines).encode("utf-8", "surrogateescape")).hexdigest()

@@ -10,7 +10,16 @@ from utils.files import shown
 
 Report = dict[str, Any]
 
-_ASIDE = ("out", "resume", "checkpoint", "evaluations", "bootstrap", "json", "format")  # flags that change no score
+_ASIDE = (
+    "out",
+    "resume",
+    "checkpoint",
+    "evaluations",
+    "bootstrap",
+    "json",
+    "format",
+    "keep_features",
+)  # flags that change no score
 
 
 def models_of(report: Report) -> list[dict[str, Any]]:

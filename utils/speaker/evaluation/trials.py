@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -95,6 +96,12 @@ class TrialSet:
             first, second = embeddings[self.a[block]], others[self.b[block]]
             scores[block] = np.einsum("nd,nd->n", first, second, dtype=np.float64)
         return scores
+
+    def hash(self) -> str:
+        """SHA-256 of the trials in any order, in hexadecimal."""
+        sides = zip(self.targets, self.a, self.b, strict=True)
+        lines = sorted(join_fields(str(int(target)), self.items[a], self.items[b]) for target, a, b in sides)
+        return hashlib.sha256("".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
 
     def speaker_count(self) -> int:
         """The number of speakers on either side of the trials."""
