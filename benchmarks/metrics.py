@@ -37,7 +37,7 @@ def main(argv: list[str] | None = None) -> int:
 def _benchmark(args: argparse.Namespace) -> None:
     import numpy as np
 
-    from utils.speaker.evaluation.metrics import bootstrap_eer, det_curve, error_rates
+    from utils.speaker.evaluation.metrics import bootstrap_rates, det_curve, error_rates, interval
 
     def point_metrics() -> None:
         rates = error_rates(scores, targets)
@@ -52,7 +52,7 @@ def _benchmark(args: argparse.Namespace) -> None:
     steps = {
         "EER, minDCF": point_metrics,
         "DET curve": lambda: det_curve(scores, targets),
-        "interval": lambda: bootstrap_eer(scores, targets, first, second, n=args.draws),
+        "interval": lambda: interval(bootstrap_rates(scores, targets, first, second, n=args.draws)),
     }
     for name, step in steps.items():
         start = time.process_time()

@@ -11,7 +11,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from utils.speaker.evaluation import metrics
-from utils.speaker.evaluation.metrics import bootstrap_eer, det_curve, eer, error_rates, normal_deviate, rates_at
+from utils.speaker.evaluation.metrics import (
+    bootstrap_rates,
+    det_curve,
+    eer,
+    error_rates,
+    interval,
+    normal_deviate,
+    rates_at,
+)
 
 
 @st.composite
@@ -151,19 +159,25 @@ def test_bootstrap_equals_repeating_the_drawn_speakers(seed):
         if kept.any() and not kept.all():
             rates.append(eer(np.repeat(scores, repeats), kept)[0])
     expected = np.quantile(rates, [0.025, 0.975])
-    assert bootstrap_eer(scores, targets, first, second, n=40, seed=3) == pytest.approx(tuple(expected), abs=1e-12)
+    assert interval(bootstrap_rates(scores, targets, first, second, n=40, seed=3)) == pytest.approx(
+        tuple(expected), abs=1e-12
+    )
 
 
 def test_bootstrap_is_seeded_and_holds_the_eer():
     data = speaker_trials(speakers=12, each=5, seed=2)
-    low, high = bootstrap_eer(*data, n=200, seed=0)
-    assert (low, high) == bootstrap_eer(*data, n=200, seed=0) != bootstrap_eer(*data, n=200, seed=1)
+    low, high = interval(bootstrap_rates(*data, n=200, seed=0))
+    assert (
+        (low, high)
+        == interval(bootstrap_rates(*data, n=200, seed=0))
+        != interval(bootstrap_rates(*data, n=200, seed=1))
+    )
     assert low < eer(data[0], data[1])[0] < high
 
 
 def test_resampling_speakers_is_wider_than_resampling_trials():
     scores, targets, first, second = speaker_trials(speakers=8, each=8, seed=4)
-    low, high = bootstrap_eer(scores, targets, first, second, n=200)
+    low, high = interval(bootstrap_rates(scores, targets, first, second, n=200))
     draw = np.random.default_rng(0)
     samples = [draw.integers(len(scores), size=len(scores)) for _ in range(200)]
     trial_low, trial_high = np.quantile([eer(scores[s], targets[s])[0] for s in samples], [0.025, 0.975])
@@ -188,11 +202,13 @@ def test_bootstrap_is_the_eer_of_weighted_trials_wherever_it_is_searched(monkeyp
 def test_bootstrap_of_names_equals_that_of_numbers():
     scores, targets, first, second = speaker_trials(speakers=5, each=3, seed=5)
     named = [np.array([f"speaker-{number}" for number in side]) for side in (first, second)]
-    assert bootstrap_eer(scores, targets, *named, n=50) == bootstrap_eer(scores, targets, first, second, n=50)
+    assert interval(bootstrap_rates(scores, targets, *named, n=50)) == interval(
+        bootstrap_rates(scores, targets, first, second, n=50)
+    )
 
 
 def test_bootstrap_without_both_kinds_has_no_interval():
-    assert bootstrap_eer([0.1, 0.2], [1, 1], ["a", "a"], ["a", "a"], n=5) is None
+    assert interval(bootstrap_rates([0.1, 0.2], [1, 1], ["a", "a"], ["a", "a"], n=5)) is None
 
 
 @given(st.integers(0, 2**32 - 1))

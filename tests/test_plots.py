@@ -16,7 +16,7 @@ from utils import plots as plots_module
 from utils.plots import COLORS
 from utils.speaker.evaluation import plots
 from utils.speaker.evaluation.det import Det, make_det
-from utils.speaker.evaluation.metrics import bootstrap_eer, det_curve, normal_deviate
+from utils.speaker.evaluation.metrics import bootstrap_rates, det_curve, interval, normal_deviate
 from utils.training import curves as curves_module
 from utils.training.runlog import cpu_time
 
@@ -75,7 +75,7 @@ def test_the_band_holds_the_curve_and_ends_at_the_interval_of_the_eer():
     values = draw.normal(size=len(a)) + targets * (2 + 0.5 * ease[a])
     curve = make_det(values, targets, (a, b))
     edges = [float(np.interp(0, y - x, (x + y) / 2)) for x, y in curve.band]
-    low, high = bootstrap_eer(values, targets, a, b, n=1000)
+    low, high = interval(bootstrap_rates(values, targets, a, b, n=1000))
     assert [NormalDist().cdf(edge) for edge in edges] == pytest.approx([low, high], abs=0.003)
     assert low < curve.eer < high and high - low > 0.01
     x, y = normal_deviate(curve.fpr), normal_deviate(curve.fnr)

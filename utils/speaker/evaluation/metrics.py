@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -256,11 +255,6 @@ def interval(values: ArrayLike, level: float = 0.95) -> tuple[float, float] | No
         return None
     low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
-
-
-def bootstrap_eer(*trials: Any, **draws: Any) -> tuple[float, float] | None:
-    """95 % interval of the EER; arguments as `bootstrap_rates`. None if no sample has both kinds of trials."""
-    return interval(bootstrap_rates(*trials, **draws))
 
 
 def det_curve(scores: ArrayLike, targets: ArrayLike, points: int = 1000, floor: float = 1e-5) -> tuple[Floats, Floats]:
