@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import importlib.util
 import os
 import subprocess
@@ -16,6 +15,7 @@ import torch.nn.functional as F
 from fake_mamba_ssm import RIGHT, write_packages
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from judge import errors, results, wide
 from torch import Tensor
 
 from models.engine import interface, mamba_ssm, reference, tuning
@@ -62,23 +62,8 @@ def packed(draw: st.DrawFn, batch: int, length: int) -> Tensor:
     return 3 + torch.tensor(steps).view(batch, length).cumsum(1)
 
 
-def outputs_and_gradients(function: Callable, inputs: dict, device: str = "cpu") -> list[Tensor]:
-    """Results of `function` and the gradients of its tensors, all as float64 on the CPU."""
-    leaves = {
-        name: value.detach().to(device).requires_grad_() if value.is_floating_point() else value.to(device)
-        for name, value in inputs.items()
-    }
-    outputs = function(**leaves)
-    outputs = (outputs,) if isinstance(outputs, Tensor) else outputs
-    weights = [((torch.arange(y.numel()) * 37 % 17 - 8) / 8).view(y.shape).to(y) for y in outputs]  # exact in bfloat16
-    wanted = [value for value in leaves.values() if value.requires_grad]
-    return [tensor.detach().cpu().double() for tensor in (*outputs, *torch.autograd.grad(outputs, wanted, weights))]
-
-
-def largest_error(got: list[Tensor], expected: list[Tensor]) -> float:
-    return max(
-        ((a - b).abs().max() / b.abs().max().clamp(min=1e-30)).item() for a, b in zip(got, expected, strict=True)
-    )
+def largest_error(got: dict[str, Tensor], want: dict[str, Tensor]) -> float:
+    return max(errors({name: value.cpu() for name, value in got.items()}, want).values())
 
 
 def kernel(op: str, **options: bool) -> Callable:
@@ -104,9 +89,9 @@ def test_convolution_is_laid_out_for_the_kernel(install, offset, width, data, ba
     def widened(y: Tensor) -> Tensor:
         return F.pad(y, (0, 5))  # so that y's gradient is a slice of a wider tensor
 
-    got = outputs_and_gradients(lambda **leaves: widened(kernel("causal_conv", silu=silu)(**leaves)), inputs)
-    expected = outputs_and_gradients(lambda **leaves: widened(reference.causal_conv(**leaves, silu=silu)), inputs)
-    assert largest_error(got, expected) < 1e-5
+    got = results(lambda **leaves: widened(kernel("causal_conv", silu=silu)(**leaves)), inputs)
+    want = results(lambda **leaves: widened(reference.causal_conv(**leaves, silu=silu)), wide(inputs))
+    assert largest_error(got, want) < 1e-5
 
 
 def test_convolution_takes_broadcast_frames(install):
@@ -132,10 +117,10 @@ def test_selective_scan_is_laid_out_for_the_kernel(install, data, batch, length,
     shapes |= {name: shape for name, shape in optional.items() if data.draw(st.booleans(), label=name)}
     inputs = random_inputs(shapes, seed=batch)
     inputs |= {name: inputs[name].to(dtype) for name in ("u", "B", "C", "z") if name in inputs}
-    got = outputs_and_gradients(kernel("selective_scan", dt_softplus=True), inputs)
-    expected = outputs_and_gradients(lambda **leaves: reference.selective_scan(**leaves, dt_softplus=True), inputs)
-    assert largest_error(got, expected) < (1e-5 if dtype == torch.float32 else 2e-2)
-    assert largest_error(got[1:2], expected[1:2]) < 1e-5  # the state: a float32 dt is not rounded to u's dtype
+    got = results(kernel("selective_scan", dt_softplus=True), inputs)
+    want = results(reference.selective_scan, wide(inputs), dt_softplus=True)
+    assert largest_error(got, want) < (1e-5 if dtype == torch.float32 else 2e-2)
+    assert errors(got, want)["output 1"] < 1e-5  # the state: a float32 dt is not rounded to u's dtype
 
 
 @OPTIONS
@@ -153,9 +138,9 @@ def test_ssd_is_laid_out_for_the_kernel(install, data, batch, length, narrow, so
         inputs["C"] = inputs["C"].bfloat16().float()  # to be rounded to x's dtype, without a loss
     if data.draw(st.booleans(), label="packed"):
         inputs["seq_idx"] = data.draw(st.composite(packed)(batch, length))
-    got = outputs_and_gradients(kernel("ssd", dt_softplus=softplus), inputs)
-    expected = outputs_and_gradients(lambda **leaves: reference.ssd(**leaves, dt_softplus=softplus), inputs)
-    assert largest_error(got, expected) < (2e-2 if narrow else 1e-5)
+    got = results(kernel("ssd", dt_softplus=softplus), inputs)
+    want = results(reference.ssd, wide(inputs), dt_softplus=softplus)
+    assert largest_error(got, want) < (2e-2 if narrow else 1e-5)
 
 
 def test_what_the_kernels_cannot_do_is_refused_before_they_are_imported(monkeypatch):
@@ -308,10 +293,9 @@ def test_installed_kernels_equal_the_definition(op, shapes, dtype, tolerance):
     if op != "selective_scan":
         inputs["seq_idx"] = (torch.arange(600) // 270 + torch.tensor([[1], [4]])).to(torch.int32)
     option = {"silu" if op == "causal_conv" else "dt_softplus": True}
-    definition = functools.partial(getattr(reference, op), **option)
-    wide = {name: value.double() if value.is_floating_point() else value for name, value in inputs.items()}
-    got, expected = outputs_and_gradients(kernel(op, **option), inputs, "cuda"), outputs_and_gradients(definition, wide)
-    assert largest_error(got, expected) < tolerance
+    got = results(kernel(op, **option), {name: value.cuda() for name, value in inputs.items()})
+    want = results(getattr(reference, op), wide(inputs), **option)
+    assert largest_error(got, want) < tolerance
 
 
 @needs_kernels
@@ -322,10 +306,11 @@ def test_mixers_are_the_same_with_installed_kernels(mixer):
     module = mixer(64).to("cuda")
     x, lengths = torch.randn(2, 600, 64, device="cuda"), torch.tensor([600, 333], device="cuda")
 
-    def run(backend: str) -> list[Tensor]:
+    def run(backend: str) -> dict[str, Tensor]:
         set_backend(module, backend)
         y = module(x, lengths) * (torch.arange(600, device="cuda") < lengths[:, None]).unsqueeze(-1)
-        gradients = torch.autograd.grad(y.square().sum(), list(module.parameters()))
-        return [tensor.detach().cpu().double() for tensor in (y, *gradients)]
+        names, parameters = zip(*module.named_parameters(), strict=True)
+        gradients = torch.autograd.grad(y.square().sum(), parameters)
+        return {name: value.detach().cpu() for name, value in zip(("y", *names), (y, *gradients), strict=True)}
 
     assert largest_error(run("mamba_ssm"), run("torch")) < 1e-5

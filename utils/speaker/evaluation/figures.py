@@ -11,6 +11,7 @@ from utils.plots import percent, save_figure
 from utils.speaker.evaluation.det import make_det
 from utils.speaker.evaluation.metrics import rates_at
 from utils.speaker.evaluation.plots import Threshold, det_figure, draw_scores
+from utils.speaker.evaluation.rates import choices
 from utils.speaker.evaluation.trials import TrialSet
 
 PICTURES = ("det", "scores")
@@ -22,9 +23,9 @@ def draw_verification(out: Path, report: dict[str, Any], trials: TrialSet, score
     `scores`: name of a duration -> (n,); `kind`: format of the pictures. The curve of all trials has a band if there is
     an interval of its EER; bands of all curves would hide each other.
     """
-    chosen = {"same_sex": trials.same_sex(), "cross_chapter": trials.cross_chapter()}
+    chosen = choices(trials)
     everything, curves = np.ones(len(trials), dtype=bool), {}
-    for name in ("all", "same_sex", "cross_chapter", "3s", "1.5s"):
+    for name in ("all", *chosen, "3s", "1.5s"):
         metrics = report["verification"][name]
         if metrics["eer"] is not None:
             mask, interval = chosen.get(name, everything), metrics["eer_ci"]
