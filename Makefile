@@ -50,7 +50,7 @@ test: lint
 	$(TEST_PY) -m pytest $(PARALLEL) -m "not slow"
 
 test-slow: test-studies
-	$(TEST_PY) -m pytest -m slow
+	$(TEST_PY) -m pytest $(PARALLEL) -m slow
 	TRITON_INTERPRET=1 $(TEST_PY) -m pytest -n 2 tests/triton_kernels tests/test_triton_backend.py
 	$(TEST_PY) -m pytest -n 2 -m "drawn or hypothesis" --seeds 200
 
@@ -58,7 +58,7 @@ test-bare: $(TESTS)/.dev
 	tests/bare.sh $(TEST_PY) $(PARALLEL) -m "not slow"
 
 test-studies: $(TESTS)/.dev
-	$(TEST_PY) -m pytest benchmarks/studies/tests
+	$(TEST_PY) -m pytest $(PARALLEL) benchmarks/studies/tests
 
 test-gpu:
 	$(or $(PYTHON),python3) benchmarks/gpu.py $(if $(WHEELS),--wheels "$(WHEELS)")
