@@ -64,7 +64,7 @@ def _add_demo_arguments(parser: Parser, dataset: str) -> None:
 def _add_transfer_arguments(parser: Parser) -> None:
     add = parser.add_argument_group("download of public corpora").add_argument
     text = "download archive NAME from URL/NAME (default: the official servers)"
-    add("--base-url", "--mirror", metavar="URL", help=text)
+    add("--base-url", "--mirror", type=_address, metavar="URL", help=text)
     text = "keep the archive after it is unpacked"
     add("--keep-archive", action=argparse.BooleanOptionalAction, default=False, help=text)
     text = "number of consecutive failures after which to give up"
@@ -80,6 +80,13 @@ def _folder(text: str) -> Path:
     if Path(text).exists() and not Path(text).is_dir():
         raise argparse.ArgumentTypeError(f"{text} is not a folder")
     return Path(text)
+
+
+def _address(text: str) -> str:
+    """argparse type: the address of a server."""
+    if not text.startswith(("http://", "https://")):
+        raise argparse.ArgumentTypeError(f"{text} does not begin with http:// or https://")
+    return text
 
 
 def _voices(text: str) -> int:

@@ -33,7 +33,8 @@ from utils.corpus.layouts import LAYOUTS, NoSpeech, Utterance, ignored_files, re
 from utils.errors import UserError
 from utils.features.recipe import DEFAULT_RECIPE, RECIPES
 from utils.files import escape_in_streams, read_json, shown
-from utils.lists import DEFAULT_PROTOCOL
+from utils.lists import DEFAULT_PROTOCOL, MAX_TRIALS
+from utils.locks import LOCK
 
 if TYPE_CHECKING:
     from utils.features.store import FeatureStore, Row
@@ -90,9 +91,10 @@ def _add_protocol_arguments(parser: Parser) -> None:
         "on, else 0, and recordings of training speakers instead)"
     )
     add("--valid-speakers", type=_count_or_file, metavar="FILE|N", help=valid)
-    tests = "set recordings of training speakers aside for tests of identification; without them, all are for training"
-    add("--identification-tests", action=BooleanOptionalAction, default=True, help=tests)
-    add("--max-trials", type=positive_int, default=20_000, help="limit on target trials, and on non-target trials")
+    tests = "set recordings of training speakers aside for tests of identification (default); else all are for training"
+    add("--identification-tests", action=BooleanOptionalAction, help=tests)
+    trials = f"limit on target trials, and on non-target trials (default: {MAX_TRIALS})"
+    add("--max-trials", type=positive_int, metavar="N", help=trials)
     add("--seed", "--protocol-seed", type=non_negative_int, default=0, help="seed of splits and trials")
 
 
@@ -109,6 +111,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     args.out = args.out or Path("data/processed") / args.dataset
     if args.task == "tts":
         args.units = args.units or "char"
+    else:
+        args.identification_tests = args.identification_tests is not False
+        args.max_trials = args.max_trials or MAX_TRIALS
     return run(preprocess, args)
 
 
@@ -125,7 +130,8 @@ def find_problems(args: argparse.Namespace) -> list[str]:
         problems += [f"--layout needs --{name}" for name in ("raw", "out") if getattr(args, name) is None]
     elif not args.dataset:
         problems.append("no corpus: give --dataset, or --layout with --raw and --out")
-    owners = {"heldout_speakers": "speaker", "valid_speakers": "speaker", "units": "tts"}
+    owners = dict.fromkeys(("heldout_speakers", "valid_speakers", "identification_tests", "max_trials"), "speaker")
+    owners["units"] = "tts"
     return problems + [
         f"--{name.replace('_', '-')} needs --task {task}"
         for name, task in owners.items()
@@ -192,17 +198,19 @@ def _require_texts(utterances: Sequence[Utterance]) -> None:
 
 
 def _require_own_folder(out: Path) -> None:
-    ours = (".lock", "meta.json")
-    if out.is_dir() and any(out.iterdir()) and not any((out / name).exists() for name in ours):
+    unfinished = {LOCK, ".staging", "features", "bad_files.txt", "recipe.json", "vocabulary.json", "recordings.txt"}
+    names = {path.name for path in out.iterdir() if path.suffix != ".tmp"} if out.is_dir() else set()
+    if "meta.json" not in names and names - unfinished:
         raise UserError(f"{out} holds other files: choose a new or empty folder for --out")
 
 
 def _request(args: argparse.Namespace, utterances: Sequence[Utterance]) -> dict[str, Any]:
     """Collects everything that determines a protocol; stored with it, to be compared with a later request."""
+    from utils.features.store import read_meta
     from utils.lists import read_speakers
 
-    meta = args.out / "meta.json"
-    splits = {utterance.split for utterance in utterances}.union(read_json(meta)["splits"] if meta.exists() else ())
+    there = read_meta(args.out) or {"splits": ()}
+    splits = {utterance.split for utterance in utterances}.union(there["splits"])
     request = {"task": args.task, "seed": args.seed, "splits": sorted(splits)}
     if args.task == "speaker":
         for name, given in (("heldout", args.heldout_speakers), ("valid", args.valid_speakers)):
@@ -299,7 +307,7 @@ def _summarize(args: argparse.Namespace, store: FeatureStore, no_protocol: str |
 def _plain_name(text: str) -> str:
     """argparse type: a name that is safe for a folder."""
     if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]*", text):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a plain name of letters, digits, dots and dashes")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a plain name of letters, digits, _ and, later, . and -")
     return text
 
 

@@ -57,7 +57,7 @@ def build_parser(argv: Sequence[str] | None = None) -> cli.Parser:
     data.add_argument("--out", type=Path, required=True, metavar="FOLDER", help=help)
     parser.add_options(TrainingOptions, task.model_config, *task.option_classes())
     if (init := cli.peek(argv, "--init")) and task is SpeakerTask:
-        with contextlib.suppress(UserError):  # which the task raises again
+        with contextlib.suppress(UserError, OSError):  # which the task raises again
             parser.set_defaults(**encoder_flags(init))
     parser.elsewhere = flags_of_other_tasks(task.name)
     parser.may_change.add("data")  # a folder may have moved; the training data are compared by their hash
@@ -70,7 +70,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = build_parser(words)
     args = parser.parse_args(words)
     task = TASKS[args.task]
-    is_locked = (args.out / LOCK).exists()  # perhaps by a running process, which is then what to report
+    is_locked = os.path.exists(args.out / LOCK)  # perhaps by a running process, which is then what to report
     training, config, *options = parser.read_options(
         args,
         TrainingOptions,
@@ -83,13 +83,22 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _problems_of_out(args: argparse.Namespace) -> list[str]:
-    if args.out.exists() and not args.out.is_dir():
+    if not os.path.exists(args.out):  # Path.exists raises for a folder that must not be looked into
+        return []
+    if not args.out.is_dir():
         return [f"--out {args.out} is a file, not a folder"]
     if args.tensorboard and shown(args.out) != str(args.out):
         return [f"TensorBoard cannot write into {args.out}, whose name is not UTF-8: add --no-tensorboard"]
-    if args.resume == "off" and args.out.is_dir() and {path.name for path in args.out.iterdir()} - {LOCK}:
+    if args.resume == "off" and _names(args.out) - {LOCK}:
         return [f"{args.out} is not empty: resume its run with --resume auto, or begin a new one with another --out"]
     return []
+
+
+def _names(folder: Path) -> set[str]:
+    """What is in a folder; nothing if that may not be read, which is reported when the folder is used."""
+    with contextlib.suppress(OSError):
+        return {path.name for path in folder.iterdir()}
+    return set()
 
 
 def _train(
@@ -139,11 +148,12 @@ def _fit(
     if resumed is not None:
         trainer.restore(resumed)
     if trainer.step >= training.steps:
-        print(f"{args.out} is already trained to step {trainer.step}")
+        trained = args.out if training.resume == "auto" else training.resume
+        print(f"{trained} is already trained to step {trainer.step}")
         return ExitCode.DONE
     if ranks.is_main:
         if training.resume not in ("auto", "off"):
-            trainer.store.begin_from(Path(training.resume))
+            trainer.store.begin_from(Path(training.resume), trainer.step)
         _write_records(args, flags, task, trainer.step, ranks)
     code = trainer.fit()
     if ranks.is_main:

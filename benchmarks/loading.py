@@ -3,8 +3,8 @@
     python preprocess.py --layout librispeech --raw SPEECH --store audio --out data/processed/audio
     python benchmarks/loading.py --data data/processed/audio --noise-folder NOISE
 
-One thread. Each augmentation is measured alone with a share of 1, then all with the shares of `USUAL`, as a step of
-configs/speaker-small.yaml would load them without --workers. Nothing else should run at the same time.
+One thread. Each augmentation of samples is measured alone with a share of 1, then all with the shares of
+configs/speaker-robust.yaml, without --workers. Nothing else should run at the same time.
 """
 
 from __future__ import annotations
@@ -21,19 +21,7 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.grid.markdown import table  # noqa: E402
 from utils import cli  # noqa: E402
 
-CONFIG = ROOT / "configs" / "speaker-small.yaml"
-USUAL = {
-    "reverb": 0.3,
-    "babble": 0.15,
-    "recorded_noise": 0.3,
-    "colored_noise": 0.15,
-    "equalizer": 0.3,
-    "bandwidth": 0.2,
-    "level": 0.3,
-    "clipping": 0.1,
-    "telephone": 0.1,
-    "codec": 0.2,
-}
+CONFIG = ROOT / "configs" / "speaker-robust.yaml"
 
 
 def build_parser() -> cli.Parser:
@@ -41,7 +29,7 @@ def build_parser() -> cli.Parser:
     parser = cli.Parser(description=__doc__)
     parser.add_argument("--data", type=Path, required=True, metavar="FOLDER", help="folder of preprocess.py, of audio")
     parser.add_argument("--protocol", default="default", metavar="NAME", help="protocol of the data")
-    parser.add_argument("--noise-folder", type=Path, metavar="FOLDER", help="noises (default: none are measured)")
+    parser.add_argument("--noise-folder", type=Path, required=True, metavar="FOLDER", help="folder of noises")
     parser.add_argument("--rir-folder", type=Path, metavar="FOLDER", help="impulse responses (default: simulated)")
     parser.add_argument("--crops", type=cli.positive_int, default=200, metavar="N", help="crops to measure each on")
     parser.add_argument("--steps", type=cli.positive_int, default=6, metavar="N", help="training steps to measure")
@@ -56,18 +44,18 @@ def main(argv: list[str] | None = None) -> int:
 def _benchmark(args: argparse.Namespace) -> None:
     import torch
 
+    from utils.speaker.training.augment import AUGMENTATIONS, WaveAugmentation
+
     torch.set_num_threads(1)
-    usual = {name: share for name, share in USUAL.items() if name != "recorded_noise" or args.noise_folder}
-    cases = {"none: reading and mel": [], **{name.replace("_", " "): _words({name: 1.0}) for name in usual}}
-    cases |= {"speed": ["--speed-perturbation"], "all": [*_words(usual), "--speed-perturbation"]}
+    kinds = {name: kind for name, kind in AUGMENTATIONS.items() if issubclass(kind, WaveAugmentation)}
+    flags = {name: f"--{kind().share_name.replace('_', '-')}" for name, kind in kinds.items()}
+    none = [*(word for flag in flags.values() for word in (flag, "0")), "--no-speed-perturbation"]
+    cases = {"none: reading and mel": none}
+    cases |= {name.replace("_", " "): [*none, flag, "1"] for name, flag in flags.items()}
+    cases |= {"speed": [*none, "--speed-perturbation"], f"all of {CONFIG.name}": []}
     rows = [[name, f"{_crop_milliseconds(args, words):.1f}"] for name, words in cases.items()]
     rows.append([f"training step of {CONFIG.name}, per crop", f"{_step_milliseconds(args):.1f}"])
     print(table(["augmentation", "CPU ms a crop"], rows))
-    print(f"all: {' '.join(cases['all'])}")
-
-
-def _words(shares: dict[str, float]) -> list[str]:
-    return [word for name, share in shares.items() for word in (f"--{name.replace('_', '-')}-share", str(share))]
 
 
 def _task(args: argparse.Namespace, words: list[str]) -> Any:
@@ -79,9 +67,8 @@ def _task(args: argparse.Namespace, words: list[str]) -> Any:
     from utils.training.options import TrainingOptions
 
     words = ["--data", str(args.data), "--protocol", args.protocol, "--out", "none", "--config", str(CONFIG), *words]
-    for name in ("noise_folder", "rir_folder"):
-        if getattr(args, name):
-            words += [f"--{name.replace('_', '-')}", str(getattr(args, name))]
+    words += ["--noise-folder", str(args.noise_folder)]
+    words += ["--rir-folder", str(args.rir_folder)] if args.rir_folder else []
     parser = train_tacomamba.build_parser(words)
     parsed = parser.parse_args(words)
     classes = TrainingOptions, SpeakerTask.model_config, *SpeakerTask.option_classes()

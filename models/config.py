@@ -70,6 +70,8 @@ def problem_of(metadata: Mapping[str, Any], value: Any) -> str | None:
         return None
     if not abs(value) < float("inf"):
         return f"must be a number, not {value}"
+    if isinstance(value, int) and abs(value) > _LARGEST:
+        return f"must be at most {_LARGEST}, not {value}"
     for name, holds, words in _LIMITS:
         limit = metadata[name]
         if limit is not None and not holds(value, limit):
@@ -77,6 +79,7 @@ def problem_of(metadata: Mapping[str, Any], value: Any) -> str | None:
     return None
 
 
+_LARGEST = 2**63 - 1  # of 64 bits, which torch takes
 _LIMITS: tuple[tuple[str, Callable[[float, float], bool], str], ...] = (
     ("least", lambda value, limit: value >= limit, "at least"),
     ("above", lambda value, limit: value > limit, "above"),

@@ -9,6 +9,7 @@ import soundfile
 
 from utils.errors import UserError
 from utils.features.audio import load_audio, open_audio, read_audio
+from utils.features.containers import checked
 
 
 @pytest.fixture
@@ -250,3 +251,21 @@ def test_the_files_own_rate_is_left_alone(tmp_path, samples):
 def test_a_rate_that_would_need_a_giant_filter_is_refused(tmp_path, samples):
     with pytest.raises(UserError, match="sample rate of 44099 Hz"):
         load_audio(write(tmp_path / "a.wav", samples, rate=44_099), 16_000)
+
+
+def test_a_wav_of_more_than_2_gib_is_whole(tmp_path):
+    path = tmp_path / "a.wav"
+    data = 0xA0000000
+    form = struct.pack("<4sIHHIIHH", b"fmt ", 16, 1, 1, 16_000, 32_000, 2, 16)
+    path.write_bytes(struct.pack("<4sI4s", b"RIFF", data + 36, b"WAVE") + form + struct.pack("<4sI", b"data", data))
+    os.truncate(path, 44 + data)  # a sparse file
+    assert checked(path) == path and soundfile.info(path).frames == data // 2
+
+
+def test_what_follows_empty_audio_is_no_sound(tmp_path):
+    write(tmp_path / "a.wav", np.zeros(0, np.float32))
+    content = bytearray((tmp_path / "a.wav").read_bytes()) + b"LIST\x04\0\0\0abcd"
+    content[4:8] = struct.pack("<I", len(content) - 8)
+    (tmp_path / "a.wav").write_bytes(content)
+    with pytest.raises(UserError, match="no samples|empty"):
+        read_audio(tmp_path / "a.wav")

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+import preprocess
 from utils import cli
 from utils.commands import counted
 from utils.errors import ExitCode, TooMuchBadData, UserError
@@ -106,6 +107,7 @@ def test_saved_arguments_are_a_configuration_that_gives_them_again(tmp_path):
         ("json: yes please", "{path}: argument --json: expected true or false, not 'yes please'"),
         ("- batch-size", "the configuration {path} must consist of `flag: value` lines"),
         ("lr: [", "the configuration {path} is not YAML: "),
+        ("split: 2024-13-01", "the configuration {path} is not YAML: "),
     ],
 )
 def test_what_a_file_gets_wrong_is_one_sentence(line, sentence, config, refused):
@@ -129,6 +131,7 @@ def test_missing_file_and_empty_file(config, refused, tmp_path):
         (["--batch-size", "0"], "argument --batch-size: must be at least 1, not 0"),
         (["--batch-size", "two"], "argument --batch-size: must be a whole number, not 'two'"),
         (["--warm-up=-1"], "argument --warm-up: must be at least 0, not -1"),
+        (["--seed", str(2**63)], f"argument --seed/--draw: must be at most {2**63 - 1}, not {2**63}"),
         (["--lr", "0"], "argument --lr: must be above 0, not 0"),
         (["--lr", "inf"], "argument --lr: must be a number, not inf"),
         (["--lr", "nan"], "argument --lr: must be a number, not nan"),
@@ -256,3 +259,12 @@ def test_the_listed_backends_are_those_of_the_engine():
     from models.engine.backends import BACKENDS
 
     assert listed == BACKENDS
+
+
+def test_a_name_that_the_system_refuses_is_a_sentence(capsys):
+    """Also beside another problem."""
+    with pytest.raises(SystemExit) as stop:
+        preprocess.main(["--dataset", "demo", "--heldout-speakers", "a" * 300, "--seed", "-1"])
+    said = capsys.readouterr().err
+    assert stop.value.code == ExitCode.BAD_INPUT and "--seed" in said
+    assert f"argument --heldout-speakers: {'a' * 300}: File name too long\n" in said

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import soundfile
 from conftest import speak
 
+from utils.errors import UserError
 from utils.features import degrade
 from utils.features.sounds import SoundFolder
 
@@ -228,6 +230,19 @@ def test_lengths_types_and_silence(speech, name, length):
         assert first.dtype == np.float32 and first.shape == (length,) and np.isfinite(first).all()
         assert np.array_equal(first, again) and np.array_equal(x, before)
         assert level(first) < 1e-3 if not x.any() else level(first) > 0.01 * level(x)
+
+
+def test_a_sound_of_unknown_length_is_refused_before_it_is_needed(tmp_path, speech):
+    """As encoders to a pipe leave it."""
+    with pytest.raises(UserError, match="there is no folder .*missing"):
+        SoundFolder(tmp_path / "missing")
+    soundfile.write(tmp_path / "a.flac", speech, RATE)
+    content = bytearray((tmp_path / "a.flac").read_bytes())
+    content[21] &= 0xF0  # 36 bits: the number of samples
+    content[22:26] = bytes(4)
+    (tmp_path / "a.flac").write_bytes(content)
+    with pytest.raises(UserError, match="a.flac is empty, or does not state its length"):
+        SoundFolder(tmp_path)
 
 
 @pytest.mark.real

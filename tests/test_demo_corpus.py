@@ -85,7 +85,7 @@ def test_everything_says_synthetic(corpus):
 
 
 def test_a_rerun_does_nothing(small_root, capsys):
-    before = {path: path.stat().st_mtime_ns for path in small_root.rglob("*") if path.name != ".lock"}
+    before = {path: path.stat().st_mtime_ns for path in small_root.rglob("*")}
     build_demo(small_root, SMALL)
     assert {path: path.stat().st_mtime_ns for path in before} == before
     assert "already complete, 3 voices, 6 utterances" in capsys.readouterr().out
@@ -101,7 +101,7 @@ def test_other_settings_are_refused_and_replace_on_demand(small_root, tmp_path):
     theirs = contents(small_root / "demo" / "LibriSpeech" / "demo" / "90001")
     assert mine.keys() == theirs.keys()
     assert not set(mine.values()) & set(theirs.values())
-    assert {path.name for path in (tmp_path / "demo").iterdir()} == {"LibriSpeech", ".lock"}
+    assert {path.name for path in (tmp_path / "demo").iterdir()} == {"LibriSpeech"}
 
 
 def test_a_folder_that_is_in_the_way_is_left_alone(tmp_path):

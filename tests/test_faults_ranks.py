@@ -279,3 +279,11 @@ def test_sigterm_to_torchrun_saves_and_the_resumed_run_continues(real_two, proce
     os.killpg(process.pid, signal.SIGTERM)
     assert process.wait(timeout=60) != 0
     assert load_checkpoint(run / "last.pt")["step"] == max(losses(run))
+
+
+def test_fewer_bad_steps_in_a_row_can_be_allowed_on_resuming(tmp_path):
+    """More than that have already been."""
+    out = {"out": str(tmp_path), "task": {"poison": list(range(37))}}
+    toy_training.train(out | {"flags": ["--steps", "4", "--max-bad-steps", "9"]}, ONE)
+    result = toy_training.train(out | {"flags": ["--steps", "20", "--max-bad-steps", "2", "--resume", "auto"]}, ONE)
+    assert result["step"] == 5 and "5 steps in a row" in result["error"]

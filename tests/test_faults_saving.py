@@ -214,10 +214,33 @@ def test_going_back_renames_the_newer_checkpoints(tmp_path):
     store = CheckpointStore(tmp_path, keep_last=3)
     for step in (1, 2, 3):
         store.save_last(content(step))
-    store.begin_from(tmp_path / "last-1.pt")
-    assert is_intact(store.newest(), 2) and (tmp_path / "last.pt.superseded").exists()
+    store.save_best(content(2))
+    store.begin_from(tmp_path / "last-1.pt", 2)
+    assert is_intact(store.newest(), 2) and (tmp_path / "last.pt.superseded").exists() and store.has_best()
     store.save_last(content(9))
     assert [store.newest()["step"], load_checkpoint(tmp_path / "last-1.pt")["step"]] == [9, 2]
+
+
+def test_going_back_renames_a_best_checkpoint_that_is_newer_or_of_another_run(tmp_path):
+    store = CheckpointStore(tmp_path / "run", keep_last=3)
+    for step in (1, 2, 3):
+        store.save_last(content(step))
+    store.save_best(content(3))
+    store.begin_from(tmp_path / "run" / "last-1.pt", 2)
+    assert not store.has_best() and is_intact(store.newest(), 2)
+    store.save_best(content(1))
+    (tmp_path / "run" / "log.jsonl").write_text('{"step": 1}\n')
+    save_checkpoint(tmp_path / "other.pt", content(2))
+    store.begin_from(tmp_path / "other.pt", 2)
+    assert not store.has_best() and store.newest() is None and not (tmp_path / "run" / "log.jsonl").exists()
+
+
+def test_a_damaged_hash_is_that_of_a_damaged_checkpoint(tmp_path):
+    store = CheckpointStore(tmp_path, keep_last=2)
+    for step in (1, 2):
+        store.save_last(content(step))
+    (tmp_path / "last.pt.sha256").write_bytes(b"\xff\xfe\x80")
+    assert is_intact(store.newest(), 1)
 
 
 def test_a_file_system_without_hard_links(tmp_path, monkeypatch):

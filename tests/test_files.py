@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 
-import filelock
 import pytest
 
 from utils import files
@@ -177,21 +176,3 @@ def test_a_replaced_folder_keeps_mode_and_link(umask, tmp_path):
         (staging / "new").touch()
     assert link.is_symlink() and os.listdir(link) == ["new"] and os.listdir(target.parent) == ["corpus"]
     assert target.stat().st_mode & 0o777 == 0o700
-
-
-def test_a_lock_says_which_process_holds_it(tmp_path):
-    code = (
-        "import sys, pathlib\nfrom utils.files import process_lock\n"
-        "with process_lock(pathlib.Path(sys.argv[1])):\n    print('held', flush=True); sys.stdin.read()\n"
-    )
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    with subprocess.Popen([sys.executable, "-c", code, str(tmp_path / ".lock")], **pipes) as other:
-        assert other.stdout.readline() == "held\n"
-        with pytest.raises(filelock.Timeout):
-            with files.process_lock(tmp_path / ".lock", timeout=0):
-                pass
-        assert files.holder(tmp_path / ".lock") == f" (process {other.pid})"
-        other.stdin.close()
-    with files.process_lock(tmp_path / ".lock", timeout=0):
-        assert files.holder(tmp_path / ".lock") == f" (process {os.getpid()})"
-    assert files.holder(tmp_path / "missing") == ""

@@ -54,6 +54,19 @@ def test_a_second_process_is_refused_until_the_first_has_died(held):
     assert not (folder / LOCK).exists()
 
 
+def test_a_process_can_wait_for_the_first(held):
+    folder, holder = held
+    told = []
+
+    def say(text: str) -> None:
+        told.append(text)
+        holder.kill()
+
+    with only_writer(folder, say):
+        assert (folder / LOCK).read_text().startswith(f"{os.getpid()} on ")
+    assert len(told) == 1 and told[0].startswith(f"process {holder.pid} on ") and told[0].endswith("waiting for it")
+
+
 def test_what_a_killed_process_left_unfinished_is_removed(held):
     folder, holder = held
     (folder / ".report.json.a1b2_3d4.tmp").write_text("{")

@@ -52,9 +52,9 @@ def start(*arguments: object, **environment: str) -> subprocess.Popen:
 
 
 def tree(folder: Path) -> dict[str, bytes]:
-    """Contents of all files under a folder except the arguments and the lock."""
+    """Contents of all files under a folder except the arguments."""
     files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
-    return {name: path.read_bytes() for name, path in files.items() if name not in ("config.yaml", ".lock")}
+    return {name: path.read_bytes() for name, path in files.items() if name != "config.yaml"}
 
 
 def write_noise(path: Path, seconds: float, seed: int = 0) -> None:

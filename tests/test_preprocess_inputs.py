@@ -196,22 +196,40 @@ def test_features_are_not_looked_for_in_raw_audio(raw):
             FeatureStore.open(folder)
 
 
+@pytest.mark.parametrize("name", [".lock", "best.pt"])
+def test_a_folder_of_something_else_is_not_written_into(raw, capsys, name):
+    """Not even one that a running training has locked."""
+    out = raw.parent / "run"
+    out.mkdir()
+    for file in (name, "config.yaml"):
+        (out / file).write_text("lr: 0.5")
+    assert run(*words(raw), "--out", out) == 2
+    assert "holds other files" in capsys.readouterr().err
+    assert {path.name for path in out.iterdir()} == {name, "config.yaml"}
+
+
+def test_a_record_of_something_else_is_no_store(raw, capsys):
+    (raw.parent / "out").mkdir()
+    (raw.parent / "out" / "meta.json").write_text('{"a": 1}')
+    assert run(*words(raw)) == 2
+    assert "is not a feature store of format" in capsys.readouterr().err
+
+
 HOLDER = """
 import pathlib, sys
-from utils.files import process_lock
-with process_lock(pathlib.Path(sys.argv[1])):
+from utils.locks import only_writer
+with only_writer(pathlib.Path(sys.argv[1])):
     print("held", flush=True)
     sys.stdin.read()
 """
 
 
 def test_two_runs_at_once_are_refused(raw, capsys):
-    command = [sys.executable, "-c", HOLDER, raw.parent / "out" / ".lock"]
+    command = [sys.executable, "-c", HOLDER, raw.parent / "out"]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     with subprocess.Popen(command, cwd=REPOSITORY, **pipes) as other:
         assert other.stdout.readline() == "held\n"
         assert run(*words(raw)) == 2
-        reason = f"another preprocess.py (process {other.pid}) is running in {raw.parent / 'out'}"
-        assert capsys.readouterr().err == f"error: {reason}\n"
+        assert f"error: process {other.pid} on " in (said := capsys.readouterr().err) and said.count("\n") == 1
         other.stdin.close()
     assert run(*words(raw)) == 0

@@ -59,7 +59,7 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
             raise UserError(f"no trained model is shipped in {found}: give --checkpoint, or train one")
         raise UserError(f"there is no checkpoint at {path}")
     beside = hash_path(path)
-    if beside.exists() and beside.read_text(encoding="utf-8").split()[:1] != [sha256_file(path)]:
+    if beside.exists() and beside.read_bytes().decode(errors="replace").split()[:1] != [sha256_file(path)]:
         raise UserError(f"the checkpoint {path} does not have the sha256 in {beside.name}: it is damaged")
     try:
         with path.open("rb") as file:  # torch itself cannot open names that are not UTF-8

@@ -196,7 +196,9 @@ class Parser(argparse.ArgumentParser):
             return super()._get_value(action, arg_string)
         except argparse.ArgumentError as error:
             self._problems.append(str(error))
-            return arg_string if action.choices is None else next(iter(action.choices))
+        except OSError as error:  # of a type that looks at a file
+            self._problems.append(f"argument {action.option_strings[0]}: {_os_sentence(error)}")
+        return arg_string if action.choices is None else next(iter(action.choices))
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         try:
@@ -245,7 +247,7 @@ def _read_config(path: str) -> dict[str, Any]:
         content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"the configuration {path} cannot be read: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: not UTF-8, or a day that is none
         raise UserError(f"the configuration {path} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict | None):
         raise UserError(f"the configuration {path} must consist of `flag: value` lines")

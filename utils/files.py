@@ -134,29 +134,6 @@ def escape_in_streams() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
-@contextlib.contextmanager
-def process_lock(path: Path, timeout: float = -1) -> Iterator[None]:
-    """Holds a lock file, which names this process meanwhile; the lock ends with the process, however that ends.
-
-    Raises:
-        filelock.Timeout: another process held it for `timeout` s; a negative one is never over.
-    """
-    import filelock
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with filelock.FileLock(path, timeout=timeout):
-        with contextlib.suppress(OSError):  # a full disk; the lock holds all the same
-            path.write_text(f"{os.getpid()}\n", encoding="ascii")
-        yield
-
-
-def holder(path: Path) -> str:
-    """Names the process that holds a lock file for a message: " (process 1234)", or "" if the file does not say."""
-    with contextlib.suppress(OSError, ValueError):
-        return f" (process {int(path.read_text(encoding='ascii'))})"
-    return ""
-
-
 def write_json(path: str | Path, content: Any) -> None:
     """Writes strict JSON (no NaN) atomically: indented, keys in the given order."""
     write_text(path, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")

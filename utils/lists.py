@@ -16,6 +16,7 @@ from utils.files import read_json, read_text, sha256_text, shown, staging_direct
 
 SPLITS_FORMAT = 1  # of protocol.json
 DEFAULT_PROTOCOL = "default"
+MAX_TRIALS = 20_000  # targets, and as many others
 BLANKS = " \t"  # of lists; those of Unicode belong to names
 
 

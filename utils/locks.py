@@ -7,7 +7,7 @@ import fcntl
 import os
 import platform
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from utils.errors import UserError
@@ -17,14 +17,16 @@ LOCK = ".lock"
 
 
 @contextlib.contextmanager
-def only_writer(folder: Path) -> Iterator[None]:
+def only_writer(folder: Path, say: Callable[[str], None] | None = None) -> Iterator[None]:
     """Creates `folder` and keeps other processes from filling it; `UserError` that names the process that does.
+
+    With `say`, waits for the end of that process instead, and says so.
 
     The kernel ends the lock with its process, and unfinished files of a killed one are removed. At the end the lock
     file is removed, and so are created folders that are still empty. On a file system without locks nobody is refused.
     """
     created = [path for path in (folder, *folder.parents) if not path.exists()]
-    handle = _acquire(folder)
+    handle = _acquire(folder, say)
     try:
         yield
     finally:
@@ -35,7 +37,7 @@ def only_writer(folder: Path) -> Iterator[None]:
                 path.rmdir()
 
 
-def _acquire(folder: Path) -> int:
+def _acquire(folder: Path, say: Callable[[str], None] | None) -> int:
     """The descriptor of the locked file, which names this process."""
     path = folder / LOCK
     while True:
@@ -45,10 +47,13 @@ def _acquire(folder: Path) -> int:
             # Not flock, as of filelock: forked loader workers would inherit it, and outlive a killed run for seconds.
             fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError) as error:
-            os.close(handle)
-            raise UserError(
-                f"{_holder(path)} is writing in {folder}: wait for its end, stop it, or choose another --out"
-            ) from error
+            if say is None:
+                os.close(handle)
+                raise UserError(
+                    f"{_holder(path)} is writing in {folder}: wait for its end, stop it, or choose another --out"
+                ) from error
+            say(f"{_holder(path)} is writing in {folder}: waiting for it")
+            fcntl.lockf(handle, fcntl.LOCK_EX)
         except OSError:
             return handle  # without a lock: unfinished files may be another process's
         if _is_file(handle, path):

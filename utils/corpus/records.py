@@ -1,4 +1,4 @@
-"""Completion records of corpora on disk, and locks so that one process at a time writes them."""
+"""Completion records of corpora on disk, each written by one process at a time."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from typing import Any, TypeVar
 from utils.cli import progress
 from utils.errors import UserError
 from utils.espeak import require_espeak
-from utils.files import holder, process_lock, read_json, remove_leftovers, replacing_directory, write_json, write_text
+from utils.files import read_json, remove_leftovers, replacing_directory, write_json, write_text
+from utils.locks import only_writer
 
 RECORD = ".complete"  # inside the folder that it describes, so that both appear and vanish together
 
@@ -88,7 +89,7 @@ class Synthetic:
         record = self._finished(overwrite)
         if record is None:
             require_espeak()
-            with disk_errors(folder), only_one(folder, say):
+            with disk_errors(folder), only_writer(folder, say):
                 remove_leftovers(folder, f".{self.corpus.name}.*.tmp")
                 record = self._finished(overwrite)  # another process may have finished it meanwhile
                 if record is None:
@@ -150,30 +151,14 @@ def count_recordings(folder: Path, suffix: str) -> int:
 
 
 @contextlib.contextmanager
-def only_one(folder: Path, say: Say) -> Iterator[None]:
-    """Waits until no other process writes in `folder`; the lock ends with its process, however that ends."""
-    import filelock
-
-    lock = folder / ".lock"
-    with contextlib.ExitStack() as stack:
-        try:
-            stack.enter_context(process_lock(lock, timeout=0))
-        except filelock.Timeout:
-            say(f"another download.py{holder(lock)} is writing in {folder}: waiting for it")
-            stack.enter_context(process_lock(lock))
-        yield
-
-
-@contextlib.contextmanager
 def disk_errors(folder: Path) -> Iterator[None]:
     """Turns a full disk or a missing permission, while `folder` is written, into a `UserError`."""
     try:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            kept = "what has been downloaded is kept: free some space and run again"
             reason = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-            raise UserError(f"there is no space left under {folder} ({reason}); {kept}") from error
+            raise UserError(f"there is no space left under {folder} ({reason}): free some and run again") from error
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
             raise UserError(f"{error.filename or folder} cannot be written: {error.strerror}") from error
         raise

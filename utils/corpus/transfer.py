@@ -22,10 +22,11 @@ import urllib3
 
 from utils.cli import progress
 from utils.corpus.catalog import Archive
-from utils.corpus.records import Say, disk_errors, only_one, read_record
+from utils.corpus.records import Say, disk_errors, read_record
 from utils.corpus.unpack import unpack
 from utils.errors import UserError
 from utils.files import read_json, write_json
+from utils.locks import only_writer
 
 BLOCK = 1 << 18
 ENOUGH_PROGRESS = 1 << 20  # bytes; an attempt that receives as many counts as a success, however it ended
@@ -72,7 +73,7 @@ def obtain(
         pending = [archive for archive in archives if not _is_complete(archive, root, say)]
         _check_space(pending, root, keep_archive)
         for archive in pending:
-            with only_one(root / archive.dataset, say):
+            with only_writer(root / archive.dataset, say):
                 if not _is_complete(archive, root, say):  # another process may have finished it meanwhile
                     _land(archive, root / archive.dataset, patience, keep_archive, say)
 

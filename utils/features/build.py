@@ -35,7 +35,8 @@ from utils.features.extract import Shard, make_shard
 from utils.features.recipe import MelRecipe, require_same
 from utils.features.recordings import read_stamps, restamp, stamps_of, write_stamps
 from utils.features.store import FORMAT, FeatureStore, kind_of, read_meta
-from utils.files import holder, process_lock, read_json, remove_leftovers, shown, write_json, write_text
+from utils.files import read_json, remove_leftovers, shown, write_json, write_text
+from utils.locks import only_writer
 from utils.text.frontend import VERSION
 from utils.text.vocabulary import VOCABULARIES
 
@@ -89,15 +90,10 @@ def build(
 @contextlib.contextmanager
 def _locked(out: Path) -> Iterator[None]:
     """Holds the folder's lock: one process at a time makes features in it."""
-    import filelock
-
     try:
-        with process_lock(out / ".lock", timeout=0):
-            for folder in (out, out / ".staging"):
-                remove_leftovers(folder)
+        with only_writer(out):
+            remove_leftovers(out / ".staging")
             yield
-    except filelock.Timeout as error:
-        raise UserError(f"another preprocess.py{holder(out / '.lock')} is running in {out}") from error
     except (OSError, MemoryError) as error:
         raise UserError(f"making the features in {out} failed: {str(error) or 'memory ran out'}") from error
 

@@ -15,7 +15,8 @@ from typing import BinaryIO
 
 from utils.errors import UserError
 
-_UNKNOWN = 0x7FFFF000  # WAV lengths from here on are what writers to a pipe leave: sox, arecord, ffmpeg ...
+_UNKNOWN = 0x7FFFF000  # WAV lengths from here on may be what writers to a pipe leave: sox, arecord, ffmpeg ...
+_MOST = 0xFFFFFFFF  # bytes that a WAV header can state
 _BIT_RATES = {  # kbit/s of MPEG layer III, by whether the version is 1
     True: (0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320),
     False: (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
@@ -32,7 +33,7 @@ def checked(path: Path) -> Path | BinaryIO:
     with open(path, "rb") as file:
         head = file.read(12)
         if head[:4] == b"RIFF" and head[8:] == b"WAVE":
-            return _checked_wav(path, file)
+            return _checked_wav(path, file, *struct.unpack("<I", head[4:8]))
         if head[:4] == b"OggS":
             _require_last_page(path, file)
         elif head[:3] == b"ID3" or _is_frame(head):
@@ -76,8 +77,11 @@ class _Prefixed(io.RawIOBase):
         super().close()
 
 
-def _checked_wav(path: Path, file: BinaryIO) -> Path | BinaryIO:
-    """Finds the data chunk; a length that no writer could know is replaced by that of the file."""
+def _checked_wav(path: Path, file: BinaryIO, stated: int) -> Path | BinaryIO:
+    """Finds the data chunk; a length that its writer did not know is replaced by that of the file.
+
+    `stated` is the length of the file after its first 8 bytes by its header, which says if a length of 0 is meant.
+    """
     size = path.stat().st_size
     while len(chunk := file.read(8)) == 8:
         name, length = struct.unpack("<4sI", chunk)
@@ -86,11 +90,13 @@ def _checked_wav(path: Path, file: BinaryIO) -> Path | BinaryIO:
             file.seek(begin + length + length % 2)
             continue
         present = size - begin
-        if length >= _UNKNOWN or (length == 0 and present):
+        if _UNKNOWN <= length and length > present or length == 0 and present and stated != size - 8:
+            if size - 8 > _MOST:
+                raise UserError(f"{path} has more than the 4 GiB that a WAV header can state: convert it to FLAC")
             file.seek(0)
             header = bytearray(file.read(begin))
-            header[4:8] = struct.pack("<I", min(size - 8, _UNKNOWN))
-            header[-4:] = struct.pack("<I", min(present, _UNKNOWN))
+            header[4:8] = struct.pack("<I", size - 8)
+            header[-4:] = struct.pack("<I", present)
             return _Prefixed(path, bytes(header), begin)
         if length > present:
             raise UserError(f"{path} is truncated: it holds {present} of {length} bytes of audio")

@@ -15,6 +15,7 @@ from utils.errors import UserError
 from utils.features.degrade import cut, resample
 
 SUFFIXES = tuple(suffix for suffix in AUDIO_SUFFIXES if suffix not in FFMPEG_SUFFIXES)
+_UNKNOWN = 2**62  # more frames than that are what libsndfile reports of a stream that states none
 KEPT = 256  # decoded impulse responses
 
 
@@ -52,6 +53,8 @@ class SoundFolder:
         import soundfile
 
         paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+        if not folder.is_dir():
+            raise UserError(f"there is no folder {folder}")
         if not paths:
             raise UserError(f"{folder} holds no audio that libsndfile reads")
         names = [(path.relative_to(folder).as_posix(), path.stat().st_size) for path in paths]
@@ -62,6 +65,8 @@ class SoundFolder:
                 info = soundfile.info(path)
             except soundfile.LibsndfileError as error:
                 raise UserError(f"{path} is not audio that can be read: {error.error_string}") from error
+            if not 0 < info.frames < _UNKNOWN:
+                raise UserError(f"{path} is empty, or does not state its length: convert it, or take it away")
             self.sounds.append(Sound(path, info.samplerate, info.frames))
 
     def piece(self, length: int, rate: int, rng: np.random.Generator) -> np.ndarray:

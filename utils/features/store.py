@@ -11,7 +11,7 @@ A store is a folder:
                           if meta.json says so, `audio` (int16 at the recipe's rate, full scale 32,768) for `mel`
     recordings.txt        the recordings as they were (utils/features/recordings.py)
     bad_files.txt         unusable recordings, with the reason
-    config.yaml           arguments of the last preprocess.py
+    config.yaml           arguments of the last preprocess.py that made features
     speaker_embeddings/   one embedding of each recording (biometric data), if train_tacomamba.py --voice embedding made
                           them
     protocols/NAME/       splits and trial lists (utils/speaker/protocol.py)

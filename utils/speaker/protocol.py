@@ -30,6 +30,7 @@ from utils.errors import UserError
 from utils.files import sha256_text
 from utils.lists import (
     DEFAULT_PROTOCOL,
+    MAX_TRIALS,
     Trial,
     as_lines,
     join_fields,
@@ -50,7 +51,6 @@ MIN_SPEAKERS_FOR_VALID = 30  # with fewer, training needs every speaker
 MIN_UTTERANCES_OF_VALID = 4
 MIN_UTTERANCES_TO_SPLIT = 5
 VALID_SHARE, TEST_SHARE = 0.1, 0.2
-MAX_TRIALS = 20_000
 _MAX_ENUMERATED = 4_000_000
 _PARTS = ("train", "valid", "utterance_test", "chapter_test")
 _LISTS = ("heldout_speakers", "valid_speakers", *_PARTS)

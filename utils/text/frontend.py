@@ -18,7 +18,8 @@ from utils.text.vocabulary import BOS, EOS, UNITS, VOCABULARIES, Vocabulary
 
 VERSION = 3  # of the conversion of raw text; stores of another version are refused
 LONGEST_SENTENCE = 400  # characters
-_CONTINUES = re.compile(r"([.!?]*[!?][\"')]*|\.{2,}[\"')]*|\.[\"')]+)(?=\s[a-z])")  # '"Stop!" he cried.'
+# '"Stop!" he cried.' A run of marks is tried from its first alone, or many would take quadratic time.
+_CONTINUES = re.compile(r"((?<![.!?])[.!?]*[!?][\"')]*|(?<!\.)\.{2,}[\"')]*|\.[\"')]+)(?=\s[a-z])")
 _ITEM = re.compile(r"^[ \t]*(?:([0-9]{1,3})[.)]|([-*•]))[ \t]+(?=\S)", re.MULTILINE)
 _UNSPLIT = "\ufdd0"  # follows such marks until the text is split; a noncharacter, reserved by Unicode for internal use
 

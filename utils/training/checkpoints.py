@@ -6,6 +6,7 @@ and after the first save at least one is intact.
 
 from __future__ import annotations
 
+import itertools
 import os
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 from utils.checkpoint import BEST, LAST, hash_path, load_checkpoint, save_checkpoint
 from utils.errors import UserError
 from utils.files import write_text
+from utils.training.runlog import LOG
 
 
 class CheckpointStore:
@@ -53,12 +55,20 @@ class CheckpointStore:
             raise UserError(f"no checkpoint in {self.directory} is intact; delete the folder to start again")
         return None
 
-    def begin_from(self, path: Path) -> None:
-        """Renames the checkpoints newer than `path`, or all if it is not among them: the run restarts from `path`."""
-        for saved in self._saved():
-            if path.exists() and saved.samefile(path):
-                return
-            _set_aside(saved, "superseded")
+    def begin_from(self, path: Path, step: int) -> None:
+        """Renames what is newer than the checkpoint `path` of `step`: the run restarts from it.
+
+        If it is not among the checkpoints of the folder, these and their log are of another run, and all are renamed.
+        """
+        saved = self._saved()
+        newer = list(itertools.takewhile(lambda each: not (path.exists() and each.samefile(path)), saved))
+        best, is_foreign = self.directory / BEST, len(newer) == len(saved)
+        if best.exists() and (is_foreign or load_checkpoint(best)["step"] > step):
+            newer.append(best)
+        if is_foreign and (self.directory / LOG).exists():
+            newer.append(self.directory / LOG)
+        for each in newer:
+            _set_aside(each, "superseded")
 
     def _saved(self) -> list[Path]:
         """Newest first."""
@@ -96,7 +106,7 @@ def _clear_for(source: Path, target: Path) -> None:
     """
     _remove(target)
     if hash_path(source).exists():
-        write_text(hash_path(target), hash_path(source).read_text("utf-8").replace(source.name, target.name))
+        write_text(hash_path(target), hash_path(source).read_text("utf-8", "replace").replace(source.name, target.name))
 
 
 def _remove(path: Path) -> None:

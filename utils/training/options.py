@@ -83,7 +83,7 @@ class MachineOptions(DeviceOptions):
 
     title = "machine"
 
-    threads: int = option(0, "CPU threads of torch; 0 for its own choice", least=0, may_change=True)
+    threads: int = option(0, "CPU threads of torch; 0 for its own choice", least=0, most=1024, may_change=True)
     workers: int = option(0, "processes that load data; 0 for none", least=0, may_change=True)
     compile: bool = option(
         False,

@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from utils.errors import UserError
 from utils.escapes import json_text
-from utils.files import write_text
+from utils.files import read_text, write_text
 from utils.wav import wav_file
 
 LOG = "log.jsonl"
@@ -104,12 +105,22 @@ def _tag(name: str) -> str:
 
 
 def read_log(directory: Path) -> list[dict[str, Any]]:
-    """The lines of a run's log, without a last one that a crash cut short."""
+    """The lines of a run's log, without a last one that a crash cut short; `UserError` if another one is damaged."""
     path = directory / LOG
     if not path.exists():
         return []
-    lines = path.read_text(encoding="utf-8").split("\n")
-    return [json.loads(line) for line in lines[:-1] if line]
+    lines = read_text(path).split("\n")
+    return [_parsed(line, f"line {number} of {path}") for number, line in enumerate(lines[:-1], 1) if line]
+
+
+def _parsed(line: str, where: str) -> dict[str, Any]:
+    try:
+        content = json.loads(line)
+    except ValueError as error:
+        raise UserError(f"{where} is damaged: delete it") from error
+    if not isinstance(content, dict) or not {"step", "resumed_from"} & content.keys():
+        raise UserError(f"{where} is not of a training's log: delete it")
+    return content
 
 
 def cpu_time(log: Sequence[dict[str, Any]]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -127,7 +127,7 @@ class Trainer:
     def _count_problem(self, result: StepResult) -> None:
         self.bad_in_a_row = self.bad_in_a_row + 1 if result.problem else 0
         self.skipped += bool(result.problem)
-        if self.bad_in_a_row == self.options.max_bad_steps:
+        if self.bad_in_a_row >= self.options.max_bad_steps:
             names = ", ".join(self.task.utterance(place) for place in result.suspects[:5])
             raise UserError(
                 f"the loss or gradient was not finite in {self.bad_in_a_row} steps in a row, most recently the "

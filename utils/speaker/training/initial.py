@@ -50,4 +50,7 @@ def begin_with(
 def _config(name: str, checkpoint: dict[str, Any]) -> SpeakerConfig:
     if checkpoint["task"] != "speaker":
         raise UserError(f"--init {name} holds a model of --task {checkpoint['task']}; one of --task speaker is needed")
-    return SpeakerConfig.from_dict(checkpoint["model_config"])
+    try:
+        return SpeakerConfig.from_dict(checkpoint["model_config"])
+    except ValueError as error:
+        raise UserError(f"--init {name} holds a model that this version cannot build: {error}") from error

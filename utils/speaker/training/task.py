@@ -43,7 +43,7 @@ class SpeakerOptions(Config):
 
     title = "speaker task"
 
-    crop_seconds: float = option(2.0, "length of a training crop in seconds", above=0)
+    crop_seconds: float = option(2.0, "length of a training crop in seconds", above=0, most=3600)
     speed_perturbation: bool = option(
         False, "play each crop at 0.9, 1 or 1.1 times its speed, as other speakers; needs a store of audio"
     )
