@@ -4,7 +4,7 @@ python profile_model.py --config configs/speaker-tiny.yaml
 python profile_model.py --config configs/tts-tiny.yaml --depth 2 --measure
 python profile_model.py --config configs/speaker-base.yaml --device cuda --amp bf16 --gpu-mem 24GiB --out profiles/base
 python profile_model.py --config configs/speaker-tiny.yaml --config configs/speaker-small.yaml
-python profile_model.py --mixer mamba --d-model 512 --n-layers 3 --d-state 32 --batch-size 8 --frames 2185 --mixers \
+python profile_model.py --mixer mamba --d-model 512 --n-layers 3 --d-state 32 --batch-size 8 --frames 2185 --mixers \\
     --out profiles/mixers
 python profile_model.py --task tts --model tacotron2 --seconds 6 --symbols 90 --json
 
@@ -47,10 +47,10 @@ class StepOptions(Config):
 
     title = "training step"
 
-    batch_size: int = option(32, "samples in a step", least=1)
+    batch_size: int = _of_training("batch_size")
     batch_frames: int | None = option(None, "mel frames in a step, which replace --batch-size", least=1)
-    crop_seconds: float = option(2.0, "length of a sample in seconds", above=0)
-    seconds: float | None = option(None, "the same, which replaces --crop-seconds", above=0)
+    crop_seconds: float = option(2.0, "length of a sample in seconds", above=0, most=86_400)
+    seconds: float | None = option(None, "the same, which replaces --crop-seconds", above=0, most=86_400)
     frames: int | None = option(None, "length of a sample in mel frames, which replaces both", least=1)
     speakers: int = option(1000, "training speakers", least=1)
     amp: str = _of_training("amp")
@@ -148,8 +148,8 @@ def _problems(args: argparse.Namespace) -> list[str]:
         problems.append(f"{flag} {seconds:g} is too short for one frame of {args.recipe}")
     elif args.task == "tts" and _symbols(args) > frames:
         problems.append(f"--symbols {args.symbols} is too many for {frames} mel frames: each symbol needs one")
-    if _samples(args) < args.accumulate:
-        problems.append(f"--accumulate {args.accumulate} is more than the {_samples(args)} samples of a step")
+    if _samples(args) < 2 * args.accumulate:  # as in training: batch norm has no variance over a single sample
+        problems.append(f"--accumulate {args.accumulate} is too much for the {_samples(args)} samples of a step")
     return problems
 
 

@@ -102,11 +102,11 @@ class StateSpaceMixer(nn.Module):
         """Returns the last k-1 valid inputs of the convolution, zeros or the old state's where there are fewer."""
         before = self.conv1d.weight.shape[2] - 1
         if lengths is None and x.shape[1] >= before:
-            return x[:, x.shape[1] - before :]
+            return x[:, x.shape[1] - before :].clone()  # a slice would keep all of x
         old = x.new_zeros(x.shape[0], before, x.shape[2]) if state is None else state.conv.to(x.dtype)
         x = torch.cat([old, x], dim=1)
         if lengths is None:
-            return x[:, x.shape[1] - before :]
+            return x[:, x.shape[1] - before :].clone()
         index = lengths.unsqueeze(1) + torch.arange(before, device=x.device)  # frame t is at index t + before
         return x.gather(1, index.unsqueeze(-1).expand(-1, -1, x.shape[2]))
 

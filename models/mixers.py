@@ -219,7 +219,7 @@ class ConvMixer(nn.Module):
         """The next frames of a stream, (b, l, d); of a causal mixer."""
         x = F.glu(self.in_proj(x), dim=-1)
         y = self._convolve(x, state.to(x.dtype))
-        return self._project(y), torch.cat([state.to(x.dtype), x], dim=1)[:, x.shape[1] :]
+        return self._project(y), torch.cat([state.to(x.dtype), x], dim=1)[:, x.shape[1] :].clone()
 
     def _convolve(self, x: Tensor, before: Tensor | None = None) -> Tensor:
         backend = "decomposed" if self.backend == "decomposed" else "torch"

@@ -97,6 +97,8 @@ class MixerStack(nn.Module):
 
     def all_outputs(self, x: Tensor, lengths: Tensor) -> list[Tensor]:
         """The residual stream before the first block and after each, (b, l, d); the last one is normalized."""
+        valid = length_mask(lengths, x.shape[1]).unsqueeze(-1)
+        x = x.masked_fill(~valid, 0.0)  # a product would keep NaN, which padding may contain
         x = x.to(torch.promote_types(x.dtype, torch.float32))  # bfloat16 is too coarse for sums of residuals
         outputs = [x]
         for block in self.blocks:
@@ -105,7 +107,7 @@ class MixerStack(nn.Module):
             else:
                 x = block(x, lengths)
             outputs.append(x)
-        return [*outputs[:-1], self.norm(x) * length_mask(lengths, x.shape[1]).unsqueeze(-1)]
+        return [*outputs[:-1], self.norm(x).masked_fill(~valid, 0.0)]
 
     @property
     def can_stream(self) -> bool:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from inside import Inside
 from judge import assert_close, results, sensitivities, wide
 from on_device import KIND, SLACK, interface, of_the_cpu
+from test_ssd import ssd_inputs
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -224,6 +225,42 @@ def test_a_state_of_the_convolution_has_one_frame_less_than_taps(backend):
         interface.causal_conv(**inputs | {"initial_state": torch.zeros(2, 4, 3)}, backend=backend)
 
 
+@pytest.mark.parametrize("numbers", [[0, 1, 0], [2, 1, 0], [0, 1, -1]])
+@BACKENDS
+def test_numbers_of_packed_sequences_may_repeat_and_fall(backend, numbers):
+    """A change begins a sequence, whatever its number: as if they were numbered in order."""
+    seq_idx = torch.tensor(numbers).repeat_interleave(40).expand(2, -1)
+    softplus = {"dt_softplus": True}
+    for operation, inputs in (
+        (interface.selective_scan, scan_inputs(2, 120, 6, 4) | softplus),
+        (interface.causal_conv, conv_inputs(2, 120, 8, 4)),
+        (interface.ssd, ssd_inputs(2, 120, 2, 4, 4) | softplus),
+    ):
+        outputs, expected = (
+            operation(**inputs | {"seq_idx": numbered}, backend=backend)
+            for numbered in (seq_idx, reference.numbered(seq_idx))
+        )
+        torch.testing.assert_close(outputs, expected, rtol=0, atol=0)
+    short = conv_inputs(1, 3, 8, 4) | {"seq_idx": torch.tensor([[0, 1, 0]])}
+    y = interface.causal_conv(**short, backend=backend)
+    torch.testing.assert_close(y[0, 2], short["weight"][:, 3] * short["x"][0, 2] + short["bias"])
+
+
+@pytest.mark.parametrize(("rows", "length"), [(0, 5), (2, 0), (0, 0)])
+@BACKENDS
+def test_no_frames_and_no_rows(backend, rows, length):
+    """Outputs are empty, and a state stays as it is."""
+    for operation, inputs in (
+        (interface.selective_scan, scan_inputs(rows, length, 6, 4)),
+        (interface.ssd, ssd_inputs(rows, length, 2, 4, 4)),
+    ):
+        y, state = operation(**inputs, backend=backend)
+        assert y.shape == next(iter(inputs.values())).shape
+        torch.testing.assert_close(state, inputs["initial_state"])
+    inputs = conv_inputs(rows, length, 8, 4)
+    assert interface.causal_conv(**inputs, backend=backend).shape == inputs["x"].shape
+
+
 @BACKENDS
 def test_zero_steps_keep_the_state_to_the_last_bit(backend):
     inputs = scan_inputs(2, 40, 6, 4) | {"seq_idx": None}
@@ -298,7 +335,7 @@ def test_no_float64_where_the_inputs_have_none(dtype):
 
 @of_the_cpu
 def test_training_keeps_a_sixteenth_of_the_states():
-    """Saved for backward beside the inputs: one state in 16 frames, and nothing else."""
+    """Saved for backward beside the inputs: one state in 16 frames, the number of the sequence, and nothing else."""
     inputs = {name: v.requires_grad_(v.is_floating_point()) for name, v in scan_inputs(2, 160, 8, 4).items()}
     storages = {}
 
@@ -310,5 +347,5 @@ def test_training_keeps_a_sixteenth_of_the_states():
         interface.selective_scan(**inputs, dt_softplus=True)
     own = {v.untyped_storage().data_ptr() for v in inputs.values()}
     saved = sum(size for place, size in storages.items() if place not in own)
-    states, resets = 4 * 2 * 160 * 8 * 4 // 16, 2 * 160
-    assert saved <= states + resets
+    states, numbers = 4 * 2 * 160 * 8 * 4 // 16, 4 * 2 * 160
+    assert saved <= states + numbers

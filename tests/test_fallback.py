@@ -7,7 +7,7 @@ import pytest
 from test_training import flags
 
 SENTENCE = (
-    "mamba2 on cpu: backend torch, which is 8 % slower, since native does not work here: no C++ compiler is on the "
+    "mamba2 on cpu: backend torch, since native does not work here: no C++ compiler is on the "
     "path (tried $CXX, c++, g++ and clang++): apt-get install g++"
 )
 

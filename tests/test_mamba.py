@@ -143,6 +143,17 @@ def test_packed_sequences_do_not_see_each_other(make, backend, seed):
         assert error(got, want) < 2e-5
 
 
+@MIXERS
+def test_a_state_keeps_no_frame_alive(make):
+    """Of a long piece of a stream, of one shorter than the kernel, and of none."""
+    mixer = build(make, "torch")
+    state = mixer.initial_state(1)
+    for length in (150, 2, 0):
+        y, state = mixer.step(noise(1, length, 16), state)
+        assert y.shape == (1, length, 16)
+        assert all(part.untyped_storage().nbytes() == part.nbytes for part in state)
+
+
 @BACKENDS
 @MIXERS
 def test_causality_by_perturbation(make, backend):

@@ -57,9 +57,9 @@ def random_inputs(shapes: dict[str, tuple[int, ...]], seed: int, dtype: torch.dt
 
 
 def packed(draw: st.DrawFn, batch: int, length: int) -> Tensor:
-    """Rows of sequences that are numbered from anything: (batch, length) int64."""
-    steps = draw(st.lists(st.booleans(), min_size=batch * length, max_size=batch * length))
-    return 3 + torch.tensor(steps).view(batch, length).cumsum(1)
+    """Rows of packed sequences, as the interface numbers them: (batch, length) int32."""
+    starts = draw(st.lists(st.booleans(), min_size=batch * length, max_size=batch * length))
+    return reference.numbered(torch.tensor(starts).view(batch, length).cumsum(1))
 
 
 def largest_error(got: dict[str, Tensor], want: dict[str, Tensor]) -> float:
@@ -296,7 +296,7 @@ def test_installed_kernels_equal_the_definition(op, shapes, dtype, tolerance):
     if "dt_bias" in inputs:
         inputs["dt_bias"] -= 3.0  # steps of 0.05, as models begin with
     if op != "selective_scan":
-        inputs["seq_idx"] = (torch.arange(600) // 270 + torch.tensor([[1], [4]])).to(torch.int32)
+        inputs["seq_idx"] = reference.numbered(torch.arange(600).expand(2, -1) // 270)
     option = {"silu" if op == "causal_conv" else "dt_softplus": True}
     got = results(kernel(op, **option), {name: value.cuda() for name, value in inputs.items()})
     want = results(getattr(reference, op), wide(inputs), **option)

@@ -40,6 +40,11 @@ def case_of(words):
     return profile_model.case_of(args, config)
 
 
+def test_micro_batches_may_differ_by_a_sample():
+    case = case_of(["--batch-size", "15", "--accumulate", "4"])
+    assert [len(batch["mel"]) for batch in case.batches()] == [4, 4, 4, 3]
+
+
 def _parameters():
     """Yields a third of the cases for make test, the others for make test-slow."""
     for number, words in enumerate(CASES):

@@ -38,7 +38,7 @@ SPEAKER_MODELS = [
     ["--mixer", "lstm", "--amp", "bf16"],
     ["--mixer", "attention", "--device", "cuda", "--amp", "fp16", "--ema", "0.9"],
     ["--mixer", "mamba", "--checkpoint-layers"],
-    ["--model", "xvector", "--accumulate", "2"],
+    ["--model", "xvector", "--batch-size", "4", "--accumulate", "2"],
 ]
 
 
@@ -46,7 +46,8 @@ SPEAKER_MODELS = [
 def test_script_prints_json_that_adds_up(kind, capsys):
     content = content_of(capsys, "--speakers", "7", *kind)
     require_sums(content, SpeakerModel(SpeakerConfig.from_dict(content["model_config"]), 7))
-    assert content["step_bytes"]["inputs"] == (2 * 20 * 80) * FLOAT + 2 * 8 + 2 * 8
+    samples = 4 if "--accumulate" in kind else 2
+    assert content["step_bytes"]["inputs"] == samples * (20 * 80 * FLOAT + 8 + 8)
     assert content["step_bytes"]["average"] > 0 if "--ema" in kind else content["step_bytes"]["average"] == 0
 
 
@@ -138,8 +139,8 @@ def test_a_batch_in_frames_has_complete_samples(capsys):
     words = ["--task", "tts", "--batch-frames", "99", "--depth", "0"]
     assert profile_model.main([*SMALL, *words]) == 0
     assert "task tts, batch size 4, frames 20, seconds 0.232, symbols 3, voice none, amp off" in capsys.readouterr().out
-    assert profile_model.main([*SMALL[:-2], "--frames", "100", *words]) == 0
-    assert "batch size 1, frames 100, seconds 1.161, symbols 17" in capsys.readouterr().out
+    assert profile_model.main([*SMALL[:-2], "--frames", "45", *words]) == 0
+    assert "batch size 2, frames 45, seconds 0.522, symbols 8" in capsys.readouterr().out
 
 
 def test_script_takes_the_presets_side_by_side(capsys):
@@ -300,7 +301,9 @@ def test_roots_of_lines_and_parabolas():
         (["--mixers"], "--mixers draws a picture: it needs --out FOLDER"),
         (["--mixers", "--out", "x", "--model", "ecapa"], "--mixers is for --model tacomamba, not for --model ecapa"),
         (["--out", str(Path(__file__))], "is a file, not a folder"),
-        (["--accumulate", "40"], "--accumulate 40 is more than the 32 samples of a step"),
+        (["--accumulate", "17"], "--accumulate 17 is too much for the 32 samples of a step"),
+        (["--batch-size", "1"], "argument --batch-size: must be at least 2, not 1"),
+        (["--seconds", "1e308"], "argument --seconds: must be at most 86400, not 1e+308"),
         (["--config", "nowhere.yaml"], "the configuration nowhere.yaml cannot be read"),
     ],
 )

@@ -21,7 +21,6 @@ from models.engine.triton import probe
 logger = logging.getLogger("tacomamba")
 
 FASTEST_FIRST = {"cpu": ("native",), "cuda": ("triton", "mamba_ssm")}  # before torch, which comes last everywhere
-COST = {"native": ", which is 8 % slower"}  # of torch in its place, if it was measured
 
 
 def set_backend(module: nn.Module, backend: str) -> None:
@@ -52,16 +51,15 @@ def _resolve(backend: str, mixer: str, device: str) -> str:
         if problem:
             raise ValueError(f"the backend {backend} does not work here: {problem}")
         return backend
-    cost, problems = "", []
+    problems = []
     for candidate in FASTEST_FIRST.get(device, ()):
         problem = why_not(candidate, mixer, device)
         if not problem:
             _report(mixer, device, f"{candidate} ({describe(candidate, mixer)})", problems)
             return candidate
-        cost = cost or COST.get(candidate, "")
         problems.append(f"{candidate} does not work here: {problem}")
     if problems:
-        _report(mixer, device, f"torch{cost}", problems)
+        _report(mixer, device, "torch", problems)
     return "torch"
 
 

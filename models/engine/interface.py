@@ -55,9 +55,10 @@ def causal_conv(
     """Depthwise causal convolution, then SiLU if requested: y_t = bias + sum over j < k of weight_j x_{t-k+1+j}.
 
     x (b, l, d), weight (d, k), bias (d,); initial_state (b, k-1, d): the frames before x, zeros if None;
-    seq_idx (b, l): frames of another sequence number count as zeros. Returns (b, l, d) in x's dtype.
+    seq_idx (b, l): frames before a change of it count as zeros from there on. Returns (b, l, d) in x's dtype.
     """
-    return _run(CONVOLUTIONS, backend, ConvInputs(x, weight, bias, initial_state, seq_idx, silu))
+    inputs = ConvInputs(x, weight, bias, initial_state, seq_idx, silu)
+    return _run(CONVOLUTIONS, backend, inputs) if x.shape[0] and x.shape[1] else reference.causal_conv(*inputs)
 
 
 def selective_scan(
@@ -85,7 +86,9 @@ def selective_scan(
     Returns y (b, l, d) in u's dtype and the last state (b, d, n), at least float32 as all decays and states are.
     """
     inputs = ScanInputs(u, dt, A, B, C, D, z, dt_bias, initial_state, seq_idx, dt_softplus)
-    return reference.selective_scan(*inputs) if u.shape[1] == 1 else _run(SELECTIVE_SCANS, backend, inputs)
+    return (
+        _run(SELECTIVE_SCANS, backend, inputs) if u.shape[0] and u.shape[1] > 1 else reference.selective_scan(*inputs)
+    )
 
 
 def ssd(
@@ -111,12 +114,16 @@ def ssd(
     at least float32.
     """
     inputs = SSDInputs(x, dt, A, B, C, D, dt_bias, initial_state, seq_idx, dt_softplus)
-    return reference.ssd(*inputs) if x.shape[1] == 1 else _run(SSDS, backend, inputs)
+    if not x.shape[0] or x.shape[1] <= 1:
+        return reference.ssd(*inputs)
+    return _run(SSDS, backend, inputs)
 
 
 def _run(implementations: dict[str, Callable[..., Any]], backend: str, inputs: Inputs) -> Any:
     """Calls a backend's implementation, or torch's where the backend cannot compute this particular call."""
     check_shapes(inputs)
+    if inputs.seq_idx is not None:
+        inputs = inputs._replace(seq_idx=reference.numbered(inputs.seq_idx))
     try:
         return implementations[backend](inputs)
     except Unsupported:

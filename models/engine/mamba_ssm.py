@@ -52,7 +52,7 @@ def causal_conv(inputs: ConvInputs) -> Tensor:
         _aligned(x).transpose(1, 2),  # (b, d, l) with d contiguous, their only layout that supports seq_idx
         weight,
         None if bias is None else bias.to(weight.dtype),
-        seq_idx=_numbered_from_zero(seq_idx),
+        seq_idx=seq_idx,
         activation="silu" if silu else None,
     ).transpose(1, 2)
     if y.requires_grad:
@@ -150,7 +150,7 @@ def ssd(inputs: SSDInputs, chunk: int = SSD_CHUNK) -> tuple[Tensor, Tensor]:
         D=inputs.D,
         dt_bias=inputs.dt_bias,
         initial_states=inputs.initial_state,
-        seq_idx=_numbered_from_zero(inputs.seq_idx),
+        seq_idx=inputs.seq_idx,
         dt_softplus=inputs.dt_softplus,
         return_final_states=True,
     )
@@ -178,11 +178,6 @@ def _aligned(x: Tensor) -> Tensor:
     readable = x.stride(2) == 1 and min(rows[:2]) > 0 and not any(offset % 8 for offset in rows)
     # Not contiguous(), which keeps the strides of a single frame.
     return x if readable else x.clone(memory_format=torch.contiguous_format)
-
-
-def _numbered_from_zero(seq_idx: Tensor | None) -> Tensor | None:
-    """Renumbers seq_idx (b, l) from 0 in every row: their kernels give the initial state to sequence 0 only."""
-    return None if seq_idx is None else (seq_idx - seq_idx[:, :1]).to(torch.int32).contiguous()
 
 
 def _time_last(x: Tensor, dtype: torch.dtype) -> Tensor:

@@ -33,6 +33,13 @@ def sequence_starts(seq_idx: Tensor) -> Tensor:
     return starts
 
 
+def numbered(seq_idx: Tensor) -> Tensor:
+    """Renumbers the sequences of each row in their order, from 0: (b, l) -> (b, l) int32. Their own may repeat."""
+    # Rolled, because torch.export would refuse a length of 2 for a slice without the first frame.
+    numbers = (seq_idx != seq_idx.roll(1, 1)).cumsum(1, dtype=torch.int32)
+    return numbers - numbers[:, :1]
+
+
 def without_autocast(device: str) -> AbstractContextManager[None]:
     """Turns autocast off where it is on: an exported graph would keep an idle context as an operator of its own."""
     return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
@@ -49,12 +56,14 @@ def causal_conv(
     """Depthwise causal convolution, tap by tap; see `interface.causal_conv`."""
     wide, length, before = state_dtype(x.dtype), x.shape[1], weight.shape[1] - 1
     window = F.pad(x, (0, 0, before, 0)) if initial_state is None else torch.cat((initial_state.to(x.dtype), x), dim=1)
-    sequence = None if seq_idx is None else torch.cat((seq_idx[:, :1].expand(-1, before), seq_idx), dim=1)
+    if seq_idx is not None:
+        seq_idx = numbered(seq_idx)
+        sequence = F.pad(seq_idx, (before, 0))
     with without_autocast(x.device.type):
         y = torch.zeros((), dtype=wide, device=x.device) if bias is None else bias.to(wide)
         for j, tap in enumerate(weight.to(wide).unbind(1)):
             term = window[:, j : j + length].to(wide) * tap
-            if sequence is not None:
+            if seq_idx is not None:
                 term = term * (sequence[:, j : j + length] == seq_idx).unsqueeze(-1)
             y = y + term
         return (F.silu(y) if silu else y).to(x.dtype)
@@ -86,7 +95,7 @@ def selective_scan(
                 state = state.masked_fill(start[:, None, None], 0.0)
             state = _decayed(state, dt_t.unsqueeze(-1) * A) + (dt_t * u_t).unsqueeze(-1) * B_t.unsqueeze(1)
             outputs.append((state @ C_t.unsqueeze(-1)).squeeze(-1))
-        y = torch.stack(outputs, dim=1)
+        y = torch.stack(outputs, dim=1) if outputs else u_
         if D is not None:
             y = y + u_ * D.to(wide)
         if z is not None:
@@ -123,7 +132,7 @@ def ssd(
             driven = (dt_t.unsqueeze(-1) * x_t).unsqueeze(-1) * B_t.unsqueeze(2)  # (b, h, p, n)
             state = _decayed(state, (dt_t * A)[..., None, None]) + driven
             outputs.append((state @ C_t.unsqueeze(-1)).squeeze(-1))
-        y = torch.stack(outputs, dim=1)
+        y = torch.stack(outputs, dim=1) if outputs else x_
         if D is not None:
             y = y + x_ * D.to(wide).unsqueeze(-1)
     return y.to(x.dtype), state

@@ -51,7 +51,7 @@ class Subsampling(nn.Module):
         used = pending // self.factor * self.factor
         if not used:
             return x.new_empty(len(x), 0, self.conv.out_channels), x
-        return self._convolve(x[:, : self.kernel - self.factor + used]), x[:, used:]
+        return self._convolve(x[:, : self.kernel - self.factor + used]), x[:, used:].clone()
 
     def _convolve(self, x: Tensor) -> Tensor:
         return rearrange(F.gelu(self.conv(rearrange(x, "b t m -> b m t"))), "b d l -> b l d")

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from models.engine.reference import state_dtype
 from models.mamba import length_mask
 from models.speaker.config import POOLINGS
 
@@ -20,6 +21,11 @@ VARIANCE_FLOOR = 1e-5
 def widest(device: torch.device) -> torch.dtype:
     """float64, which sums over hours need; float32 on MPS, which has no float64."""
     return torch.float32 if device.type == "mps" else torch.float64
+
+
+def _wide(x: Tensor) -> Tensor:
+    """At least float32, which sums over time need."""
+    return x.to(state_dtype(x.dtype))
 
 
 def weighted_moments(x: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
@@ -49,7 +55,7 @@ class Moments(NamedTuple):
     @classmethod
     def of(cls, x: Tensor, log_weight: Tensor, weights: Tensor) -> Moments:
         """Those of frames x (b, l, d) whose weights (b, l, d) sum to 1 over l, and to exp(log_weight) before."""
-        mean, variance = weighted_moments(x.float(), weights)
+        mean, variance = weighted_moments(_wide(x), weights)
         wide = widest(x.device)
         return cls(log_weight.to(wide).expand_as(mean), mean.to(wide), variance.to(wide))
 
@@ -76,7 +82,8 @@ class StatisticsPooling(nn.Module):
 
     def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
         mask = length_mask(lengths, x.shape[1]).unsqueeze(-1)
-        return joined(*weighted_moments(x.float(), mask / lengths[:, None, None].float()))
+        x = _wide(x)
+        return joined(*weighted_moments(x, mask / lengths[:, None, None].to(x.dtype)))
 
     def step(self, x: Tensor, state: Moments) -> Moments:
         """Adds the next frames of a stream, (b, l, d)."""
@@ -107,7 +114,7 @@ class AttentiveStatisticsPooling(nn.Module):
             inputs = torch.cat([x, statistics.unsqueeze(1).expand(-1, x.shape[1], -1)], dim=-1)
         mask = length_mask(lengths, x.shape[1]).unsqueeze(-1)
         weights = self._scores(inputs).masked_fill(~mask, -torch.inf).softmax(dim=1)
-        return joined(*weighted_moments(x.float(), weights))
+        return joined(*weighted_moments(_wide(x), weights))
 
     def step(self, x: Tensor, state: Moments) -> Moments:
         """Adds the next frames of a stream, (b, l, d); without global context."""
@@ -115,4 +122,4 @@ class AttentiveStatisticsPooling(nn.Module):
         return state.merge(Moments.of(x, scores.logsumexp(1), scores.softmax(1)))
 
     def _scores(self, x: Tensor) -> Tensor:
-        return self.score(torch.tanh(self.hidden(x))).float()
+        return _wide(self.score(torch.tanh(self.hidden(x))))

@@ -37,7 +37,7 @@ class ConvLayer(nn.Module):
     def step(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """The next frames of a stream, (b, l, c), after the last kernel - 1 frames before them; causal layers only."""
         x = torch.cat([state, x], dim=1)
-        return self._convolve(x), x[:, x.shape[1] - self.kernel + 1 :]
+        return self._convolve(x), x[:, x.shape[1] - self.kernel + 1 :].clone()
 
     def _convolve(self, x: Tensor) -> Tensor:
         return self.conv(x.transpose(1, 2)).transpose(1, 2)

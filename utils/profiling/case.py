@@ -26,7 +26,7 @@ from utils.training.update import Update
 class Case:
     """A step of `samples` recordings of `frames` mel frames each; `config` is complete, with its number of mels.
 
-    `symbols` are those of a text, `speakers` the training speakers, `backend` as chosen on the command line.
+    `symbols` are those of a text, `speakers` the training speakers.
     """
 
     task: str
@@ -63,9 +63,10 @@ class Case:
 
     def batches(self) -> list[dict[str, Tensor]]:
         """The micro-batches of a step."""
-        samples = self.samples // self.training.accumulate
+        parts = self.training.accumulate
         make = self._speaker_batch if self.task == "speaker" else self._text_batch
-        return [make(samples) for _ in range(self.training.accumulate)]
+        alone = Ranks(0, 1, torch.device("cpu"))
+        return [make(len(alone.micro_batch(range(self.samples), part, parts))) for part in range(parts)]
 
     def _speaker_batch(self, samples: int) -> dict[str, Tensor]:
         return {

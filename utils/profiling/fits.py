@@ -67,7 +67,7 @@ def what_fits(case: Case, memory: int) -> Fits:
     reserved, parts = reserved_bytes(case, memory), case.training.accumulate
     micro = max(2, case.samples // parts)
     batch = _largest(lambda n: predict(case.at(samples=n * parts)), [micro, 2 * micro], memory - reserved)
-    frames = [max(4, case.frames // 2), case.frames, 2 * case.frames]
+    frames = sorted({max(4, case.frames // 2), case.frames, 2 * case.frames})
     length = _largest(lambda n: predict(case.at(frames=n)), frames, memory - reserved)
     runs = [(number * parts, size) for number, size in batch.runs]
     batch = Limit(batch.largest * parts, batch.bytes, runs, batch.unchecked)

@@ -14,10 +14,13 @@ FACTORS = (1, 8, 64)
 
 
 def mixer_curves(case: Case, factors: Sequence[int] = FACTORS) -> Curves:
-    """Profiles the step of `case` with each mixer, at its length and at multiples."""
+    """Profiles the step of `case` with each mixer that its other options allow, at its length and at multiples."""
     curves: Curves = {}
     for mixer in MIXERS:
-        one = dataclasses.replace(case, config=dataclasses.replace(case.config, mixer=mixer))
+        try:
+            one = dataclasses.replace(case, config=dataclasses.replace(case.config, mixer=mixer))
+        except ValueError:
+            continue
         curves[mixer] = []
         for factor in factors:
             profile = predict(one.at(frames=factor * case.frames))

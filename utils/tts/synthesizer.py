@@ -109,7 +109,7 @@ class Synthesizer(TrainedModel):
         """`UserError` if the model cannot emit a sentence piece by piece."""
         if not self.model.can_stream:
             raise UserError(
-                f"{self.name} cannot stream: this needs the decoder causal or ar, with the mixer mamba or mamba2"
+                f"{self.name} cannot stream: this needs the decoder causal or ar, with any mixer but attention"
             )
 
     def speak(self, text: str | Reading, speaker: str | None = None, pace: float = 1.0) -> Spoken:
