@@ -14,7 +14,7 @@ python test.py people --store people.safetensors list
 python test.py verify a.flac b.flac
 python test.py verify --prior 0.01 --cost-false-accept 10 a.flac b.flac
 python test.py embed --checkpoint runs/demo a.flac b.flac --out embeddings.safetensors
-python test.py pack --checkpoint runs/demo --data data/processed/demo --out pretrained/speaker --report report
+python test.py pack --checkpoint runs/demo --data data/processed/demo --out packed --report report
 python test.py export --checkpoint runs/demo --format onnx --out demo.onnx
 python test.py export --checkpoint runs/causal --streaming --out stream.onnx
 python test.py synthesize --checkpoint runs/voice --text "Good morning." --out morning.wav

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -102,7 +103,8 @@ def test_an_evaluation_reports_every_kind_of_score(trained_run, stored, cohort, 
     assert call(*words, *normed) == 0
     block = capsys.readouterr().out.partition("by s-norm")[2]
     assert "cross_chapter" in block and "telephone, one side" in block
-    pooled = answer(capsys, "pool", tmp_path / "normed", tmp_path / "normed", "--out", tmp_path / "all")
+    copy = shutil.copytree(tmp_path / "normed", tmp_path / "copy")
+    pooled = answer(capsys, "pool", tmp_path / "normed", copy, "--out", tmp_path / "all")
     first, again = (each["verification"]["1.5s"]["eer"] for each in (report, pooled))
     assert again == pytest.approx(first)
 
@@ -173,5 +175,6 @@ def test_what_is_no_cohort_is_refused(trained_run, processed, cohort, tmp_path, 
     both = problems(capsys, *words, "--cohort", cohort, "--no-back-end")
     assert "--no-back-end and --cohort contradict" in both
     assert "--no-s-norm and --cohort contradict" in problems(capsys, *words, "--cohort", cohort, "--no-s-norm")
+    assert "--cohort-top: must be at least 2" in problems(capsys, *words, "--cohort", cohort, "--cohort-top", 1)
     assert "--cohort-top needs --cohort" in problems(capsys, *words, "--cohort-top", 5)
     assert not (tmp_path / "out" / "report.json").exists()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +12,14 @@ import pytest
 from safetensors.numpy import load_file
 
 import test
+from utils.features.recipe import RECIPES
 from utils.features.store import FeatureStore
+from utils.lists import Trial
 from utils.speaker.evaluation.conditions import CONDITIONS, Degrader, parse_conditions
+from utils.speaker.evaluation.kept_features import KeptFeatures
 from utils.speaker.evaluation.metrics import act_dcf, cllr, eer, min_cllr, rates_at
 from utils.speaker.evaluation.results import Evaluation, read_evaluation
+from utils.speaker.evaluation.trials import Origin, TrialSet
 from utils.speaker.protocol import read_protocol
 from utils.speaker.recognizer import SpeakerRecognizer
 
@@ -151,9 +156,31 @@ def test_kept_features_give_the_same_bits_and_are_not_written_again(
     assert f"{min(times[1])} is damaged" in capsys.readouterr().err
 
 
+def test_babble_is_made_anew_if_any_recording_has_changed(tmp_path):
+    """It consists of the other recordings."""
+    origins = {name: Origin(name[0], "", "") for name in ("a.wav", "b.wav")}
+    for name in origins:
+        (tmp_path / name).write_bytes(b"old")
+    trials, made = TrialSet.build([Trial(False, "a.wav", "b.wav")], origins), []
+
+    def make() -> np.ndarray:
+        made.append(0)
+        return np.zeros((1, 80), np.float32)
+
+    def count(name: str) -> int:
+        before = len(made)
+        KeptFeatures(tmp_path / "kept", RECIPES["speaker-16k"], tmp_path, trials).mel(name, "a.wav", make)
+        return len(made) - before
+
+    assert [count(name) for name in ("babble", "noise", "babble", "noise")] == [1, 1, 0, 0]
+    (tmp_path / "b.wav").write_bytes(b"newer")
+    assert [count(name) for name in ("babble", "noise")] == [1, 0]
+
+
 def test_pooled_evaluations_keep_their_conditions(evaluated, tmp_path):
-    assert call("pool", evaluated, evaluated, "--out", tmp_path, "--bootstrap", 5) == 0
-    pooled, report = report_in(tmp_path)["conditions"], report_in(evaluated)["conditions"]
+    copy = shutil.copytree(evaluated, tmp_path / "copy")
+    assert call("pool", evaluated, copy, "--out", tmp_path / "pooled", "--bootstrap", 5) == 0
+    pooled, report = report_in(tmp_path / "pooled")["conditions"], report_in(evaluated)["conditions"]
     assert pooled["noise"]["one"]["eer"] == pytest.approx(report["noise"]["one"]["eer"])
     assert pooled["noise"]["one"]["targets"] == 2 * report["noise"]["one"]["targets"]
     assert pooled["noise"]["one"]["cllr"] == pytest.approx(report["noise"]["one"]["cllr"])

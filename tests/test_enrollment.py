@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from utils.errors import UserError
@@ -138,9 +139,59 @@ def test_stores_that_are_refused(tmp_path: Path):
         EnrollmentStore.load(path, MODEL)
 
 
-def test_embeddings_file(tmp_path: Path):
-    from safetensors import safe_open
+def test_a_link_to_a_store_has_its_lock(tmp_path: Path):
+    (tmp_path / "link").symlink_to(tmp_path / "store")
 
+    def enroll(number: int) -> None:
+        with locked_store(tmp_path / ("store", "link")[number % 2], MODEL, RECIPE) as store:
+            store.enroll(f"speaker {number}", embeddings([1, number]), seconds=1)
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(enroll, range(16)))
+    assert len(EnrollmentStore.load(tmp_path / "store", MODEL).speakers) == 16
+
+
+def test_a_name_is_one_however_its_accents_are_written():
+    store = EnrollmentStore(MODEL, RECIPE)
+    store.enroll("Rene\u0301", embeddings([1, 0]), seconds=1)
+    with pytest.raises(UserError, match="is enrolled already"):
+        store.enroll("Ren\u00e9", embeddings([1, 0]), seconds=1)
+    store.rename("Ren\u00e9", "Zoe\u0308")
+    assert [speaker.name for speaker in store.speakers] == ["Zo\u00eb"]
+    store.remove("Zoe\u0308")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"model_hash": None}, {"rows": [1]}, {"rows": [2, 1]}, {"speakers": [{"name": "Ada", "age": 36}]}, {"rows": "3"}],
+)
+def test_damaged_descriptions_of_a_store_are_refused(tmp_path: Path, changes):
+    with locked_store(tmp_path / "store", MODEL, RECIPE) as store:
+        for name in ("Ada", "Ben"):
+            store.enroll(name, embeddings([1, 0]), seconds=1)
+    with safe_open(tmp_path / "store", framework="numpy") as file:
+        about, arrays = json.loads(file.metadata()["enrolment"]), {"embeddings": file.get_tensor("embeddings")}
+    about = {name: value for name, value in (about | changes).items() if value is not None}
+    save_file(arrays, tmp_path / "store", {"enrolment": json.dumps(about)})
+    with pytest.raises(UserError, match="is not an enrollment store, or it is damaged"):
+        EnrollmentStore.load(tmp_path / "store")
+
+
+def test_embeddings_replace_nothing_but_embeddings(tmp_path: Path):
+    path = tmp_path / "people"
+    with locked_store(path, MODEL, RECIPE) as store:
+        store.enroll("Ada", embeddings([1, 0]), seconds=1)
+    (tmp_path / "speech.wav").write_bytes(b"RIFF")
+    for other in (path, tmp_path / "speech.wav"):
+        before = other.read_bytes()
+        with pytest.raises(UserError, match="exists, and is no file of embeddings"):
+            write_embeddings(other, ["a"], embeddings([1, 2]), MODEL)
+        assert other.read_bytes() == before
+    for _ in range(2):
+        write_embeddings(tmp_path / "e", ["a"], embeddings([1, 2]), MODEL)
+
+
+def test_embeddings_file(tmp_path: Path):
     vectors = embeddings([1, 2], [3, 4])
     write_embeddings(tmp_path / "e.safetensors", ["a.flac", "b c.wav"], vectors, MODEL)
     with safe_open(tmp_path / "e.safetensors", framework="numpy") as file:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from commands import ROOT, answer, call, refused
+from commands import ROOT, answer, call, problems, refused
 
 from utils.checkpoint import load_checkpoint, save_checkpoint
 from utils.features.store import FeatureStore
@@ -111,12 +111,45 @@ def test_without_back_end_the_encoder_alone_gives_the_scores(trained_run, proces
     assert report_in(tmp_path)["operating_point"] is None
 
 
-def test_pooling_an_evaluation_with_itself_changes_no_rate(evaluated, tmp_path, capsys):
-    pooled = answer(capsys, "pool", evaluated, evaluated, "--out", tmp_path, "--bootstrap", 20)
+def test_pooling_an_evaluation_with_its_copy_changes_no_rate(evaluated, tmp_path, capsys):
+    copy = shutil.copytree(evaluated, tmp_path / "copy")
     report = report_in(evaluated)
+    warned = {**report, "warnings": ["a warning"]}
+    (copy / "report.json").write_text(json.dumps(warned))
+    pooled = answer(capsys, "pool", evaluated, copy, "--out", tmp_path / "pooled", "--bootstrap", 20)
+    assert pooled["warnings"] == [*report["warnings"], "a warning"]
     assert pooled["verification"]["all"]["eer"] == pytest.approx(report["verification"]["all"]["eer"])
     assert pooled["verification"]["all"]["targets"] == 2 * report["verification"]["all"]["targets"]
-    assert pooled["models"] == [report["model"]] * 2 and pooled == report_in(tmp_path)
+    assert pooled["models"] == [report["model"]] * 2 and pooled == report_in(tmp_path / "pooled")
+
+
+def test_evaluations_are_not_replaced_by_what_is_made_of_them(evaluated, tmp_path, capsys):
+    copy = shutil.copytree(evaluated, tmp_path / "copy")
+    before = {path.name: path.read_bytes() for path in copy.iterdir()}
+    for words in (
+        ["pool", copy, evaluated],
+        ["compare", evaluated, copy],
+        ["compare", evaluated, copy / "rates.safetensors"],
+    ):
+        assert "is one of the evaluations" in problems(capsys, *words, "--out", copy)
+    assert "is given twice" in problems(capsys, "pool", copy, copy, "--out", tmp_path / "out")
+    assert {path.name: path.read_bytes() for path in copy.iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("scores.txt", lambda lines: ["0.5\n", *lines[1:]]),
+        ("scores.txt", lambda lines: ["high " + lines[0].split(" ", 1)[1], *lines[1:]]),
+        ("scores-3s.txt", lambda lines: lines[1:]),
+        ("recordings.txt", lambda lines: lines[1:]),
+    ],
+)
+def test_damaged_files_of_an_evaluation_are_named(evaluated, tmp_path, capsys, name, change):
+    copy = shutil.copytree(evaluated, tmp_path / "copy")
+    (copy / name).write_text("".join(change((copy / name).read_text().splitlines(keepends=True))))
+    said = problems(capsys, "pool", copy, evaluated, "--out", tmp_path / "out")
+    assert f"the files in {copy} are damaged" in said and "run evaluate again" in said
 
 
 def test_raw_audio_gives_the_scores_of_its_features(

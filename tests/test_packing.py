@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from commands import answer, call, refused
+from commands import answer, call, problems, refused
 from conftest import REPOSITORY, speak
 from safetensors.torch import load_file
 from test_evaluate import report_in
@@ -211,11 +211,15 @@ def test_what_cannot_be_packed_leaves_the_folder_as_it_is(copied, trained_run, e
     assert "change in 16 bits: " in refused(capsys, "pack", "--checkpoint", tmp_path / "small.pt", *out)
     pack = ["pack", "--checkpoint", trained_run]
     assert "cannot be read" in refused(capsys, *pack, *out, "--report", tmp_path / "nowhere")
+    other = {name: 1.1 * each if "encoder.embedding" in name else each for name, each in content["model"].items()}
+    save_checkpoint(tmp_path / "small.pt", {**content, "model": other})
+    assert "holds another model, " in refused(capsys, "pack", "--checkpoint", tmp_path / "small.pt", *out)
     (tmp_path / "report.json").write_text("{}")
     assert "is not the report" in refused(capsys, *pack, *out, "--report", tmp_path)
     assert {path.name: path.read_bytes() for path in copied.iterdir()} == before
     assert "contains other files" in refused(capsys, *pack, "--out", evaluated)
     assert "is a file" in refused(capsys, *pack, "--out", tmp_path / "small.pt")
+    assert "is the folder that you are in" in problems(capsys, *pack, "--out", ".")
     (copied / "README.md").write_text("no place\n")
     assert "has no place for figures" in refused(capsys, *pack, *out)
     assert sorted(path.name for path in tmp_path.iterdir()) == [

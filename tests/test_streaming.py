@@ -294,6 +294,27 @@ def test_input_that_is_no_stream_is_refused(content, message):
         list(pcm_blocks(io.BytesIO(content), RATE, RATE))
 
 
+class Drip(io.BytesIO):
+    """A pipe from which few bytes arrive at a time."""
+
+    def __init__(self, content: bytes, size: int) -> None:
+        super().__init__(content)
+        self.size = size
+
+    def read1(self, size: int = -1) -> bytes:
+        return self.read(self.size)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_a_stream_may_arrive_in_drops(size):
+    integers = np.arange(-500, 500, dtype="<i2")
+    for count in (1, 2, 1000):
+        found = np.concatenate(list(pcm_blocks(Drip(integers[:count].tobytes(), size), RATE, RATE)))
+        np.testing.assert_array_equal(found, integers[:count].astype(np.float32) / 2**15)
+    with pytest.raises(UserError, match="stdin has WAV"):
+        list(pcm_blocks(Drip(b"RIFF" + bytes(100), size), RATE, RATE))
+
+
 def test_a_terminal_is_no_stream():
     _, terminal = os.openpty()
     with open(terminal, "rb") as file, pytest.raises(UserError, match="from a pipe, .*, not from a terminal"):

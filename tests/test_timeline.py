@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -171,7 +172,9 @@ def test_a_conversation_has_the_turns_that_it_was_made_of(conversation, capsys):
 
 
 def test_the_enrolled_are_named_and_the_files_agree_with_the_table(conversation, store, tmp_path, capsys):
-    path, segments = conversation
+    """Also if a name looks like the mathematics of matplotlib."""
+    spoken, segments = conversation
+    path = Path(shutil.copy(spoken, tmp_path / r"$\frac$.wav"))
     assert call("timeline", "--store", store, path, "--out", tmp_path / "out") == 0
     table = capsys.readouterr().out
     content = json.loads((tmp_path / "out" / "timeline.json").read_text())

@@ -308,9 +308,12 @@ def _checked_type(kind: Callable[[str], T], metadata: Mapping[str, Any]) -> Call
 
 # argparse types.
 positive_int = _checked_type(int, option(1, "", least=1).metadata)
+two_or_more = _checked_type(int, option(2, "", least=2).metadata)
 non_negative_int = _checked_type(int, option(0, "", least=0).metadata)
 positive_float = _checked_type(float, option(1.0, "", above=0).metadata)
 fraction = _checked_type(float, option(0.0, "", least=0, most=1).metadata)
+probability = _checked_type(float, option(0.5, "", above=0, below=1).metadata)
+cosine = _checked_type(float, option(0.0, "", least=-1, most=1).metadata)
 
 
 def cores() -> int:

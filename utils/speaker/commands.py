@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +70,7 @@ def add_evaluate_arguments(parser: cli.Parser) -> None:
     help = "normalize scores by the checkpoint's cohort; without it there are no log-likelihood ratios (default: yes)"
     group.add_argument("--s-norm", action=argparse.BooleanOptionalAction, default=None, help=help)
     help = "embeddings of --cohort, nearest to a recording, that count (default: half of them)"
-    group.add_argument("--cohort-top", type=cli.positive_int, metavar="N", help=help)
+    group.add_argument("--cohort-top", type=cli.two_or_more, metavar="N", help=help)
 
 
 def _conditions(text: str) -> str:
@@ -92,6 +94,7 @@ def evaluate(args: argparse.Namespace) -> None:
         from utils.speaker.scoring.cohort import Cohort
         from utils.speaker.scoring.scoring import Scoring
 
+        recognizer.remove_cohort()
         recognizer.scoring = Scoring(Cohort.load(args.cohort, recognizer.model_hash, args.cohort_top))
     elif args.s_norm is False:
         recognizer.remove_cohort()
@@ -119,7 +122,7 @@ def _finish(args: argparse.Namespace, evaluation: Any, about: dict[str, Any]) ->
 def add_commands(commands: Any) -> None:
     """Adds the subcommands."""
     description = "Report several evaluations as one, such as the folds of a cross-validation."
-    parser = add_command(commands, "pool", _pool, description, model=False)
+    parser = add_command(commands, "pool", _pool, description, _pool_problems, model=False)
     parser.add_argument("evaluations", type=Path, nargs="+", metavar="EVALUATION", help="--out folders of evaluate")
     add_report_arguments(parser)
 
@@ -142,6 +145,8 @@ def add_commands(commands: Any) -> None:
     help = "folder that preprocess.py wrote: fit cohort, calibration and thresholds to its speakers anew"
     parser.add_argument("--data", type=Path, metavar="FOLDER", help=help)
     parser.add_argument("--protocol", metavar="NAME", help=f"protocol of the data (default: {DEFAULT_PROTOCOL})")
+    help = "replace another model in the folder"
+    parser.add_argument("--replace", action=argparse.BooleanOptionalAction, default=False, help=help)
 
     export.add_commands(commands)
     people.add_commands(commands)
@@ -162,14 +167,25 @@ def _pool(args: argparse.Namespace) -> None:
         _finish(args, pool(f"{names}, {len(evaluations)} evaluations pooled", evaluations), {"models": models})
 
 
+def _pool_problems(args: argparse.Namespace) -> list[str]:
+    folders = [path.resolve() for path in args.evaluations]
+    twice = [f"{path} is given twice" for path, count in Counter(folders).items() if count > 1]
+    return twice + _problems_of_report(args.out, folders)
+
+
+def _problems_of_report(out: Path, evaluations: Sequence[Path]) -> list[str]:
+    """A sentence if a report would replace one of the evaluations, folders or files in them, that it is made of."""
+    folders = {(path if path.is_dir() else path.parent).resolve() for path in evaluations}
+    return [f"--out {out} is one of the evaluations"] * (out.resolve() in folders)
+
+
 def _paths(text: str) -> list[Path]:
     return [Path(path) for path in text.split(",")]
 
 
 def _compare_problems(args: argparse.Namespace) -> list[str]:
     problems = [] if len(args.systems) > 1 else ["compare needs two evaluations or more"]
-    inside = [path for system in args.systems for path in system if path.resolve() == args.out.resolve()]
-    return problems + [f"--out {args.out} is one of the evaluations" for _ in inside]
+    return problems + _problems_of_report(args.out, [path for system in args.systems for path in system])
 
 
 def _compare(args: argparse.Namespace) -> None:
@@ -191,13 +207,15 @@ def _compare(args: argparse.Namespace) -> None:
 
 
 def _pack_problems(args: argparse.Namespace) -> list[str]:
-    return ["--protocol needs --data"] if args.protocol is not None and args.data is None else []
+    problems = ["--protocol needs --data"] if args.protocol is not None and args.data is None else []
+    here = args.out.resolve() == Path.cwd()
+    return problems + [f"--out {args.out} is the folder that you are in, and would be replaced: name another"] * here
 
 
 def _pack(args: argparse.Namespace) -> None:
     from utils.speaker.packing import pack
 
-    packed = pack(args.checkpoint, args.out, args.report, args.data, args.protocol or DEFAULT_PROTOCOL)
+    packed = pack(args.checkpoint, args.out, args.report, args.data, args.protocol or DEFAULT_PROTOCOL, args.replace)
     if args.json:
         print_json(packed)
     else:

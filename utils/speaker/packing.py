@@ -32,7 +32,12 @@ _NEW_CARD = f"# Model card\n\n{BEGIN}\n{END}\n"
 
 
 def pack(
-    checkpoint: Path, out: Path, reports: Sequence[Path], data: Path | None = None, protocol: str = DEFAULT_PROTOCOL
+    checkpoint: Path,
+    out: Path,
+    reports: Sequence[Path],
+    data: Path | None = None,
+    protocol: str = DEFAULT_PROTOCOL,
+    replace: bool = False,
 ) -> dict[str, Any]:
     """Writes the packed model of a checkpoint to `out`, with the figures of evaluations in its card.
 
@@ -43,6 +48,7 @@ def pack(
     Args:
         data: folder of preprocess.py, to whose speakers cohort, calibration and thresholds are fitted anew.
         protocol: name of its protocol.
+        replace: whether `out` may hold another model, which goes.
 
     Returns:
         The folder, its size in bytes, the model's hash, and the least cosine.
@@ -61,6 +67,8 @@ def pack(
         cosine = _least_cosine(before, after)
         if not cosine >= LEAST_COSINE:
             raise UserError(f"embeddings change in 16 bits: the least cosine is {cosine:.6f}, not {LEAST_COSINE}")
+        if not replace:
+            _require_same_model(out, after.model_hash)
         head, tail = card
         described = [_facts(after, (staging / WEIGHTS).stat().st_size), _command(content)]
         names = {before.model_hash: "this model, before it was packed", after.model_hash: "this model"}
@@ -68,6 +76,13 @@ def pack(
         write_text(staging / CARD, f"{head}{BEGIN}\n\n{block}\n\n{END}{tail}")
         size = sum(path.stat().st_size for path in staging.iterdir())
     return {"out": str(out), "bytes": size, "model_hash": after.model_hash, "least_cosine": cosine}
+
+
+def _require_same_model(out: Path, model_hash: str) -> None:
+    """`UserError` if a folder holds another model."""
+    there = SpeakerRecognizer.load(out, "cpu").model_hash if is_packed(out) else model_hash
+    if there != model_hash:
+        raise UserError(f"{out} holds another model, {there}: --replace replaces it")
 
 
 def _without_classifier(content: dict[str, Any]) -> dict[str, Any]:

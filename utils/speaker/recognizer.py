@@ -108,21 +108,26 @@ class SpeakerRecognizer(TrainedModel):
         self.threshold, self.scoring = None, Scoring()
 
     def remove_cohort(self) -> None:
-        """Takes plain cosines; what was fitted to normalized ones goes too."""
+        """Takes plain cosines; what was fitted beside the cohort goes too."""
         if self.scoring.cohort is not None:
             self.threshold, self.scoring = None, Scoring()
 
     def identification_threshold(self, wanted: float | None, seconds: float, enrolled: int) -> float:
         """`wanted`, or else that of the operating points for a recording of `seconds` and `enrolled` people.
 
-        Checkpoints without operating points have the threshold of trials only. `UserError` if there is none of them.
+        Checkpoints without operating points have the threshold of trials only, which is one of cosines if there is no
+        cohort. `UserError` if there is none of them.
         """
         if wanted is None and self.scoring.operating_points is not None:
             return self.scoring.operating_points.identification(seconds, enrolled)
-        threshold = self.threshold if wanted is None else wanted
-        if threshold is None:
-            raise UserError("the checkpoint has no threshold, because it was never validated: give --threshold")
-        return threshold
+        if wanted is None and self.scoring.cohort is None:
+            wanted = self.threshold
+        if wanted is None:
+            raise UserError(
+                "the checkpoint has no threshold of cosines, because it was validated on too few speakers or none: "
+                "give --threshold"
+            )
+        return wanted
 
     def require_calibration(self) -> None:
         """`UserError` if the checkpoint has no calibration."""

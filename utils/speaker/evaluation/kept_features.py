@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
@@ -23,7 +24,7 @@ class KeptFeatures:
     """
 
     def __init__(self, folder: Path, recipe: MelRecipe, root: Path, trials: TrialSet) -> None:
-        self._root = root
+        self._root, self._trials = root, trials
         self._folder = folder / f"{recipe.hash}-{trials.hash()[:12]}"
 
     def mel(self, name: str, path: str, make: Callable[[], Mel]) -> Mel:
@@ -31,8 +32,7 @@ class KeptFeatures:
 
         `UserError` if a file of the folder is damaged.
         """
-        status = (self._root / path).stat()
-        words = f"{name} {path} {status.st_size} {status.st_mtime_ns}"
+        words = f"{name} {self._status(path)}{self._all if name == 'babble' else ''}"
         file = self._folder / f"{hashlib.sha256(words.encode('utf-8', 'surrogateescape')).hexdigest()}.npy"
         if file.exists():
             try:
@@ -43,3 +43,12 @@ class KeptFeatures:
         with atomic_write(file) as opened:
             np.save(opened, mel, allow_pickle=False)
         return mel
+
+    @functools.cached_property
+    def _all(self) -> str:
+        """The files of all recordings, of which babble is made."""
+        return "".join(f" {self._status(path)}" for path in self._trials.items)
+
+    def _status(self, path: str) -> str:
+        status = (self._root / path).stat()
+        return f"{path} {status.st_size} {status.st_mtime_ns}"

@@ -94,6 +94,7 @@ def pool(title: str, evaluations: Sequence[Evaluation]) -> Evaluation:
     no evaluation has gets a reason.
     """
     pooled = Evaluation(title, {"pooled": [evaluation.source for evaluation in evaluations]})
+    pooled.warnings = list(dict.fromkeys(warning for evaluation in evaluations for warning in evaluation.warnings))
     with_trials = [evaluation for evaluation in evaluations if evaluation.trials is not None]
     if with_trials:
         trials = [trial for evaluation in with_trials for trial in _trials(evaluation.trials)]
@@ -120,11 +121,19 @@ def _trials(trials: TrialSet) -> Iterator[Trial]:
 
 
 def read_evaluation(folder: Path) -> Evaluation:
-    """Reads the raw results that `write_report` wrote; `UserError` if they are missing or incomplete."""
+    """Reads the raw results that `write_report` wrote; `UserError` if they are missing or damaged."""
     report = read_json(folder / REPORT)
     if not isinstance(report, dict) or not {"title", "source", "verification"} <= set(report):
         raise UserError(f"{folder / REPORT} is not the report of an evaluation")
-    evaluation = Evaluation(report["title"], report["source"])
+    try:
+        return _read_results(folder, report)
+    except (LookupError, TypeError, ValueError) as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise UserError(f"the files in {folder} are damaged ({reason}); run evaluate again") from error
+
+
+def _read_results(folder: Path, report: dict[str, Any]) -> Evaluation:
+    evaluation = Evaluation(report["title"], report["source"], warnings=list(report.get("warnings", [])))
     if (folder / RECORDINGS).exists():
         origins = {
             path: Origin(*("" if value == "-" else value for value in origin))
@@ -133,7 +142,10 @@ def read_evaluation(folder: Path) -> Evaluation:
         rows = {name: _read(folder / file) for name, file in SCORES.items()}
         trials = [Trial(target == "1", a, b) for _, target, a, b in rows["full"]]
         evaluation.trials = TrialSet.build(trials, origins)
-        evaluation.scores = {name: np.array([float(score) for score, *_ in lines]) for name, lines in rows.items()}
+        evaluation.scores = {
+            name: np.array([float(score) for (score, *_), _ in zip(lines, trials, strict=True)])
+            for name, lines in rows.items()
+        }
     if (folder / CONDITION_SCORES).exists():
         scores = _read_arrays(folder / CONDITION_SCORES)
         evaluation.conditions = {name: scores[name] for name in report["conditions"] if name != CLEAN}

@@ -111,14 +111,7 @@ def _add_store(parser: cli.Parser, help: str) -> None:
 def add_threshold(parser: cli.Parser, default: str) -> None:
     """Adds the flag that overrides the decisions of a checkpoint by a cosine."""
     help = f"least cosine of the same speaker (default: {default})"
-    parser.add_argument("--threshold", type=_cosine, metavar="X", help=help)
-
-
-def _cosine(text: str) -> float:
-    value = float(text)
-    if not -1 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"must lie between -1 and 1, not {text}")
-    return value
+    parser.add_argument("--threshold", type=cli.cosine, metavar="X", help=help)
 
 
 def load_recognizer(args: argparse.Namespace, *recordings: Path) -> SpeakerRecognizer:

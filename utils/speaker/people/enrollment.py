@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import unicodedata
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -89,19 +90,26 @@ class EnrollmentStore:
             with safe_open(path, framework="numpy") as file:
                 about = json.loads((file.metadata() or {}).get(_KEY, "{}"))
                 is_store = about.get("format") in (_FORMAT, _OF_MEANS)
-                embeddings = file.get_tensor("embeddings") if is_store else None
-        except (SafetensorError, ValueError, OSError) as error:
+                store = cls._of(about, file.get_tensor("embeddings")) if is_store else None
+        except (SafetensorError, AttributeError, LookupError, TypeError, ValueError, OSError) as error:
             raise UserError(f"{path} is not an enrollment store, or it is damaged: {error}") from error
-        if embeddings is None:
+        if store is None:
             raise UserError(f"{path} is a safetensors file, but not an enrollment store")
-        if model_hash not in (None, about["model_hash"]):
+        if model_hash not in (None, store.model_hash):
             raise UserError(
-                f"the store {path} belongs to model {about['model_hash']}, and the checkpoint is model {model_hash}: "
+                f"the store {path} belongs to model {store.model_hash}, and the checkpoint is model {model_hash}: "
                 "their embeddings cannot be compared"
             )
+        return store
+
+    @classmethod
+    def _of(cls, about: dict[str, Any], embeddings: NDArray[np.float32]) -> EnrollmentStore:
+        """The store of a file's content."""
         store = cls(about["model_hash"], about["recipe_hash"])
         store.speakers = [Enrollment(**speaker) for speaker in about["speakers"]]
         rows = about.get("rows", [1] * len(store.speakers))
+        if len(rows) != len(store.speakers) or sum(rows) != len(embeddings):
+            raise ValueError(f"{len(embeddings)} embeddings where {len(store.speakers)} people have {sum(rows)}")
         store._recordings = np.split(embeddings, np.cumsum(rows)[:-1]) if rows else []
         return store
 
@@ -139,13 +147,14 @@ class EnrollmentStore:
         """Gives a speaker another name; `UserError` if there is none of the old name, or one of the new."""
         place = self._place(name)
         self.check_name(new)
-        self.speakers[place] = replace(self.speakers[place], name=new)
+        self.speakers[place] = replace(self.speakers[place], name=_composed(new))
 
     def _place(self, name: str) -> int:
-        names = [speaker.name for speaker in self.speakers]
-        if name not in names:
-            raise UserError(f"nobody is enrolled as {name!r}: there is {', '.join(names) or 'nobody at all'}")
-        return names.index(name)
+        places = [place for place, speaker in enumerate(self.speakers) if speaker.name == _composed(name)]
+        if not places:
+            names = ", ".join(speaker.name for speaker in self.speakers)
+            raise UserError(f"nobody is enrolled as {name!r}: there is {names or 'nobody at all'}")
+        return places[0]
 
     @property
     def embeddings(self) -> NDArray[np.float32]:
@@ -161,7 +170,7 @@ class EnrollmentStore:
             )
         if name == UNKNOWN:
             raise UserError(f"nobody can be enrolled as {UNKNOWN!r}: it is the answer for strangers")
-        if known == "refuse" and any(speaker.name == name for speaker in self.speakers):
+        if known == "refuse" and any(speaker.name == _composed(name) for speaker in self.speakers):
             raise UserError(f"{name!r} is enrolled already: --add adds to the recordings, --replace replaces them")
 
     def enroll(self, name: str, embeddings: NDArray[np.float32], seconds: float, known: Known = "refuse") -> Enrollment:
@@ -170,7 +179,7 @@ class EnrollmentStore:
         `known` says what to do if the name is enrolled already.
         """
         self.check_name(name, known)
-        count = len(embeddings)
+        name, count = _composed(name), len(embeddings)
         place = next((place for place, speaker in enumerate(self.speakers) if speaker.name == name), None)
         if place is not None:
             before, recordings = self.speakers.pop(place), self._recordings.pop(place)
@@ -213,6 +222,11 @@ class EnrollmentStore:
         )
 
 
+def _composed(name: str) -> str:
+    """The one form of a name that can be written in several, as an e with its accent or before it."""
+    return unicodedata.normalize("NFC", name)
+
+
 @contextmanager
 def locked_store(path: str | Path, *owner: str) -> Iterator[EnrollmentStore]:
     """Opens a store to change, saves it at the end, and excludes other writers until then.
@@ -221,7 +235,7 @@ def locked_store(path: str | Path, *owner: str) -> Iterator[EnrollmentStore]:
     """
     from filelock import FileLock
 
-    path = Path(path)
+    path = Path(path).resolve()  # or a link to the store would have a lock of its own
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(path.with_name(f".{path.name}.lock")):
@@ -232,11 +246,24 @@ def locked_store(path: str | Path, *owner: str) -> Iterator[EnrollmentStore]:
         raise UserError(f"the store {path} cannot be written: {error.strerror or error}") from error
 
 
+def _holds_embeddings(path: str | Path) -> bool:
+    """Whether `write_embeddings` wrote a file."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return "model_hash" in (file.metadata() or {})
+    except (SafetensorError, OSError):
+        return False
+
+
 def write_embeddings(path: str | Path, names: Sequence[str], embeddings: NDArray[np.float32], model_hash: str) -> None:
     """Writes a safetensors file: `embeddings` (n, d), metadata `names` (a JSON list) and `model_hash`."""
     from safetensors.numpy import save
 
     content = save({"embeddings": embeddings}, metadata={"names": json.dumps(list(names)), "model_hash": model_hash})
+    if Path(path).exists() and Path(path).stat().st_size and not _holds_embeddings(path):
+        raise UserError(f"{path} exists, and is no file of embeddings: choose another name")
     try:
         with atomic_write(path) as file:
             file.write(content)

@@ -70,18 +70,20 @@ def pcm_blocks(file: BinaryIO, rate: int, sample_rate: int) -> Iterator[NDArray[
         raise UserError("--stream - reads raw PCM from a pipe, such as arecord -f S16_LE -r 16000, not from a terminal")
     resampler = None if rate == sample_rate else BlockResampler("stdin", rate, sample_rate, RESAMPLED_SECONDS)
     held, is_first = b"", True
-    while content := file.read1(_READ):
+    while (content := file.read1(_READ)) or is_first:
         held += content
-        if is_first and len(held) >= 4:
-            is_first = False
+        if is_first:
+            if content and len(held) < 4:
+                continue  # the end is not here, and a header may be
+            if len(held) < 2:
+                raise UserError("stdin holds no samples")
             if kind := _HEADERS.get(held[:4]):
                 raise UserError(f"stdin has {kind}, and --stream - reads raw PCM: give the name of the file instead")
+            is_first = False
         whole = len(held) // 2 * 2
         samples = np.frombuffer(held[:whole], "<i2").astype(np.float32) / 2**15
         held = held[whole:]
         yield from [samples] if resampler is None else resampler.push(samples)
-    if is_first:
-        raise UserError("stdin holds no samples")
     if resampler is not None:
         yield resampler.rest()
 

@@ -27,17 +27,10 @@ def add_commands(commands: Any) -> None:
     parser.add_argument("a", type=Path, metavar="A", help="a recording")
     parser.add_argument("b", type=Path, metavar="B", help="another recording")
     help = f"probability that it is the same speaker, before the recordings are heard (default: {PRIOR:g})"
-    parser.add_argument("--prior", type=_probability, metavar="P", help=help)
+    parser.add_argument("--prior", type=cli.probability, metavar="P", help=help)
     help = f"cost of a false accept, as a multiple of that of a false reject (default: {COST_FALSE_ACCEPT:g})"
     parser.add_argument("--cost-false-accept", type=cli.positive_float, metavar="X", help=help)
     add_threshold(parser, "decide by the log-likelihood ratio")
-
-
-def _probability(text: str) -> float:
-    value = float(text)
-    if not 0 < value < 1:
-        raise argparse.ArgumentTypeError(f"must lie between 0 and 1, not {text}")
-    return value
 
 
 def _problems(args: argparse.Namespace) -> list[str]:

@@ -90,7 +90,7 @@ class Cohort:
 
 def nearest(count: int) -> int:
     """How many of a cohort of `count` voices are compared with a recording."""
-    return max(1, round(_TOP * count))
+    return max(2, round(_TOP * count))  # one has no deviation
 
 
 def normalize(

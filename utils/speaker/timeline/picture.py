@@ -23,13 +23,13 @@ def draw_timeline(path: Path, timeline: Timeline, title: str) -> None:
     times = starts * timeline.seconds / len(peaks)
     above.fill_between(times, low, high, color="#666666", linewidth=0.3, step="post")
     above.set_ylabel("amplitude")
-    above.set_title(title)
+    above.set_title(title, parse_math=False)
     for lane, name in enumerate(names):
         spans = [(start, end - start) for start, end, speaker in timeline.segments if speaker == name]
         below.broken_barh(spans, (lane - 0.35, 0.7), color=COLORS[lane % len(COLORS)])
     for start, end in timeline.overlaps:
         below.axvspan(start, end, color="#000000", alpha=0.15, linewidth=0)
-    below.set_yticks(range(len(names)), names)
+    below.set_yticks(range(len(names)), names, parse_math=False)
     below.set_ylim(max(1, len(names)) - 0.5, -0.5)
     below.set_xlim(0, timeline.seconds)
     below.xaxis.set_major_formatter(lambda time, _: f"{int(time) // 60}:{time % 60:02.0f}")
