@@ -203,7 +203,7 @@ def test_flags_that_cannot_work(stored, processed, noises, tmp_path, capsys):
     assert "--speed-perturbation needs a store of audio" in refused(capsys, processed, "--speed-perturbation")
     both = refused(capsys, stored, "--speed-perturbation", "--batch-frames", "900")
     assert "--speed-perturbation is for crops, not for --batch-frames" in both
-    assert "recorded_noise_share needs --noise-folder" in refused(capsys, stored, "--recorded-noise-share", "0.5")
+    assert "--recorded-noise-share needs --noise-folder" in refused(capsys, stored, "--recorded-noise-share", "0.5")
     order = refused(capsys, stored, "--reverb-seconds", "0.9", "0.2", "--babble-snr", "9", "3")
     assert "reverb_seconds 0.9 0.2: the first must not be above the second" in order and "babble_snr 9 3" in order
     (tmp_path / "empty").mkdir()

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from utils.commands import counted
 from utils.corpus.layouts import parse_path, sexes
 from utils.errors import UserError
 from utils.features.recipe import require_same
@@ -259,7 +260,7 @@ def _take_trials(evaluation: Evaluation, recognizer: SpeakerRecognizer, root: Pa
     known = sorted(set(evaluation.trials.speakers()).intersection(recognizer.speakers))
     if known:
         evaluation.warnings.append(
-            f"{len(known)} speakers of the trials have the names of training speakers (the first is {known[0]}): "
+            f"the trials have the names of {counted(len(known), 'training speaker')} (the first is {known[0]}): "
             "if they are the same people, this is not open-set verification"
         )
 

@@ -155,7 +155,7 @@ class RecordedNoise(WaveAugmentation):
     def problems(self) -> list[str]:
         """Adds a sentence about a share without a folder."""
         missing = self.recorded_noise_share and self.noise_folder is None
-        return super().problems() + (["recorded_noise_share needs --noise-folder"] if missing else [])
+        return super().problems() + (["--recorded-noise-share needs --noise-folder"] if missing else [])
 
     def degrade(self, samples: np.ndarray, generator: np.random.Generator, scene: Scene) -> np.ndarray:
         noise = self.sounds.piece(len(samples), scene.rate, generator)
