@@ -99,7 +99,6 @@ def house(tmp_path_factory, librispeech_root, ljspeech_root, processed, trained_
     shutil.copytree(trained_run, folder / "runs" / "demo")
     shutil.copytree(trained_run, folder / "runs" / "mine")
     (folder / "SPEECH").symlink_to(librispeech_root)
-    (folder / "data" / "processed").mkdir(parents=True)
     (folder / "data" / "processed" / "mine").symlink_to(processed)
     (trials,) = (processed / "protocols" / "default").glob("trials-*.txt")
     shutil.copy(trials, folder / "trials.txt")
