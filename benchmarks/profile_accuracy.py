@@ -173,7 +173,11 @@ def _torchinfo(words: list[str], args: argparse.Namespace) -> int | None:
         return None
     sys.path.insert(0, str(args.peers / "site"))
     import torch
-    import torchinfo
+
+    try:
+        import torchinfo
+    except ImportError:
+        return None
 
     case = _case(words)[0]
     (batch,) = case.batches()

@@ -249,9 +249,9 @@ class SpeakerRecognizer(TrainedModel):
             mel = self.mel_of_samples(path, window.values)
             yield Part(mel, len(mel))
 
-    def embed_file(self, path: str | Path, seconds: float | None = None) -> NDArray[np.float32]:
-        """Embedding (d,) of an audio file, of its middle `seconds` (None: of the entire file)."""
-        return self.embed_files([path], seconds, disable=True)[0]
+    def embed_file(self, path: str | Path) -> NDArray[np.float32]:
+        """Embedding (d,) of an audio file."""
+        return self.embed_files([path], disable=True)[0]
 
     def embed_samples(self, samples: ArrayLike, rate: int) -> NDArray[np.float32]:
         """Embedding (d,) of mono samples (s,) at `rate` Hz, floats or signed integers; `UserError` if unusable."""

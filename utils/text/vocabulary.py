@@ -34,9 +34,6 @@ class Vocabulary:
     def __len__(self) -> int:
         return len(self.symbols)
 
-    def __contains__(self, symbol: object) -> bool:
-        return symbol in self._tokens
-
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Vocabulary) and self.to_dict() == other.to_dict()
 

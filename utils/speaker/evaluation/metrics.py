@@ -247,13 +247,13 @@ class _Crossings:
         return np.nan
 
 
-def interval(values: ArrayLike, level: float = 0.95) -> tuple[float, float] | None:
-    """Percentile interval of the `values` (n,) that are not NaN; None if all are."""
+def interval(values: ArrayLike) -> tuple[float, float] | None:
+    """95 % percentile interval of the `values` (n,) that are not NaN; None if all are."""
     values = np.asarray(values, dtype=np.float64)
     values = values[~np.isnan(values)]
     if not len(values):
         return None
-    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
+    low, high = np.quantile(values, [0.025, 0.975])
     return float(low), float(high)
 
 

@@ -32,7 +32,10 @@ class BackEnd:
 
     @classmethod
     def fit(cls, embeddings: NDArray[np.float32], labels: NDArray[np.int64], shrinkage: float = SHRINKAGE) -> Self:
-        """Fits unit-normalized embeddings (n, d) of the speakers `labels` (n,), each of them with the same weight."""
+        """Fits unit-normalized embeddings (n, d) of the speakers `labels` (n,).
+
+        The center weighs speakers equally, the covariance within them recordings.
+        """
         x = embeddings.astype(np.float64)
         _, classes, counts = np.unique(labels, return_inverse=True, return_counts=True)
         means = np.zeros((len(counts), x.shape[1]))
