@@ -316,6 +316,8 @@ def test_checkpoints_of_the_wrong_task_are_refused(run, trained_run, data, tmp_p
     (tmp_path / "y.wav").touch()
     assert test_script.main(["embed", "--checkpoint", str(run), str(tmp_path / "y.wav")]) == 2
     assert "holds a model of --task tts" in capsys.readouterr().err
+    assert test_script.main(["pack", "--checkpoint", str(run), "--out", str(tmp_path / "packed")]) == 2
+    assert "holds a model of --task tts" in capsys.readouterr().err
 
 
 def test_a_table_of_voices_speaks_as_each(voices, tmp_path, capsys):

@@ -33,8 +33,6 @@ class TrainedModel:
         self, content: dict[str, Any], source: str | Path, device: str = "auto", backend: str = "auto"
     ) -> None:
         """Restores the model from the content of a checkpoint; `source` names the checkpoint in errors."""
-        if (task := content.get("task", self.task)) != self.task:  # a recognizer in a voice lacks it
-            raise UserError(f"{source} holds a model of --task {task}; one of --task {self.task} is needed")
         try:
             self.config = self.config_class.from_dict(content["model_config"])
             model = self.build(content)
@@ -63,7 +61,15 @@ class TrainedModel:
         By default it is the model that the repository ships for this task. `UserError` for anything wrong with it.
         """
         checkpoint = shipped_model(cls.task) if checkpoint is None else checkpoint
-        return cls(load_checkpoint(checkpoint), checkpoint, device, backend)
+        content = load_checkpoint(checkpoint)
+        cls.require_task(content, checkpoint)
+        return cls(content, checkpoint, device, backend)
+
+    @classmethod
+    def require_task(cls, content: dict[str, Any], source: str | Path) -> None:
+        """`UserError` if the content of a checkpoint is a model of another task."""
+        if content["task"] != cls.task:
+            raise UserError(f"{source} holds a model of --task {content['task']}; one of --task {cls.task} is needed")
 
     def build(self, content: dict[str, Any]) -> nn.Module:
         """The untrained model that `self.config` and the content of the checkpoint describe."""

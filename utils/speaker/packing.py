@@ -54,6 +54,7 @@ def pack(
         The folder, its size in bytes, the model's hash, and the least cosine.
     """
     content = load_checkpoint(checkpoint)
+    SpeakerRecognizer.require_task(content, checkpoint)
     before = SpeakerRecognizer(content, checkpoint, "cpu")
     if data is not None:
         fitted = refit(before, data, protocol)
