@@ -15,6 +15,7 @@ from test_operating import voices
 import preprocess
 import train_tacomamba
 from utils.checkpoint import load_checkpoint, save_checkpoint
+from utils.errors import UserError
 from utils.features.store import FeatureStore
 from utils.speaker.evaluation.metrics import eer
 from utils.speaker.evaluation.results import COSINE, read_evaluation
@@ -178,3 +179,14 @@ def test_what_is_no_cohort_is_refused(trained_run, processed, cohort, tmp_path, 
     assert "--cohort-top: must be at least 2" in problems(capsys, *words, "--cohort", cohort, "--cohort-top", 1)
     assert "--cohort-top needs --cohort" in problems(capsys, *words, "--cohort-top", 5)
     assert not (tmp_path / "out" / "report.json").exists()
+
+
+def test_a_threshold_of_normalized_scores_is_none_of_cosines(trained_run, cohort):
+    """As in a checkpoint with a cohort that was validated on too few speakers for operating points."""
+    recognizer = SpeakerRecognizer.load(trained_run, "cpu")
+    recognizer.threshold, recognizer.scoring = 0.4, Scoring()
+    assert recognizer.identification_threshold(None, 3.0, 2) == 0.4
+    recognizer.scoring = Scoring(Cohort.load(cohort, recognizer.model_hash))
+    with pytest.raises(UserError, match="has no threshold of cosines"):
+        recognizer.identification_threshold(None, 3.0, 2)
+    assert recognizer.identification_threshold(0.3, 3.0, 2) == 0.3

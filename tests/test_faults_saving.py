@@ -19,6 +19,7 @@ from utils.checkpoint import BEST, LAST, load_checkpoint, save_checkpoint
 from utils.errors import UserError
 from utils.files import remove_leftovers
 from utils.training.checkpoints import CheckpointStore
+from utils.training.runlog import read_log
 
 
 def content(step: int, numbers: int = 20_000) -> dict:
@@ -258,3 +259,10 @@ def test_a_save_that_fails_raises_a_sentence(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="could not be written"):
         save_checkpoint(tmp_path / "file" / LAST, content(1))
+
+
+@pytest.mark.parametrize("line", ['{"step": 2', "[]", '{"a": 4}'])
+def test_a_damaged_line_of_a_log_is_named(tmp_path, line):
+    (tmp_path / "log.jsonl").write_text(f'{{"step": 1}}\n{line}\n{{"step": 3}}\n')
+    with pytest.raises(UserError, match="line 2 of .*log.jsonl"):
+        read_log(tmp_path)

@@ -86,9 +86,9 @@ def selective_scan(
     Returns y (b, l, d) in u's dtype and the last state (b, d, n), at least float32 as all decays and states are.
     """
     inputs = ScanInputs(u, dt, A, B, C, D, z, dt_bias, initial_state, seq_idx, dt_softplus)
-    return (
-        _run(SELECTIVE_SCANS, backend, inputs) if u.shape[0] and u.shape[1] > 1 else reference.selective_scan(*inputs)
-    )
+    if not u.shape[0] or u.shape[1] <= 1:
+        return reference.selective_scan(*inputs)
+    return _run(SELECTIVE_SCANS, backend, inputs)
 
 
 def ssd(
