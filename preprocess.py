@@ -198,9 +198,10 @@ def _require_texts(utterances: Sequence[Utterance]) -> None:
 
 
 def _require_own_folder(out: Path) -> None:
-    unfinished = {LOCK, ".staging", "features", "bad_files.txt", "recipe.json", "vocabulary.json", "recordings.txt"}
+    from utils.features.store import UNFINISHED
+
     names = {path.name for path in out.iterdir() if path.suffix != ".tmp"} if out.is_dir() else set()
-    if "meta.json" not in names and names - unfinished:
+    if names - {LOCK} and not names & {"meta.json", UNFINISHED}:
         raise UserError(f"{out} holds other files: choose a new or empty folder for --out")
 
 

@@ -17,10 +17,10 @@ import train_tacomamba
 from utils.checkpoint import load_checkpoint, save_checkpoint
 from utils.errors import UserError
 from utils.features.store import FeatureStore
+from utils.speaker.embedding_file import write_embeddings
 from utils.speaker.evaluation.metrics import eer
 from utils.speaker.evaluation.results import COSINE, read_evaluation
 from utils.speaker.packing import generated_voice
-from utils.speaker.people.enrollment import write_embeddings
 from utils.speaker.recognizer import SpeakerRecognizer
 from utils.speaker.scoring.cohort import MIN_COHORT, Cohort, cohort_recordings, normalize
 from utils.speaker.scoring.scoring import Scoring

@@ -15,8 +15,9 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from utils.errors import UserError
+from utils.speaker.embedding_file import write_embeddings
 from utils.speaker.embeddings import enrollment_mean, unit
-from utils.speaker.people.enrollment import UNKNOWN, EnrollmentStore, locked_store, write_embeddings
+from utils.speaker.people.enrollment import UNKNOWN, EnrollmentStore, locked_store
 
 MODEL, RECIPE = "0123456789abcdef", "recipe"
 

@@ -34,7 +34,7 @@ from utils.errors import TooMuchBadData, UserError
 from utils.features.extract import Shard, make_shard
 from utils.features.recipe import MelRecipe, require_same
 from utils.features.recordings import read_stamps, restamp, stamps_of, write_stamps
-from utils.features.store import FORMAT, FeatureStore, kind_of, read_meta
+from utils.features.store import FORMAT, UNFINISHED, FeatureStore, kind_of, read_meta
 from utils.files import read_json, remove_leftovers, shown, write_json, write_text
 from utils.locks import only_writer
 from utils.text.frontend import VERSION
@@ -92,7 +92,7 @@ def _locked(out: Path) -> Iterator[None]:
     """Holds the folder's lock: one process at a time makes features in it."""
     try:
         with only_writer(out):
-            remove_leftovers(out / ".staging")
+            remove_leftovers(out / UNFINISHED)
             yield
     except (OSError, MemoryError) as error:
         raise UserError(f"making the features in {out} failed: {str(error) or 'memory ran out'}") from error
@@ -205,7 +205,7 @@ def _kept_record(shard: Shard) -> dict[str, Any] | None:
 def _sweep(shards: Sequence[Shard]) -> None:
     """Removes files of these splits that unfinished runs over other recordings left behind."""
     names = {shard.name for shard in shards}
-    for split, folder in itertools.product({shard.split for shard in shards}, ("features", ".staging")):
+    for split, folder in itertools.product({shard.split for shard in shards}, ("features", UNFINISHED)):
         for path in (shards[0].out / folder).glob(f"{split}-?????-of-?????.arrow*"):
             if path.is_dir():
                 shutil.rmtree(path)
@@ -289,4 +289,4 @@ def _complete(shards: Sequence[Shard], records: Sequence[dict], out: Path, recip
     for shard in shards:
         shard.record_path.unlink(missing_ok=True)
     with contextlib.suppress(OSError):  # records of another unfinished split keep the folder
-        (out / ".staging").rmdir()
+        (out / UNFINISHED).rmdir()

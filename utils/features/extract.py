@@ -19,7 +19,7 @@ from utils.errors import UserError
 from utils.features.audio import load_audio
 from utils.features.recipe import MelRecipe
 from utils.features.recordings import stamp
-from utils.features.store import KINDS, to_pcm
+from utils.features.store import KINDS, UNFINISHED, to_pcm
 from utils.files import shown, take_owner_and_mode, write_json
 from utils.text.frontend import EncodedText, FrontEnd
 
@@ -48,12 +48,12 @@ class Shard:
     @property
     def record_path(self) -> Path:
         """JSON record of the finished shard; kept until its split is complete."""
-        return self.out / ".staging" / f"{self.name}.json"
+        return self.out / UNFINISHED / f"{self.name}.json"
 
     @property
     def workplace(self) -> Path:
         """Folder of the unfinished file and of every cache of `datasets`."""
-        return self.out / ".staging" / self.name
+        return self.out / UNFINISHED / self.name
 
 
 class Stopped(Exception):

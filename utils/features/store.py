@@ -15,6 +15,7 @@ A store is a folder:
     speaker_embeddings/   one embedding of each recording (biometric data), if train_tacomamba.py --voice embedding made
                           them
     protocols/NAME/       splits and trial lists (utils/speaker/protocol.py)
+    .staging/             unfinished shards, and records of finished ones until their split is complete
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from utils.features.mel import MelExtractor
 
 FORMAT = 2
+UNFINISHED = ".staging"
 STATISTICS_UTTERANCES = 2000
 MIN_STD = 1e-3
 KINDS = {"mel": "float16", "audio": "int16"}  # what a store can hold, and the type of its values

@@ -135,7 +135,7 @@ def _embed(args: argparse.Namespace) -> None:
     embeddings = recognizer.embed_files(args.audio)
     names = [str(path) for path in args.audio]
     if args.out is not None:
-        from utils.speaker.people.enrollment import write_embeddings
+        from utils.speaker.embedding_file import write_embeddings
 
         write_embeddings(args.out, names, embeddings, recognizer.model_hash)
         print(f"wrote {counted(len(names), 'embedding')} of {embeddings.shape[1]} numbers to {args.out}")
@@ -336,7 +336,8 @@ def _people_problems(args: argparse.Namespace) -> list[str]:
 
 
 def _people(args: argparse.Namespace) -> None:
-    from utils.speaker.people.enrollment import EnrollmentStore, locked_store, write_embeddings
+    from utils.speaker.embedding_file import write_embeddings
+    from utils.speaker.people.enrollment import EnrollmentStore, locked_store
 
     if args.action in ("remove", "rename"):
         EnrollmentStore.load(args.store)  # refuses before a lock is left beside a store that is none

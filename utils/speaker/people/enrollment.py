@@ -10,7 +10,7 @@ from __future__ import annotations
 import datetime
 import json
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -244,28 +244,3 @@ def locked_store(path: str | Path, *owner: str) -> Iterator[EnrollmentStore]:
             store.save(path)
     except OSError as error:
         raise UserError(f"the store {path} cannot be written: {error.strerror or error}") from error
-
-
-def _holds_embeddings(path: str | Path) -> bool:
-    """Whether `write_embeddings` wrote a file."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="numpy") as file:
-            return "model_hash" in (file.metadata() or {})
-    except (SafetensorError, OSError):
-        return False
-
-
-def write_embeddings(path: str | Path, names: Sequence[str], embeddings: NDArray[np.float32], model_hash: str) -> None:
-    """Writes a safetensors file: `embeddings` (n, d), metadata `names` (a JSON list) and `model_hash`."""
-    from safetensors.numpy import save
-
-    content = save({"embeddings": embeddings}, metadata={"names": json.dumps(list(names)), "model_hash": model_hash})
-    if Path(path).exists() and Path(path).stat().st_size and not _holds_embeddings(path):
-        raise UserError(f"{path} exists, and is no file of embeddings: choose another name")
-    try:
-        with atomic_write(path) as file:
-            file.write(content)
-    except OSError as error:
-        raise UserError(f"the embeddings cannot be written to {path}: {error.strerror or error}") from error

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from utils.errors import UserError
+from utils.speaker.embedding_file import read_embeddings
 from utils.speaker.embeddings import enroll, unit
 
 MIN_COHORT = 50  # training speakers
@@ -49,18 +50,9 @@ class Cohort:
 
         It needs two embeddings or more, of the model `model_hash`. By default a share of `_TOP` counts.
         """
-        from safetensors import SafetensorError, safe_open
-
         if not Path(path).is_file():
             raise UserError(f"there is no cohort at {path}; test.py embed --out writes one")
-        try:
-            with safe_open(path, framework="numpy") as file:
-                owner, names = (file.metadata() or {}).get("model_hash"), set(file.keys())
-                embeddings = file.get_tensor("embeddings") if "embeddings" in names else None
-        except (SafetensorError, OSError) as error:
-            raise UserError(f"{path} is not a file of embeddings, or it is damaged: {error}") from error
-        if owner is None or embeddings is None:
-            raise UserError(f"{path} is not a file of embeddings, as test.py embed --out writes it")
+        embeddings, owner = read_embeddings(path)
         if owner != model_hash:
             raise UserError(f"the cohort {path} is of model {owner}, and the checkpoint is model {model_hash}")
         if len(embeddings) < 2:
