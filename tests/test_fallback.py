@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import forked
 import pytest
-from test_training import flags
+from training_runs import flags
 
 SENTENCE = (
     "mamba2 on cpu: backend torch, since native does not work here: no C++ compiler is on the "

@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
-from test_training import ROOT, flags, losses
+from training_runs import ROOT, flags, losses
 
 from utils.checkpoint import load_checkpoint
 

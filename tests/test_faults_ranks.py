@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import torch
 import toy_training
-from test_training import ROOT, assert_same_run, flags, free_port, losses, train
+from training_runs import ROOT, assert_same_run, flags, free_port, losses, train
 
 from utils.checkpoint import load_checkpoint
 from utils.training import distributed

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_training import ROOT, assert_same_run, flags, losses, train
+from training_runs import ROOT, assert_same_run, flags, losses, train
 
 from utils.checkpoint import load_checkpoint
 from utils.training.runlog import read_log

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_training import ROOT, flags, losses, train
+from training_runs import ROOT, flags, losses, train
 
 from utils.checkpoint import BEST, LAST, load_checkpoint, save_checkpoint
 from utils.errors import UserError

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import forked
 import pytest
-from test_training import ROOT, flags, losses
+from training_runs import ROOT, flags, losses
 
 from utils.errors import UserError
 from utils.locks import LOCK, only_writer

@@ -10,7 +10,7 @@ from pathlib import Path
 import forked
 import pytest
 from safetensors import safe_open
-from test_training import MODEL, flags
+from training_runs import MODEL, flags
 
 NAME = os.fsdecode(b"caf\xe9")
 ENVIRONMENTS = {

@@ -3,8 +3,6 @@ import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -12,14 +10,12 @@ import numpy as np
 import pytest
 import soundfile
 import yaml
+from preprocess_runs import REPOSITORY, run, start, tree, write_noise
 
-import preprocess
 from utils.errors import UserError
 from utils.features.store import FeatureStore
 from utils.speaker.protocol import read_protocol
 from utils.text.frontend import VERSION, FrontEnd
-
-REPOSITORY = Path(preprocess.__file__).parent
 
 # Any connection is an error that the run cannot survive.
 NO_NETWORK = """
@@ -31,36 +27,6 @@ def refuse(*arguments):
 socket.socket.connect = socket.socket.connect_ex = refuse
 socket.getaddrinfo = refuse
 """
-
-
-def run(*arguments: object) -> int:
-    """Runs preprocess.py in this process, with one worker unless `arguments` say otherwise."""
-    words = [str(argument) for argument in arguments]
-    return preprocess.main(words if "--num-proc" in words else [*words, "--num-proc", "1"])
-
-
-def start(*arguments: object, **environment: str) -> subprocess.Popen:
-    return subprocess.Popen(
-        [sys.executable, str(REPOSITORY / "preprocess.py"), *map(str, arguments)],
-        env={**os.environ, **environment},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        # A shell starts what it puts into the background with Ctrl-C ignored, and programs inherit that.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
-
-
-def tree(folder: Path) -> dict[str, bytes]:
-    """Contents of all files under a folder except the arguments."""
-    files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
-    return {name: path.read_bytes() for name, path in files.items() if name != "config.yaml"}
-
-
-def write_noise(path: Path, seconds: float, seed: int = 0) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    samples = np.random.default_rng(seed).normal(0, 0.1, int(seconds * 16_000)).astype(np.float32)
-    soundfile.write(path, samples, 16_000)
 
 
 @pytest.fixture(scope="module")

@@ -11,9 +11,9 @@ import forked
 import numpy as np
 import pytest
 import soundfile
+from preprocess_runs import run, tree, write_noise
 
 import preprocess
-from tests.test_preprocess import run, tree, write_noise
 from utils.errors import UserError
 from utils.features.extract import Shard, _extract
 from utils.features.mel import MelExtractor

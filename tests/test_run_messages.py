@@ -8,7 +8,7 @@ import signal
 import forked
 import pytest
 import torch
-from test_training import flags, losses, train
+from training_runs import flags, losses, train
 
 import train_tacomamba
 from utils.checkpoint import load_checkpoint

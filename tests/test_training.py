@@ -16,6 +16,7 @@ import pytest
 import soundfile
 import torch
 import toy_training
+from training_runs import ROOT, assert_same_run, flags, losses, train, weights
 
 import preprocess
 import test as evaluate_script
@@ -25,33 +26,7 @@ from utils.errors import UserError
 from utils.training.distributed import Ranks
 from utils.training.runlog import RunLog, read_log
 
-ROOT = Path(__file__).resolve().parents[1]
-MODEL = ["--d-model", "16", "--n-layers", "1", "--headdim", "8", "--d-state", "8", "--pooled-channels", "16"]
-SMALL = [*MODEL, "--batch-size", "8", "--crop-seconds", "0.5", "--log-every", "1", "--threads", "1", "--no-tensorboard"]
-SMALL += ["--margin-warmup", "0.1"]
 RUN_FIELDS = {"step", "loss", "loss_hex", "lr", "frames_per_s", "wait_share", "memory_mib", "eta_s", "samples"}
-
-
-def flags(data: Path, out: Path, *words: str) -> list[str]:
-    return ["--task", "speaker", "--data", str(data), "--out", str(out), *SMALL, *words]
-
-
-def train(data: Path, out: Path, *words: str) -> int:
-    return train_tacomamba.main(flags(data, out, *words))
-
-
-def losses(run: Path) -> dict[int, str]:
-    return {line["step"]: line["loss_hex"] for line in read_log(run) if "step" in line}
-
-
-def weights(run: Path) -> dict[str, torch.Tensor]:
-    return load_checkpoint(run / "last.pt")["model"]
-
-
-def assert_same_run(one: Path, other: Path) -> None:
-    assert losses(one) == losses(other)
-    for name, tensor in weights(one).items():
-        assert torch.equal(tensor, weights(other)[name]), name
 
 
 @pytest.fixture(scope="module")
@@ -413,11 +388,3 @@ def test_a_compiled_model_trains_as_an_uncompiled_one(processed, tmp_path):
     plain, compiled = ([line["loss"] for line in read_log(tmp_path / run)] for run in ("plain", "compiled"))
     assert compiled == pytest.approx(plain, rel=1e-3)
     assert set(weights(tmp_path / "plain")) == set(weights(tmp_path / "compiled"))
-
-
-def free_port() -> int:
-    import socket
-
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        return server.getsockname()[1]

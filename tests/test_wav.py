@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 import soundfile
-from test_training import ROOT
+from training_runs import ROOT
 
 from utils.wav import wav_file
 
