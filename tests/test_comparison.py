@@ -185,3 +185,13 @@ def test_rates_alone_compare_like_their_evaluations(tmp_path):
     assert rows == compared(tmp_path / "more", more, folders[1])
     alone = compared(tmp_path / "alone", folders[0] / RATES, folders[1] / RATES)
     assert alone == rows and "error trade-off" not in (tmp_path / "alone" / "comparison.html").read_text()
+
+
+def test_rates_keep_no_folder_of_the_machine(tmp_path):
+    model = {"name": "net", "training": {"flags": {"data": "/home/ada/features", "init": None}}}
+    about = {"model": model, "config": {"evaluations": ["/home/ada/fold0"], "audio_root": "data/raw", "prior": 0.5}}
+    folder = written(tmp_path / "one", scores(2, seed=0), about=about)
+    kept = Rates.read(folder / RATES).about
+    assert kept["model"] == {"name": "net", "training": {"flags": {"data": "features", "init": None}}}
+    assert kept["config"] == {"evaluations": ["fold0"], "audio_root": "data/raw", "prior": 0.5}
+    assert json.loads((folder / "report.json").read_text())["config"] == about["config"]

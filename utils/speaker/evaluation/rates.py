@@ -72,8 +72,11 @@ class Rates:
         return cls(rows, about)
 
     def save(self, path: Path, report: dict[str, Any]) -> None:
-        """Writes a file that `read` understands, with what `report` says of the model; draws are kept as float32."""
-        about = {**self.about, **{name: report[name] for name in _ABOUT if name in report}}
+        """Writes a file that `read` understands, with what `report` says of the model, without folders of the machine.
+
+        The draws are kept as float32.
+        """
+        about = _without_folders({**self.about, **{name: report[name] for name in _ABOUT if name in report}})
         arrays = {name: values[1:].astype(np.float32) for name, values in self.rows.items()}
         about["eer"] = {name: float(values[0]) for name, values in self.rows.items()}
         with atomic_write(path) as file:
@@ -94,6 +97,15 @@ class Rates:
         if missing:
             raise UserError(f"{path} lacks {', '.join(sorted(missing))}; run evaluate again")
         return cls(rows, about)
+
+
+def _without_folders(value: Any) -> Any:
+    """Shortens absolute paths in nested values to their last part."""
+    if isinstance(value, dict):
+        return {name: _without_folders(each) for name, each in value.items()}
+    if isinstance(value, list):
+        return [_without_folders(each) for each in value]
+    return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
 
 
 def interval_problem(trials: TrialSet) -> str | None:
