@@ -30,11 +30,11 @@ def picture_path(text: str) -> Path:
     return path
 
 
-def new_figure(width: float, height: float, layout: str = "constrained") -> Figure:
+def new_figure(width: float, height: float) -> Figure:
     """A figure of the given inches, without pyplot: no display, no global state, nothing to close."""
     from matplotlib.figure import Figure
 
-    return Figure(figsize=(width, height), dpi=130, layout=layout)
+    return Figure(figsize=(width, height), dpi=130, layout="constrained")
 
 
 def figure_bytes(figure: Figure, kind: str) -> bytes:

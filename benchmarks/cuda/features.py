@@ -93,13 +93,14 @@ def make_texts(out: Path, utterances: int, words: int) -> None:
     write_text_lists(out / "protocols" / "default", FeatureStore.open(out).rows, 0, {"task": "tts"})
 
 
-def make_recordings(folder: Path, count: int = 3, rate: int = 16_000) -> None:
-    """WAV files of harmonics at pitches of their own, which rise and fall."""
+def make_recordings(folder: Path) -> None:
+    """Three WAV files of harmonics at pitches of their own, which rise and fall."""
     import numpy as np
 
+    rate = 16_000
     folder.mkdir(parents=True, exist_ok=True)
     seconds = np.arange(2 * rate) / rate
-    for number in range(count):
+    for number in range(3):
         phase = 2 * np.pi * np.cumsum((100 + 40 * number) * (1 + 0.1 * np.sin(3 * seconds))) / rate
         sound = sum(np.sin(k * phase) / k for k in range(1, 12)) * (0.6 + 0.4 * np.sin(9 * seconds))
         with wave.open(str(folder / f"{number}.wav"), "wb") as file:

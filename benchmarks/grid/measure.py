@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 FINE_READINGS, LONGEST_WAIT = 10, 0.1  # of a clock that is not counting in ticks; seconds
+SAMPLE = 48  # values of each tensor
 SAMPLED = ("in_proj.weight", "conv1d.weight", "A_log", "D", "out_proj.weight")
 
 
@@ -140,7 +141,7 @@ class _Held:
         self.tensor = tensor
 
 
-def sample(one: Pass, y: Tensor, number: int = 48) -> dict[str, Any]:
+def sample(one: Pass, y: Tensor) -> dict[str, Any]:
     """Some values of the output and of gradients with the maximum of each, to hold against another system's.
 
     None in the place of what has values that are not finite.
@@ -152,7 +153,7 @@ def sample(one: Pass, y: Tensor, number: int = 48) -> dict[str, Any]:
         if tensor is None:  # a mixer without a scan does not use A
             continue
         flat = tensor.reshape(-1)
-        index = torch.linspace(0, len(flat) - 1, min(number, len(flat))).long()
+        index = torch.linspace(0, len(flat) - 1, min(SAMPLE, len(flat))).long()
         finite = bool(flat.isfinite().all())
         result[name] = {"values": flat[index].tolist(), "largest": flat.abs().max().item()} if finite else None
     return result

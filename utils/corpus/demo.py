@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from utils.corpus.records import Say, Synthetic, in_threads, write_audio
+from utils.corpus.records import Synthetic, in_threads, write_audio
 from utils.corpus.sentences import sentences, transcript
 from utils.corpus.voices import VOICES, Voice
 from utils.espeak import synthesize
@@ -114,16 +114,14 @@ def _plan_speaker(name: str, voice: Voice, settings: Settings, taken: set[str]) 
     return Speaker(name, voice, chapters)
 
 
-def build_demo(
-    root: Path, settings: Settings, num_proc: int = 1, overwrite: bool = False, say: Say = print
-) -> dict[str, Any]:
+def build_demo(root: Path, settings: Settings, num_proc: int = 1, overwrite: bool = False) -> dict[str, Any]:
     """Makes ROOT/demo/LibriSpeech, or finds it complete, as `Synthetic` does, and returns its record."""
     corpus = root / "demo" / "LibriSpeech"
     plan = make_plan(settings)
     wanted = {**dataclasses.asdict(settings), "plan": sha256_text(json.dumps([dataclasses.asdict(s) for s in plan]))}
 
     def fill(staging: Path) -> dict[str, Any]:
-        say(f"demo: synthesizing {len(plan)} voices by espeak-ng")
+        print(f"demo: synthesizing {len(plan)} voices by espeak-ng")
         jobs = [(speaker, staging / SPLIT, settings.seed) for speaker in plan]
         seconds = in_threads(_record_speaker, jobs, num_proc, "voices")
         _write_table(staging / "SPEAKERS.TXT", plan, seconds)
@@ -132,7 +130,7 @@ def build_demo(
         return {"settings": wanted, **counts}
 
     readme = README.format(**dataclasses.asdict(settings))
-    return Synthetic(corpus, corpus / SPLIT, ".flac", wanted, fill, _summary, readme).make_once(overwrite, say)
+    return Synthetic(corpus, corpus / SPLIT, ".flac", wanted, fill, _summary, readme).make_once(overwrite)
 
 
 def _summary(record: dict[str, Any]) -> str:

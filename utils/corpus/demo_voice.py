@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from utils.corpus.catalog import SYNTHETIC_SPLITS
-from utils.corpus.records import Say, Synthetic, in_threads, write_audio
+from utils.corpus.records import Synthetic, in_threads, write_audio
 from utils.corpus.sentences import varied_sentences
 from utils.corpus.voices import VOICES
 from utils.espeak import synthesize_with_phones
@@ -73,9 +73,7 @@ def make_plan(settings: Settings) -> list[Block]:
     return [Block(f"DV{number:03}", texts[start : start + BLOCK]) for number, start in enumerate(starts, start=1)]
 
 
-def build_demo_voice(
-    root: Path, settings: Settings, num_proc: int = 1, overwrite: bool = False, say: Say = print
-) -> dict[str, Any]:
+def build_demo_voice(root: Path, settings: Settings, num_proc: int = 1, overwrite: bool = False) -> dict[str, Any]:
     """Makes ROOT/demo-voice/DemoVoice-1.0, or finds it complete, as `Synthetic` does, and returns its record."""
     corpus = root / DATASET / SPLIT
     plan = make_plan(settings)
@@ -83,7 +81,7 @@ def build_demo_voice(
     wanted = {**dataclasses.asdict(settings), "plan": sha256_text(how)}
 
     def fill(staging: Path) -> dict[str, Any]:
-        say(f"{DATASET}: synthesizing {settings.utterances} utterances of one voice by espeak-ng")
+        print(f"{DATASET}: synthesizing {settings.utterances} utterances of one voice by espeak-ng")
         wavs = staging / "wavs"
         wavs.mkdir()
         blocks = in_threads(functools.partial(_record_block, wavs=wavs), plan, num_proc, "blocks")
@@ -93,7 +91,7 @@ def build_demo_voice(
         return {"voice": VOICE.name, "settings": wanted, **counts}
 
     readme = README.format(**dataclasses.asdict(settings))
-    return Synthetic(corpus, corpus, ".wav", wanted, fill, _summary, readme).make_once(overwrite, say)
+    return Synthetic(corpus, corpus, ".wav", wanted, fill, _summary, readme).make_once(overwrite)
 
 
 def _summary(record: dict[str, Any]) -> str:

@@ -75,7 +75,7 @@ class Synthetic:
     summary: Callable[[dict[str, Any]], str]
     readme: str
 
-    def make_once(self, overwrite: bool, say: Say) -> dict[str, Any]:
+    def make_once(self, overwrite: bool) -> dict[str, Any]:
         """Makes the corpus unless it exists; only one process at a time makes it.
 
         Returns:
@@ -89,12 +89,12 @@ class Synthetic:
         record = self._finished(overwrite)
         if record is None:
             require_espeak()
-            with disk_errors(folder), only_writer(folder, say):
+            with disk_errors(folder), only_writer(folder, print):
                 remove_leftovers(folder, f".{self.corpus.name}.*.tmp")
                 record = self._finished(overwrite)  # another process may have finished it meanwhile
                 if record is None:
                     record, already = self._make(), ""
-        say(f"{folder.name}: {already}{self.summary(record)} in {self.corpus}")
+        print(f"{folder.name}: {already}{self.summary(record)} in {self.corpus}")
         return record
 
     def _finished(self, overwrite: bool) -> dict[str, Any] | None:

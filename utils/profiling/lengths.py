@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 
 from models.mixers import MIXERS
 from utils.profiling.case import Case
@@ -13,8 +12,8 @@ Curves = dict[str, list[tuple[float, int, int]]]  # of each mixer: seconds, byte
 FACTORS = (1, 8, 64)
 
 
-def mixer_curves(case: Case, factors: Sequence[int] = FACTORS) -> Curves:
-    """Profiles the step of `case` with each mixer that its other options allow, at its length and at multiples."""
+def mixer_curves(case: Case) -> Curves:
+    """Profiles the step of `case` with each mixer that its other options allow, at its length times `FACTORS`."""
     curves: Curves = {}
     for mixer in MIXERS:
         try:
@@ -22,7 +21,7 @@ def mixer_curves(case: Case, factors: Sequence[int] = FACTORS) -> Curves:
         except ValueError:
             continue
         curves[mixer] = []
-        for factor in factors:
+        for factor in FACTORS:
             profile = predict(one.at(frames=factor * case.frames))
             flops = profile.layers[0].forward_flops + profile.layers[0].backward_flops
             curves[mixer].append((profile.case.seconds, profile.predicted, flops))

@@ -139,9 +139,9 @@ def pitch(samples: ArrayLike, recipe: MelRecipe) -> Floats:
 
 
 def bootstrap_ratio(
-    numerators: ArrayLike, denominators: ArrayLike, n: int = 1000, seed: int = 0, level: float = 0.95
+    numerators: ArrayLike, denominators: ArrayLike, n: int = 1000, seed: int = 0
 ) -> tuple[float, float] | None:
-    """Percentile interval of sum(numerators) / sum(denominators) over `n` bootstrap samples of the utterances.
+    """95 % interval of sum(numerators) / sum(denominators) over `n` bootstrap samples of the utterances.
 
     Both have one value per utterance, the denominators above 0. None for a single utterance, which has no spread.
     """
@@ -150,5 +150,5 @@ def bootstrap_ratio(
         return None
     rng = np.random.default_rng(seed)
     drawn = rng.multinomial(len(above), np.full(len(above), 1 / len(above)), size=n)  # number of draws of each
-    low, high = np.quantile((drawn @ above) / (drawn @ below), [(1 - level) / 2, (1 + level) / 2])
+    low, high = np.quantile((drawn @ above) / (drawn @ below), [0.025, 0.975])
     return float(low), float(high)

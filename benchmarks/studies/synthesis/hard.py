@@ -65,12 +65,12 @@ def read_sentences(path: Path) -> list[Sentence]:
     return sentences
 
 
-def repeated_words(wanted: Sequence[str], heard: Sequence[str], size: int = REPEAT) -> int:
-    """Counts runs of `size` words that the transcript has more often than the text.
+def repeated_words(wanted: Sequence[str], heard: Sequence[str]) -> int:
+    """Counts runs of `REPEAT` words that the transcript has more often than the text.
 
-    A passage of size + k words that is said once too often counts k + 1.
+    A passage of REPEAT + k words that is said once too often counts k + 1.
     """
-    counts = [Counter(zip(*(words[start:] for start in range(size)), strict=False)) for words in (wanted, heard)]
+    counts = [Counter(zip(*(words[start:] for start in range(REPEAT)), strict=False)) for words in (wanted, heard)]
     return sum(times - max(1, counts[0][run]) for run, times in counts[1].items() if times > max(1, counts[0][run]))
 
 

@@ -257,15 +257,12 @@ def interval(values: ArrayLike) -> tuple[float, float] | None:
     return float(low), float(high)
 
 
-def det_curve(scores: ArrayLike, targets: ArrayLike, points: int = 1000, floor: float = 1e-5) -> tuple[Floats, Floats]:
-    """FPR and FNR of at most about `points` points for drawing, evenly spread along the curve on normal-deviate axes.
-
-    `floor` is the end of the axes along which the spread is measured; the rates themselves stay as they are.
-    """
+def det_curve(scores: ArrayLike, targets: ArrayLike, points: int = 1000) -> tuple[Floats, Floats]:
+    """FPR and FNR of about `points` points or fewer to draw, evenly spread along the curve on normal-deviate axes."""
     rates = error_rates(scores, targets)
     if len(rates.fnr) <= points:
         return rates.fpr, rates.fnr
-    step = np.hypot(np.diff(normal_deviate(rates.fpr, floor)), np.diff(normal_deviate(rates.fnr, floor)))
+    step = np.hypot(np.diff(normal_deviate(rates.fpr)), np.diff(normal_deviate(rates.fnr)))
     along = np.concatenate([[0.0], np.cumsum(step)])
     chosen = np.unique(np.searchsorted(along, np.linspace(0, along[-1], points)))
     return rates.fpr[chosen], rates.fnr[chosen]
