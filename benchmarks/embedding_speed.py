@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -27,6 +28,9 @@ from benchmarks.grid.markdown import table  # noqa: E402
 from benchmarks.pretrained import RATE, SYSTEMS  # noqa: E402
 from utils import cli  # noqa: E402
 from utils.errors import UserError  # noqa: E402
+
+if TYPE_CHECKING:
+    from onnxruntime import InferenceSession
 
 SECONDS = (3, 30)
 CALLS = {3: 10, 30: 2}  # in a round, each on other speech
@@ -75,12 +79,22 @@ def _ours(checkpoint: str) -> Callable[[np.ndarray], np.ndarray]:
 
 
 def _exported(path: Path) -> Callable[[np.ndarray], np.ndarray]:
-    import onnxruntime
+    session = one_thread_session(path)
+    return lambda samples: session.run(["embedding"], {"samples": samples[None]})[0]
 
+
+def one_thread_session(path: Path) -> InferenceSession:
+    """Opens a file by test.py export for one thread; `UserError` if that cannot be done."""
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise UserError("--exported needs the package onnxruntime: pip install -r requirements-export.txt") from error
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
-    session = onnxruntime.InferenceSession(path, options)
-    return lambda samples: session.run(["embedding"], {"samples": samples[None]})[0]
+    try:
+        return onnxruntime.InferenceSession(path, options)
+    except Exception as error:  # onnxruntime has a class of its own for each reason
+        raise UserError(f"{path} is no ONNX file that can be run: {error}") from error
 
 
 def joined_speech(folder: Path) -> np.ndarray:

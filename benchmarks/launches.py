@@ -36,7 +36,10 @@ def build_parser() -> cli.Parser:
 
 def main(argv: list[str] | None = None) -> int:
     """Prints the table."""
-    return cli.run(_print, build_parser().parse_args(argv))
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    parser.report([] if args.d_model % 32 == 0 else [f"--d-model: must be a multiple of 32, not {args.d_model}"])
+    return cli.run(_print, args)
 
 
 def _print(args: argparse.Namespace) -> None:

@@ -17,6 +17,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from utils import cli  # noqa: E402
+from utils.errors import UserError  # noqa: E402
 
 
 def build_parser() -> cli.Parser:
@@ -48,6 +49,8 @@ def _benchmark(args: argparse.Namespace) -> None:
     same = rng.random(args.trials) < 0.03
     second[same] = first[same]
     targets = first == second
+    if targets.all() or not targets.any():
+        raise UserError("the trials are of one kind: give more --trials and --speakers")
     scores = rng.normal(size=args.trials) + 3.2 * targets + 0.3 * rng.normal(size=args.speakers)[first]
     steps = {
         "EER, minDCF": point_metrics,

@@ -26,7 +26,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.embedding_speed import joined_speech  # noqa: E402
+from benchmarks.embedding_speed import joined_speech, one_thread_session  # noqa: E402
 from benchmarks.grid.markdown import table  # noqa: E402
 from benchmarks.pretrained import RATE  # noqa: E402
 from utils import cli  # noqa: E402
@@ -111,11 +111,7 @@ def _chunk_times(recognizer: SpeakerRecognizer, speech: np.ndarray, chunk: int) 
 
 def _exported(path: Path, recognizer: SpeakerRecognizer, speech: np.ndarray) -> list[str]:
     """Length of a file's blocks, their CPU time, that for a second, the state's size, and what the end changes."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    session = onnxruntime.InferenceSession(path, options)
+    session = one_thread_session(path)
     about, times = json.loads(session.get_modelmeta().custom_metadata_map["tacomamba"]), []
     size, lead = about["block_samples"], about["lead_samples"]
     state = {each["name"]: np.full(each["shape"], each["initial"], each["dtype"]) for each in about["state"]}

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from benchmarks import degraded, embedding_speed, pretrained, recognizers
+from benchmarks import degraded, embedding_speed, launches, metrics, pretrained, recognizers
 from utils.features.audio import load_audio
 from utils.speaker.evaluation.results import read_evaluation
 
@@ -88,6 +88,22 @@ def test_the_speed_of_embedding_is_measured(trained_run, librispeech_root, capsy
     assert embedding_speed.main([str(word) for word in words]) == 0
     row = capsys.readouterr().out.splitlines()[-1]
     assert row.startswith(f"| {trained_run} | 0.") and row.count(", 1.00 |") == 2
+
+
+def test_an_export_that_cannot_be_run_is_refused(trained_run, librispeech_root, tmp_path, capsys):
+    pytest.importorskip("onnxruntime")
+    (tmp_path / "a.onnx").write_text("no graph")
+    words = ["--speech", librispeech_root, "--checkpoint", trained_run, "--exported", tmp_path / "a.onnx"]
+    assert embedding_speed.main([str(word) for word in words]) == 2
+    assert "a.onnx is no ONNX file that can be run" in capsys.readouterr().err
+
+
+def test_measures_of_impossible_sizes_are_refused(capsys):
+    assert metrics.main(["--trials", "1"]) == 2
+    assert capsys.readouterr().err == "error: the trials are of one kind: give more --trials and --speakers\n"
+    with pytest.raises(SystemExit) as stopped:
+        launches.main(["--d-model", "33"])
+    assert stopped.value.code == 2 and "must be a multiple of 32, not 33" in capsys.readouterr().err
 
 
 @pytest.mark.slow
