@@ -146,7 +146,7 @@ def train(root: Path, name: str, *words: str) -> None:
 def spoken(tmp_path_factory):
     """A small one-voice corpus, its features, and a run with a model that has hardly learned anything."""
     root = tmp_path_factory.mktemp("spoken")
-    build_demo_voice(root, Settings(utterances=24, seed=0), say=lambda text: None)
+    build_demo_voice(root, Settings(utterances=24, seed=0))
     words = ["--dataset", "demo-voice", "--raw", str(root / "demo-voice"), "--out", str(root / "data")]
     assert preprocess.main([*words, "--units", "phoneme", "--num-proc", "1"]) == 0
     train(root, "run")
