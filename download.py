@@ -129,13 +129,14 @@ def obtain(args: argparse.Namespace) -> None:
 
 
 def _download(args: argparse.Namespace) -> None:
-    from utils.corpus.transfer import Patience, obtain
+    from utils.corpus import transfer
 
     archives = [ARCHIVES[args.dataset, split] for split in args.split]
     if args.base_url:
         address = args.base_url.rstrip("/")
         archives = [dataclasses.replace(archive, urls=(f"{address}/{archive.name}",)) for archive in archives]
-    obtain(archives, args.root, Patience(args.attempts, args.retry_wait, args.timeout), args.keep_archive)
+    patience = transfer.Patience(args.attempts, args.retry_wait, args.timeout)
+    transfer.obtain(archives, args.root, patience, args.keep_archive)
 
 
 if __name__ == "__main__":

@@ -147,9 +147,9 @@ def preprocess(args: argparse.Namespace) -> None:
         _require_texts(utterances)
     _require_own_folder(args.out)
     if args.units == "phoneme":
-        from utils.text.phonemes import require_phonemes
+        from utils.espeak import require_espeak
 
-        require_phonemes()
+        require_espeak("phonemes")
     request = _request(args, utterances)
     had_protocol = _protocol_exists(args.out / "protocols" / args.protocol, request)
     if _is_protocol_requested(args) and not (args.out / "meta.json").exists():

@@ -197,9 +197,7 @@ def _profile(jobs: list[tuple[argparse.Namespace, Config]]) -> int:
     report = Report.of(cases, labels, args.gpu_mem, is_measured=args.measure, with_mixers=args.mixers)
     print(json.dumps(report.to_dict(), indent=2) if args.json else report.text(args.depth))
     if args.out is not None:
-        from utils.profiling.files import write
-
-        write(report, args.out)
+        report.write(args.out)
     return ExitCode.DONE
 
 

@@ -26,11 +26,7 @@ def pick_device(name: str) -> torch.device:
         if device.type not in ("cpu", "cuda", "mps"):
             raise UserError(f"the device must be cpu, cuda or mps, not {name}")
         torch.empty(1, device=device)
-    except (
-        RuntimeError,
-        AssertionError,
-        NotImplementedError,
-    ) as error:  # by name, build and driver
+    except (RuntimeError, AssertionError) as error:  # by name, build and driver
         raise UserError(f"the device {name} cannot be used here: {str(error).splitlines()[0]}") from error
     return device
 

@@ -69,14 +69,13 @@ class Phone(NamedTuple):
     start: int
 
 
-def require_espeak() -> Any:
-    """Imports the module that contains the library and its data; `UserError` if it is not installed."""
+def require_espeak(user: str = "the demo corpora") -> Any:
+    """Imports the module with the library and its data; `UserError`, which names the `user`, if it is not installed."""
     try:
         import espeakng_loader
     except ImportError as error:
-        raise UserError(
-            "the demo corpora need espeak-ng, which is not installed: pip install -r requirements-demo.txt"
-        ) from error
+        problem = f"{user} need espeak-ng, which is not installed: pip install -r requirements-demo.txt"
+        raise UserError(problem) from error
     return espeakng_loader
 
 

@@ -18,7 +18,8 @@ from utils.files import read_text
 from utils.lists import BLANKS, unlistable
 
 FFMPEG_SUFFIXES = (".m4a", ".mp4", ".aac", ".webm", ".mkv", ".mov", ".avi", ".wma", ".amr", ".3gp")
-AUDIO_SUFFIXES = (".flac", ".wav", ".ogg", ".opus", ".mp3", *FFMPEG_SUFFIXES)
+SNDFILE_SUFFIXES = (".flac", ".wav", ".ogg", ".opus", ".mp3")
+AUDIO_SUFFIXES = (*SNDFILE_SUFFIXES, *FFMPEG_SUFFIXES)
 _TABLES = (".trans.txt", "metadata.csv", "SPEAKERS.TXT", "vox1_meta.csv", "vox2_meta.csv")
 _COMPANIONS = (*_TABLES, "README", "README.TXT", "phones.jsonl")  # files beside recordings that nobody misses
 _SPLIT_NAME = re.compile(r"(train|dev|valid|test|eval)([-_].*)?")

@@ -21,7 +21,6 @@ from utils.locks import only_writer
 
 RECORD = ".complete"  # inside the folder that it describes, so that both appear and vanish together
 
-Say = Callable[[str], None]
 T = TypeVar("T")
 R = TypeVar("R")
 

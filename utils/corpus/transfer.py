@@ -22,7 +22,7 @@ import urllib3
 
 from utils.cli import progress
 from utils.corpus.catalog import Archive
-from utils.corpus.records import Say, disk_errors, read_record
+from utils.corpus.records import disk_errors, read_record
 from utils.corpus.unpack import unpack
 from utils.errors import UserError
 from utils.files import read_json, write_json
@@ -61,40 +61,38 @@ class _Useless(_Failed):
     """This server does not have the archive; a retry is useless."""
 
 
-def obtain(
-    archives: Sequence[Archive], root: Path, patience: Patience, keep_archive: bool = False, say: Say = print
-) -> None:
+def obtain(archives: Sequence[Archive], root: Path, patience: Patience, keep_archive: bool = False) -> None:
     """Downloads, verifies and unpacks each archive that is not already complete under `root`.
 
     Raises:
         UserError: the disk is too small, no server delivered an archive, or its bytes are not the official ones.
     """
     with disk_errors(root):
-        pending = [archive for archive in archives if not _is_complete(archive, root, say)]
+        pending = [archive for archive in archives if not _is_complete(archive, root)]
         _check_space(pending, root, keep_archive)
         for archive in pending:
-            with only_writer(root / archive.dataset, say):
-                if not _is_complete(archive, root, say):  # another process may have finished it meanwhile
-                    _land(archive, root / archive.dataset, patience, keep_archive, say)
+            with only_writer(root / archive.dataset, print):
+                if not _is_complete(archive, root):  # another process may have finished it meanwhile
+                    _land(archive, root / archive.dataset, patience, keep_archive)
 
 
-def _land(archive: Archive, folder: Path, patience: Patience, keep_archive: bool, say: Say) -> None:
-    path = download(archive, folder, patience, say)
-    say(f"{archive.name}: unpacking")
+def _land(archive: Archive, folder: Path, patience: Patience, keep_archive: bool) -> None:
+    path = download(archive, folder, patience)
+    print(f"{archive.name}: unpacking")
     record = unpack(path, archive, folder)
     if not keep_archive:
         path.unlink()
-    say(f"{archive.dataset} {archive.split}: {record['utterances']} recordings in {folder / archive.folder}")
+    print(f"{archive.dataset} {archive.split}: {record['utterances']} recordings in {folder / archive.folder}")
 
 
-def _is_complete(archive: Archive, root: Path, say: Say) -> bool:
+def _is_complete(archive: Archive, root: Path) -> bool:
     target = root / archive.dataset / archive.folder
     record = read_record(target, archive.audio_suffix)
     if record is None:
         return False
     if (record.get("sha256"), record.get("md5")) != (archive.sha256, archive.md5):
         raise UserError(f"{target} was not unpacked from the official {archive.name}: move it away")
-    say(f"{archive.dataset} {archive.split}: already complete, {record['utterances']} recordings in {target}")
+    print(f"{archive.dataset} {archive.split}: already complete, {record['utterances']} recordings in {target}")
     return True
 
 
@@ -115,7 +113,7 @@ def _already_here(archive: Archive, folder: Path) -> int:
     return max(_size(folder / archive.name), _size(folder / f"{archive.name}.part"))
 
 
-def download(archive: Archive, folder: Path, patience: Patience, say: Say) -> Path:
+def download(archive: Archive, folder: Path, patience: Patience) -> Path:
     """Downloads and verifies `folder`/NAME; resumes NAME.part if it exists.
 
     A partial file of an earlier run that turns out to be damaged is set aside as NAME.bad; the download then restarts,
@@ -127,8 +125,8 @@ def download(archive: Archive, folder: Path, patience: Patience, say: Say) -> Pa
     inherited = part.exists()
     while True:
         if _size(part) < archive.bytes:
-            _fetch(archive, part, patience, say)
-        problem = _mismatch(part, archive, say)
+            _fetch(archive, part, patience)
+        problem = _mismatch(part, archive)
         if problem is None:
             break
         aside = part.with_suffix(".bad")
@@ -136,19 +134,19 @@ def download(archive: Archive, folder: Path, patience: Patience, say: Say) -> Pa
         _note(part).unlink(missing_ok=True)
         if not inherited:
             raise UserError(f"{problem}; it is set aside as {aside}, and nothing was unpacked")
-        say(f"{problem}; it is set aside as {aside}: starting over")
+        print(f"{problem}; it is set aside as {aside}: starting over")
         inherited = False
     _note(part).unlink(missing_ok=True)
     os.replace(part, complete)
     return complete
 
 
-def _mismatch(path: Path, archive: Archive, say: Say) -> str | None:
+def _mismatch(path: Path, archive: Archive) -> str | None:
     """Describes how an archive's bytes differ from the official ones; None if they do not."""
     if _size(path) != archive.bytes:
         return f"{archive.name} has {_size(path):,} bytes where the official archive has {archive.bytes:,}"
     algorithm, official = ("sha256", archive.sha256) if archive.sha256 else ("md5", archive.md5)
-    say(f"{archive.name}: verifying its {algorithm}")
+    print(f"{archive.name}: verifying its {algorithm}")
     digest = hashlib.new(algorithm, usedforsecurity=False)
     with open(path, "rb") as file, progress(total=archive.bytes, unit="B", unit_scale=True, desc="verify") as bar:
         while block := file.read(BLOCK):
@@ -159,7 +157,7 @@ def _mismatch(path: Path, archive: Archive, say: Say) -> str | None:
     return f"{archive.name} has the {algorithm} {digest.hexdigest()} where the official archive has {official}"
 
 
-def _fetch(archive: Archive, part: Path, patience: Patience, say: Say) -> None:
+def _fetch(archive: Archive, part: Path, patience: Patience) -> None:
     """Appends to `part` until it has the official size, alternating between mirrors with growing pauses."""
     urls = list(archive.urls)
     reasons: dict[str, _Failed] = {}
@@ -167,7 +165,7 @@ def _fetch(archive: Archive, part: Path, patience: Patience, say: Say) -> None:
     with requests.Session() as session, progress(unit="B", unit_scale=True, total=archive.bytes) as bar:
         while (before := _size(part)) < archive.bytes:
             url = urls[failures % len(urls)]
-            say(f"{archive.name}: {_gigabytes(before)} of {_gigabytes(archive.bytes)} present; requesting {url}")
+            print(f"{archive.name}: {_gigabytes(before)} of {_gigabytes(archive.bytes)} present; requesting {url}")
             try:
                 _attempt(session, url, archive, part, patience, bar)
                 reasons[url] = _Failed("closed the connection early")
@@ -182,7 +180,7 @@ def _fetch(archive: Archive, part: Path, patience: Patience, say: Say) -> None:
             if not urls or is_offline or failures >= patience.attempts:
                 raise _given_up(archive, part, reasons)
             wait = min(patience.wait * 2 ** max(failures - 1, 0), LONGEST_WAIT)
-            say(f"{archive.name}: {url} {reasons[url]}; retrying in {wait:g} s")
+            print(f"{archive.name}: {url} {reasons[url]}; retrying in {wait:g} s")
             time.sleep(wait)
 
 

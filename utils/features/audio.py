@@ -23,6 +23,7 @@ from utils.features.containers import checked
 
 BLOCK = 1 << 18  # samples that are decoded at once
 RESAMPLED_AT_ONCE, RESAMPLED_BLOCK = 60, 10  # s: the longest recording without blocks, and the blocks of a longer one
+UNSTATED = 2**62  # above it is what libsndfile reports of a stream that states no length, as a FLAC from a pipe
 SAMPLES = "the samples"  # what errors call samples that are of no file
 _MAX_KERNEL = 50_000_000  # float32 taps, 200 MB; the usual pairs of rates need fewer than 100,000
 
@@ -106,7 +107,7 @@ def _soundfile_blocks(path: Path, file: Any) -> Iterator[np.ndarray]:
             digest.update(np.ascontiguousarray(packed).tobytes())
             block = block.astype(np.float32) / np.float32(2**31)
         yield block
-    if count != stated and stated < 2**62:  # a FLAC from a pipe states no length, and libsndfile the largest number
+    if count != stated and stated < UNSTATED:
         raise UserError(f"{path} is truncated: it holds {count} of {stated} samples")
     if wanted and digest.digest() != wanted:
         raise UserError(f"{path} is damaged: its samples do not match the checksum in its header")

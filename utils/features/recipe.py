@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
 import json
 import math
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from typing import Any
 import yaml
 
 from utils.errors import UserError
+from utils.files import sha256_text
 
 CHOICES = {
     "window": ("hann",),
@@ -80,7 +80,7 @@ class MelRecipe:
     @functools.cached_property
     def hash(self) -> str:
         """Identifier of this recipe: 12 hex digits of SHA-256."""
-        return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()[:12]
+        return sha256_text(json.dumps(self.to_dict(), sort_keys=True))[:12]
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the fields as plain JSON values."""

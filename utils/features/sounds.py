@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from utils.corpus.layouts import AUDIO_SUFFIXES, FFMPEG_SUFFIXES
+from utils.corpus.layouts import SNDFILE_SUFFIXES
 from utils.errors import UserError
+from utils.features.audio import UNSTATED
 from utils.features.degrade import cut, resample
+from utils.files import sha256_text
 
-SUFFIXES = tuple(suffix for suffix in AUDIO_SUFFIXES if suffix not in FFMPEG_SUFFIXES)
-_UNKNOWN = 2**62  # more frames than that are what libsndfile reports of a stream that states none
 KEPT = 256  # decoded impulse responses
 
 
@@ -52,20 +51,20 @@ class SoundFolder:
     def __init__(self, folder: Path) -> None:
         import soundfile
 
-        paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+        paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SNDFILE_SUFFIXES)
         if not folder.is_dir():
             raise UserError(f"there is no folder {folder}")
         if not paths:
             raise UserError(f"{folder} holds no audio that libsndfile reads")
         names = [(path.relative_to(folder).as_posix(), path.stat().st_size) for path in paths]
-        self.digest = hashlib.sha256(json.dumps(names).encode()).hexdigest()[:12]
+        self.digest = sha256_text(json.dumps(names))[:12]
         self.sounds = []
         for path in paths:
             try:
                 info = soundfile.info(path)
             except soundfile.LibsndfileError as error:
                 raise UserError(f"{path} is not audio that can be read: {error.error_string}") from error
-            if not 0 < info.frames < _UNKNOWN:
+            if not 0 < info.frames < UNSTATED:
                 raise UserError(f"{path} is empty, or does not state its length: convert it, or take it away")
             self.sounds.append(Sound(path, info.samplerate, info.frames))
 

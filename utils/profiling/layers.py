@@ -5,7 +5,7 @@ from __future__ import annotations
 import bisect
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Self
 
@@ -64,7 +64,7 @@ class Modules:
     def __init__(self, model: nn.Module, device: str = "cpu") -> None:
         self.model = model
         self.storages = Storages(self.where, device, self._observe)
-        self.state = {storage_key(tensor) for tensor in state_tensors(model)}
+        self.state = {storage_key(tensor) for tensor in (*model.parameters(), *model.buffers())}
         self._running = [_Call("")]
         self._numbers, self._names = [0], [""]  # from which node on a module makes the nodes
         self._handles: list[Any] = []
@@ -183,10 +183,10 @@ class Modules:
         Operations around the model, such as those of the loss, count there.
         """
         saved = self._saved() if self.saved is None else self.saved
-        return [self._row(name, module, saved) for name, module in self.model.named_modules()]
-
-    def _row(self, name: str, module: nn.Module, saved: Counter[str]) -> Layer:
         flops = {phase: {other: n for (p, other), n in self.flops.items() if p == phase} for phase in PHASES}
+        return [self._row(name, module, saved, flops) for name, module in self.model.named_modules()]
+
+    def _row(self, name: str, module: nn.Module, saved: Counter[str], flops: dict[str, dict[str, int]]) -> Layer:
         return Layer(
             name=name,
             kind=type(module).__name__,
@@ -210,9 +210,3 @@ def _inside(sums: dict[str, int], name: str) -> int:
 def is_inside(name: str, ancestor: str) -> bool:
     """True if module `name` is `ancestor` or one of its submodules, by their dotted names."""
     return ancestor in ("", name) or name.startswith(f"{ancestor}.")
-
-
-def state_tensors(model: nn.Module) -> Iterator[Tensor]:
-    """Parameters and buffers."""
-    yield from model.parameters()
-    yield from model.buffers()

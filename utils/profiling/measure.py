@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from utils.device import pick_device
 from utils.errors import UserError
@@ -47,8 +47,7 @@ def run_steps(case: Case, device: torch.device) -> None:
 
 
 def _start(case: Case, device: torch.device) -> tuple[Update, list[dict[str, Tensor]]]:
-    model: nn.Module = case.model()
-    return case.update(model, device), case.batches()
+    return case.update(case.model(), device), case.batches()
 
 
 def _second_step(case: Case, update: Update, batches: list[dict[str, Tensor]]) -> None:

@@ -1,16 +1,21 @@
-"""All that is said of one or several training steps: predicted, measured, what fits; as text and as plain values."""
+"""All that is said of one or several training steps: predicted, measured, what fits; as text, values and files."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Self
 
+from utils.files import write_json, write_text
+from utils.plots import save_figure
 from utils.profiling.case import Case
 from utils.profiling.fits import MIB, Fits, what_fits
 from utils.profiling.lengths import Curves, mixer_curves
 from utils.profiling.measure import measure
+from utils.profiling.page import page
+from utils.profiling.pictures import mixers_figure, profile_figure
 from utils.profiling.step import Profile, predict
-from utils.profiling.tables import fits_text, layer_table, peak_table
+from utils.profiling.tables import fits_text, layer_csv, layer_table, peak_table
 
 
 @dataclass(frozen=True)
@@ -58,6 +63,15 @@ class Report:
         for label, *answers in zip(self.labels, *self._answers(), strict=True):
             parts += [f"{label}: {answer}" for answer in answers]
         return "\n\n".join(parts)
+
+    def write(self, folder: Path) -> None:
+        """Writes profile.json, profile.csv, profile.html and profile.png, and mixers.png if they were compared."""
+        write_json(folder / "profile.json", self.to_dict())
+        write_text(folder / "profile.csv", layer_csv(self.profiles, self.labels))
+        write_text(folder / "profile.html", page(self))
+        save_figure(profile_figure(self), folder / "profile.png")
+        if self.mixers is not None:
+            save_figure(mixers_figure(self.mixers), folder / "mixers.png")
 
     def _answers(self) -> list[list[str]]:
         found = []

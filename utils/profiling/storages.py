@@ -20,16 +20,7 @@ from models.engine.operators import BODIES
 from utils.profiling.hidden import hidden_bytes
 
 # What the bytes of a step are for, in the order in which pictures stack them.
-PURPOSES = (
-    "parameters",
-    "buffers",
-    "average",
-    "optimizer",
-    "inputs",
-    "gradients",
-    "saved",
-    "temporaries",
-)
+PURPOSES = ("parameters", "buffers", "average", "optimizer", "inputs", "gradients", "saved", "temporaries")
 ROUNDING = {"cpu": 1, "cuda": 512}  # bytes; of the caching allocator (pytorch, c10/cuda/CUDACachingAllocator.cpp)
 TEMPORARY = PURPOSES.index("temporaries")
 SAVED = PURPOSES.index("saved")

@@ -243,10 +243,7 @@ _RULES: tuple[tuple[re.Pattern[str], Callable[[Match], str] | str], ...] = tuple
         ),
         *DATES,
         (r"([0-9]%)\s?[-–]\s?(?=[0-9])", r"\1 to "),
-        (
-            r"(?<![0-9-])(?:\+?[0-9]{1,2}[ -])?(?:\([0-9]{3}\)\s?|[0-9]{3}[ -])?[0-9]{3}-[0-9]{4}(?![0-9-])",
-            _telephone,
-        ),
+        (r"(?<![0-9-])(?:\+?[0-9]{1,2}[ -])?(?:\([0-9]{3}\)\s?|[0-9]{3}[ -])?[0-9]{3}-[0-9]{4}(?![0-9-])", _telephone),
         (r"(?<![\w+])\+[0-9]{1,3}(?:[ -](?:\([0-9]{1,4}\)|[0-9]{2,8})){2,5}(?![0-9-])", _telephone_with_blanks),
         (r"(?<![0-9.,+-])0[0-9]{1,4}(?: [0-9]{2,8}){1,4}(?![0-9-])", _telephone_with_blanks),
         (
@@ -273,10 +270,7 @@ _RULES: tuple[tuple[re.Pattern[str], Callable[[Match], str] | str], ...] = tuple
         (rf"{LEFT}({NUMBER})\s?in\.{END}", _inches),
         (r"(?<=°)\s(?=[CF]\b)", ""),
         (rf"{LEFT}({NUMBER})\s?({_UNIT}){_UNIT_END}{_PERIOD}", _measure),
-        (
-            rf"(?:{LEFT}({NUMBER})\s?|\b([Pp]er )|\b)sq(?:\.\s?|\s)({_UNIT}|in(?=\.)){END}{_PERIOD}",
-            _square,
-        ),
+        (rf"(?:{LEFT}({NUMBER})\s?|\b([Pp]er )|\b)sq(?:\.\s?|\s)({_UNIT}|in(?=\.)){END}{_PERIOD}", _square),
         (r"\b[Nn]os\.\s?(?=[0-9])", "numbers "),
         (r"(?:\b[Nn]o\.\s?|#\s?)(?=[0-9])", "number "),
         (rf"{LEFT}([0-9]{{1,4}})'?s{END}", _decade),

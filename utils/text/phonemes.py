@@ -16,7 +16,6 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 
-from utils.errors import UserError
 from utils.espeak import ESPEAK_CHARS_UTF8, Espeak, require_espeak, run_worker, serve
 
 VOICE = "en-us"
@@ -28,16 +27,6 @@ REPEATS = 3  # of an isolated letter; espeak-ng drops the fourth and later ones
 _WORD = "'?[A-Za-z]+(?:['-]+[A-Za-z]+)*'?"
 _CLAUSE = re.compile(rf"{_WORD}(?:\"? \"?{_WORD})*")
 _SPELLED = re.compile(r"(?<![A-Za-z'-])((?:[a-z]-)+[a-z](?:'s)?)(?![A-Za-z'-])|(?<=[a-z]{2}-)(a)(?![A-Za-z'-])")
-
-
-def require_phonemes() -> None:
-    """Raises `UserError` if espeak-ng is not installed."""
-    try:
-        require_espeak()
-    except UserError as error:
-        raise UserError(
-            "phonemes need espeak-ng, which is not installed: pip install -r requirements-demo.txt"
-        ) from error
 
 
 def phonemize(texts: Sequence[str]) -> list[str]:
@@ -56,7 +45,7 @@ def phonemize(texts: Sequence[str]) -> list[str]:
     """
     if not texts:
         return []
-    require_phonemes()
+    require_espeak("phonemes")
     return json.loads(run_worker("utils.text.phonemes", list(texts), "phonemize"))
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
@@ -16,29 +18,28 @@ PUNCTUATION = ".,;:?!-'\"()"
 UNITS = ("char", "phoneme")
 
 
+@dataclass(frozen=True)
 class Vocabulary:
     """Table of symbols; a token is the index of its symbol.
 
     Token 0 pads batches, token 1 stands for every symbol that is not in the table, 2 begins and 3 ends a text.
     """
 
-    def __init__(self, units: str, symbols: Sequence[str]) -> None:
-        self.units = units
-        self.symbols = tuple(symbols)
-        self._tokens = {symbol: token for token, symbol in enumerate(self.symbols)}
-        if units not in UNITS:
-            raise UserError(f"a vocabulary's units are {' or '.join(UNITS)}, not {units!r}")
+    units: str
+    symbols: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if self.units not in UNITS:
+            raise UserError(f"a vocabulary's units are {' or '.join(UNITS)}, not {self.units!r}")
         if self.symbols[:4] != SPECIAL or len(self._tokens) != len(self.symbols):
             raise UserError(f"a vocabulary begins with {' '.join(SPECIAL)} and holds each symbol once")
 
+    @functools.cached_property
+    def _tokens(self) -> dict[str, int]:
+        return {symbol: token for token, symbol in enumerate(self.symbols)}
+
     def __len__(self) -> int:
         return len(self.symbols)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Vocabulary) and self.to_dict() == other.to_dict()
-
-    def __hash__(self) -> int:
-        return hash((self.units, self.symbols))
 
     def encode(self, symbols: Sequence[str]) -> tuple[np.ndarray, Counter[str]]:
         """Encodes `symbols` (of a string, its characters) as tokens (N,) int32; also counts each unknown symbol."""
@@ -60,7 +61,7 @@ class Vocabulary:
             raise UserError("a vocabulary has exactly the fields units and symbols")
         if not isinstance(fields["symbols"], list) or not all(isinstance(symbol, str) for symbol in fields["symbols"]):
             raise UserError("a vocabulary's symbols are a list of strings")
-        return cls(fields["units"], fields["symbols"])
+        return cls(fields["units"], tuple(fields["symbols"]))
 
 
 # All characters of espeak-ng 1.52's en-us for 135,000 dictionary words, all words of three letters, and 100,000 words

@@ -99,14 +99,12 @@ def join(device_name: str) -> Ranks:
     issue 135712). So the keys of each restart get a prefix if one torchrun counts restarts for all ranks; on several
     machines TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 has the same effect.
     """
-    world, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
     device = pick_device(device_name)
-    if world == 1 and not dist.is_torchelastic_launched():
+    if os.environ.get("WORLD_SIZE", "1") == "1" and not dist.is_torchelastic_launched():
         return Ranks(0, 1, device)
     if device.type == "cuda":
-        device = gpu_of(
-            *(int(os.environ[f"LOCAL_{name}"]) for name in ("RANK", "WORLD_SIZE")), torch.cuda.device_count()
-        )
+        local_rank, processes = int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
+        device = gpu_of(local_rank, processes, torch.cuda.device_count())
         torch.cuda.set_device(device)
     store, rank, world = next(iter(dist.rendezvous("env://")))
     if os.environ.get("GROUP_WORLD_SIZE", "1") == "1":
@@ -117,10 +115,10 @@ def join(device_name: str) -> Ranks:
 
 
 def gpu_of(local_rank: int, processes: int, gpus: int) -> torch.device:
-    """The GPU of one of the processes of a machine; `UserError`, on all of them, if they are more than its GPUs."""
+    """The GPU of one process of a machine; `UserError` in every process if there are more of them than GPUs."""
     if processes > gpus:
         raise UserError(
-            f"torchrun started {processes} processes on a machine with {gpus} GPU{'s' * (gpus > 1)}: "
+            f"torchrun started {processes} processes on a machine with {gpus} GPU{'s' * (gpus != 1)}: "
             f"start at most {gpus} (--nproc-per-node), or use --device cpu"
         )
     return torch.device("cuda", local_rank)

@@ -17,7 +17,7 @@ def random_state(device: torch.device) -> dict[str, Any]:
         "python": random.getstate(),
         "numpy": {**numpy_state, "state": {"key": words["key"].tolist(), "pos": int(words["pos"])}},
         "torch": torch.get_rng_state(),
-        "device": _device_module(device).get_rng_state() if device.type != "cpu" else None,
+        "device": torch.get_device_module(device).get_rng_state() if device.type != "cpu" else None,
     }
 
 
@@ -29,7 +29,7 @@ def restore_random_state(state: dict[str, Any], device: torch.device) -> None:
     np.random.set_state({**state["numpy"], "state": {"key": key, "pos": words["pos"]}})
     torch.set_rng_state(state["torch"])
     if device.type != "cpu" and state["device"] is not None:
-        _device_module(device).set_rng_state(state["device"])
+        torch.get_device_module(device).set_rng_state(state["device"])
 
 
 def seed_everything(*words: int) -> None:
@@ -38,7 +38,3 @@ def seed_everything(*words: int) -> None:
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
-
-
-def _device_module(device: torch.device) -> Any:
-    return torch.cuda if device.type == "cuda" else torch.mps

@@ -87,10 +87,8 @@ class Trainer:
             meter.add(result.frames)
             if not result.problem:
                 averages.add(result.values)
-            is_save, is_valid = (
-                self._is_due(options.save_every),
-                self._is_due(options.valid_every or options.save_every),
-            )
+            is_save = self._is_due(options.save_every)
+            is_valid = self._is_due(options.valid_every or options.save_every)
             if is_save or is_valid or result.problem or self.step % options.log_every == 0:
                 values = result.values if result.problem else averages.read()
                 values = {**values, **self._schedule(), **meter.read(options.steps - self.step)}
