@@ -51,7 +51,7 @@ def _add_demo_arguments(parser: Parser, dataset: str) -> None:
         text = f"number of speakers of demo, at most {len(VOICES)}"
         add("--voices", type=_voices, default=64, metavar="N", help=text)
     kind, usual = (positive_int, 240) if dataset == "demo-voice" else (_of_two_chapters, 20)
-    text = "number per speaker; 240 by default for demo-voice"
+    text = "utterances per speaker; 240 by default for demo-voice"
     add("--utterances-per-voice", type=kind, default=usual, metavar="N", help=text)
     text = "seed of the sentences and the recording conditions"
     add("--seed", type=non_negative_int, default=0, metavar="N", help=text)

@@ -27,7 +27,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from utils.cli import Parser, cores, fraction, non_negative_int, positive_int, run, save_config
+from utils.cli import Parser, cores, flag_name, fraction, non_negative_int, positive_int, run, save_config
 from utils.corpus.catalog import DATASETS
 from utils.corpus.layouts import LAYOUTS, NoSpeech, Utterance, ignored_files, read_corpus
 from utils.errors import UserError
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 _EMPTY = {  # counts of a protocol that a user may not expect to be zero
     "valid": "recordings to validate on: the last checkpoint will count as the best",
-    "trials": "trials of speakers held out, so that test.py evaluate needs other lists",
+    "trials": "trials of held-out speakers: test.py evaluate needs other lists",
 }
 
 
@@ -82,13 +82,13 @@ def _add_protocol_arguments(parser: Parser) -> None:
     add = parser.add_argument_group("splits and trials").add_argument
     add("--protocol", type=_plain_name, default=DEFAULT_PROTOCOL, metavar="NAME", help="name of the splits")
     heldout = (
-        "speakers reserved for verification: a file with one a line, or a number (default: a fifth of those with at "
+        "speakers reserved for verification: a file with one per line, or a number (default: a fifth of those with at "
         "least two recordings)"
     )
     add("--heldout-speakers", type=_count_or_file, metavar="FILE|N", help=heldout)
     valid = (
-        "validation speakers: a file with one a line, or a number (default: a tenth, if there are at least 30 to train "
-        "on, else 0, and recordings of training speakers instead)"
+        "validation speakers: a file with one per line, or a number (default: a tenth, if there are at least 30 to "
+        "train on, else 0, and recordings of training speakers instead)"
     )
     add("--valid-speakers", type=_count_or_file, metavar="FILE|N", help=valid)
     tests = "set recordings of training speakers aside for tests of identification (default); else all are for training"
@@ -133,7 +133,7 @@ def find_problems(args: argparse.Namespace) -> list[str]:
     owners = dict.fromkeys(("heldout_speakers", "valid_speakers", "identification_tests", "max_trials"), "speaker")
     owners["units"] = "tts"
     return problems + [
-        f"--{name.replace('_', '-')} needs --task {task}"
+        f"{flag_name(name)} needs --task {task}"
         for name, task in owners.items()
         if getattr(args, name) is not None and args.task not in (None, task)
     ]

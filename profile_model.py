@@ -60,7 +60,7 @@ class StepOptions(Config):
     backend: str = _of_training("backend")
     device: str = option(
         "auto",
-        "device to predict, which need not exist here; auto is the CPU; on cuda, --backend auto is triton",
+        "device to predict for, which need not exist here; auto is the CPU; on cuda, --backend auto is triton",
         choices=("auto", "cpu", "cuda"),
     )
 

@@ -120,7 +120,7 @@ def _evaluate(args: argparse.Namespace) -> None:
     with report_folder(args.out):
         task = load_checkpoint(args.checkpoint)["task"]
         foreign = [name for other, module in TASKS.items() if other != task for name in _own_flags(module)]
-        given = [f"--{name.replace('_', '-')}" for name in foreign if getattr(args, name) is not None]
+        given = [cli.flag_name(name) for name in foreign if getattr(args, name) is not None]
         if given:
             raise UserError(f"{args.checkpoint} holds a model for {task}, which has no use for {' and '.join(given)}")
         TASKS[task].evaluate(args)

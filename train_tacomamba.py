@@ -209,7 +209,7 @@ def _require_same_flags(before: dict[str, Any], now: dict[str, Any], parser: cli
         default = parser.get_default(name)
         old, new = (flags.get(name, default) for flags in (before, now))
         if old != new:
-            different.append(f"--{name.replace('_', '-')} ({old} there, {new} here)")
+            different.append(f"{cli.flag_name(name)} ({old} there, {new} here)")
     if different:
         raise UserError(f"the checkpoint to resume from was trained with other {', '.join(different)}")
 

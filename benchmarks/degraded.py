@@ -25,9 +25,9 @@ from models.config import options  # noqa: E402
 from utils import cli  # noqa: E402
 from utils.corpus.layouts import Utterance, read_corpus  # noqa: E402
 from utils.features.audio import load_audio  # noqa: E402
-from utils.features.degrade import cut  # noqa: E402
+from utils.features.degrade import Scene, cut  # noqa: E402
 from utils.files import read_text, replacing_directory  # noqa: E402
-from utils.speaker.training.augment import AUGMENTATIONS, Scene, WaveAugmentation  # noqa: E402
+from utils.speaker.training.augment import AUGMENTATIONS, WaveAugmentation  # noqa: E402
 
 RATE = 16_000
 SETTINGS = ROOT / "configs" / "speaker-robust.yaml"

@@ -94,7 +94,7 @@ def one_thread_session(path: Path) -> InferenceSession:
     try:
         return onnxruntime.InferenceSession(path, options)
     except Exception as error:  # onnxruntime has a class of its own for each reason
-        raise UserError(f"{path} is no ONNX file that can be run: {error}") from error
+        raise UserError(f"{path} is not an ONNX file that can be run: {error}") from error
 
 
 def joined_speech(folder: Path) -> np.ndarray:

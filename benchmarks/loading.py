@@ -48,7 +48,7 @@ def _benchmark(args: argparse.Namespace) -> None:
 
     torch.set_num_threads(1)
     kinds = {name: kind for name, kind in AUGMENTATIONS.items() if issubclass(kind, WaveAugmentation)}
-    flags = {name: f"--{kind().share_name.replace('_', '-')}" for name, kind in kinds.items()}
+    flags = {name: cli.flag_name(kind().share_name) for name, kind in kinds.items()}
     none = [*(word for flag in flags.values() for word in (flag, "0")), "--no-speed-perturbation"]
     cases = {"none: reading and mel": none}
     cases |= {name.replace("_", " "): [*none, flag, "1"] for name, flag in flags.items()}

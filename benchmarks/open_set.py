@@ -6,8 +6,8 @@ The recordings are those of a trial list of speakers whom the recognizer was nev
 speakers are enrolled from three random recordings, and everything else is identified. "detected" is the share of the
 enrolled people's recordings that are named right where 1 % of the strangers' are named. "stored" thresholds are the
 checkpoint's. Those "of others" are what validation would take from one half of these speakers, tested on the other
-half, both ways, for 20 random halves: no speaker is tested at thresholds that were taken from him. Cllr is of all pairs
-of recordings, entire or cut to their middle, by the stored calibration and by those of the other halves.
+half, both ways, for 20 random halves: no speaker is tested at thresholds that were taken from them. Cllr is of all
+pairs of recordings, entire or cut to their middle, by the stored calibration and by those of the other halves.
 """
 
 from __future__ import annotations

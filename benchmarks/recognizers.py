@@ -34,7 +34,7 @@ from benchmarks.grid.markdown import table  # noqa: E402
 from utils import cli  # noqa: E402
 from utils.commands import REPORT, counted  # noqa: E402
 from utils.errors import UserError  # noqa: E402
-from utils.files import atomic_write, read_text, write_text  # noqa: E402
+from utils.files import read_text, write_bytes, write_text  # noqa: E402
 
 CONFIG = "configs/speaker-small.yaml"
 MODELS = {
@@ -102,7 +102,7 @@ def _model(text: str) -> str:
     if model not in MODELS or (slash and variant not in VARIANTS):
         raise argparse.ArgumentTypeError(f"there is no model {name}")
     if colon and not (steps.isdecimal() and int(steps)):
-        raise argparse.ArgumentTypeError(f"{steps!r} is no number of steps")
+        raise argparse.ArgumentTypeError(f"{steps!r} is not a number of steps")
     return text
 
 
@@ -176,7 +176,7 @@ class System:
         return self.args.rates / "{}-{}".format(*self.features) / name
 
     def is_finished(self, seed: int) -> bool:
-        """Tells if its rates are kept."""
+        """True if its rates are kept."""
         return all(self.rates(corpus, seed).exists() for corpus in TESTS)
 
     def run(self, seed: int) -> None:
@@ -193,8 +193,7 @@ class System:
                 parts = [self._evaluation(corpus, fold, seed) for fold in self.args.folds]
                 out = self.args.out / "pooled" / self.rates(corpus, seed).stem
                 _script("test.py", "pool", *parts, "--bootstrap", self.args.bootstrap, "--out", out)
-            with atomic_write(self.rates(corpus, seed)) as file:
-                file.write(rates_file(out).read_bytes())
+            write_bytes(self.rates(corpus, seed), rates_file(out).read_bytes())
 
     def _run_folder(self, fold: int, seed: int) -> Path:
         name = self.name.removesuffix(NO_BACK_END).replace("/", "-")

@@ -40,6 +40,12 @@ def test_a_cell_is_measured_in_a_process_of_its_own(measured):
     assert json.loads(store.path(SMALL).read_text("utf-8")) == record
 
 
+def test_a_version_has_the_sources_that_it_depends_on():
+    """The default of the benchmark, which frees memory as training does, has those of that too."""
+    default = cells.version_of({**SMALL, "malloc": "training"}, None)
+    assert default is not None and default != cells.version_of(SMALL, None)
+
+
 def test_a_finished_cell_is_kept_and_a_stale_or_failed_one_is_not(measured, monkeypatch):
     store, record = measured
 

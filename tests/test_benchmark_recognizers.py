@@ -95,7 +95,7 @@ def test_an_export_that_cannot_be_run_is_refused(trained_run, librispeech_root, 
     (tmp_path / "a.onnx").write_text("no graph")
     words = ["--speech", librispeech_root, "--checkpoint", trained_run, "--exported", tmp_path / "a.onnx"]
     assert embedding_speed.main([str(word) for word in words]) == 2
-    assert "a.onnx is no ONNX file that can be run" in capsys.readouterr().err
+    assert "a.onnx is not an ONNX file that can be run" in capsys.readouterr().err
 
 
 def test_measures_of_impossible_sizes_are_refused(capsys):

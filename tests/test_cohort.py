@@ -169,7 +169,7 @@ def test_what_is_no_cohort_is_refused(trained_run, processed, cohort, tmp_path, 
         "text": "is not a file of embeddings, or it is damaged",
         "other": "as test.py embed --out writes it",
         "foreign": "is of model feedfeedfeedfeed, and the checkpoint is model",
-        "one": "has one embedding; two are needed",
+        "one": "has fewer than two embeddings",
     }
     for name, sentence in sentences.items():
         assert sentence in problems(capsys, *words, "--cohort", tmp_path / name)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import test
+from utils.commands import REPORT
 from utils.lists import Trial
 from utils.speaker.evaluation.metrics import bootstrap_rates
 from utils.speaker.evaluation.rates import RATES, Rates
@@ -185,6 +186,13 @@ def test_rates_alone_compare_like_their_evaluations(tmp_path):
     assert rows == compared(tmp_path / "more", more, folders[1])
     alone = compared(tmp_path / "alone", folders[0] / RATES, folders[1] / RATES)
     assert alone == rows and "error trade-off" not in (tmp_path / "alone" / "comparison.html").read_text()
+
+
+def test_an_interrupted_comparison_is_made_again(tmp_path):
+    folders = [written(tmp_path / name, scores(2, seed)) for seed, name in enumerate("ab")]
+    rows = compared(tmp_path / "out", *folders)
+    (tmp_path / "out" / REPORT).unlink()
+    assert compared(tmp_path / "out", *folders) == rows
 
 
 def test_rates_keep_no_folder_of_the_machine(tmp_path):

@@ -38,8 +38,8 @@ def test_atomic_write_leaves_the_old_file_when_the_block_raises(error, tmp_path)
     path = tmp_path / "file.txt"
     path.write_text("old")
     with pytest.raises(error):
-        with files.atomic_write(path, "w") as file:
-            file.write("half of the new")
+        with files.atomic_write(path) as file:
+            file.write(b"half of the new")
             file.flush()
             raise error
     assert path.read_text() == "old"
@@ -58,8 +58,8 @@ def test_killed_writer_leaves_the_old_file(tmp_path):
     path.write_text("old")
     code = (
         "import sys, time\nfrom utils.files import atomic_write\n"
-        "with atomic_write(sys.argv[1], 'w') as file:\n"
-        "    file.write('half'); file.flush(); print('writing', flush=True); time.sleep(60)\n"
+        "with atomic_write(sys.argv[1]) as file:\n"
+        "    file.write(b'half'); file.flush(); print('writing', flush=True); time.sleep(60)\n"
     )
     writer = subprocess.Popen([sys.executable, "-c", code, str(path)], stdout=subprocess.PIPE, text=True)
     assert writer.stdout.readline() == "writing\n"
@@ -67,8 +67,7 @@ def test_killed_writer_leaves_the_old_file(tmp_path):
     assert writer.wait(timeout=30) == -signal.SIGKILL
     writer.stdout.close()
     assert path.read_text() == "old"
-    with files.atomic_write(path, "w") as file:  # the leftovers of the killed writer do not interfere
-        file.write("new")
+    files.write_text(path, "new")  # the leftovers of the killed writer do not interfere
     assert path.read_text() == "new"
 
 

@@ -117,7 +117,7 @@ class Parser(argparse.ArgumentParser):
     def _of_other_families(self, config: type[Config], values: dict[str, Any]) -> list[str]:
         """A sentence for each flag that was set although only another family of models reads it."""
         return [
-            f"{_flag(field.name)} is for --model {field.metadata['family']}, not for --model {values['model']}"
+            f"{flag_name(field.name)} is for --model {field.metadata['family']}, not for --model {values['model']}"
             for field in options(config)
             if field.metadata["family"] not in (None, values.get("model"))
             and values[field.name] != self.get_default(field.name)
@@ -159,7 +159,7 @@ class Parser(argparse.ArgumentParser):
                 self._problems[known:] = [f"{path}: {problem}" for problem in self._problems[known:]]
                 action.required = action.required and value is None
             elif action is not None or dest not in self._ignored:
-                self._problems.append(f"{path}: {self._no_flag(_flag(str(key)))}")
+                self._problems.append(f"{path}: {self._no_flag(flag_name(str(key)))}")
 
     def _config_value(self, action: argparse.Action, value: Any) -> Any:
         """Checks a value of the file exactly as argparse checks a word of the command line."""
@@ -267,8 +267,9 @@ def peek(words: Sequence[str] | None, flag: str, default: str = "", choices: Con
     return value if isinstance(value, str) and (choices is None or value in choices) else default
 
 
-def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")
+def flag_name(option: str) -> str:
+    """The flag of an option: `batch_size` is --batch-size."""
+    return "--" + option.replace("_", "-")
 
 
 def _add_option(group: argparse._ArgumentGroup, field: dataclasses.Field, kind: type, count: int) -> None:
@@ -276,7 +277,7 @@ def _add_option(group: argparse._ArgumentGroup, field: dataclasses.Field, kind: 
     metadata = field.metadata
     common = {"default": field.default, "help": metadata["help"].replace("%", "%%")}
     if kind is bool:
-        group.add_argument(_flag(field.name), action=argparse.BooleanOptionalAction, **common)
+        group.add_argument(flag_name(field.name), action=argparse.BooleanOptionalAction, **common)
         return
     if count > 1:
         common |= {"nargs": count, "default": list(field.default)}
@@ -286,7 +287,7 @@ def _add_option(group: argparse._ArgumentGroup, field: dataclasses.Field, kind: 
         by_kind = {int: "N", float: "S" if field.name.endswith("seconds") else "X", Path: "FILE"}
         metavar = metadata["metavar"] or by_kind.get(kind)
         common |= {"type": _checked_type(kind, metadata), "metavar": metavar}
-    group.add_argument(_flag(field.name), **common)
+    group.add_argument(flag_name(field.name), **common)
 
 
 def _checked_type(kind: Callable[[str], T], metadata: Mapping[str, Any]) -> Callable[[str], T]:

@@ -11,12 +11,14 @@ from typing import Any
 
 from utils import cli
 from utils.errors import UserError
-from utils.escapes import json_text
+from utils.files import json_text
 from utils.locks import LOCK, only_writer
 from utils.plots import FORMATS
 
 REPORT, CONFIG = "report.json", "config.yaml"
-PARTS_OF_REPORTS = ("recordings.txt", "identification.txt", "utterances.jsonl")  # left by an interrupted report
+RECORDINGS, ANSWERS = "recordings.txt", "identification.txt"
+UTTERANCES, COMPARISON = "utterances.jsonl", "comparison.html"
+PARTS_OF_REPORTS = (RECORDINGS, ANSWERS, UTTERANCES, COMPARISON)  # left by an interrupted report
 
 Problems = Callable[[argparse.Namespace], list[str]]
 
@@ -79,8 +81,6 @@ def add_report_folder(parser: cli.Parser) -> argparse._ArgumentGroup:
 @contextlib.contextmanager
 def report_folder(out: Path) -> Iterator[None]:
     """Creates the folder of a report, for this process alone; `UserError` if a report cannot be written there."""
-    if out.exists() and not out.is_dir():
-        raise UserError(f"--out {out} is a file; a folder is needed")
     with only_writer(out):
         names = {path.name for path in out.iterdir()} - {LOCK}
         if names and not names.intersection((REPORT, *PARTS_OF_REPORTS)):

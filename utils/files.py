@@ -19,13 +19,13 @@ from utils.errors import UserError
 
 
 @contextlib.contextmanager
-def atomic_write(path: str | Path, mode: str = "wb") -> Iterator[IO[Any]]:
+def atomic_write(path: str | Path) -> Iterator[IO[bytes]]:
     """Opens a temporary file beside `path` that is renamed to `path` only if the block ends without an exception."""
     path = Path(path).resolve() if Path(path).is_symlink() else Path(path)  # a link is kept, and its target replaced
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     try:
-        with os.fdopen(handle, mode, encoding=None if "b" in mode else "utf-8") as file:
+        with os.fdopen(handle, "wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -106,10 +106,15 @@ def _sync_directory(directory: Path) -> None:
             os.close(descriptor)
 
 
+def write_bytes(path: str | Path, content: bytes) -> None:
+    """Writes a file atomically."""
+    with atomic_write(path) as file:
+        file.write(content)
+
+
 def write_text(path: str | Path, text: str) -> None:
     """Writes a UTF-8 text file atomically."""
-    with atomic_write(path, "w") as file:
-        file.write(text)
+    write_bytes(path, text.encode())
 
 
 def read_text(path: str | Path) -> str:
@@ -134,9 +139,19 @@ def escape_in_streams() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
+def json_text(content: Any, encoding: str = "utf-8") -> str:
+    """Plain values as indented strict JSON (no NaN), with escapes if the text has characters that `encoding` lacks."""
+    text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
+    try:
+        text.encode(encoding)
+    except UnicodeEncodeError:
+        return json.dumps(content, indent=2, allow_nan=False)
+    return text
+
+
 def write_json(path: str | Path, content: Any) -> None:
-    """Writes strict JSON (no NaN) atomically: indented, keys in the given order."""
-    write_text(path, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    """Writes `json_text` atomically."""
+    write_text(path, json_text(content) + "\n")
 
 
 def read_json(path: str | Path) -> Any:

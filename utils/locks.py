@@ -25,6 +25,8 @@ def only_writer(folder: Path, say: Callable[[str], None] | None = None) -> Itera
     The kernel ends the lock with its process, and unfinished files of a killed one are removed. At the end the lock
     file is removed, and so are created folders that are still empty. On a file system without locks nobody is refused.
     """
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder} is a file; a folder is needed")
     created = [path for path in (folder, *folder.parents) if not path.exists()]
     handle = _acquire(folder, say)
     try:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from utils.errors import UserError
-from utils.files import atomic_write, read_json, read_text, sha256_file, write_json, write_text
+from utils.files import read_json, read_text, sha256_file, write_bytes, write_json, write_text
 
 SHIPPED = Path(__file__).resolve().parent.parent / "pretrained"
 """A folder for each task that this repository has a trained model of."""
@@ -44,8 +44,7 @@ def write_packed(folder: Path, content: dict[str, Any]) -> None:
     tensors = {f"{group}.{name}": each for group, values in groups.items() for name, each in values.items()}
     halves = {name: each for name, each in tensors.items() if name.startswith("model.") and each.dim() > 1}
     tensors |= {name: each.half() for name, each in halves.items()}
-    with atomic_write(folder / WEIGHTS) as file:
-        file.write(save({name: each.clone() for name, each in tensors.items()}))  # no two share memory
+    write_bytes(folder / WEIGHTS, save({name: each.clone() for name, each in tensors.items()}))  # no two share memory
     plain = {name: value for name, value in content.items() if name not in groups}
     write_json(folder / CONFIG, {"format": FORMAT, **plain})
     write_text(folder / SUMS, "".join(f"{_line(folder / name)}\n" for name in (WEIGHTS, CONFIG)))

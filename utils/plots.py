@@ -7,7 +7,7 @@ import io
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from utils.files import atomic_write
+from utils.files import write_bytes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -50,8 +50,7 @@ def figure_bytes(figure: Figure, kind: str) -> bytes:
 def save_figure(figure: Figure, path: Path) -> None:
     """Writes a figure in the format that the file's name ends in."""
     content = figure_bytes(figure, path.suffix.lower().removeprefix("."))
-    with atomic_write(path) as file:
-        file.write(content)
+    write_bytes(path, content)
 
 
 def add_legend(figure: Figure, *entries: Any, ncols: int = 1, **style: Any) -> None:

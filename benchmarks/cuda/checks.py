@@ -54,7 +54,7 @@ def build_parser() -> cli.Parser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs a check; one between devices that fails is run again without TF32, of which cuDNN makes use unasked."""
+    """Runs a check; one between devices that fails is run again without TF32, which cuDNN uses unasked."""
     args = build_parser().parse_args(argv)
     code = cli.run(args.body, args)
     if code == 1 and args.body is not _resume:

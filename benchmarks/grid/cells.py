@@ -68,7 +68,7 @@ def version_of(cell: Cell, folder: Path | None) -> str | None:
     system = SYSTEMS.get(cell["system"])
     own = None if system is None else system.source
     version = peers.version(folder, own) if own else source_hash()
-    malloc = peers.hash_of([ROOT / "utils" / "malloc.py"]) if cell["malloc"] == "training" else cell["malloc"]
+    malloc = peers.hash_of([ROOT / "utils" / "device.py"]) if cell["malloc"] == "training" else cell["malloc"]
     torch = importlib.metadata.version("torch")
     return version and f"{version}, torch {torch}, malloc {malloc}, protocol {PROTOCOL}"
 

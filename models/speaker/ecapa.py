@@ -46,7 +46,7 @@ class Res2Layer(nn.Module):
 
 
 class SERes2Block(nn.Module):
-    """Point-wise TDNN, Res2 dilated convolution, pointwise TDNN, squeeze-excitation, skip connection (figure 1)."""
+    """Pointwise TDNN, Res2 dilated convolution, pointwise TDNN, squeeze-excitation, skip connection (figure 1)."""
 
     def __init__(self, channels: int, dilation: int) -> None:
         super().__init__()

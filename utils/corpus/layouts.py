@@ -101,7 +101,7 @@ def _find_wanted(raw: Path, layout: str, wanted: Collection[str]) -> dict[str, P
 
 
 def _splits_below(folder: Path, layout: Layout, wanted: Collection[str], levels: int) -> Iterator[tuple[str, Path]]:
-    """Names and folders of the splits in `folder`, or in the folders of it that are none."""
+    """Names and folders of the splits in `folder`, or in those of its folders that are not splits."""
     for split in _folders(folder):
         place = _recordings_of(split, layout)
         if place and (not wanted or split.name in wanted):

@@ -124,7 +124,10 @@ class Synthetic:
 
 
 def in_threads(work: Callable[[T], R], jobs: Sequence[T], num_proc: int, unit: str) -> list[R]:
-    """Results of `work` for each job. Threads suffice where others compute: espeak-ng, numpy and encoders do."""
+    """Results of `work` for each job.
+
+    Threads suffice, because the work is done outside Python: by espeak-ng, numpy and encoders.
+    """
     workers = concurrent.futures.ThreadPoolExecutor(num_proc)
     try:
         return list(progress(workers.map(work, jobs), total=len(jobs), desc=unit))

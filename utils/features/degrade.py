@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from fractions import Fraction
 
 import numpy as np
@@ -32,6 +33,14 @@ OPUS_RATES = (8_000, 12_000, 16_000, 24_000, 48_000)
 HIGHEST_LEVEL = 0.99  # libsndfile refuses 1 for MP3
 RAMP = 1_000  # samples, at least, between the end of a signal and its repetition in a Fourier series
 TELEPHONE_RATE, TELEPHONE_BAND = 8_000, (300.0, 3_400.0)
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What surrounds the samples of a crop: their rate, and `voice(length)`, samples of a random other speaker."""
+
+    rate: int
+    voice: Callable[[int], np.ndarray]
 
 
 def active_power(x: np.ndarray) -> float:

@@ -18,6 +18,14 @@ class Window(NamedTuple):
     values: np.ndarray
 
 
+def middle(values: np.ndarray, length: int | None) -> np.ndarray:
+    """The middle `length` samples or frames of an array; all of it if it is shorter, or for None."""
+    if length is None:
+        return values
+    start = max(len(values) - length, 0) // 2
+    return values[start : start + length]
+
+
 def read_windows(path: str | Path, sample_rate: int, length: int, hop: int, grid: int = 1) -> Iterator[Window]:
     """Reads an audio file of any rate as windows of samples (S,) at `sample_rate` Hz; `cut_windows` says how.
 

@@ -1,7 +1,7 @@
 """What CUDA kernels keep for backward and allocate: ours as they do, those of mamba-ssm and causal-conv1d by formula.
 
-The operators of `models.engine.triton` run on fake tensors without their kernels; just the demand for a GPU before them
-is left out. Neither package of others runs on tensors without data. Stand-ins take the place of their functions while a
+The operators of `models.engine.triton` run on fake tensors without their kernels; only the check for a GPU before them
+is left out. Neither of the other packages runs on tensors without data. Stand-ins take the place of their functions while a
 step is predicted: they return tensors of the same shapes, and save and allocate what the Python code around the kernels
 of mamba-ssm 2.3 and causal-conv1d 1.6 does. `models.engine.mamba_ssm`, which calls them, is the real one. Nothing here
 was measured on a GPU, and the FLOPs of stand-ins do not count.

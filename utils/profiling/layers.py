@@ -22,7 +22,7 @@ next_number: Callable[[], int] = torch.autograd._get_sequence_nr
 
 @dataclass(frozen=True)
 class Layer:
-    """One module, its submodules included but for the fields `own_...`.
+    """One module; all fields but `own_...` include its submodules.
 
     `output_bytes` is the size of the tensors that it returns in all calls. `saved_bytes` is the size of the storages
     that autograd keeps at the end of the forward pass for operations inside the module: each storage once, at the

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
-from xml.etree.ElementTree import Element, SubElement, tostring
+from xml.etree.ElementTree import Element, SubElement
 
-from utils.files import shown
-from utils.plots import add_legend, figure_bytes, new_figure
+from utils.pages import add, add_picture, add_table, new_page, page_text
+from utils.plots import add_legend, new_figure
 from utils.profiling.fits import MIB, Fits
 from utils.profiling.pictures import draw_limits, draw_timeline, icicle, mixers_figure
 from utils.profiling.step import Profile
@@ -20,7 +19,6 @@ if TYPE_CHECKING:
 
     from utils.profiling.report import Report
 
-_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"  # a browser then loads nothing
 _STYLE = """
 :root { color-scheme: light dark; --line: #ccc; }
 @media (prefers-color-scheme: dark) { :root { --line: #444; } img { filter: invert(0.93) hue-rotate(180deg); } }
@@ -38,36 +36,27 @@ _WIDTH, _HEIGHT = 1200, 24  # of an icicle, and of a level
 
 def page(report: Report) -> str:
     """The text of the file."""
-    root = Element("html", lang="en")
-    head = SubElement(root, "head")
-    SubElement(head, "meta", charset="utf-8")
-    SubElement(head, "meta", {"http-equiv": "Content-Security-Policy", "content": _POLICY})
-    SubElement(head, "meta", name="viewport", content="width=device-width, initial-scale=1")
-    title = "Memory of a training step: " + ", ".join(report.labels)
-    _add(head, "title", title)
-    _add(head, "style", _STYLE)
-    body = SubElement(root, "body")
-    _add(body, "h1", title)
+    root, body = new_page("Memory of a training step: " + ", ".join(report.labels), _STYLE)
     _peaks(body, report)
     for number, (label, profile) in enumerate(zip(report.labels, report.profiles, strict=True)):
-        _add(body, "h2", label)
+        add(body, "h2", label)
         shown_sizes = (f"{name.replace('_', ' ')} {value}" for name, value in profile.case.shown().items())
-        _add(body, "p", ", ".join(shown_sizes))
+        add(body, "p", ", ".join(shown_sizes))
         _icicle(body, profile)
-        _add(body, "h3", "Over a step")
-        _add_picture(body, _figure(9, 3.5, 1, lambda axes, one=profile: draw_timeline(axes[0], one)), "live bytes")
+        add(body, "h3", "Over a step")
+        add_picture(body, _figure(9, 3.5, 1, lambda axes, one=profile: draw_timeline(axes[0], one)), "live bytes")
         if report.fits is not None:
             _limits(body, profile, report.fits[number])
         _layers(body, profile)
     if report.mixers is not None:
-        _add(body, "h2", "The mixers against length")
-        _add_picture(body, mixers_figure(report.mixers), "memory and FLOPs of each mixer against length")
-    return shown(f"<!DOCTYPE html>\n{tostring(root, encoding='unicode', method='html')}\n")
+        add(body, "h2", "The mixers against length")
+        add_picture(body, mixers_figure(report.mixers), "memory and FLOPs of each mixer against length")
+    return page_text(root)
 
 
 def _peaks(body: Element, report: Report) -> None:
     """A table of the parts of each peak, and of what was measured."""
-    lines = [["MiB at the peak", *report.labels]]
+    lines = []
     for number, purpose in enumerate(PURPOSES):
         lines.append([purpose, *(_mib(profile.peak.parts[number]) for profile in report.profiles)])
     lines.append(["margin", *(_mib(profile.predicted - profile.peak.total) for profile in report.profiles)])
@@ -78,12 +67,12 @@ def _peaks(body: Element, report: Report) -> None:
         lines.append(["error", *(f"{100 * error:+.2f} %" for error in errors)])
     places = (f"{profile.peak.phase}, {profile.peak.layer or 'around the model'}" for profile in report.profiles)
     lines.append(["where it stands", *places])
-    _add_table(body, lines)
+    add_table(body, ["MiB at the peak", *report.labels], lines)
 
 
 def _icicle(body: Element, profile: Profile) -> None:
     """Saved bytes by layer as bars below their parents; each says its numbers where a pointer rests."""
-    _add(body, "h3", f"Saved for backward, by layer: {_mib(profile.layers[0].saved_bytes)} MiB")
+    add(body, "h3", f"Saved for backward, by layer: {_mib(profile.layers[0].saved_bytes)} MiB")
     bars = icicle(profile.layers)
     height = _HEIGHT * (1 + max(bar.level for bar in bars))
     picture = SubElement(body, "svg", {"viewBox": f"0 0 {_WIDTH} {height}", "role": "img", "class": "icicle"})
@@ -93,30 +82,30 @@ def _icicle(body: Element, profile: Profile) -> None:
         rectangle = SubElement(picture, "rect", box)
         layer = bar.layer
         sizes = f"{_mib(layer.saved_bytes)} MiB saved, {_mib(layer.own_saved_bytes)} MiB of them by itself"
-        _add(rectangle, "title", f"{layer.name or '(model)'} ({layer.kind}): {sizes}, {100 * bar.width:.1f} %")
+        add(rectangle, "title", f"{layer.name or '(model)'} ({layer.kind}): {sizes}, {100 * bar.width:.1f} %")
         if bar.label:
             place = {"x": f"{x + width / 2:.2f}", "y": str(y + 16), "text-anchor": "middle", "fill": "black"}
             SubElement(picture, "text", place).text = bar.label
 
 
 def _limits(body: Element, profile: Profile, fits: Fits) -> None:
-    _add(body, "h3", "What fits")
-    _add(body, "p", fits_text(fits))
-    _add_picture(body, _figure(9, 3.2, 2, lambda axes: draw_limits(axes, profile, fits)), "memory of batch and length")
+    add(body, "h3", "What fits")
+    add(body, "p", fits_text(fits))
+    add_picture(body, _figure(9, 3.2, 2, lambda axes: draw_limits(axes, profile, fits)), "memory of batch and length")
 
 
 def _layers(body: Element, profile: Profile) -> None:
     part = SubElement(body, "details")
-    _add(part, "summary", "All layers")
+    add(part, "summary", "All layers")
     heads = ["layer", "kind", "parameters", "output MiB", "saved MiB", "temporary MiB", "GFLOPs", "backward GFLOPs"]
-    lines = [heads]
+    lines = []
     for row in folded(profile.layers):
         name = "  " * row.level + (row.name or "(model)") + (f" ({row.count} x)" if row.count > 1 else "")
         sums = row.sums
         sizes = [_mib(size) for size in (sums["output_bytes"], sums["saved_bytes"], row.temporary_bytes)]
         flops = [f"{sums[field] / GIGA:,.2f}" for field in ("forward_flops", "backward_flops")]
         lines.append([name, row.kind, f"{sums['parameters']:,}", *sizes, *flops])
-    _add_table(part, lines)
+    add_table(part, heads, lines)
 
 
 def _mib(size: int) -> str:
@@ -131,20 +120,3 @@ def _figure(width: float, height: float, columns: int, draw: Callable[[Sequence]
     if handles:
         add_legend(figure, handles, labels, ncols=len(labels), fontsize=8)
     return figure
-
-
-def _add(parent: Element, tag: str, text: str) -> None:
-    SubElement(parent, tag).text = text
-
-
-def _add_table(parent: Element, lines: Sequence[Sequence[str]]) -> None:
-    table = SubElement(SubElement(parent, "div", {"class": "wide"}), "table")
-    for number, cells in enumerate(lines):
-        line = SubElement(table, "tr")
-        for cell in cells:
-            _add(line, "td" if number else "th", cell)
-
-
-def _add_picture(parent: Element, figure: Figure, text: str) -> None:
-    content = base64.b64encode(figure_bytes(figure, "svg")).decode("ascii")
-    SubElement(parent, "img", src=f"data:image/svg+xml;base64,{content}", alt=text)

@@ -10,6 +10,7 @@ from typing import Any
 
 from utils import cli
 from utils.commands import (
+    COMPARISON,
     REPORT,
     add_command,
     add_report_arguments,
@@ -189,11 +190,10 @@ def _compare_problems(args: argparse.Namespace) -> list[str]:
 
 
 def _compare(args: argparse.Namespace) -> None:
-    from utils.escapes import json_text
-    from utils.files import write_text
+    from utils.files import write_json, write_text
     from utils.speaker.evaluation.comparison import compare, comparison_table
     from utils.speaker.evaluation.comparison_page import comparison_page
-    from utils.speaker.evaluation.report import COMPARISON, clear_report
+    from utils.speaker.evaluation.report import clear_report
 
     with report_folder(args.out):
         title = f"{counted(len(args.systems), 'system')} on the same trials"
@@ -202,7 +202,7 @@ def _compare(args: argparse.Namespace) -> None:
         page = comparison_page(report, curves)
         clear_report(args.out)
         write_text(args.out / COMPARISON, page)
-        write_text(args.out / REPORT, json_text(report) + "\n")
+        write_json(args.out / REPORT, report)
         show_report(args, report, comparison_table(report))
 
 

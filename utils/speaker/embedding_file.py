@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from utils.errors import UserError
-from utils.files import atomic_write
+from utils.files import write_bytes
 
 
 def write_embeddings(path: str | Path, names: Sequence[str], embeddings: NDArray[np.float32], model_hash: str) -> None:
@@ -27,8 +27,7 @@ def write_embeddings(path: str | Path, names: Sequence[str], embeddings: NDArray
     except UserError as error:
         raise UserError(f"{path} exists, and is no file of embeddings: choose another name") from error
     try:
-        with atomic_write(path) as file:
-            file.write(content)
+        write_bytes(path, content)
     except OSError as error:
         raise UserError(f"the embeddings cannot be written to {path}: {error.strerror or error}") from error
 

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from utils.checkpoint import find_model, load_checkpoint
+from utils.cli import flag_name
 from utils.commands import REPORT, counted
 from utils.errors import UserError
 from utils.features.mel import MelExtractor
@@ -67,7 +68,7 @@ def pack(
         after = SpeakerRecognizer.load(staging, "cpu")
         cosine = _least_cosine(before, after)
         if not cosine >= LEAST_COSINE:
-            raise UserError(f"embeddings change in 16 bits: the least cosine is {cosine:.6f}, not {LEAST_COSINE}")
+            raise UserError(f"embeddings change in 16 bits: the least cosine is {cosine:.6f}, below {LEAST_COSINE}")
         if not replace:
             _require_same_model(out, after.model_hash)
         head, tail = card
@@ -158,7 +159,7 @@ def _ratio(scoring: Scoring) -> str:
 def _command(content: dict[str, Any]) -> str:
     """The command that trains the model again, with placeholders for folders."""
     given = sorted(name for name, digest in content.get("sounds", {}).items() if digest)
-    sounds = "".join(f" --{name.replace('_', '-')} SOUNDS" for name in given)
+    sounds = "".join(f" {flag_name(name)} SOUNDS" for name in given)
     return f"```bash\npython train_tacomamba.py --config training.yaml --data AUDIO --out RUN{sounds}\n```"
 
 

@@ -26,7 +26,7 @@ from utils.errors import UserError
 from utils.features.audio import SAMPLES, checked_samples, load_audio, read_blocks, resample
 from utils.features.mel import MelExtractor
 from utils.features.speech import speech_seconds
-from utils.features.windows import Window, cut_windows, read_windows
+from utils.features.windows import Window, cut_windows, middle, read_windows
 from utils.speaker.embeddings import unit
 from utils.speaker.scoring.back_end import BackEnd
 from utils.speaker.scoring.scoring import Scoring
@@ -64,7 +64,7 @@ class EmbeddedWindow(NamedTuple):
 class SpeakerRecognizer(TrainedModel):
     """A speaker model with the features that it was trained on.
 
-    `scoring` turns embeddings to answers. `threshold` is its score at the equal error rate of the validation trials;
+    `scoring` turns embeddings into answers. `threshold` is its score at the equal error rate of the validation trials;
     None without a validation.
     """
 
@@ -328,7 +328,7 @@ class SpeakerRecognizer(TrainedModel):
         return Recordings(self._joined(groups), np.array(seconds))
 
     def _spoken_parts(self, path: str | Path, seconds: list[float]) -> Iterator[Part]:
-        """Parts with speech; in the end appends the length of the recording to `seconds`."""
+        """Parts with speech; at the end appends the length of the recording to `seconds`."""
         rate, speech = self.recipe.sample_rate, 0.0
         for window in self._windows(path):
             spoken = speech_seconds(window.values, rate)
@@ -352,14 +352,6 @@ def _groups(sources: Sequence[Any], **bar: Any) -> Iterator[Sequence[Any]]:
         for start in range(0, len(sources), _READ_AHEAD):
             yield (group := sources[start : start + _READ_AHEAD])
             shown.update(len(group))
-
-
-def middle(mel: Mel, frames: int | None) -> Mel:
-    """The middle `frames` of a spectrogram (t, n_mels); all of it if it is shorter, or for None."""
-    if frames is None:
-        return mel
-    start = max(len(mel) - frames, 0) // 2
-    return mel[start : start + frames]
 
 
 @torch.inference_mode()

@@ -16,8 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from utils.errors import UserError
-from utils.escapes import json_text
-from utils.files import read_text, write_text
+from utils.files import read_text, write_json, write_text
 from utils.wav import wav_file
 
 LOG = "log.jsonl"
@@ -159,7 +158,7 @@ def write_run_record(directory: Path, config: dict[str, Any], facts: dict[str, A
         **facts,
         "config": config,
     }
-    write_text(directory / "run.json", json_text(content) + "\n")
+    write_json(directory / "run.json", content)
 
 
 def _git_revision() -> str | None:

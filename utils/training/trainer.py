@@ -49,7 +49,7 @@ class Trainer:
             seed_everything(options.seed, ranks.rank)
 
     def _check_batches(self) -> None:
-        """Raises UserError unless every share has a sample, and a micro-batch of all ranks the two of batch norm."""
+        """Raises UserError unless every share has a sample, and every micro-batch of all ranks two, for batch norm."""
         world, parts, smallest = self.ranks.world, self.options.accumulate, self.task.order.smallest_batch
         if smallest < max(world * parts, 2 * parts):
             raise UserError(

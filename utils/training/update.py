@@ -29,7 +29,8 @@ class StepResult:
 
     `values` holds the loss and other outputs of the model per `count`; `frames` are those of all ranks. `problem` is
     "loss" or "gradient" if that was not finite and the step was skipped; then `suspects` are the places whose samples
-    are not finite, or all places if all samples are. `signal` is the number of a stop signal that any rank received.
+    are not finite, or all places if every sample is finite. `signal` is the number of a stop signal that any rank
+    received.
     """
 
     values: dict[str, float]

@@ -12,9 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from utils.commands import REPORT, counted
-from utils.escapes import json_text
-from utils.files import write_text
+from utils.commands import REPORT, UTTERANCES, counted
+from utils.files import write_json, write_text
 from utils.plots import FORMATS, percent
 from utils.tts import plots
 from utils.tts.asr import ErrorCounts
@@ -22,7 +21,7 @@ from utils.tts.evaluate import Judged, Measured, Sample, SynthesisEvaluation
 from utils.tts.speech_metrics import PitchErrors, bootstrap_ratio
 from utils.wav import wav_file
 
-UTTERANCES, DURATIONS, AUDIO = "utterances.jsonl", "durations", "samples"
+DURATIONS, AUDIO = "durations", "samples"
 SYSTEMS = {"synthesis": "synthesis", "copy_synthesis": "copy-synthesis"}
 TIMES = {"text": "RTF, text", "acoustic_model": "RTF, acoustic model", "vocoder": "RTF, vocoder", "whole": "RTF, total"}
 Interval = Callable[..., tuple[float, float] | None]  # of numerators and denominators, see `bootstrap_ratio`
@@ -186,7 +185,7 @@ def write_synthesis_report(
         _write_sample(out / AUDIO, sample, evaluation, pictures)
     predicted, true = _lengths(evaluation.judged) * evaluation.recipe.seconds(1)
     plots.draw_durations(out / f"{DURATIONS}.{pictures}", true, predicted, f"{evaluation.title}: lengths")
-    write_text(out / REPORT, json_text(report) + "\n")
+    write_json(out / REPORT, report)
 
 
 def _utterance(one: Judged, evaluation: SynthesisEvaluation) -> dict[str, Any]:

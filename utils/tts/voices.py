@@ -15,7 +15,7 @@ from torch import Tensor
 from utils.checkpoint import load_checkpoint
 from utils.errors import UserError
 from utils.features.store import FeatureStore
-from utils.files import atomic_write
+from utils.files import write_bytes
 from utils.speaker.recognizer import SpeakerRecognizer
 from utils.training.options import TrainingOptions
 
@@ -44,8 +44,7 @@ def store_embeddings(store: FeatureStore, recognizer: SpeakerRecognizer) -> np.n
     if not (raw / store.rows[0].path).is_file():
         raise UserError(f"speaker embeddings need the recordings, and {raw / store.rows[0].path} is missing")
     embeddings = recognizer.embed_files([raw / row.path for row in store.rows], desc="voices")
-    with atomic_write(path) as file:
-        file.write(save(dict(zip(names, embeddings, strict=True))))
+    write_bytes(path, save(dict(zip(names, embeddings, strict=True))))
     return embeddings
 
 

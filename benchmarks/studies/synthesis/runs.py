@@ -1,7 +1,7 @@
 """Trainings of equal CPU time, and evaluations of their checkpoints, each in a process of its own.
 
 Equal time is equal CPU time of training steps. A calibration run of each system measures CPU seconds a step; a run then
-has so many steps as the budget allows, so that its learning rate falls to the end and its result does not depend on
+has as many steps as the budget allows, so that its learning rate falls to the end and its result does not depend on
 what else the machine was doing. Calibrations are kept in steps.json: a run that was interrupted resumes with the same
 number of steps. What is finished is not done again, as long as what it follows from is the same: each run keeps its
 request, and what it is compared by are hashes, so that features or presets made anew at an old path do not pass for it.

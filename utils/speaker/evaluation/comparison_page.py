@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import base64
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
-from xml.etree.ElementTree import Element, SubElement, tostring
+from xml.etree.ElementTree import Element, SubElement
 
-from utils.files import shown
-from utils.plots import COLORS, figure_bytes, percent
+from utils.pages import add, add_picture, add_table, new_page, page_text
+from utils.plots import COLORS, percent
 from utils.speaker.evaluation.comparison import Curves, signed
 from utils.speaker.evaluation.conditions import CLEAN
 from utils.speaker.evaluation.plots import det_figure, differences_figure
 
-_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"  # a browser then loads nothing
 _STYLE = """
 :root { color-scheme: light dark; --line: #ccc; --dim: #555; }
 @media (prefers-color-scheme: dark) {
@@ -37,48 +35,40 @@ img { display: block; max-width: 100%; height: auto; }
 
 def comparison_page(report: dict[str, Any], curves: Curves) -> str:
     """The text of the file; `report` and `curves` are those of `compare`, the report with a title."""
-    page = Element("html", lang="en")
-    head = SubElement(page, "head")
-    SubElement(head, "meta", charset="utf-8")
-    SubElement(head, "meta", {"http-equiv": "Content-Security-Policy", "content": _POLICY})
-    SubElement(head, "meta", name="viewport", content="width=device-width, initial-scale=1")
-    _add(head, "title", report["title"])
-    _add(head, "style", _STYLE)
-    body = SubElement(page, "body")
-    _add(body, "h1", report["title"])
+    page, body = new_page(report["title"], _STYLE)
     counts = f"{report['targets']:,} target and {report['nontargets']:,} non-target trials"
     sentence = "Intervals hold 95 % of the draws of the speakers, which are the same for all systems."
-    _add(body, "p", f"{counts} of {report['trial_speakers']} speakers. {report['interval_reason'] or sentence}")
+    add(body, "p", f"{counts} of {report['trial_speakers']} speakers. {report['interval_reason'] or sentence}")
     for warning in report["warnings"]:
-        _add(body, "p", f"Warning: {warning}.")
+        add(body, "p", f"Warning: {warning}.")
     for section in (_systems, _flags, _rates, _differences):
         section(body, report)
     _add_curves(body, report, curves)
-    return shown(f"<!DOCTYPE html>\n{tostring(page, encoding='unicode', method='html')}\n")
+    return page_text(page)
 
 
 def _systems(body: Element, report: dict[str, Any]) -> None:
-    _add(body, "h2", "Systems")
+    add(body, "h2", "Systems")
     heads = ("system", "model", "parameters", "steps", "CPU time of training", "memory of training")
     rows = []
     for place, (folders, facts) in enumerate(zip(report["systems"], report["facts"], strict=True)):
         units = {"parameters": "", "steps": "", "cpu_s": " s", "memory_mib": " MiB"}
         numbers = ["-" if facts[name] is None else f"{facts[name]:,.0f}{unit}" for name, unit in units.items()]
         name = _name(report, place)
-        _add(name, "small", ", ".join(folders))
+        add(name, "small", ", ".join(folders))
         rows.append([name, facts["model"] or "-", *numbers])
-    _add_table(body, heads, rows)
+    add_table(body, heads, rows)
     note = "CPU time (mean of the seeds) and highest memory are of the first process of a training, not of its loaders."
-    _add(body, "small", note)
+    add(body, "small", note)
 
 
 def _flags(body: Element, report: dict[str, Any]) -> None:
-    _add(body, "h2", "Flags that differ")
+    add(body, "h2", "Flags that differ")
     rows = [[flag, *map(_values, values)] for flag, values in report["flags"].items()]
     if rows:
-        _add_table(body, ["flag", *_names(report)], rows)
+        add_table(body, ["flag", *_names(report)], rows)
     else:
-        _add(body, "p", "No flag is recorded that differs.")
+        add(body, "p", "No recorded flag differs.")
 
 
 def _values(values: Sequence[Any] | None) -> str:
@@ -88,16 +78,16 @@ def _values(values: Sequence[Any] | None) -> str:
 
 
 def _rates(body: Element, report: dict[str, Any]) -> None:
-    _add(body, "h2", "Equal error rates")
-    _add_table(body, ["condition", *_names(report)], _with_intervals(report, "eer", percent))
+    add(body, "h2", "Equal error rates")
+    add_table(body, ["condition", *_names(report)], _with_intervals(report, "eer", percent))
 
 
 def _differences(body: Element, report: dict[str, Any]) -> None:
-    _add(body, "h2", "Paired differences")
-    _add(body, "p", "EER of a system less that of the first, bold if the interval excludes 0; below 0 is better.")
+    add(body, "h2", "Paired differences")
+    add(body, "p", "EER of a system minus that of the first, bold if the interval excludes 0; below 0 is better.")
     later = [f"{place}: {label}" for place, label in enumerate(report["labels"], 1)][1:]
-    _add_picture(body, differences_figure(report["rows"], later), "Differences of EERs, as in the table below")
-    _add_table(body, ["condition", *_names(report)[1:]], _with_intervals(report, "difference", signed))
+    add_picture(body, differences_figure(report["rows"], later), "Differences of EERs, as in the table below")
+    add_table(body, ["condition", *_names(report)[1:]], _with_intervals(report, "difference", signed))
 
 
 def _with_intervals(report: dict[str, Any], key: str, show: Callable[[float], str]) -> list[list[str | Element]]:
@@ -108,8 +98,8 @@ def _with_intervals(report: dict[str, Any], key: str, show: Callable[[float], st
         for rate, interval in zip(values[key], values[f"{key}_ci"], strict=True):
             is_certain = key == "difference" and interval and interval[0] * interval[1] > 0
             cell = Element("div", {"class": "rate"})
-            _add(cell, "strong" if is_certain else "span", show(rate))
-            _add(cell, "small", " to ".join(map(show, interval)) if interval else "-")
+            add(cell, "strong" if is_certain else "span", show(rate))
+            add(cell, "small", " to ".join(map(show, interval)) if interval else "-")
             rows[-1].append(cell)
     return rows
 
@@ -117,16 +107,16 @@ def _with_intervals(report: dict[str, Any], key: str, show: Callable[[float], st
 def _add_curves(body: Element, report: dict[str, Any], curves: Curves) -> None:
     if not curves:
         return
-    _add(body, "h2", "Detection error trade-off")
+    add(body, "h2", "Detection error trade-off")
     note = "Each seed of a system has a curve, and the first has a mark at its EER; the EERs named are means."
-    _add(body, "p", f"{note} Systems of which only the rates are published have no curve.")
+    add(body, "p", f"{note} Systems of which only the rates are published have no curve.")
     for row, systems in curves.items():
         rates = map(percent, report["rows"][row]["eer"])
         labels = (f"{place}: {label}: EER" for place, label in enumerate(report["labels"], 1))
         named = {f"{label} {rate}": seeds for label, rate, seeds in zip(labels, rates, systems, strict=True)}
         part = SubElement(body, "details", {"open": "open"} if row == CLEAN else {})
-        _add(part, "summary", row)
-        _add_picture(part, det_figure(named, row), f"DET curves, {row}: {'; '.join(named)}")
+        add(part, "summary", row)
+        add_picture(part, det_figure(named, row), f"DET curves, {row}: {'; '.join(named)}")
 
 
 def _names(report: dict[str, Any]) -> list[Element]:
@@ -137,26 +127,5 @@ def _name(report: dict[str, Any], place: int) -> Element:
     """Number and label of a system after a mark in its color."""
     cell = Element("div")
     SubElement(cell, "span", {"class": "mark", "style": f"background: {COLORS[place % len(COLORS)]}"})
-    _add(cell, "span", f"{place + 1}: {report['labels'][place]}")
+    add(cell, "span", f"{place + 1}: {report['labels'][place]}")
     return cell
-
-
-def _add(parent: Element, tag: str, text: str) -> None:
-    SubElement(parent, tag).text = text
-
-
-def _add_table(parent: Element, heads: Iterable[str | Element], rows: Iterable[Sequence[str | Element]]) -> None:
-    table = SubElement(SubElement(parent, "div", {"class": "wide"}), "table")
-    for tag, cells in (("th", heads), *(("td", row) for row in rows)):
-        line = SubElement(table, "tr")
-        for cell in cells:
-            place = SubElement(line, tag)
-            if isinstance(cell, Element):
-                place.append(cell)
-            else:
-                place.text = cell
-
-
-def _add_picture(parent: Element, figure: Any, text: str) -> None:
-    content = base64.b64encode(figure_bytes(figure, "svg")).decode("ascii")
-    SubElement(parent, "img", src=f"data:image/svg+xml;base64,{content}", alt=text)

@@ -15,8 +15,9 @@ import numpy as np
 from models.config import Registry
 from utils.errors import UserError
 from utils.features import degrade
+from utils.features.degrade import Scene
 from utils.features.store import FULL_SCALE, to_pcm
-from utils.speaker.training.augment import Scene
+from utils.features.windows import middle
 
 CLEAN = "clean"
 GROUPS = {"cut": ("cut1", "cut2")}  # words that stand for several conditions
@@ -71,18 +72,13 @@ def _tilt(samples: np.ndarray, rng: np.random.Generator, scene: Scene) -> np.nda
 @CONDITIONS.register("cut1")
 def _cut1(samples: np.ndarray, rng: np.random.Generator, scene: Scene) -> np.ndarray:
     """The middle second; shorter recordings stay as they are."""
-    return _middle(samples, scene.rate)
+    return middle(samples, scene.rate)
 
 
 @CONDITIONS.register("cut2")
 def _cut2(samples: np.ndarray, rng: np.random.Generator, scene: Scene) -> np.ndarray:
     """The middle two seconds; shorter recordings stay as they are."""
-    return _middle(samples, 2 * scene.rate)
-
-
-def _middle(samples: np.ndarray, length: int) -> np.ndarray:
-    start = max(len(samples) - length, 0) // 2
-    return samples[start : start + length]
+    return middle(samples, 2 * scene.rate)
 
 
 def parse_conditions(text: str) -> list[str]:

@@ -34,9 +34,7 @@ class Det(NamedTuple):
     band: Floats | None = None
 
 
-def make_det(
-    scores: Floats, targets: NDArray[np.bool_], speakers: tuple[NDArray, NDArray] | None = None, draws: int = BAND_DRAWS
-) -> Det:
+def make_det(scores: Floats, targets: NDArray[np.bool_], speakers: tuple[NDArray, NDArray] | None = None) -> Det:
     """The curve of trials (n,), with a 95 % band over draws of the `speakers` (n,) of both sides if they are given."""
     nontargets, of_targets = np.count_nonzero(~targets), np.count_nonzero(targets)
     fpr, fnr = det_curve(scores, targets)
@@ -44,12 +42,10 @@ def make_det(
     least = LEAST_ERRORS / nontargets, LEAST_ERRORS / of_targets
     curve = Det(fpr[shown], fnr[shown], eer(scores, targets)[0], least)
     with_band = speakers is not None and shown.any()
-    return curve._replace(band=_band(curve, scores, targets, speakers, draws)) if with_band else curve
+    return curve._replace(band=_band(curve, scores, targets, speakers)) if with_band else curve
 
 
-def _band(
-    curve: Det, scores: Floats, targets: NDArray[np.bool_], speakers: tuple[NDArray, NDArray], draws: int
-) -> Floats | None:
+def _band(curve: Det, scores: Floats, targets: NDArray[np.bool_], speakers: tuple[NDArray, NDArray]) -> Floats | None:
     """Percentiles of the curves of the draws along lines that cross the diagonal of the axes at right angles.
 
     So the band treats both rates alike, and at the diagonal it is the interval of the EER.
@@ -57,7 +53,7 @@ def _band(
     along, _ = _turned(curve.fpr, curve.fnr)
     places = np.linspace(along.min(), along.max(), _POINTS)
     bins, count = _bins(scores, targets)
-    pairs, weights = speaker_draws(*speakers, draws, seed=0)
+    pairs, weights = speaker_draws(*speakers, BAND_DRAWS, seed=0)
     kinds = [(bins[kind], pairs[kind]) for kind in (targets, ~targets)]
     heights = []
     for weight in weights:

@@ -266,11 +266,7 @@ def _take_trials(evaluation: Evaluation, recognizer: SpeakerRecognizer, root: Pa
 
 
 def _identify_by_enrollment(
-    evaluation: Evaluation,
-    recognizer: SpeakerRecognizer,
-    root: Path,
-    lists: Sequence[list[Item]],
-    known: Embeddings,
+    evaluation: Evaluation, recognizer: SpeakerRecognizer, root: Path, lists: Sequence[list[Item]], known: Embeddings
 ) -> None:
     """Enrolls the speakers of the first list and identifies the recordings of the second by the highest cosine.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import numpy as np
 
 from utils.errors import UserError
 from utils.features.recipe import MelRecipe
-from utils.files import atomic_write
+from utils.files import atomic_write, sha256_text
 from utils.speaker.evaluation.trials import TrialSet
 from utils.speaker.recognizer import Mel
 
@@ -33,7 +32,7 @@ class KeptFeatures:
         `UserError` if a file of the folder is damaged.
         """
         words = f"{name} {self._status(path)}{self._all if name == 'babble' else ''}"
-        file = self._folder / f"{hashlib.sha256(words.encode('utf-8', 'surrogateescape')).hexdigest()}.npy"
+        file = self._folder / f"{sha256_text(words)}.npy"
         if file.exists():
             try:
                 return np.load(file, allow_pickle=False)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from utils.plots import COLORS, add_legend, new_figure, percent, save_figure, tidy
 from utils.speaker.evaluation.det import LEAST_ERRORS, Det
-from utils.speaker.evaluation.metrics import normal_deviate
+from utils.speaker.evaluation.metrics import normal_deviate, rates_at
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -76,15 +76,7 @@ def det_ticks(low: float, high: float) -> list[float]:
     return sorted(kept)
 
 
-class Threshold(NamedTuple):
-    """A threshold, and the rates of false rejections and false acceptances at it."""
-
-    score: float
-    false_rejection: float
-    false_acceptance: float
-
-
-def draw_scores(path: Path, scores: NDArray, targets: NDArray, thresholds: Mapping[str, Threshold], title: str) -> None:
+def draw_scores(path: Path, scores: NDArray, targets: NDArray, thresholds: Mapping[str, float], title: str) -> None:
     """Histograms (densities) of target and non-target scores (n,), with named thresholds as lines."""
     figure = new_figure(7.2, 4.8)
     axes = figure.subplots()
@@ -94,7 +86,8 @@ def draw_scores(path: Path, scores: NDArray, targets: NDArray, thresholds: Mappi
         label = f"{name} ({len(values):,} trials)"
         axes.hist(values, edges, density=True, histtype="stepfilled", color=color, alpha=0.35, label=label)
         axes.hist(values, edges, density=True, histtype="step", color=color, linewidth=1.2)
-    for style, (name, (score, rejected, accepted)) in zip(("-", "--", ":"), thresholds.items(), strict=False):
+    for style, (name, score) in zip(("-", "--", ":"), thresholds.items(), strict=False):
+        rejected, accepted = rates_at(scores, targets, score)
         rates = f"{percent(rejected)} false rejects, {percent(accepted)} false accepts"
         axes.axvline(score, color="black", linewidth=1.1, linestyle=style, label=f"{name} {score:.3f}: {rates}")
     tidy(axes)

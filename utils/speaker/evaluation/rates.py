@@ -18,8 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from utils.errors import UserError
-from utils.escapes import json_text
-from utils.files import atomic_write
+from utils.files import json_text, write_bytes
 from utils.speaker.evaluation.conditions import CLEAN
 from utils.speaker.evaluation.metrics import bootstrap_rates, eer
 from utils.speaker.evaluation.results import Evaluation, by_sides
@@ -79,8 +78,7 @@ class Rates:
         about = _without_folders({**self.about, **{name: report[name] for name in _ABOUT if name in report}})
         arrays = {name: values[1:].astype(np.float32) for name, values in self.rows.items()}
         about["eer"] = {name: float(values[0]) for name, values in self.rows.items()}
-        with atomic_write(path) as file:
-            file.write(save(arrays, {_KEY: json_text(about)}))
+        write_bytes(path, save(arrays, {_KEY: json_text(about)}))
 
     @classmethod
     def read(cls, path: Path) -> Rates:

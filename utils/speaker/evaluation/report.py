@@ -8,22 +8,22 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from utils.commands import REPORT, counted
-from utils.escapes import json_text
-from utils.files import write_text
-from utils.plots import FORMATS, percent
+from utils.commands import COMPARISON, REPORT, counted
+from utils.files import write_json
+from utils.plots import FORMATS, percent, save_figure
 from utils.speaker.evaluation import ratios
 from utils.speaker.evaluation.conditions import CLEAN
-from utils.speaker.evaluation.figures import PICTURES, draw_verification
+from utils.speaker.evaluation.det import make_det
 from utils.speaker.evaluation.identification import PARTS, Answer
 from utils.speaker.evaluation.metrics import P_TARGETS, error_rates, interval
+from utils.speaker.evaluation.plots import det_figure, draw_scores
 from utils.speaker.evaluation.rates import RATES, Rates, choices, interval_problem, row_name
 from utils.speaker.evaluation.ratios import ratio_metrics
 from utils.speaker.evaluation.results import COSINE, FILES, LLR, Evaluation, by_sides, write_results
 from utils.speaker.evaluation.trials import DURATIONS, TrialSet
 
 CONDITIONS = ("all", "same_sex", "cross_chapter", "1.5s", "3s", "full")
-COMPARISON = "comparison.html"
+PICTURES = ("det", "scores")
 
 
 def build_report(evaluation: Evaluation, rates: Rates, about: dict[str, Any]) -> dict[str, Any]:
@@ -49,13 +49,8 @@ def build_report(evaluation: Evaluation, rates: Rates, about: dict[str, Any]) ->
 def _absent(reason: str, targets: int = 0, nontargets: int = 0) -> dict[str, Any]:
     """A verification condition without metrics, and the reason."""
     metrics = ("eer", "eer_ci", "threshold", *(f"min_dcf_{p}" for p in P_TARGETS))
-    return {
-        **dict.fromkeys(metrics),
-        **ratio_metrics(),
-        "targets": targets,
-        "nontargets": nontargets,
-        "reason": reason,
-    }
+    counts = {"targets": targets, "nontargets": nontargets}
+    return {**dict.fromkeys(metrics), **ratio_metrics(), **counts, "reason": reason}
 
 
 def verification_report(evaluation: Evaluation, rates: Rates) -> dict[str, dict[str, Any]]:
@@ -219,8 +214,31 @@ def write_report(
     write_results(out, evaluation)
     if evaluation.trials is not None:
         rates.save(out / RATES, report)
-        draw_verification(out, report, evaluation.trials, evaluation.scores, pictures)
-    write_text(out / REPORT, json_text(report) + "\n")
+        _draw_verification(out, report, evaluation.trials, evaluation.scores, pictures)
+    write_json(out / REPORT, report)
+
+
+def _draw_verification(out: Path, report: dict[str, Any], trials: TrialSet, scores: dict[str, Any], kind: str) -> None:
+    """Draws the DET curves of the conditions that have metrics, and the scores of entire recordings.
+
+    `scores`: name of a duration -> (n,); `kind`: format of the pictures. The curve of all trials has a band if there is
+    an interval of its EER; bands of all curves would hide each other.
+    """
+    chosen = choices(trials)
+    everything, curves = np.ones(len(trials), dtype=bool), {}
+    for name in ("all", *chosen, "3s", "1.5s"):
+        metrics = report["verification"][name]
+        if metrics["eer"] is not None:
+            mask, interval = chosen.get(name, everything), metrics["eer_ci"]
+            values = scores.get(name, scores["full"])[mask], trials.targets[mask]
+            label = f"{name.replace('_', ' ')}: EER {percent(metrics['eer'])}"
+            label += f" ({' to '.join(map(percent, interval))})" if interval else ""
+            curves[label] = [make_det(*values, trials.sides("speaker") if interval and not curves else None)]
+    if not curves:
+        return
+    save_figure(det_figure(curves, f"{report['title']}: detection errors"), out / f"det.{kind}")
+    thresholds = {"EER threshold of these trials": report["verification"]["all"]["threshold"]}
+    draw_scores(out / f"scores.{kind}", scores["full"], trials.targets, thresholds, f"{report['title']}: scores")
 
 
 def clear_report(out: Path) -> None:

@@ -12,15 +12,15 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
-from utils.commands import REPORT
+from utils.commands import ANSWERS, RECORDINGS, REPORT
 from utils.errors import UserError
-from utils.files import atomic_write, read_json, write_text
+from utils.files import read_json, write_bytes, write_text
 from utils.lists import Trial, join_fields, read_lines, split_fields
 from utils.speaker.evaluation.conditions import CLEAN
 from utils.speaker.evaluation.identification import PARTS, Answer, Confusion, confusions
 from utils.speaker.evaluation.trials import DURATIONS, Origin, TrialSet
 
-ANSWERS, ERRORS, RECORDINGS = "identification.txt", "errors.txt", "recordings.txt"
+ERRORS = "errors.txt"
 CONDITION_SCORES = "conditions.safetensors"
 LLR, COSINE = "llr", "cosine"
 DERIVED = {LLR: "llr.safetensors", COSINE: "cosines.safetensors"}  # beside the scores
@@ -71,8 +71,7 @@ def write_results(out: Path, evaluation: Evaluation) -> None:
     arrays |= {DERIVED[kind]: values for kind, values in evaluation.derived.items()}
     for name, values in arrays.items():
         if values:
-            with atomic_write(out / name) as file:
-                file.write(save(values))
+            write_bytes(out / name, save(values))
     given = {part: answers for part, answers in evaluation.answers.items() if answers}
     if given:
         lines = (join_fields(part, *answer) for part, answers in given.items() for answer in answers)
@@ -97,7 +96,7 @@ def pool(title: str, evaluations: Sequence[Evaluation]) -> Evaluation:
     pooled.warnings = list(dict.fromkeys(warning for evaluation in evaluations for warning in evaluation.warnings))
     with_trials = [evaluation for evaluation in evaluations if evaluation.trials is not None]
     if with_trials:
-        trials = [trial for evaluation in with_trials for trial in _trials(evaluation.trials)]
+        trials = [trial for evaluation in with_trials for trial in evaluation.trials.trials()]
         pairs = (zip(each.trials.items, each.trials.origins, strict=True) for each in with_trials)
         pooled.trials = TrialSet.build(trials, {path: origin for each in pairs for path, origin in each})
         pooled.scores = {name: np.concatenate([each.scores[name] for each in with_trials]) for name in SCORES}
@@ -113,11 +112,6 @@ def pool(title: str, evaluations: Sequence[Evaluation]) -> Evaluation:
     if not any(pooled.answers.values()):
         pooled.reasons["identification"] = "none of the evaluations has identification"
     return pooled
-
-
-def _trials(trials: TrialSet) -> Iterator[Trial]:
-    for target, a, b in zip(trials.targets, trials.a, trials.b, strict=True):
-        yield Trial(bool(target), trials.items[a], trials.items[b])
 
 
 def read_evaluation(folder: Path) -> Evaluation:

@@ -10,16 +10,8 @@ from utils.files import shown
 
 Report = dict[str, Any]
 
-_ASIDE = (
-    "out",
-    "resume",
-    "checkpoint",
-    "evaluations",
-    "bootstrap",
-    "json",
-    "format",
-    "keep_features",
-)  # flags that change no score
+# Flags that change no score.
+_ASIDE = ("out", "resume", "checkpoint", "evaluations", "bootstrap", "json", "format", "keep_features")
 
 
 def models_of(report: Report) -> list[dict[str, Any]]:

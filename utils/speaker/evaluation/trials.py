@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -11,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from utils.files import sha256_text
 from utils.lists import Trial, join_fields
 
 DURATIONS: dict[str, float | None] = {"full": None, "1.5s": 1.5, "3s": 3.0}
@@ -99,9 +99,12 @@ class TrialSet:
 
     def hash(self) -> str:
         """SHA-256 of the trials in any order, in hexadecimal."""
-        sides = zip(self.targets, self.a, self.b, strict=True)
-        lines = sorted(join_fields(str(int(target)), self.items[a], self.items[b]) for target, a, b in sides)
-        return hashlib.sha256("".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
+        return sha256_text("".join(sorted(join_fields(str(int(each.target)), *each[1:]) for each in self.trials())))
+
+    def trials(self) -> Iterator[Trial]:
+        """The trials, in order."""
+        for target, a, b in zip(self.targets, self.a, self.b, strict=True):
+            yield Trial(bool(target), self.items[a], self.items[b])
 
     def speaker_count(self) -> int:
         """The number of speakers on either side of the trials."""

@@ -97,12 +97,10 @@ def export(checkpoint: Path | None, format: str, out: Path, block: float | None 
             difference is larger than `TOLERANCE`; `out` is untouched then.
     """
     _require_packages(format)
-    from utils.files import atomic_write
-    from utils.packed import shipped_model
+    from utils.files import write_bytes
     from utils.speaker.export import block_embedder, embedder
     from utils.speaker.recognizer import SpeakerRecognizer
 
-    checkpoint = shipped_model("speaker") if checkpoint is None else checkpoint
     recognizer = SpeakerRecognizer.load(checkpoint, "cpu")
     if block is not None:
         recognizer.embed_stream()  # says why a model cannot
@@ -125,8 +123,7 @@ def export(checkpoint: Path | None, format: str, out: Path, block: float | None 
             f"{recognizer.name} cannot be exported to {format}: embeddings differ by {difference:.2g}, more than "
             f"{TOLERANCE:g}"
         )
-    with atomic_write(out) as file:
-        file.write(content)
+    write_bytes(out, content)
     model = {"name": recognizer.name, "model_hash": recognizer.model_hash}
     return {"out": str(out), "bytes": len(content), **model, "format": format, **plan.facts, "difference": difference}
 

@@ -45,7 +45,7 @@ The candidates are listed from best to worst, with cosines and log-likelihood ra
 With --window each window of a recording is answered by itself; without it there is one answer for a recording, and a
 warning if its windows name several people. With --stream windows are answered as soon as they are complete, of a file
 or of raw PCM (mono, signed 16-bit, little-endian) on standard input, until it ends or Ctrl-C; a causal model answers
-for all of it in the end.
+for all of it at the end.
 """
 _PEOPLE = """List, remove or rename the speakers of a store, or export their embeddings.
 
@@ -148,7 +148,7 @@ def _embed(args: argparse.Namespace) -> None:
 
 
 def _enroll_problems(args: argparse.Namespace) -> list[str]:
-    both = ["--add and --replace contradict: the recordings of before stay or go"] * (args.add and args.replace)
+    both = ["--add and --replace contradict: earlier recordings are kept or replaced"] * (args.add and args.replace)
     if args.folder is not None:
         given = ["--name"] * (args.name is not None) + ["recordings"] * bool(args.audio)
         return both + [f"--folder and {what} contradict: its sub-folders have both" for what in given]
@@ -203,7 +203,7 @@ def _recordings_of_people(folder: Path) -> dict[str, list[Path]]:
     if silent is not None:
         raise UserError(f"{folder / silent} has no recordings")
     if ignored:
-        print(f"ignored {counted(ignored, 'file')} below {folder}: no audio, or in no sub-folder", file=sys.stderr)
+        print(f"ignored {counted(ignored, 'file')} below {folder}: not audio, or not in a sub-folder", file=sys.stderr)
     return people
 
 

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from utils.errors import UserError
-from utils.files import atomic_write
+from utils.files import write_bytes
 from utils.speaker.embeddings import enrollment_mean
 from utils.speaker.scoring.validation import Recordings
 
@@ -135,8 +135,7 @@ class EnrollmentStore:
         nobody = np.empty((0, 0), dtype=np.float32)
         embeddings = np.concatenate(self._recordings) if self._recordings else nobody
         content = save({"embeddings": embeddings}, metadata={_KEY: json.dumps(about)})
-        with atomic_write(path) as file:
-            file.write(content)
+        write_bytes(path, content)
 
     def remove(self, name: str) -> None:
         """Takes a speaker out; `UserError` if there is none of this name."""
@@ -192,11 +191,7 @@ class EnrollmentStore:
         return self.speakers[-1]
 
     def identify(
-        self,
-        embedding: NDArray[np.float32],
-        threshold: float,
-        scoring: Scoring | None = None,
-        seconds: float = 1.0,
+        self, embedding: NDArray[np.float32], threshold: float, scoring: Scoring | None = None, seconds: float = 1.0
     ) -> Identification:
         """Compares a unit-normalized embedding (d,) with all enrolled; equal scores are ranked by name.
 

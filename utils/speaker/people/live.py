@@ -34,7 +34,7 @@ def follow(
 ) -> None:
     """Shows the answer for each window of a stream as soon as it is complete; None for one with too little speech.
 
-    A model that can stream gives one more answer in the end, which has no times: of all of the stream, by its running
+    A model that can stream gives one more answer at the end, which has no times: of all of the stream, by its running
     embedding. The end is that of `source`, an audio file or "-" for raw PCM at `rate` Hz on standard input, or Ctrl-C.
     """
     own = recognizer.recipe.sample_rate

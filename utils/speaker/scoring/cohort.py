@@ -1,6 +1,6 @@
 """Adaptive score normalization (s-norm) by a cohort of other speakers.
 
-A recording in noise, on the telephone or of a second has lower cosines with everybody, its own speaker included.
+A recording in noise, on the telephone or of one second has lower cosines with everybody, its own speaker included.
 Relative to its cosines with the nearest of a cohort, it is like others again.
 """
 
@@ -56,7 +56,7 @@ class Cohort:
         if owner != model_hash:
             raise UserError(f"the cohort {path} is of model {owner}, and the checkpoint is model {model_hash}")
         if len(embeddings) < 2:
-            raise UserError(f"the cohort {path} has one embedding; two are needed")
+            raise UserError(f"the cohort {path} has fewer than two embeddings")
         return cls(embeddings, nearest(len(embeddings)) if top is None else top)
 
     def to_tensors(self) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""Thresholds of identification, taken in the way that they are used.
+"""Thresholds of identification, estimated under the conditions in which they are used.
 
 The more people are enrolled and the shorter a recording is, the higher is the best score of a stranger. So thresholds
 are taken from validation speakers for several durations and numbers of enrolled people, such that a share of
@@ -75,7 +75,7 @@ class OperatingPoints:
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor]) -> Self:
-        """The inverse of `to_tensors`; checkpoints of before have thresholds of verification too."""
+        """The inverse of `to_tensors`; older checkpoints also have thresholds of verification."""
         return cls(**{field.name: tensors[field.name].numpy() for field in fields(cls)})
 
 

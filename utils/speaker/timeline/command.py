@@ -9,9 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from utils import cli
 from utils.commands import add_command, counted, print_json
-from utils.errors import UserError
-from utils.escapes import json_text
-from utils.files import write_text
+from utils.files import write_json, write_text
 from utils.speaker.people.commands import load_recognizer
 
 if TYPE_CHECKING:
@@ -62,15 +60,13 @@ def _timeline(args: argparse.Namespace) -> None:
 
     recognizer = load_recognizer(args, args.audio)
     store = None if args.store is None else EnrollmentStore.load(args.store, recognizer.model_hash)
-    if args.out is not None and args.out.exists() and not args.out.is_dir():
-        raise UserError(f"--out {args.out} is a file; a folder is needed")
     number = None if args.speakers == "auto" else int(args.speakers)
     with only_writer(args.out) if args.out is not None else contextlib.nullcontext():
         timeline = make_timeline(recognizer, args.audio, store, number, args.threshold, args.same_threshold)
         content = _content(timeline, args, recognizer.model_hash)
         if args.out is not None:
             write_text(args.out / RTTM, to_rttm(timeline.segments, args.audio.stem))
-            write_text(args.out / JSON, json_text(content) + "\n")
+            write_json(args.out / JSON, content)
             draw_timeline(args.out / PICTURE, timeline, args.audio.name)
     if args.json:
         print_json(content)

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 from torch.utils.data import Dataset
 
-from utils.features.degrade import cut, speed
+from utils.features.degrade import Scene, cut, speed
 from utils.features.store import FeatureStore
-from utils.speaker.training.augment import Augmentation, Scene, WaveAugmentation
+from utils.speaker.training.augment import Augmentation, WaveAugmentation
 from utils.training.sampling import Order
 
 SPEEDS = (1.0, 0.9, 1.1)  # of speed perturbation; as in Kaldi, another speed makes another speaker

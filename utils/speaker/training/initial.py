@@ -9,6 +9,7 @@ from models.config import options
 from models.speaker import SpeakerConfig, SpeakerModel
 from models.speaker.config import LossConfig
 from utils.checkpoint import load_checkpoint
+from utils.cli import flag_name
 from utils.errors import UserError
 from utils.features.recipe import MelRecipe, require_same
 
@@ -34,7 +35,7 @@ def begin_with(
     theirs = _config(name, checkpoint).to_dict()
     require_same(MelRecipe.from_dict(checkpoint["recipe"]), recipe, f"--init {name}", "the features")
     pairs = {key: (theirs[key], value) for key, value in config.to_dict().items() if key not in _OF_LOSS}
-    if wrong := [f"--{key.replace('_', '-')} ({a} there, {b} here)" for key, (a, b) in pairs.items() if a != b]:
+    if wrong := [f"{flag_name(key)} ({a} there, {b} here)" for key, (a, b) in pairs.items() if a != b]:
         raise UserError(f"--init {name} has another encoder: {', '.join(wrong)}")
     state = model.state_dict()
     state |= {key: tensor for key, tensor in checkpoint["model"].items() if key.startswith(_TAKEN)}

@@ -15,12 +15,14 @@ from torch import Tensor
 
 from models.config import Config, option
 from models.speaker import ENCODERS, SpeakerConfig, SpeakerModel
+from utils.cli import flag_name
 from utils.errors import UserError
 from utils.features.store import FeatureStore
+from utils.features.windows import middle
 from utils.lists import training_list_hash
-from utils.speaker.evaluation.metrics import eer, rates_at
+from utils.speaker.evaluation.metrics import eer
 from utils.speaker.protocol import read_protocol
-from utils.speaker.recognizer import embed_mels, middle
+from utils.speaker.recognizer import embed_mels
 from utils.speaker.scoring.back_end import BackEnd
 from utils.speaker.scoring.cohort import MIN_COHORT, Cohort, cohort_of
 from utils.speaker.scoring.scoring import Scoring
@@ -152,7 +154,7 @@ class SpeakerTask:
         needing = [each.share_name for each in self._of_audio()]
         needing += ["speed_perturbation"] if self.options.speed_perturbation else []
         if needing and self.store.kind != "audio":
-            raise UserError(f"--{needing[0].replace('_', '-')} needs a store of audio: preprocess.py --store audio")
+            raise UserError(f"{flag_name(needing[0])} needs a store of audio: preprocess.py --store audio")
 
     def _of_audio(self) -> list[WaveAugmentation]:
         """The augmentations of samples that are in use."""
@@ -259,11 +261,10 @@ class SpeakerTask:
     def show(self, log: RunLog, step: int) -> None:
         """Logs histograms of the scores of the last validation."""
         if self._scored is not None:
-            from utils.speaker.evaluation.plots import Threshold, draw_scores
+            from utils.speaker.evaluation.plots import draw_scores
 
             scores, targets, threshold = self._scored
-            lines = {"EER threshold": Threshold(threshold, *rates_at(scores, targets, threshold))}
-            title = f"validation, step {step}"
+            lines, title = {"EER threshold": threshold}, f"validation, step {step}"
             log.picture(step, "scores", lambda path: draw_scores(path, scores, targets, lines, title))
 
     def description(self) -> dict[str, Any]:
