@@ -149,7 +149,8 @@ def _fit(
         trainer.restore(resumed)
     if trainer.step >= training.steps:
         trained = args.out if training.resume == "auto" else training.resume
-        print(f"{trained} is already trained to step {trainer.step}")
+        if ranks.is_main:
+            print(f"{trained} is already trained to step {trainer.step}")
         return ExitCode.DONE
     if ranks.is_main:
         if training.resume not in ("auto", "off"):

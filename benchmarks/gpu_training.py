@@ -85,7 +85,8 @@ def _measure(args: argparse.Namespace, data: Path) -> dict[str, Any]:
     from utils.training.update import Update
 
     keep_freed_memory()
-    task, training = _task(args, data)
+    task = _task(args, data)
+    training = task.training
     if training.threads:
         torch.set_num_threads(training.threads)
     device = torch.device(args.device)
@@ -116,28 +117,33 @@ def _measure(args: argparse.Namespace, data: Path) -> dict[str, Any]:
     return figures
 
 
-def _task(args: argparse.Namespace, data: Path) -> tuple[Any, Any]:
-    """The task and the options of the loop that train_tacomamba.py would make of the flags."""
+def _task(args: argparse.Namespace, data: Path) -> Any:
+    words = ["--data", str(data), "--out", "none", "--config", str(args.training), "--device", args.device, *args.flags]
+    if args.synthetic:
+        from benchmarks.cuda import features
+        from utils.tasks import TASKS
+
+        name = cli.peek(words, "--task", "speaker", TASKS)
+        features.main(["--out", str(data), "--tasks", name, "--words", "15", *SYNTHETIC[name]])
+        words[1] = str(data / name)
+    return task_of(words)[0]
+
+
+def task_of(words: list[str]) -> tuple[Any, argparse.Namespace]:
+    """The task that train_tacomamba.py makes of its flags, and the flags as it parses them."""
     import torch
 
     import train_tacomamba
-    from benchmarks.cuda import features
     from utils.features.store import FeatureStore
     from utils.tasks import TASKS
     from utils.training.options import TrainingOptions
 
-    words = ["--data", str(data), "--out", "none", "--config", str(args.training), "--device", args.device, *args.flags]
     parser = train_tacomamba.build_parser(words)
-    name = parser.parse_args(words).task
-    if args.synthetic:
-        features.main(["--out", str(data), "--tasks", name, "--words", "15", *SYNTHETIC[name]])
-        data = data / name
-        words[1] = str(data)
-    task, parsed = TASKS[name], parser.parse_args(words)
-    training, config, *options = parser.read_options(parsed, TrainingOptions, task.model_config, *task.option_classes())
+    args = parser.parse_args(words)
+    task = TASKS[args.task]
+    training, config, *options = parser.read_options(args, TrainingOptions, task.model_config, *task.option_classes())
     torch.manual_seed(training.seed)
-    folder = data / "protocols" / parsed.protocol
-    return task(FeatureStore.open(data), folder, config, training, options), training
+    return task(FeatureStore.open(args.data), args.data / "protocols" / args.protocol, config, training, options), args
 
 
 class _Steps:

@@ -18,6 +18,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.gpu_training import task_of  # noqa: E402
 from benchmarks.grid.markdown import table  # noqa: E402
 from utils import cli  # noqa: E402
 
@@ -59,23 +60,10 @@ def _benchmark(args: argparse.Namespace) -> None:
 
 
 def _task(args: argparse.Namespace, words: list[str]) -> Any:
-    import torch
-
-    import train_tacomamba
-    from utils.features.store import FeatureStore
-    from utils.speaker.training.task import SpeakerTask
-    from utils.training.options import TrainingOptions
-
     words = ["--data", str(args.data), "--protocol", args.protocol, "--out", "none", "--config", str(CONFIG), *words]
     words += ["--noise-folder", str(args.noise_folder)]
     words += ["--rir-folder", str(args.rir_folder)] if args.rir_folder else []
-    parser = train_tacomamba.build_parser(words)
-    parsed = parser.parse_args(words)
-    classes = TrainingOptions, SpeakerTask.model_config, *SpeakerTask.option_classes()
-    training, config, *options = parser.read_options(parsed, *classes)
-    torch.manual_seed(0)
-    folder = args.data / "protocols" / args.protocol
-    return SpeakerTask(FeatureStore.open(args.data), folder, config, training, options)
+    return task_of(words)[0]
 
 
 def _crop_milliseconds(args: argparse.Namespace, words: list[str]) -> float:

@@ -254,12 +254,13 @@ def _differences(systems: Sequence[System], corpus: str) -> str:
     files = [[system.rates(corpus, seed) for seed in range(system.args.seeds)] for system in systems]
     rows = compare(files)[0]["rows"]
     shown = [name for name in systems[0].args.rows if name in rows]
-    header = [f"{corpus}, {counted(systems[0].args.seeds, 'seed')}", *(f"{name} | difference" for name in shown)]
+    header = [f"{corpus}, {counted(systems[0].args.seeds, 'seed')}"]
+    header += [word for name in shown for word in (name, "difference")]
     lines = [[f"{system.name}, {system.steps} steps"] for system in systems]
     for place, line in enumerate(lines):
         for row in (rows[name] for name in shown):
             line += [f"{100 * row['eer'][place]:.1f}", _difference(row, place - 1) if place else ""]
-    return table(" | ".join(header).split(" | "), lines)
+    return table(header, lines)
 
 
 def _difference(row: dict[str, Any], place: int) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import operator
 import types
 import typing
 from collections.abc import Callable, Container, Mapping
@@ -81,10 +82,10 @@ def problem_of(metadata: Mapping[str, Any], value: Any) -> str | None:
 
 _LARGEST = 2**63 - 1  # of 64 bits, which torch takes
 _LIMITS: tuple[tuple[str, Callable[[float, float], bool], str], ...] = (
-    ("least", lambda value, limit: value >= limit, "at least"),
-    ("above", lambda value, limit: value > limit, "above"),
-    ("most", lambda value, limit: value <= limit, "at most"),
-    ("below", lambda value, limit: value < limit, "below"),
+    ("least", operator.ge, "at least"),
+    ("above", operator.gt, "above"),
+    ("most", operator.le, "at most"),
+    ("below", operator.lt, "below"),
 )
 
 

@@ -244,14 +244,14 @@ class Mamba2(StateSpaceMixer):
 class GatedRMSNorm(nn.Module):
     """RMSNorm(x * silu(gate)) over groups of channels, the end of Mamba-2: (b, l, d), (b, l, d) -> (b, l, d)."""
 
-    def __init__(self, dim: int, group_size: int, eps: float = 1e-5) -> None:
+    def __init__(self, dim: int, group_size: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(dim))
-        self.group_size, self.eps = group_size, eps
+        self.group_size = group_size
 
     def forward(self, x: Tensor, gate: Tensor) -> Tensor:
         x = x * F.silu(gate)
-        normal = F.rms_norm(x.unflatten(-1, (-1, self.group_size)), (self.group_size,), eps=self.eps)
+        normal = F.rms_norm(x.unflatten(-1, (-1, self.group_size)), (self.group_size,), eps=1e-5)
         return normal.flatten(-2) * self.weight
 
 

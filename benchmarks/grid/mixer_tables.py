@@ -6,17 +6,7 @@ from typing import Any
 
 from benchmarks.grid.cells import Record, Store
 from benchmarks.grid.markdown import table
-from benchmarks.grid.pieces import (
-    TITLES,
-    by_system,
-    figures_of,
-    matching,
-    ratio,
-    time_and_memory,
-    title,
-    values,
-    worst,
-)
+from benchmarks.grid.pieces import TITLES, by_system, figures_of, matching, ratio, time_and_memory, title, values, worst
 from benchmarks.grid.systems import SYSTEMS, System
 
 WRONG = 1e-3  # relative error of output or a gradient from which a system computes something else

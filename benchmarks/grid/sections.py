@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -14,8 +14,10 @@ from benchmarks.grid.cases import scan_inputs
 from benchmarks.grid.measure import Meter, Pass
 from benchmarks.grid.plan import CASES, is_checked
 
+if TYPE_CHECKING:
+    from benchmarks.grid.cells import Cell
+
 ONCE_S = 0.02  # CPU seconds a frame of the batch: a slower first pass is not repeated, being far from the fastest
-Cell = dict[str, Any]
 
 
 def run(cell: Cell, folder: Path | None, meter: Meter) -> dict[str, Any]:

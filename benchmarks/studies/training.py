@@ -25,6 +25,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.gpu_training import task_of  # noqa: E402
 from utils import cli  # noqa: E402
 from utils.errors import UserError  # noqa: E402
 
@@ -110,32 +111,14 @@ def overhead(args: argparse.Namespace) -> dict[str, Any]:
     return {**{name: round(value, 4) for name, value in figures.items()}, "overhead": round(high / low - 1, 4)}
 
 
-def _task(words: list[str]) -> tuple[Any, argparse.Namespace, Any]:
-    import torch
-
-    import train_tacomamba
-    from utils.features.store import FeatureStore
-    from utils.speaker.training.task import SpeakerTask
-    from utils.training.options import TrainingOptions
-
-    parser = train_tacomamba.build_parser(words)
-    parsed = parser.parse_args(words)
-    training, config, *options = parser.read_options(
-        parsed, TrainingOptions, SpeakerTask.model_config, *SpeakerTask.option_classes()
-    )
-    torch.manual_seed(training.seed)
-    folder = parsed.data / "protocols" / parsed.protocol
-    return training, parsed, SpeakerTask(FeatureStore.open(parsed.data), folder, config, training, options)
-
-
 def _bare_loop(args: argparse.Namespace) -> list[float]:
     import torch
     from torch.utils.data import DataLoader
 
     from utils.training.update import parameter_groups
 
-    training, _, task = _task(_flags(args, "bare"))
-    model = task.model.train()
+    task, _ = task_of(_flags(args, "bare"))
+    training, model = task.training, task.model.train()
     optimizer = torch.optim.AdamW(parameter_groups(model, training.weight_decay), lr=training.lr)
     places = [list(range(step * 32, step * 32 + 32)) for step in range(args.steps)]
     seconds, begun = [], time.process_time()
@@ -161,9 +144,9 @@ def _our_loop(args: argparse.Namespace, repeat: int) -> list[float]:
     from utils.training.trainer import Trainer
 
     run = args.out / f"overhead-{repeat}"
-    training, parsed, task = _task(_flags(args, run.name))
+    task, parsed = task_of(_flags(args, run.name))
     with contextlib.redirect_stdout(io.StringIO()):
-        Trainer(task, training, cli.plain_arguments(parsed), run, Ranks(0, 1, torch.device("cpu"))).fit()
+        Trainer(task, task.training, cli.plain_arguments(parsed), run, Ranks(0, 1, torch.device("cpu"))).fit()
     return [line["cpu_s_per_step"] for line in read_log(run)][1:]
 
 

@@ -5,6 +5,7 @@ Shape letters: b batch, l length, d channels, n state size, h heads, p channels 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated, NamedTuple, TypeVar, get_type_hints
 
 import torch
@@ -64,6 +65,14 @@ AXES = {
     }
     for kind in (ConvInputs, ScanInputs, SSDInputs)
 }
+
+
+class Operations(NamedTuple):
+    """A backend's operations, each as a function of its inputs."""
+
+    causal_conv: Callable[[ConvInputs], Tensor]
+    selective_scan: Callable[[ScanInputs], tuple[Tensor, Tensor]]
+    ssd: Callable[[SSDInputs], tuple[Tensor, Tensor]]
 
 
 def check_shapes(inputs: Inputs) -> None:

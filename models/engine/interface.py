@@ -7,7 +7,6 @@ g groups, k taps. Of more than one frame, all three raise ValueError for shapes 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
@@ -15,30 +14,16 @@ from torch import Tensor
 from models.engine import Unsupported, conv, decomposed, mamba_ssm, reference
 from models.engine import selective_scan as torch_scan
 from models.engine import ssd as torch_ssd
-from models.engine.inputs import ConvInputs, Inputs, ScanInputs, SSDInputs, check_shapes
+from models.engine.inputs import ConvInputs, Inputs, Operations, ScanInputs, SSDInputs, check_shapes
 from models.engine.native import ops as native
 from models.engine.triton import ops as triton
 
-CONVOLUTIONS = {
-    "torch": conv.causal_conv,
-    "native": native.causal_conv,
-    "triton": triton.causal_conv,
-    "mamba_ssm": mamba_ssm.causal_conv,
-    "decomposed": decomposed.causal_conv,
-}
-SELECTIVE_SCANS = {
-    "torch": torch_scan.selective_scan,
-    "native": native.selective_scan,
-    "triton": triton.selective_scan,
-    "mamba_ssm": mamba_ssm.selective_scan,
-    "decomposed": decomposed.selective_scan,
-}
-SSDS = {
-    "torch": torch_ssd.ssd,
-    "native": torch_ssd.ssd,  # consists of matrix products, which torch's library does best
-    "triton": triton.ssd,
-    "mamba_ssm": mamba_ssm.ssd,
-    "decomposed": decomposed.ssd,
+IMPLEMENTATIONS = {
+    "torch": Operations(conv.causal_conv, torch_scan.selective_scan, torch_ssd.ssd),
+    "native": Operations(native.causal_conv, native.selective_scan, torch_ssd.ssd),  # of matrix products
+    "triton": Operations(triton.causal_conv, triton.selective_scan, triton.ssd),
+    "mamba_ssm": Operations(mamba_ssm.causal_conv, mamba_ssm.selective_scan, mamba_ssm.ssd),
+    "decomposed": Operations(decomposed.causal_conv, decomposed.selective_scan, decomposed.ssd),
 }
 
 
@@ -58,7 +43,7 @@ def causal_conv(
     seq_idx (b, l): frames before a change of it count as zeros from there on. Returns (b, l, d) in x's dtype.
     """
     inputs = ConvInputs(x, weight, bias, initial_state, seq_idx, silu)
-    return _run(CONVOLUTIONS, backend, inputs) if x.shape[0] and x.shape[1] else reference.causal_conv(*inputs)
+    return _run(backend, "causal_conv", inputs) if x.shape[0] and x.shape[1] else reference.causal_conv(*inputs)
 
 
 def selective_scan(
@@ -88,7 +73,7 @@ def selective_scan(
     inputs = ScanInputs(u, dt, A, B, C, D, z, dt_bias, initial_state, seq_idx, dt_softplus)
     if not u.shape[0] or u.shape[1] <= 1:
         return reference.selective_scan(*inputs)
-    return _run(SELECTIVE_SCANS, backend, inputs)
+    return _run(backend, "selective_scan", inputs)
 
 
 def ssd(
@@ -116,15 +101,15 @@ def ssd(
     inputs = SSDInputs(x, dt, A, B, C, D, dt_bias, initial_state, seq_idx, dt_softplus)
     if not x.shape[0] or x.shape[1] <= 1:
         return reference.ssd(*inputs)
-    return _run(SSDS, backend, inputs)
+    return _run(backend, "ssd", inputs)
 
 
-def _run(implementations: dict[str, Callable[..., Any]], backend: str, inputs: Inputs) -> Any:
+def _run(backend: str, operation: str, inputs: Inputs) -> Any:
     """Calls a backend's implementation, or torch's where the backend cannot compute this particular call."""
     check_shapes(inputs)
     if inputs.seq_idx is not None:
         inputs = inputs._replace(seq_idx=reference.numbered(inputs.seq_idx))
     try:
-        return implementations[backend](inputs)
+        return getattr(IMPLEMENTATIONS[backend], operation)(inputs)
     except Unsupported:
-        return implementations["torch"](inputs)
+        return getattr(IMPLEMENTATIONS["torch"], operation)(inputs)

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from models.engine import Unsupported, tuning
-from models.engine.inputs import ConvInputs, ScanInputs, SSDInputs, cast
+from models.engine.inputs import ConvInputs, Operations, ScanInputs, SSDInputs, cast
 from models.engine.selective_scan import selective_scan as torch_selective_scan
-from models.engine.trial import CHUNK, Operations, problem
+from models.engine.trial import CHUNK, problem
 
 KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 OFFSETS = 2**31  # their Triton kernels, and one buffer of the selective scan, count elements in 32 bits, unchecked

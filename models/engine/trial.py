@@ -7,24 +7,15 @@ so a backend is chosen by what its kernels compute. Shape letters as in `interfa
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from models.engine import reference
-from models.engine.inputs import ConvInputs, ScanInputs, SSDInputs
+from models.engine.inputs import ConvInputs, Operations, ScanInputs, SSDInputs
 
 CHUNK = 64  # the trial of SSD has more frames than one chunk of this length
 TOLERANCE = 1e-2  # of the maximum: TF32 products pass, wrong mathematics does not
-
-
-class Operations(NamedTuple):
-    """The operations that a trial compares, each as a function of its inputs."""
-
-    causal_conv: Callable[[ConvInputs], Tensor]
-    selective_scan: Callable[[ScanInputs], tuple[Tensor, Tensor]]
-    ssd: Callable[[SSDInputs], tuple[Tensor, Tensor]]
 
 
 _DEFINITIONS = Operations(

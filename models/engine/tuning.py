@@ -24,7 +24,8 @@ _announced: set[Hashable] = set()
 def one_configuration(module: str) -> Iterator[None]:
     """Leaves each kernel of the module's package its cheapest configuration, which Triton then takes untimed.
 
-    Also a decorator. Imports the module first; if that fails, there is nothing to tune, and whoever needs it will say so.
+    Also a decorator. Imports the module first; if that fails, there is nothing to tune, and whoever needs it will say
+    so.
     """
     keep_choices()
     with contextlib.suppress(Exception):

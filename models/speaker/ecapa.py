@@ -13,16 +13,16 @@ from models.speaker.xvector import TDNNLayer
 
 RES2_SCALE = 8
 DILATIONS = (2, 3, 4)
-POOLED_CHANNELS = 1536
+POOLED_CHANNELS, BOTTLENECK = 1536, 128
 
 
 class SqueezeExcitation(nn.Module):
     """Rescales channels by a gate from their mean over the valid frames (section 3.2, equations 4 and 5)."""
 
-    def __init__(self, channels: int, bottleneck: int = 128) -> None:
+    def __init__(self, channels: int) -> None:
         super().__init__()
-        self.down = nn.Linear(channels, bottleneck)
-        self.up = nn.Linear(bottleneck, channels)
+        self.down = nn.Linear(channels, BOTTLENECK)
+        self.up = nn.Linear(BOTTLENECK, channels)
 
     def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
         mean = x.sum(1) / lengths.unsqueeze(1).to(x.dtype)  # padding holds zeros

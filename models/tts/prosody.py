@@ -25,12 +25,12 @@ class ProsodyPredictor(nn.Module):
     above `models.tts.pitch.LOWEST`, and None for a model without pitch.
     """
 
-    def __init__(self, config: TextToMelConfig, n_layers: int = 2, kernel: int = 3) -> None:
+    def __init__(self, config: TextToMelConfig) -> None:
         super().__init__()
         d_model = config.d_model
         self.condition = SpeakerCondition(config)
         dropout = min(config.dropout, MOST_DROPOUT)
-        self.convs = ResidualConvs(d_model, n_layers, kernel, causal=False, dropout=dropout)
+        self.convs = ResidualConvs(d_model, n_layers=2, kernel=3, causal=False, dropout=dropout)
         self.norm = nn.RMSNorm(d_model, eps=1e-5)
         self.duration = nn.Linear(d_model, 1)
         self.pitch = nn.Linear(d_model, 1) if config.pitch else None

@@ -30,10 +30,7 @@ LOCATION_KERNEL = 31
 PRENET_DROPOUT, PRENET_SEED = 0.5, 0
 GUIDE_WIDTH = 0.2  # g of Tachibana et al., equation 6
 STOP_WEIGHT = 8.0  # of the last step of an utterance, against 1 for each of the hundreds before it
-LONGEST, LONGEST_PER_TOKEN = (
-    1720,
-    25,
-)  # most frames of a synthesis: the greater one; 1720 are 20 s
+LONGEST, LONGEST_PER_TOKEN = 1720, 25  # most frames of a synthesis: the greater one; 1720 are 20 s
 SMALLEST_SHARE = 1e-8  # of attention, so that its logarithm is finite
 
 

@@ -1,10 +1,10 @@
 """What CUDA kernels keep for backward and allocate: ours as they do, those of mamba-ssm and causal-conv1d by formula.
 
 The operators of `models.engine.triton` run on fake tensors without their kernels; only the check for a GPU before them
-is left out. Neither of the other packages runs on tensors without data. Stand-ins take the place of their functions while a
-step is predicted: they return tensors of the same shapes, and save and allocate what the Python code around the kernels
-of mamba-ssm 2.3 and causal-conv1d 1.6 does. `models.engine.mamba_ssm`, which calls them, is the real one. Nothing here
-was measured on a GPU, and the FLOPs of stand-ins do not count.
+is left out. Neither of the other packages runs on tensors without data. Stand-ins take the place of their functions
+while a step is predicted: they return tensors of the same shapes, and save and allocate what the Python code around the
+kernels of mamba-ssm 2.3 and causal-conv1d 1.6 does. `models.engine.mamba_ssm`, which calls them, is the real one.
+Nothing here was measured on a GPU, and the FLOPs of stand-ins do not count.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from models.engine import interface, mamba_ssm
+from models.engine.inputs import Operations
 from models.engine.triton import conv, selective_scan, ssd
 from models.mamba import StateSpaceMixer
 
@@ -27,9 +28,10 @@ BY_FORMULA, WITHOUT_KERNELS = "mamba_ssm by formula", "triton without kernels"  
 PREDICTED_WITH = {"mamba_ssm": BY_FORMULA, "triton": WITHOUT_KERNELS}
 Sizes = Callable[[], tuple[Tensor, ...]]
 
-interface.CONVOLUTIONS |= {BY_FORMULA: mamba_ssm.causal_conv, WITHOUT_KERNELS: conv.causal_conv}
-interface.SELECTIVE_SCANS |= {BY_FORMULA: mamba_ssm.selective_scan, WITHOUT_KERNELS: selective_scan.selective_scan}
-interface.SSDS |= {BY_FORMULA: mamba_ssm.ssd, WITHOUT_KERNELS: ssd.ssd}
+interface.IMPLEMENTATIONS |= {
+    BY_FORMULA: interface.IMPLEMENTATIONS["mamba_ssm"],
+    WITHOUT_KERNELS: Operations(conv.causal_conv, selective_scan.selective_scan, ssd.ssd),
+}
 
 
 def use(model: nn.Module, backend: str) -> None:

@@ -29,7 +29,7 @@ _PITCH = ("f0_rmse_hz", "f0_rmse_cents", "voicing_error", "voiced_frames")
 
 
 def build_synthesis_report(
-    evaluation: SynthesisEvaluation, about: dict[str, Any], bootstrap: int = 1000, seed: int = 0
+    evaluation: SynthesisEvaluation, about: dict[str, Any], bootstrap: int, seed: int
 ) -> dict[str, Any]:
     """Builds the content of report.json; `about` describes the model and the command.
 

@@ -74,13 +74,13 @@ class GriffinLim:
     name = GRIFFIN_LIM
     can_stream = False
 
-    def __init__(self, recipe: MelRecipe, iterations: int = ITERATIONS) -> None:
+    def __init__(self, recipe: MelRecipe) -> None:
         if 2 * recipe.hop_length > recipe.win_length:
             raise UserError(
                 "Griffin-Lim needs frames that overlap by half or more, and the mel recipe has "
                 f"a hop_length of {recipe.hop_length} with a win_length of {recipe.win_length}"
             )
-        self.recipe, self.iterations = recipe, iterations
+        self.recipe = recipe
         self._functional = import_torchaudio().functional
         self._window = torch.hann_window(recipe.win_length)
         self._filters = self._functional.melscale_fbanks(
@@ -111,7 +111,7 @@ class GriffinLim:
             hop_length=self.recipe.hop_length,
             win_length=self.recipe.win_length,
             power=1.0,
-            n_iter=self.iterations,
+            n_iter=ITERATIONS,
             momentum=MOMENTUM,
             length=None,
             rand_init=False,
@@ -149,7 +149,7 @@ class HiFiGANVocoder:
 
     can_stream = True
 
-    def __init__(self, path: Path, recipe: MelRecipe, device: str | torch.device = "cpu") -> None:
+    def __init__(self, path: Path, recipe: MelRecipe, device: str | torch.device) -> None:
         file = find_checkpoint(path)
         config, own_recipe = read_config(file.with_name(CONFIG))
         require_same(own_recipe, recipe, f"the vocoder {path}", "the mels")

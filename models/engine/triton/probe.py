@@ -9,7 +9,8 @@ import time
 
 import torch
 
-from models.engine.trial import Operations, problem
+from models.engine.inputs import Operations
+from models.engine.trial import problem
 from models.engine.triton import ops
 from models.engine.triton.launch import INTERPRETED
 
