@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from models.engine.backends import resolve
 from models.engine.interface import causal_conv, selective_scan, ssd
 from models.engine.reference import without_autocast
+from models.padding import length_mask
 
 NO_STEP = -1e4  # a raw step size whose softplus is 0, as is its gradient
 
@@ -25,11 +26,6 @@ class MixerState(NamedTuple):
 
     conv: Tensor  # (b, k-1, channels): the last inputs of the convolution
     ssm: Tensor  # (b, d, n), for Mamba-2 (b, h, p, n): the state of the recurrence
-
-
-def length_mask(lengths: Tensor, length: int) -> Tensor:
-    """Marks the valid frames: (b,) -> (b, length)."""
-    return torch.arange(length, device=lengths.device) < lengths.unsqueeze(1)
 
 
 class StateSpaceMixer(nn.Module):

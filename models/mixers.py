@@ -18,7 +18,8 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from models.config import Config, Registry, option
 from models.engine.interface import causal_conv
 from models.lstm import LSTM
-from models.mamba import Mamba, Mamba2, MixerState, StateSpaceMixer, length_mask
+from models.mamba import Mamba, Mamba2, MixerState, StateSpaceMixer
+from models.padding import length_mask, reverse_by_length
 
 MIXERS: Registry[Callable[[MixerConfig, bool], nn.Module]] = Registry()
 
@@ -49,14 +50,6 @@ class MixerConfig(Config):
 def build_mixer(config: MixerConfig, causal: bool) -> nn.Module:
     """The mixer of a configuration; ValueError for impossible sizes."""
     return MIXERS[config.mixer](config, causal)
-
-
-def reverse_by_length(x: Tensor, lengths: Tensor) -> Tensor:
-    """Reverses the valid part of each sequence, not its right padding: x (b, l, d), lengths (b,) -> (b, l, d)."""
-    position = torch.arange(x.shape[1], device=x.device)
-    mirrored = lengths.unsqueeze(1) - 1 - position  # (b, l), negative on padding
-    index = torch.where(mirrored >= 0, mirrored, position)
-    return torch.gather(x, 1, index.unsqueeze(-1).expand_as(x))
 
 
 class CausalMixer(nn.Module):

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from models.config import option
-from models.mamba import length_mask
 from models.mixers import MixerConfig, ReversedMixer, build_mixer
+from models.padding import length_mask
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,8 @@ from conftest import speak
 from test_readme import blocks
 
 from models.engine.backends import set_backend
-from models.mamba import length_mask
 from models.mixers import MIXERS
+from models.padding import length_mask
 from models.speaker import SpeakerConfig, SpeakerModel
 from utils.checkpoint import load_checkpoint, save_checkpoint
 from utils.errors import UserError

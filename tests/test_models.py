@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 
 from models.mamba import Mamba, Mamba2
-from models.mixers import MIXERS, MixerConfig, build_mixer, reverse_by_length
+from models.mixers import MIXERS, MixerConfig, build_mixer
+from models.padding import reverse_by_length
 from models.speaker import POOLINGS, SpeakerConfig, SpeakerModel
 from models.speaker.encoder import Subsampling
 from models.speaker.losses import AAMSoftmax

@@ -76,7 +76,8 @@ def version_of(cell: Cell, folder: Path | None) -> str | None:
 def source_hash() -> str:
     """Hash of all sources of our mixers."""
     engine = sorted(path for path in (ROOT / "models" / "engine").rglob("*") if path.suffix in (".py", ".cpp", ".hpp"))
-    return peers.hash_of([*engine, ROOT / "models" / "mamba.py", ROOT / "models" / "stack.py"])
+    own = (ROOT / "models" / name for name in ("mamba.py", "padding.py", "stack.py"))
+    return peers.hash_of([*engine, *own])
 
 
 def measure(cell: Cell, store: Store, folder: Path | None, limits: Limits, budget: float) -> Record:

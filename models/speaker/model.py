@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from models.mamba import length_mask
+from models.padding import length_mask, without_mean
 from models.speaker.config import ENCODERS, LOSSES, SpeakerConfig
 from models.speaker.pooling import widest
 
@@ -76,9 +76,7 @@ class FeatureNorm(nn.Module):
     def forward(self, mel: Tensor, lengths: Tensor) -> Tensor:
         mask = length_mask(lengths, mel.shape[1]).unsqueeze(-1)
         x = (self.without_level(mel, lengths) - self.mean) / self.std * mask
-        if self.per_utterance:
-            x = (x - x.sum(1, keepdim=True) / lengths[:, None, None]) * mask
-        return x
+        return without_mean(x, lengths) if self.per_utterance else x
 
 
 def _energy(mel: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from models.engine.reference import state_dtype
-from models.mamba import length_mask
+from models.padding import length_mask
 from models.speaker.config import POOLINGS
 
 VARIANCE_FLOOR = 1e-5

@@ -6,8 +6,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from models.mamba import length_mask
 from models.norm import BatchNorm
+from models.padding import length_mask
 from models.speaker.config import ENCODERS, SpeakerConfig
 from models.speaker.pooling import StatisticsPooling
 

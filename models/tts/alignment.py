@@ -13,7 +13,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from models.mamba import length_mask
+from models.padding import without_mean
 
 
 def gaussian_score(x: Tensor, mean: Tensor) -> Tensor:
@@ -93,9 +93,3 @@ class SymbolAligner(nn.Module):
             centered = without_mean(x, mel_lengths).to(self.mean.dtype)
             score = gaussian_score(centered @ self.whitening, self.mean[tokens] @ self.whitening)
         return monotonic_path(score, token_lengths, mel_lengths)
-
-
-def without_mean(x: Tensor, lengths: Tensor) -> Tensor:
-    """Subtracts the mean of each utterance from its frames: x (b, t, m), lengths (b,) -> (b, t, m), 0 on padding."""
-    mask = length_mask(lengths, x.shape[1]).unsqueeze(-1)
-    return (x - (x * mask).sum(1, keepdim=True) / lengths[:, None, None]) * mask

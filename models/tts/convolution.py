@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.mamba import length_mask
+from models.padding import length_mask
 
 POSTNET_KERNEL = 5
 

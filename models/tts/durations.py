@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from models.mamba import length_mask
+from models.padding import length_mask
 
 
 def round_durations(mean: Tensor, lengths: Tensor) -> Tensor:

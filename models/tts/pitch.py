@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from models.mamba import length_mask
+from models.padding import length_mask
 from models.tts.durations import Positions, positions
 
 LOWEST, PER_OCTAVE, GRID = 65.0, 48, 141  # Hz, steps of 25 cents: up to 491 Hz

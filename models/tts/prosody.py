@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from models.mamba import length_mask
+from models.padding import length_mask
 from models.tts.condition import SpeakerCondition
 from models.tts.config import TextToMelConfig
 from models.tts.convolution import ResidualConvs

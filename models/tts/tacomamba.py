@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from models.mamba import length_mask
+from models.padding import length_mask
 from models.stack import MixerStack
 from models.tts.alignment import SymbolAligner
 from models.tts.condition import SpeakerCondition

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from models.lstm import LSTM
-from models.mamba import length_mask
+from models.padding import length_mask
 from models.tts.alignment import monotonic_path
 from models.tts.condition import SpeakerCondition
 from models.tts.config import MODELS, TextToMelConfig

@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor
 
-from models.tts.alignment import SymbolAligner, without_mean
+from models.padding import without_mean
+from models.tts.alignment import SymbolAligner
 from utils.cli import progress
 
 ITERATIONS = 8

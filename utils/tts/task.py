@@ -16,7 +16,7 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 
 from models.config import Config, option
-from models.mamba import length_mask
+from models.padding import length_mask
 from models.tts import MODELS, TextToMelConfig
 from models.tts.pitch import grid_hz
 from utils.errors import UserError
