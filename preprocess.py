@@ -125,7 +125,7 @@ def find_problems(args: argparse.Namespace) -> list[str]:
     """Finds contradictory and missing flags; returns a sentence for each."""
     problems = []
     if args.dataset and args.layout:
-        problems.append("--dataset and --layout contradict: a dataset implies its layout")
+        problems.append("--dataset and --layout contradict each other: a dataset implies its layout")
     elif args.layout:
         problems += [f"--layout needs --{name}" for name in ("raw", "out") if getattr(args, name) is None]
     elif not args.dataset:

@@ -92,7 +92,7 @@ def _evaluate_problems(args: argparse.Namespace) -> list[str]:
     raw = {"--trials": args.trials, "--identification": args.identification, "--audio-root": args.audio_root}
     given = [flag for flag, value in raw.items() if value is not None]
     if args.data is not None:
-        problems += [f"--data and {flag} contradict: stored features have their own lists" for flag in given]
+        problems += [f"--data and {flag} contradict each other: stored features have their own lists" for flag in given]
     elif not given:
         problems.append("nothing to evaluate: give --data, or --audio-root with --trials or --identification")
     elif given == ["--audio-root"]:
@@ -108,9 +108,11 @@ def _evaluate_problems(args: argparse.Namespace) -> list[str]:
     if args.cohort_top is not None and args.cohort is None:
         problems.append("--cohort-top needs --cohort")
     if args.cohort is not None and args.back_end is False:
-        problems.append("--no-back-end and --cohort contradict: the embeddings of the cohort come from the back end")
+        problems.append(
+            "--no-back-end and --cohort contradict each other: the embeddings of the cohort come from the back end"
+        )
     if args.cohort is not None and args.s_norm is False:
-        problems.append("--no-s-norm and --cohort contradict: a cohort is what scores are normalized by")
+        problems.append("--no-s-norm and --cohort contradict each other: a cohort is what scores are normalized by")
     return problems
 
 

@@ -34,7 +34,7 @@ def test_all_bad_flags_are_shown_at_once(capsys):
         ("--layout voxceleb --raw here --units char", ["--layout needs --out", "--units needs --task tts"]),
         (
             "--dataset demo --layout ljspeech --units char --task speaker",
-            ["--dataset and --layout contradict: a dataset implies its layout", "--units needs --task tts"],
+            ["--dataset and --layout contradict each other: a dataset implies its layout", "--units needs --task tts"],
         ),
     ],
 )

@@ -36,7 +36,7 @@ class RunLog:
             return
         directory.mkdir(parents=True, exist_ok=True)
         path = directory / LOG
-        kept = [line for line in read_log(directory) if line.get("step", line.get("resumed_from")) <= first_step]
+        kept = _read_until(directory, first_step)
         lines = [*kept, {"resumed_from": first_step}] if first_step else []
         write_text(path, "".join(json.dumps(line) + "\n" for line in lines))
         self._file = path.open("a", encoding="utf-8")
@@ -141,9 +141,13 @@ def cpu_time(log: Sequence[dict[str, Any]]) -> tuple[NDArray[np.float64], NDArra
 
 def costs_until(directory: Path, step: int) -> dict[str, float]:
     """CPU seconds and highest memory in MiB of a run's main process until a step; nothing if no log is there."""
-    log = [line for line in read_log(directory) if line.get("step", line.get("resumed_from")) <= step]
+    log = _read_until(directory, step)
     memory = [line["memory_mib"] for line in log if "memory_mib" in line]
     return {"cpu_s": float(cpu_time(log)[1][-1]), "memory_mib": max(memory)} if memory else {}
+
+
+def _read_until(directory: Path, step: int) -> list[dict[str, Any]]:
+    return [line for line in read_log(directory) if line.get("step", line.get("resumed_from")) <= step]
 
 
 def write_run_record(directory: Path, config: dict[str, Any], facts: dict[str, Any]) -> None:

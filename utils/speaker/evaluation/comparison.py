@@ -102,7 +102,7 @@ def _curves(systems: Sequence[Sequence[Path]], rows: Rows) -> Curves:
     return curves
 
 
-def _row(rates: Sequence[Rates]) -> dict[str, Any]:
+def _row(rates: Sequence[NDArray[np.float64]]) -> dict[str, Any]:
     """EER of each system and its interval, and `difference` and its interval of each but the first."""
     differences = [later - rates[0] for later in rates[1:]]
     return {

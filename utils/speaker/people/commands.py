@@ -126,7 +126,7 @@ def load_recognizer(args: argparse.Namespace, *recordings: Path) -> SpeakerRecog
 
 def _embed_problems(args: argparse.Namespace) -> list[str]:
     if args.out is not None and args.json:
-        return ["--out and --json contradict: embeddings are either stored or printed"]
+        return ["--out and --json contradict each other: embeddings are either stored or printed"]
     return []
 
 
@@ -148,10 +148,11 @@ def _embed(args: argparse.Namespace) -> None:
 
 
 def _enroll_problems(args: argparse.Namespace) -> list[str]:
-    both = ["--add and --replace contradict: earlier recordings are kept or replaced"] * (args.add and args.replace)
+    rule = "--add and --replace contradict each other: earlier recordings are kept or replaced"
+    both = [rule] if args.add and args.replace else []
     if args.folder is not None:
         given = ["--name"] * (args.name is not None) + ["recordings"] * bool(args.audio)
-        return both + [f"--folder and {what} contradict: its sub-folders have both" for what in given]
+        return both + [f"--folder and {what} contradict each other: its sub-folders have both" for what in given]
     problems = both + ["--name is missing (or --folder, which names everybody)"] if args.name is None else []
     problems += [] if args.audio else ["recordings of the speaker are missing"]
     twice = sorted({str(path) for path in args.audio if args.audio.count(path) > 1})

@@ -36,7 +36,7 @@ def add_commands(commands: Any) -> None:
 def _problems(args: argparse.Namespace) -> list[str]:
     point = {"--prior": args.prior, "--cost-false-accept": args.cost_false_accept}
     given = [flag for flag, value in point.items() if value is not None and args.threshold is not None]
-    return [f"--threshold and {flag} contradict: one is for cosines, the other for ratios" for flag in given]
+    return [f"--threshold and {flag} contradict each other: one is for cosines, the other for ratios" for flag in given]
 
 
 def _verify(args: argparse.Namespace) -> None:

@@ -51,8 +51,7 @@ class Timeline:
     def overlaps(self) -> list[tuple[float, float]]:
         """Start and end in s of the parts in which two people speak."""
         edges = sorted({time for segment in self.segments for time in segment[:2]})
-        parts = [(start, end) for start, end in zip(edges, edges[1:], strict=False) if self._speaking(start) > 1]
-        return parts
+        return [(start, end) for start, end in zip(edges, edges[1:], strict=False) if self._speaking(start) > 1]
 
     def _speaking(self, time: float) -> int:
         return sum(segment.start <= time < segment.end for segment in self.segments)
