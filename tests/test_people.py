@@ -123,7 +123,8 @@ def test_folders_of_people_that_are_refused_leave_the_store_alone(trained_run, r
     assert "is not a folder" in problems(capsys, *enroll, "--folder", tmp_path / "nowhere")
     both = problems(capsys, *enroll, "--folder", recordings, "--name", "Ada", "a.wav")
     assert "--folder and --name contradict" in both and "--folder and recordings contradict" in both
-    assert "--add and --replace contradict" in problems(capsys, *enroll, "--folder", recordings, "--add", "--replace")
+    for more in (("--folder", recordings), ("--name", "Ada", "a.wav")):
+        assert "--add and --replace contradict" in problems(capsys, *enroll, *more, "--add", "--replace")
     assert "--name is missing" in problems(capsys, *enroll, "a.wav")
     assert "recordings of the speaker are missing" in problems(capsys, *enroll, "--name", "Ada")
     assert store.read_bytes() == before

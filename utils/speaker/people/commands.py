@@ -153,7 +153,7 @@ def _enroll_problems(args: argparse.Namespace) -> list[str]:
     if args.folder is not None:
         given = ["--name"] * (args.name is not None) + ["recordings"] * bool(args.audio)
         return both + [f"--folder and {what} contradict each other: its sub-folders have both" for what in given]
-    problems = both + ["--name is missing (or --folder, which names everybody)"] if args.name is None else []
+    problems = both + ["--name is missing (or --folder, which names everybody)"] * (args.name is None)
     problems += [] if args.audio else ["recordings of the speaker are missing"]
     twice = sorted({str(path) for path in args.audio if args.audio.count(path) > 1})
     return problems + [f"{path} is given twice: it would count twice in the mean" for path in twice]
