@@ -39,7 +39,7 @@ def build_parser() -> cli.Parser:
     add = parser.add_argument
     add("--raw", type=Path, required=True, metavar="FOLDER", help="folder of the corpus, arranged as LibriSpeech")
     add("--split", nargs="+", required=True, metavar="NAME", help="splits to copy")
-    add("--without", type=Path, metavar="FILE", help="speakers to leave out, one a line (default: none)")
+    add("--without", type=Path, metavar="FILE", help="speakers to leave out, one per line (default: none)")
     add("--versions", type=cli.positive_int, default=8, metavar="N", help="copies of each recording")
     add("--settings", type=Path, default=SETTINGS, metavar="FILE", help="preset with the shares and ranges")
     add("--noise-folder", type=Path, required=True, metavar="FOLDER", help="folder of noises")

@@ -72,7 +72,7 @@ def build_parser() -> cli.Parser:
     add = parser.add_argument
     add("--raw", type=Path, required=True, metavar="FOLDER", help="folder of the corpora, arranged as LibriSpeech")
     add("--split", nargs="+", required=True, metavar="NAME", help="splits; a conversation is of one of them")
-    add("--speakers", type=Path, required=True, metavar="FILE", help="speakers to take, one a line")
+    add("--speakers", type=Path, required=True, metavar="FILE", help="speakers to take, one per line")
     add("--noise-folder", type=Path, required=True, metavar="FOLDER", help="folder of noises")
     add("--each", type=cli.positive_int, default=5, metavar="N", help="conversations of each number of people")
     add("--seed", type=cli.non_negative_int, default=0, metavar="N", help="seed of the conversations")

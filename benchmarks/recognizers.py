@@ -34,7 +34,7 @@ from benchmarks.grid.markdown import table  # noqa: E402
 from utils import cli  # noqa: E402
 from utils.commands import REPORT, counted  # noqa: E402
 from utils.errors import UserError  # noqa: E402
-from utils.files import read_text, write_bytes, write_text  # noqa: E402
+from utils.files import read_text, write_text  # noqa: E402
 
 CONFIG = "configs/speaker-small.yaml"
 MODELS = {
@@ -182,6 +182,7 @@ class System:
     def run(self, seed: int) -> None:
         """Trains and evaluates what is missing of a seed, and keeps its rates."""
         from utils.speaker.evaluation.comparison import rates_file
+        from utils.speaker.evaluation.rates import Rates
 
         for fold in self.args.folds:
             self._train(fold, seed)
@@ -193,7 +194,7 @@ class System:
                 parts = [self._evaluation(corpus, fold, seed) for fold in self.args.folds]
                 out = self.args.out / "pooled" / self.rates(corpus, seed).stem
                 _script("test.py", "pool", *parts, "--bootstrap", self.args.bootstrap, "--out", out)
-            write_bytes(self.rates(corpus, seed), rates_file(out).read_bytes())
+            Rates.read(rates_file(out)).published().save(self.rates(corpus, seed), {})
 
     def _run_folder(self, fold: int, seed: int) -> Path:
         name = self.name.removesuffix(NO_BACK_END).replace("/", "-")

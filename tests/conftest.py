@@ -13,6 +13,7 @@ import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 from hypothesis import settings  # noqa: E402
 
+pytest.register_assert_rewrite("training_runs")  # so that its failures show what differs
 REPOSITORY = Path(__file__).resolve().parent.parent
 WORDS = "the river carried small boats past quiet houses while children watched from an open window".split()
 # First three formants in Hz of five vowels of an average voice (Peterson and Barney, 1952, rounded).

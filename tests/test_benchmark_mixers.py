@@ -40,8 +40,8 @@ def test_a_cell_is_measured_in_a_process_of_its_own(measured):
     assert json.loads(store.path(SMALL).read_text("utf-8")) == record
 
 
-def test_a_version_has_the_sources_that_it_depends_on():
-    """The default of the benchmark, which frees memory as training does, has those of that too."""
+def test_the_version_of_a_cell_depends_on_how_memory_is_freed():
+    """As training frees it, by default, it also depends on the sources of that."""
     default = cells.version_of({**SMALL, "malloc": "training"}, None)
     assert default is not None and default != cells.version_of(SMALL, None)
 

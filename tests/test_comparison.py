@@ -195,11 +195,15 @@ def test_an_interrupted_comparison_is_made_again(tmp_path):
     assert compared(tmp_path / "out", *folders) == rows
 
 
-def test_rates_keep_no_folder_of_the_machine(tmp_path):
+def test_published_rates_keep_no_folder_of_the_machine(tmp_path):
     model = {"name": "net", "training": {"flags": {"data": "/home/ada/features", "init": None}}}
     about = {"model": model, "config": {"evaluations": ["/home/ada/fold0"], "audio_root": "data/raw", "prior": 0.5}}
     folder = written(tmp_path / "one", scores(2, seed=0), about=about)
-    kept = Rates.read(folder / RATES).about
-    assert kept["model"] == {"name": "net", "training": {"flags": {"data": "features", "init": None}}}
-    assert kept["config"] == {"evaluations": ["fold0"], "audio_root": "data/raw", "prior": 0.5}
-    assert json.loads((folder / "report.json").read_text())["config"] == about["config"]
+    before = Rates.read(folder / RATES)
+    assert {name: before.about[name] for name in about} == about
+    before.published().save(tmp_path / "published", {})
+    kept = Rates.read(tmp_path / "published")
+    assert kept.about["model"] == {"name": "net", "training": {"flags": {"data": "features", "init": None}}}
+    assert kept.about["config"] == {"evaluations": ["fold0"], "audio_root": "data/raw", "prior": 0.5}
+    for name, values in before.rows.items():
+        np.testing.assert_array_equal(kept.rows[name], values)

@@ -15,9 +15,10 @@ from commands import ROOT, answer, call, problems, refused
 
 from utils.checkpoint import load_checkpoint, save_checkpoint
 from utils.features.store import FeatureStore
+from utils.features.windows import middle
 from utils.speaker.evaluation.report import CONDITIONS
 from utils.speaker.protocol import read_protocol, write_protocol
-from utils.speaker.recognizer import SpeakerRecognizer, embed_mels, middle
+from utils.speaker.recognizer import SpeakerRecognizer, embed_mels
 from utils.training.runlog import cpu_time, read_log
 
 

@@ -140,7 +140,10 @@ def escape_in_streams() -> None:
 
 
 def json_text(content: Any, encoding: str = "utf-8") -> str:
-    """Plain values as indented strict JSON (no NaN), with escapes if the text has characters that `encoding` lacks."""
+    """Plain values as strict JSON (no NaN), indented, keys in the given order.
+
+    Characters are escaped if the text has some that `encoding` lacks.
+    """
     text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
     try:
         text.encode(encoding)
@@ -150,7 +153,7 @@ def json_text(content: Any, encoding: str = "utf-8") -> str:
 
 
 def write_json(path: str | Path, content: Any) -> None:
-    """Writes `json_text` atomically."""
+    """Writes plain values atomically, as `json_text` gives them."""
     write_text(path, json_text(content) + "\n")
 
 

@@ -20,7 +20,7 @@ LOCK = ".lock"
 def only_writer(folder: Path, say: Callable[[str], None] | None = None) -> Iterator[None]:
     """Creates `folder` and keeps other processes from filling it; `UserError` that names the process that does.
 
-    With `say`, waits for the end of that process instead, and says so.
+    A `folder` that is a file is a `UserError` too. With `say`, waits for the end of that process instead, and says so.
 
     The kernel ends the lock with its process, and unfinished files of a killed one are removed. At the end the lock
     file is removed, and so are created folders that are still empty. On a file system without locks nobody is refused.

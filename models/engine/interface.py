@@ -20,7 +20,8 @@ from models.engine.triton import ops as triton
 
 IMPLEMENTATIONS = {
     "torch": Operations(conv.causal_conv, torch_scan.selective_scan, torch_ssd.ssd),
-    "native": Operations(native.causal_conv, native.selective_scan, torch_ssd.ssd),  # of matrix products
+    # SSD consists of matrix products, which torch's library does best.
+    "native": Operations(native.causal_conv, native.selective_scan, torch_ssd.ssd),
     "triton": Operations(triton.causal_conv, triton.selective_scan, triton.ssd),
     "mamba_ssm": Operations(mamba_ssm.causal_conv, mamba_ssm.selective_scan, mamba_ssm.ssd),
     "decomposed": Operations(decomposed.causal_conv, decomposed.selective_scan, decomposed.ssd),

@@ -70,12 +70,13 @@ class Rates:
         }
         return cls(rows, about)
 
-    def save(self, path: Path, report: dict[str, Any]) -> None:
-        """Writes a file that `read` understands, with what `report` says of the model, without folders of the machine.
+    def published(self) -> Rates:
+        """These rates with absolute paths in `about` cut to their last part, which name no folder of the machine."""
+        return Rates(self.rows, _without_folders(self.about))
 
-        The draws are kept as float32.
-        """
-        about = _without_folders({**self.about, **{name: report[name] for name in _ABOUT if name in report}})
+    def save(self, path: Path, report: dict[str, Any]) -> None:
+        """Writes a file that `read` understands, with what `report` says of the model; draws are kept as float32."""
+        about = {**self.about, **{name: report[name] for name in _ABOUT if name in report}}
         arrays = {name: values[1:].astype(np.float32) for name, values in self.rows.items()}
         about["eer"] = {name: float(values[0]) for name, values in self.rows.items()}
         write_bytes(path, save(arrays, {_KEY: json_text(about)}))

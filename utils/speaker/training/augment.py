@@ -17,6 +17,7 @@ import numpy as np
 
 from models.config import Config, Registry, option, options
 from utils.features import degrade
+from utils.features.degrade import Scene
 from utils.features.sounds import SoundFolder
 
 TILT = 3.0  # largest difference in nepers between the levels of the noise at the two ends of the mel axis
@@ -63,13 +64,13 @@ class WaveAugmentation(Config):
             problem for name, value in values.items() if isinstance(value, tuple) for problem in _order(name, value)
         ]
 
-    def __call__(self, samples: np.ndarray, generator: np.random.Generator, scene: degrade.Scene) -> np.ndarray:
+    def __call__(self, samples: np.ndarray, generator: np.random.Generator, scene: Scene) -> np.ndarray:
         """Samples (S,) float32, degraded or not."""
         if self.share and generator.random() < self.share:
             return self.degrade(samples, generator, scene)
         return samples
 
-    def degrade(self, samples: np.ndarray, generator: np.random.Generator, scene: degrade.Scene) -> np.ndarray:
+    def degrade(self, samples: np.ndarray, generator: np.random.Generator, scene: Scene) -> np.ndarray:
         """Degraded samples, as many."""
         raise NotImplementedError
 
@@ -102,7 +103,7 @@ class Reverb(WaveAugmentation):
         may_change=True,
     )
 
-    def degrade(self, samples: np.ndarray, generator: np.random.Generator, scene: degrade.Scene) -> np.ndarray:
+    def degrade(self, samples: np.ndarray, generator: np.random.Generator, scene: Scene) -> np.ndarray:
         if self.sounds:
             return degrade.reverberate(samples, self.sounds.whole(scene.rate, generator))
         rt60 = generator.uniform(*self.reverb_seconds)
@@ -121,7 +122,7 @@ class Babble(WaveAugmentation):
     )
     babble_snr: tuple[float, float] = option((10.0, 20.0), "range of its SNR in dB", metavar=RANGE)
 
-    def degrade(self, samples: np.ndarray, generator: np.random.Generator, scene: degrade.Scene) -> np.ndarray:
+    def degrade(self, samples: np.ndarray, generator: np.random.Generator, scene: Scene) -> np.ndarray:
         low, high = VOICES
         voices = [scene.voice(len(samples)) for _ in range(generator.integers(low, high + 1))]
         return degrade.add_noise(samples, degrade.babble(voices), generator.uniform(*self.babble_snr))
@@ -148,7 +149,7 @@ class RecordedNoise(WaveAugmentation):
         missing = self.recorded_noise_share and self.noise_folder is None
         return super().problems() + (["--recorded-noise-share needs --noise-folder"] if missing else [])
 
-    def degrade(self, samples: np.ndarray, generator: np.random.Generator, scene: degrade.Scene) -> np.ndarray:
+    def degrade(self, samples: np.ndarray, generator: np.random.Generator, scene: Scene) -> np.ndarray:
         noise = self.sounds.piece(len(samples), scene.rate, generator)
         return degrade.add_noise(samples, noise, generator.uniform(*self.recorded_noise_snr))
 
@@ -163,7 +164,7 @@ class ColoredNoise(WaveAugmentation):
     colored_noise_share: float = option(0.0, "share of the crops that get noise of a random color", least=0, most=1)
     colored_noise_snr: tuple[float, float] = option((5.0, 30.0), "range of its SNR in dB", metavar=RANGE)
 
-    def degrade(self, samples: np.ndarray, generator: np.random.Generator, scene: degrade.Scene) -> np.ndarray:
+    def degrade(self, samples: np.ndarray, generator: np.random.Generator, scene: Scene) -> np.ndarray:
         noise = degrade.colored_noise(len(samples), generator.uniform(*COLORS), generator)
         return degrade.add_noise(samples, noise, generator.uniform(*self.colored_noise_snr))
 
@@ -178,7 +179,7 @@ class Equalizer(WaveAugmentation):
     equalizer_share: float = option(0.0, "share of the crops that get a random smooth equalizer", least=0, most=1)
     equalizer_db: float = option(12.0, "its largest gain or loss in dB", least=0)
 
-    def degrade(self, samples: np.ndarray, generator: np.random.Generator, scene: degrade.Scene) -> np.ndarray:
+    def degrade(self, samples: np.ndarray, generator: np.random.Generator, scene: Scene) -> np.ndarray:
         curve = degrade.random_curve(generator, scene.rate, self.equalizer_db)
         return degrade.equalize(samples, scene.rate, *curve)
 
@@ -193,7 +194,7 @@ class Bandwidth(WaveAugmentation):
     bandwidth_share: float = option(0.0, "share of the crops that pass a low-pass", least=0, most=1)
     bandwidth_hz: tuple[float, float] = option((2500.0, 7000.0), "range of its corner in Hz", above=0, metavar=RANGE)
 
-    def degrade(self, samples: np.ndarray, generator: np.random.Generator, scene: degrade.Scene) -> np.ndarray:
+    def degrade(self, samples: np.ndarray, generator: np.random.Generator, scene: Scene) -> np.ndarray:
         return degrade.low_pass(samples, scene.rate, generator.uniform(*self.bandwidth_hz))
 
 
@@ -207,7 +208,7 @@ class Level(WaveAugmentation):
     level_share: float = option(0.0, "share of the crops that get another level", least=0, most=1)
     level_db: tuple[float, float] = option((-20.0, 10.0), "range of the change in dB", metavar=RANGE)
 
-    def degrade(self, samples: np.ndarray, generator: np.random.Generator, scene: degrade.Scene) -> np.ndarray:
+    def degrade(self, samples: np.ndarray, generator: np.random.Generator, scene: Scene) -> np.ndarray:
         return degrade.gain(samples, generator.uniform(*self.level_db))
 
 
@@ -223,7 +224,7 @@ class Clipping(WaveAugmentation):
         (1.0, 12.0), "range of the loss of the peak in dB", least=0, metavar=RANGE
     )
 
-    def degrade(self, samples: np.ndarray, generator: np.random.Generator, scene: degrade.Scene) -> np.ndarray:
+    def degrade(self, samples: np.ndarray, generator: np.random.Generator, scene: Scene) -> np.ndarray:
         return degrade.clip(samples, generator.uniform(*self.clipping_db))
 
 
@@ -236,7 +237,7 @@ class Telephone(WaveAugmentation):
 
     telephone_share: float = option(0.0, "share of the crops that pass a telephone, G.711 or GSM", least=0, most=1)
 
-    def degrade(self, samples: np.ndarray, generator: np.random.Generator, scene: degrade.Scene) -> np.ndarray:
+    def degrade(self, samples: np.ndarray, generator: np.random.Generator, scene: Scene) -> np.ndarray:
         return degrade.telephone(samples, scene.rate, ("ulaw", "gsm")[generator.integers(2)])
 
 
@@ -252,7 +253,7 @@ class Codec(WaveAugmentation):
         (0.6, 0.95), "range of the compression, of 1 at most", least=0, most=1, metavar=RANGE
     )
 
-    def degrade(self, samples: np.ndarray, generator: np.random.Generator, scene: degrade.Scene) -> np.ndarray:
+    def degrade(self, samples: np.ndarray, generator: np.random.Generator, scene: Scene) -> np.ndarray:
         names = degrade.codecs_of(scene.rate)
         name = names[generator.integers(len(names))]
         return degrade.codec(samples, scene.rate, name, generator.uniform(*self.codec_level))
