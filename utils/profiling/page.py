@@ -12,7 +12,7 @@ from utils.profiling.fits import MIB, Fits
 from utils.profiling.pictures import draw_limits, draw_timeline, icicle, mixers_figure
 from utils.profiling.step import Profile
 from utils.profiling.storages import PURPOSES
-from utils.profiling.tables import GIGA, fits_text, folded
+from utils.profiling.tables import fits_text, layer_rows
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -97,15 +97,8 @@ def _limits(body: Element, profile: Profile, fits: Fits) -> None:
 def _layers(body: Element, profile: Profile) -> None:
     part = SubElement(body, "details")
     add(part, "summary", "All layers")
-    heads = ["layer", "kind", "parameters", "output MiB", "saved MiB", "temporary MiB", "GFLOPs", "backward GFLOPs"]
-    lines = []
-    for row in folded(profile.layers):
-        name = "  " * row.level + (row.name or "(model)") + (f" ({row.count} x)" if row.count > 1 else "")
-        sums = row.sums
-        sizes = [_mib(size) for size in (sums["output_bytes"], sums["saved_bytes"], row.temporary_bytes)]
-        flops = [f"{sums[field] / GIGA:,.2f}" for field in ("forward_flops", "backward_flops")]
-        lines.append([name, row.kind, f"{sums['parameters']:,}", *sizes, *flops])
-    add_table(part, heads, lines)
+    heads, *rows = layer_rows(profile.layers)
+    add_table(part, heads, rows)
 
 
 def _mib(size: int) -> str:

@@ -66,9 +66,13 @@ def _form(layer: Layer, children: dict[str, list[Layer]]) -> tuple:
 
 
 def layer_table(layers: list[Layer], depth: int | None = None) -> str:
-    """The rows as text, names indented by their level, without modules deeper than `depth`."""
-    heads = ("layer", "kind", "parameters", "output MiB", "saved MiB", "share", "temporary MiB", "GFLOPs", "backward")
-    lines = [heads]
+    """`layer_rows` as text."""
+    return aligned(layer_rows(layers, depth), left=2)
+
+
+def layer_rows(layers: list[Layer], depth: int | None = None) -> list[tuple[str, ...]]:
+    """A table of the rows, its heads first: names indented by their level, without modules deeper than `depth`."""
+    lines = [("layer", "kind", "parameters", "output MiB", "saved MiB", "share", "temporary MiB", "GFLOPs", "backward")]
     for row in folded(layers):
         if depth is not None and row.level > depth:
             continue
@@ -79,7 +83,7 @@ def layer_table(layers: list[Layer], depth: int | None = None) -> str:
         flops = [f"{sums[field] / GIGA:,.2f}" for field in ("forward_flops", "backward_flops")]
         cells = (*sizes, f"{100 * share:.1f} %", f"{row.temporary_bytes / MIB:,.2f}", *flops)
         lines.append((name, row.kind, f"{sums['parameters']:,}", *cells))
-    return aligned(lines, left=2)
+    return lines
 
 
 def peak_table(profiles: Sequence[Profile], labels: Sequence[str]) -> str:
@@ -104,7 +108,7 @@ def fits_text(fits: Fits) -> str:
     """What fits, in two sentences, and what is not for tensors."""
     batch, length = fits.batch, fits.length
     memory = f"{fits.memory / 2**30:,.2f} GiB, of which {_mib(fits.reserved)} are not for tensors"
-    unchecked = "".join(f" ({limit.unchecked})" for limit in (length,) if limit.unchecked)
+    unchecked = f" ({length.unchecked})" if length.unchecked else ""
     return (
         f"In {memory}: batches of {batch.largest:,} at this length ({_mib(batch.bytes)}), and recordings of "
         f"{fits.seconds:,.1f} s, {length.largest:,} frames, at this batch ({_mib(length.bytes)}){unchecked}."
