@@ -120,10 +120,10 @@ def _measure(args: argparse.Namespace, data: Path) -> dict[str, Any]:
 def _task(args: argparse.Namespace, data: Path) -> Any:
     words = ["--data", str(data), "--out", "none", "--config", str(args.training), "--device", args.device, *args.flags]
     if args.synthetic:
+        import train_tacomamba
         from benchmarks.cuda import features
-        from utils.tasks import TASKS
 
-        name = cli.peek(words, "--task", "speaker", TASKS)
+        name = train_tacomamba.build_parser(words).parse_args(words).task  # wrong flags end here, before the work
         features.main(["--out", str(data), "--tasks", name, "--words", "15", *SYNTHETIC[name]])
         words[1] = str(data / name)
     return task_of(words)[0]

@@ -37,7 +37,7 @@ TELEPHONE_RATE, TELEPHONE_BAND = 8_000, (300.0, 3_400.0)
 
 @dataclass(frozen=True)
 class Scene:
-    """What surrounds the samples of a crop: their rate, and `voice(length)`, samples of a random other speaker."""
+    """What surrounds samples of speech: their rate, and `voice(length)`, samples of a random other speaker."""
 
     rate: int
     voice: Callable[[int], np.ndarray]

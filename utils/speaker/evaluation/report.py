@@ -229,11 +229,11 @@ def _draw_verification(out: Path, report: dict[str, Any], trials: TrialSet, scor
     for name in ("all", *chosen, "3s", "1.5s"):
         metrics = report["verification"][name]
         if metrics["eer"] is not None:
-            mask, interval = chosen.get(name, everything), metrics["eer_ci"]
+            mask, bounds = chosen.get(name, everything), metrics["eer_ci"]
             values = scores.get(name, scores["full"])[mask], trials.targets[mask]
             label = f"{name.replace('_', ' ')}: EER {percent(metrics['eer'])}"
-            label += f" ({' to '.join(map(percent, interval))})" if interval else ""
-            curves[label] = [make_det(*values, trials.sides("speaker") if interval and not curves else None)]
+            label += f" ({' to '.join(map(percent, bounds))})" if bounds else ""
+            curves[label] = [make_det(*values, trials.sides("speaker") if bounds and not curves else None)]
     if not curves:
         return
     save_figure(det_figure(curves, f"{report['title']}: detection errors"), out / f"det.{kind}")

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from utils.files import sha256_text
-from utils.lists import Trial, join_fields
+from utils.lists import Trial, join_fields, trial_lines
 
 DURATIONS: dict[str, float | None] = {"full": None, "1.5s": 1.5, "3s": 3.0}
 """Name of a duration -> seconds kept of the middle of both sides (None: all); shorter recordings stay as they are."""
@@ -99,7 +99,7 @@ class TrialSet:
 
     def hash(self) -> str:
         """SHA-256 of the trials in any order, in hexadecimal."""
-        return sha256_text("".join(sorted(join_fields(str(int(each.target)), *each[1:]) for each in self.trials())))
+        return sha256_text("".join(sorted(trial_lines([each]) for each in self.trials())))
 
     def trials(self) -> Iterator[Trial]:
         """The trials, in order."""
