@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+sys.path.insert(0, str(ROOT))
 
 from utils import cli  # noqa: E402
 
@@ -54,10 +54,10 @@ def count(batch: int, frames: int, d_model: int, by_cache: bool) -> Iterator[tup
     """Yields each operation's name with its launches of forward, and of forward and backward."""
     from unittest.mock import patch
 
-    from inside import Inside
     from torch._subclasses import FakeTensorMode
     from torch.autograd import grad
 
+    from benchmarks.grid.inside import Inside
     from models.engine import plan
 
     with FakeTensorMode(), patch.object(plan, "by_cache", lambda device: by_cache):

@@ -23,6 +23,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.grid.memory import memory, restart_peak  # noqa: E402
 from utils import cli  # noqa: E402
 from utils.errors import UserError  # noqa: E402
 
@@ -98,15 +99,15 @@ def _steps(args: argparse.Namespace) -> None:
 
 def _batches(args: argparse.Namespace) -> None:
     print("\n| step | memory | largest batch, from two runs | found by trying | runs tried |\n|---|---|---|---|---|")
-    for name, (words, memory) in SEARCHED.items():
-        solved = _child(args, "solve", [*words, "--gpu-mem", memory])
-        size = int(memory.removesuffix("MiB")) * MIB
+    for name, (words, available) in SEARCHED.items():
+        solved = _child(args, "solve", [*words, "--gpu-mem", available])
+        size = int(available.removesuffix("MiB")) * MIB
         low, high, tried = solved // 2, 2 * solved, 0
         while high - low > 1:
             middle, tried = (low + high) // 2, tried + 1
             fits = _child(args, "limited", [*words, "--batch-size", str(middle)], size) is not None
             low, high = (middle, high) if fits else (low, middle)
-        print(f"| {name} | {memory} | {solved} | {low} | {tried} |", flush=True)
+        print(f"| {name} | {available} | {solved} | {low} | {tried} |", flush=True)
 
 
 def _case(words: list[str]):
@@ -148,18 +149,17 @@ def _run_step(words: list[str]) -> None:
 def _resident(words: list[str], args: argparse.Namespace) -> int:
     """Bytes that a step adds to the highest resident memory of a process that has run a tiny one."""
     _run_step([*words, "--batch-size", "2", "--batch-frames", "100", "--frames", "40"])
-    before = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
-    Path("/proc/self/clear_refs").write_text("5")  # the highest so far is that of now
+    before = memory("VmRSS")
+    restart_peak()
     _run_step(words)
-    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    return int(status["VmHWM"].split()[0]) * 1024 - before
+    return memory("VmHWM") - before
 
 
 def _limited(words: list[str], args: argparse.Namespace) -> int:
     """A step in a process that may map `args.bytes` more than it has after a tiny one."""
     _run_step([*words, "--batch-size", "2", "--frames", "40"])
-    mapped = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (mapped + args.bytes, mapped + args.bytes))
+    limit = memory("VmSize") + args.bytes
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     _run_step(words)
     return 0
 

@@ -28,6 +28,7 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.embedding_speed import joined_speech, one_thread_session  # noqa: E402
 from benchmarks.grid.markdown import table  # noqa: E402
+from benchmarks.grid.memory import memory  # noqa: E402
 from benchmarks.pretrained import RATE  # noqa: E402
 from utils import cli  # noqa: E402
 
@@ -145,15 +146,9 @@ def _memory(recognizer: SpeakerRecognizer, speech: np.ndarray, minutes: int) -> 
             place = (60 * RATE * minute + start) % (len(speech) - size)
             stream.push(speech[place : place + size])
         if minute == 1 or minute % max(1, minutes // 6) == 0:
-            rows.append([str(minute), f"{_resident():.1f}", f"{time.process_time() - before:.1f}"])
+            rows.append([str(minute), f"{memory('VmRSS') / 2**20:.1f}", f"{time.process_time() - before:.1f}"])
     assert stream.embedding is not None
     return rows
-
-
-def _resident() -> float:
-    """MiB of this process that are in memory."""
-    pages = int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[1])
-    return pages * 4096 / 2**20
 
 
 if __name__ == "__main__":

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from root import ROOT
+
 # Before torch is imported, here and in the processes that tests start: their models are too small for two threads, and
 # threads that wait for each other on a busy machine cost ten times the work.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -12,23 +14,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 from hypothesis import settings  # noqa: E402
+from voices import VOICES, speak  # noqa: E402
 
 pytest.register_assert_rewrite("training_runs")  # so that its failures show what differs
-REPOSITORY = Path(__file__).resolve().parent.parent
 WORDS = "the river carried small boats past quiet houses while children watched from an open window".split()
-# First three formants in Hz of five vowels of an average voice (Peterson and Barney, 1952, rounded).
-VOWELS = np.array([[730, 1090, 2440], [270, 2290, 3010], [300, 870, 2240], [530, 1840, 2480], [570, 840, 2410]])
-# Fundamental in Hz, vocal tract scale, slope of the spectrum in Hz: eight voices that a small model can tell apart.
-VOICES = {
-    "101": ("M", 85, 0.85, 900),
-    "102": ("M", 105, 1.00, 1600),
-    "103": ("M", 130, 0.90, 2600),
-    "104": ("M", 150, 1.08, 1100),
-    "105": ("F", 175, 1.05, 2200),
-    "106": ("F", 200, 1.18, 1300),
-    "107": ("F", 230, 1.10, 3200),
-    "108": ("F", 265, 1.25, 1800),
-}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -49,23 +38,6 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "seed" in metafunc.fixturenames:
         seeds = range(metafunc.config.getoption("--seeds"))
         metafunc.parametrize("seed", [pytest.param(seed, marks=pytest.mark.drawn) for seed in seeds])
-
-
-def speak(draw: np.random.Generator, voice: str, seconds: float, rate: int = 16_000) -> np.ndarray:
-    """A harmonic "voice" that says random vowels: pulses through formants; (S,) float32."""
-    _, pitch, scale, slope = VOICES[voice]
-    length, hop = int(seconds * rate), int(0.1 * rate)
-    melody = pitch * (1 + 0.06 * np.sin(2 * np.pi * draw.uniform(0.5, 1.5) * np.arange(length + 2 * hop) / rate))
-    pulses = np.diff(np.floor(np.cumsum(melody / rate)), prepend=0) + 0.02 * draw.standard_normal(length + 2 * hop)
-    frequencies = np.fft.rfftfreq(2 * hop, 1 / rate)[:, None]
-    speech = np.zeros(length + 2 * hop)
-    for start in range(0, length, hop):
-        formants = VOWELS[draw.integers(len(VOWELS))] * scale
-        envelope = (1 / (1 + ((frequencies - formants) / 90) ** 2)).sum(axis=1) * np.exp(-frequencies[:, 0] / slope)
-        frame = pulses[start : start + 2 * hop] * np.hanning(2 * hop)
-        speech[start : start + 2 * hop] += np.fft.irfft(np.fft.rfft(frame) * envelope, 2 * hop)
-    speech = speech[:length] + 1e-4 * draw.standard_normal(length)
-    return (0.3 * speech / np.abs(speech).max()).astype(np.float32)
 
 
 def write_chapter(folder: Path, voice: str, utterances: int, draw: np.random.Generator, level: float = 1.0) -> None:
@@ -175,7 +147,7 @@ def shipped(packed_model: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture(scope="session")
 def real_data() -> Path:
     """The folder of real speech beside the repository; tests that use it are marked `real`."""
-    folder = REPOSITORY.parent / "shared" / "data"
+    folder = ROOT.parent / "shared" / "data"
     if not folder.is_dir():
         pytest.skip("the real speech is not here")
     return folder

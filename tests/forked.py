@@ -20,7 +20,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
+from root import ROOT
+
 LIBRARIES = ("matplotlib.figure", "pyarrow.parquet", "safetensors.torch", "scipy.signal", "soundfile", "torch._dynamo")
 READ_AT_START = ("LANG", "LC_", "PYTHON")  # variables by which an interpreter chooses its encodings
 SECONDS = 120

@@ -10,10 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import soundfile
+from root import ROOT
 
 import preprocess
-
-REPOSITORY = Path(preprocess.__file__).parent
 
 
 def run(*arguments: object) -> int:
@@ -24,7 +23,7 @@ def run(*arguments: object) -> int:
 
 def start(*arguments: object, **environment: str) -> subprocess.Popen:
     return subprocess.Popen(
-        [sys.executable, str(REPOSITORY / "preprocess.py"), *map(str, arguments)],
+        [sys.executable, str(ROOT / "preprocess.py"), *map(str, arguments)],
         env={**os.environ, **environment},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -10,9 +10,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from root import ROOT
+
 from utils import cli
 
-ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = sorted(str(path.relative_to(ROOT)) for path in [*ROOT.glob("*.py"), *ROOT.glob("benchmarks/*.py")])
 STUDIES = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("benchmarks/studies/*.py"))
 MODULES = ["utils.demo", "utils.training.curves"]  # those that are run with python -m

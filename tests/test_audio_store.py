@@ -17,7 +17,6 @@ import train_tacomamba
 from utils.errors import ExitCode
 from utils.features.store import FeatureStore
 
-ROOT = Path(__file__).resolve().parents[1]
 ROUNDING = {"rtol": 2**-11, "atol": 1e-6}  # of float16, in which a store of mels holds them
 
 

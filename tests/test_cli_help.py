@@ -8,7 +8,8 @@ import sys
 
 import pytest
 import yaml
-from shown_commands import MODULES, ROOT, SCRIPTS, build_parser, lines_of, parse, split_command, subparsers
+from root import ROOT
+from shown_commands import MODULES, SCRIPTS, build_parser, lines_of, parse, split_command, subparsers
 
 from utils import cli
 

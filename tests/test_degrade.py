@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import soundfile
-from conftest import speak
+from voices import speak
 
 from utils.errors import UserError
 from utils.features import degrade

@@ -7,23 +7,22 @@ import re
 import resource
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import yaml
+from root import ROOT
 
 import download
 from tests.file_server import FileServer
 from tests.test_transfer import BESIDE, SPEECH, make_tar
 from utils.corpus import catalog
 
-REPOSITORY = Path(__file__).resolve().parents[1]
 QUICK = ["--attempts", "2", "--retry-wait", "0.01", "--timeout", "5"]
 
 
 def run_script(*words, **environment):
     command = [sys.executable, "download.py", *map(str, words)]
-    return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, env={**os.environ, **environment})
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, **environment})
 
 
 def refused(capsys, *words):
@@ -112,7 +111,7 @@ def test_a_full_disk_names_the_file(tmp_path):
 
     words = ["--dataset", "demo-voice", "--root", tmp_path, "--utterances-per-voice", "2"]
     command = [sys.executable, "download.py", *map(str, words)]
-    result = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, preexec_fn=limit_files)
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, preexec_fn=limit_files)
     assert result.returncode == 2 and result.stderr.count("\n") == 1
     assert "there is no space left under" in result.stderr and "DV001-0001.wav: File too large" in result.stderr
     assert not (tmp_path / "demo-voice").exists()

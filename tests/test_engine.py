@@ -9,13 +9,13 @@ import pytest
 import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
-from inside import Inside
 from judge import assert_close, results, sensitivities, wide
 from on_device import KIND, SLACK, interface, of_the_cpu
 from test_ssd import ssd_inputs
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from benchmarks.grid.inside import Inside
 from models.engine import conv, plan, reference, selective_scan
 from models.engine.backends import why_not
 

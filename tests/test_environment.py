@@ -11,8 +11,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-
-ROOT = Path(__file__).resolve().parent.parent
+from root import ROOT
 
 # What environment-cuda.yml may change or add, and why; anything else must be equal to environment.yml.
 PERMITTED = {

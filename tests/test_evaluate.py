@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from commands import ROOT, answer, call, problems, refused
+from commands import answer, call, problems, refused
+from root import ROOT
 
 from utils.checkpoint import load_checkpoint, save_checkpoint
 from utils.features.store import FeatureStore

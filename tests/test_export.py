@@ -14,8 +14,8 @@ import pytest
 import soundfile
 import torch
 from commands import answer, call, refused
-from conftest import speak
 from test_readme import blocks
+from voices import speak
 
 from models.engine.backends import set_backend
 from models.mixers import MIXERS

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import soundfile
 from commands import answer, call, refused
-from conftest import speak
 from test_export import FORMATS, SMALL, content, elsewhere, recognizer
 from test_readme import blocks
+from voices import speak
 
 from benchmarks import streaming as measure_streaming
 from models.mixers import MIXERS

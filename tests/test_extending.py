@@ -10,7 +10,8 @@ from pathlib import Path
 
 import forked
 import pytest
-from shown_commands import ROOT, lines_of
+from root import ROOT
+from shown_commands import lines_of
 
 MOST_LINES = 15
 MOST_FILES = {"A mixer": 1, "A pooling layer": 2, "An augmentation": 1, "A loss": 2, "A data layout": 2}

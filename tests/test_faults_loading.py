@@ -13,7 +13,8 @@ import time
 from pathlib import Path
 
 import pytest
-from training_runs import ROOT, flags, losses
+from root import ROOT
+from training_runs import flags, losses
 
 from utils.checkpoint import load_checkpoint
 

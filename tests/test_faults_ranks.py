@@ -17,7 +17,8 @@ from typing import Any
 import pytest
 import torch
 import toy_training
-from training_runs import ROOT, assert_same_run, flags, free_port, losses, train
+from root import ROOT
+from training_runs import assert_same_run, flags, free_port, losses, train
 
 from utils.checkpoint import load_checkpoint
 from utils.training import distributed

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from training_runs import ROOT, assert_same_run, flags, losses, train
+from root import ROOT
+from training_runs import assert_same_run, flags, losses, train
 
 from utils.checkpoint import load_checkpoint
 from utils.training.runlog import read_log

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from training_runs import ROOT, flags, losses, train
+from root import ROOT
+from training_runs import flags, losses, train
 
 from utils.checkpoint import BEST, LAST, load_checkpoint, save_checkpoint
 from utils.errors import UserError

@@ -12,7 +12,8 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from shown_commands import ROOT, load_script
+from root import ROOT
+from shown_commands import load_script
 
 from benchmarks.cuda import checks, features
 from benchmarks.cuda.plan import Cell, plan

@@ -7,13 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from root import ROOT
 
 import preprocess
 import train_tacomamba
 from benchmarks import adaptation
 from utils.checkpoint import load_checkpoint, save_checkpoint
 
-PRESET = Path(__file__).resolve().parent.parent / "configs" / "speaker-large-margin.yaml"
+PRESET = ROOT / "configs" / "speaker-large-margin.yaml"
 FEW = ("--config", PRESET, "--crop-seconds", 1, "--no-tensorboard", "--valid-every", 1)
 
 

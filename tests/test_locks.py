@@ -11,7 +11,8 @@ from pathlib import Path
 
 import forked
 import pytest
-from training_runs import ROOT, flags, losses
+from root import ROOT
+from training_runs import flags, losses
 
 from utils.errors import UserError
 from utils.locks import LOCK, only_writer

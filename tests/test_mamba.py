@@ -8,9 +8,9 @@ import sys
 
 import pytest
 import torch
-from conftest import REPOSITORY
 from hypothesis import given
 from hypothesis import strategies as st
+from root import ROOT
 from torch import Tensor, nn
 
 from models.engine import backends
@@ -333,7 +333,7 @@ mixer(torch.randn(1, 20, 8))
 
 def test_without_a_compiler_auto_falls_back_with_one_line(tmp_path):
     command = [sys.executable, "-c", WITHOUT_COMPILER, str(tmp_path)]
-    result = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=120)
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert result.returncode == 0, result.stderr
     lines = [line for line in result.stderr.splitlines() if "backend" in line]
     assert len(lines) == 1 and "native does not work here: no C++ compiler" in lines[0]

@@ -16,6 +16,7 @@ from fake_mamba_ssm import RIGHT, write_packages
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from judge import assert_close, errors, results, sensitivities, wide
+from root import ROOT
 from torch import Tensor
 
 from models.engine import interface, mamba_ssm, reference, tuning
@@ -23,7 +24,6 @@ from models.engine.backends import set_backend
 from models.engine.inputs import ConvInputs, ScanInputs, SSDInputs
 from models.mamba import Mamba, Mamba2
 
-REPOSITORY = Path(__file__).resolve().parent.parent
 OPTIONS = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 needs_kernels = pytest.mark.skipif(
     not torch.cuda.is_available() or importlib.util.find_spec("mamba_ssm") is None,
@@ -245,7 +245,7 @@ print(torch.cuda.is_available() or mamba_ssm.probe("mamba"))
 mamba_ssm.probe = lambda mixer: mamba_ssm._try(mixer, torch.device("cpu"))
 print(*(backends.resolve("auto", mixer, "cuda") for mixer in ("mamba", "mamba2")))
 """
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(packages), str(REPOSITORY)])}
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(packages), str(ROOT)])}
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment, timeout=120)
     assert done.returncode == 0, done.stderr
     imported, without_cuda, chosen = done.stdout.splitlines()

@@ -12,9 +12,10 @@ import pytest
 import soundfile
 import torch
 from commands import answer, call, problems, refused
-from conftest import REPOSITORY, speak
+from root import ROOT
 from safetensors.torch import load_file
 from test_evaluate import report_in
+from voices import speak
 
 from utils.checkpoint import load_checkpoint, save_checkpoint
 from utils.features.store import FeatureStore
@@ -24,7 +25,7 @@ from utils.speaker.protocol import read_protocol, write_protocol
 from utils.speaker.recognizer import SpeakerRecognizer
 from utils.tts.synthesizer import Synthesizer
 
-SHIPPED = REPOSITORY / "pretrained" / "speaker"
+SHIPPED = ROOT / "pretrained" / "speaker"
 needs_shipped = pytest.mark.skipif(not is_packed(SHIPPED), reason="no trained model is in pretrained/speaker yet")
 
 

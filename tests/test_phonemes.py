@@ -9,13 +9,13 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from root import ROOT
 
 from utils.corpus.sentences import sentences
 from utils.text.frontend import FrontEnd
 from utils.text.phonemes import phonemize
 from utils.text.vocabulary import VOCABULARIES
 
-REPOSITORY = Path(__file__).resolve().parent.parent
 PHONEMES = {
     "": "",
     "...": "...",
@@ -112,7 +112,7 @@ def test_missing_espeak_is_reported_with_the_command_to_install_it(tmp_path):
     )
     answer = subprocess.run(
         [sys.executable, "-c", script],
-        cwd=REPOSITORY,
+        cwd=ROOT,
         env={**os.environ, "PYTHONPATH": str(tmp_path)},
         capture_output=True,
         text=True,
@@ -130,4 +130,4 @@ def test_only_the_worker_loads_the_library():
     )
     if not Path("/proc/self/maps").exists():
         pytest.skip("this system does not list what a process has loaded")
-    subprocess.run([sys.executable, "-c", script], cwd=REPOSITORY, check=True)
+    subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=True)

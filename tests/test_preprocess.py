@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import soundfile
 import yaml
-from preprocess_runs import REPOSITORY, run, start, tree, write_noise
+from preprocess_runs import run, start, tree, write_noise
+from root import ROOT
 
 from utils.errors import UserError
 from utils.features.store import FeatureStore
@@ -337,7 +338,7 @@ def test_refusals_leave_nothing_behind(small, tmp_path, capsys):
         (["--raw", tmp_path / "nowhere"], "the folder .*nowhere is missing"),
         (["--raw", small, "--split", "dev-clean"], "has no split dev-clean; it has train-small"),
         (["--raw", small, "--heldout-speakers", 9], "9 speakers cannot be held out"),
-        (["--raw", small, "--heldout-speakers", REPOSITORY / "requirements.txt"], "the data has no speaker"),
+        (["--raw", small, "--heldout-speakers", ROOT / "requirements.txt"], "the data has no speaker"),
     ]
     for arguments, sentence in cases:
         assert run("--dataset", "librispeech", "--out", out, *arguments) == 2

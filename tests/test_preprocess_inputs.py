@@ -12,15 +12,13 @@ import numpy as np
 import pytest
 import soundfile
 from preprocess_runs import run, tree, write_noise
+from root import ROOT
 
-import preprocess
 from utils.errors import UserError
 from utils.features.extract import Shard, _extract
 from utils.features.mel import MelExtractor
 from utils.features.recipe import RECIPES
 from utils.features.store import FeatureStore
-
-REPOSITORY = Path(preprocess.__file__).parent
 
 
 @pytest.fixture
@@ -227,7 +225,7 @@ with only_writer(pathlib.Path(sys.argv[1])):
 def test_two_runs_at_once_are_refused(raw, capsys):
     command = [sys.executable, "-c", HOLDER, raw.parent / "out"]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    with subprocess.Popen(command, cwd=REPOSITORY, **pipes) as other:
+    with subprocess.Popen(command, cwd=ROOT, **pipes) as other:
         assert other.stdout.readline() == "held\n"
         assert run(*words(raw)) == 2
         assert f"error: process {other.pid} on " in (said := capsys.readouterr().err) and said.count("\n") == 1

@@ -6,15 +6,14 @@ import json
 import resource
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from root import ROOT
 
 import profile_model
 from utils.profiling.measure import measure
 from utils.profiling.step import predict
 
-ROOT = Path(__file__).resolve().parent.parent
 SPEAKER = ["--d-model", "48", "--headdim", "16", "--n-layers", "2", "--batch-size", "6", "--frames", "150"]
 TEXT = ["--task", "tts", *SPEAKER[:-2], "--frames", "90"]
 WAYS = [[], ["--amp", "bf16"], ["--checkpoint-layers", "--ema", "0.99"]]

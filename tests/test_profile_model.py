@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from matplotlib.image import imread
+from root import ROOT
 
 import profile_model
 from models.mixers import MIXERS
@@ -22,7 +23,6 @@ from utils.profiling.fits import root
 from utils.profiling.storages import PURPOSES
 from utils.text.vocabulary import VOCABULARIES
 
-ROOT = Path(__file__).resolve().parent.parent
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 FLOAT = 4
 SMALL = ["--d-model", "32", "--headdim", "16", "--n-layers", "1", "--batch-size", "2", "--frames", "20"]

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import soundfile
 import torch
-from shown_commands import ROOT, lines_of, load_script, parse, split_command
+from root import ROOT
+from shown_commands import lines_of, load_script, parse, split_command
 from test_vocoder import TINY
 
 from models.tts.hifigan import HiFiGAN, HiFiGANConfig

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+from voices import VOICES, speak
 
-from tests.conftest import VOICES, speak
 from utils.features.speech import speech_seconds
 
 RATE = 16_000

@@ -10,11 +10,11 @@ import pytest
 import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
-from inside import Inside
 from judge import assert_close, cast, errors, largest, results, sensitivities, wide
 from on_device import KIND, SLACK, interface, moved, of_the_cpu
 from torch import Tensor
 
+from benchmarks.grid.inside import Inside
 from models.engine import reference, ssd_chunks
 from models.engine import ssd as engine
 from models.engine.ssd_chunks import CHUNK

@@ -19,12 +19,13 @@ import torch
 from commands import answer, call
 from hypothesis import given
 from hypothesis import strategies as st
+from root import ROOT
 from torch import Tensor
+from voices import speak
 
 import train_tacomamba
 from benchmarks import streaming as measure_streaming
 from models.speaker import SpeakerConfig, SpeakerModel
-from tests.conftest import REPOSITORY, speak
 from utils.errors import UserError
 from utils.features.audio import resample
 from utils.features.mel import MelExtractor, MelStream
@@ -258,7 +259,7 @@ def test_a_model_that_is_not_causal_answers_windows(trained_run, words, meeting,
 
 
 def test_answers_come_before_the_end_and_an_interrupt_is_one(words, meeting):
-    command = [sys.executable, REPOSITORY / "test.py", *words, "--stream", "-", "--rate", "16000"]
+    command = [sys.executable, ROOT / "test.py", *words, "--stream", "-", "--rate", "16000"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         process.stdin.write(raw(meeting)[: 2 * 4 * RATE + 1])  # and half a sample
         process.stdin.flush()
@@ -275,7 +276,7 @@ def test_answers_come_before_the_end_and_an_interrupt_is_one(words, meeting):
 
 
 def test_a_reader_that_leaves_ends_the_stream_in_silence(words, meeting):
-    command = [sys.executable, REPOSITORY / "test.py", *words, "--stream", meeting]
+    command = [sys.executable, ROOT / "test.py", *words, "--stream", meeting]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         process.stdout.close()
         assert process.stderr.read() == b""
@@ -343,7 +344,7 @@ def test_flags_that_contradict_are_refused(words, meeting, capsys):
 @pytest.mark.slow
 def test_memory_does_not_grow_with_a_stream(words, speech):
     def peak(minutes: int) -> int:
-        command = [sys.executable, REPOSITORY / "test.py", *words, "--stream", "-"]
+        command = [sys.executable, ROOT / "test.py", *words, "--stream", "-"]
         process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
         minute = (np.resize(speech, 60 * RATE) * 2**15).astype("<i2").tobytes()
         for _ in range(minutes):

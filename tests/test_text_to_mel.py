@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from root import ROOT
 
 import preprocess
 import test as test_script
@@ -21,7 +22,6 @@ import train_tacomamba
 from utils.checkpoint import load_checkpoint, save_checkpoint
 from utils.training.runlog import read_log
 
-ROOT = Path(__file__).resolve().parent.parent
 SMALL = "--d-model 32 --n-layers 1 --encoder-layers 1 --headdim 16 --d-state 8 --postnet-channels 16".split()
 STEPS = "--batch-frames 900 --lr 0.003 --save-every 4 --log-every 1 --threads 1 --task tts".split()
 

@@ -12,8 +12,8 @@ import soundfile
 from commands import answer, call
 from shown_commands import load_script
 from test_windows import MARGIN, run, write
+from voices import speak
 
-from tests.conftest import speak
 from utils.features.speech import HOP
 from utils.speaker.people.enrollment import EnrollmentStore
 from utils.speaker.recognizer import SpeakerRecognizer

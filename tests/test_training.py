@@ -16,7 +16,8 @@ import pytest
 import soundfile
 import torch
 import toy_training
-from training_runs import ROOT, assert_same_run, flags, losses, train, weights
+from root import ROOT
+from training_runs import assert_same_run, flags, losses, train, weights
 
 import preprocess
 import test as evaluate_script

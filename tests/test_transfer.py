@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
+from root import ROOT
 
 from tests.file_server import FileServer
 from utils.corpus.catalog import Archive
@@ -20,7 +21,6 @@ from utils.corpus.transfer import Patience, obtain
 from utils.errors import UserError
 from utils.files import read_json
 
-REPOSITORY = Path(__file__).resolve().parents[1]
 PATIENCE = Patience(attempts=3, wait=0.01, timeout=5)
 
 
@@ -120,7 +120,7 @@ sys.exit(run(lambda _: obtain([archive], Path(root), Patience(3, 0.01, 5)), None
 def start_downloader(archive, root, **options):
     words = [archive.urls[0], str(archive.bytes), archive.sha256, str(root)]
     command = [sys.executable, "-c", DOWNLOADER, *words]
-    return subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.DEVNULL, **options)
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, **options)
 
 
 def wait_for(condition):

@@ -9,23 +9,22 @@ import importlib.util
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
+from root import ROOT
 
 from models.engine import Unsupported, backends
 from models.engine.inputs import ConvInputs
 from models.engine.triton import ops, probe
 
-REPOSITORY = Path(__file__).resolve().parent.parent
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs triton")
 without_interpreter = pytest.mark.skipif(INTERPRETED, reason="for kernels that are compiled")
 
 
 def run(script: str, **environment: str) -> subprocess.CompletedProcess:
-    paths = [str(REPOSITORY), str(REPOSITORY / "tests"), str(REPOSITORY / "tests/triton_kernels")]
+    paths = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests/triton_kernels")]
     paths += filter(None, [os.environ.get("PYTHONPATH")])
     whole = os.environ | {"PYTHONPATH": os.pathsep.join(paths)} | environment
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=whole, timeout=240)

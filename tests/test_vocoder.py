@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from conftest import speak
+from voices import speak
 
 from models.tts.hifigan import HiFiGAN, HiFiGANConfig, fold_weight_norm
 from utils.errors import UserError

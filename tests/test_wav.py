@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 import soundfile
-from training_runs import ROOT
+from root import ROOT
 
 from utils.wav import wav_file
 

@@ -14,8 +14,9 @@ import pytest
 import soundfile
 from hypothesis import given
 from hypothesis import strategies as st
+from root import ROOT
+from voices import speak
 
-from tests.conftest import REPOSITORY, speak
 from utils.errors import UserError
 from utils.features.audio import load_audio, read_blocks
 from utils.features.windows import cut_windows, read_windows
@@ -137,7 +138,7 @@ def test_windows_without_speech_do_not_count(tmp_path, speech, recognizer):
 
 def run(*words: object) -> tuple[dict, int]:
     """The JSON that test.py prints, and the peak of its resident memory in bytes."""
-    command = [sys.executable, REPOSITORY / "test.py", *map(str, words), "--device", "cpu", "--json"]
+    command = [sys.executable, ROOT / "test.py", *map(str, words), "--device", "cpu", "--json"]
     with tempfile.TemporaryFile() as out:
         process = subprocess.Popen(command, stdout=out)
         _, status, usage = os.wait4(process.pid, 0)

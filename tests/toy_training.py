@@ -19,9 +19,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from root import ROOT
 from torch import Tensor, nn
 
-ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from models.norm import BatchNorm  # noqa: E402

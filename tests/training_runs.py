@@ -11,7 +11,6 @@ import train_tacomamba
 from utils.checkpoint import load_checkpoint
 from utils.training.runlog import read_log
 
-ROOT = Path(__file__).resolve().parents[1]
 MODEL = ["--d-model", "16", "--n-layers", "1", "--headdim", "8", "--d-state", "8", "--pooled-channels", "16"]
 SMALL = [*MODEL, "--batch-size", "8", "--crop-seconds", "0.5", "--log-every", "1", "--threads", "1", "--no-tensorboard"]
 SMALL += ["--margin-warmup", "0.1"]

@@ -13,11 +13,12 @@ import statistics
 import time
 import weakref
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from benchmarks.grid.memory import memory, restart_peak
 
 FINE_READINGS, LONGEST_WAIT = 10, 0.1  # of a clock that is not counting in ticks; seconds
 SAMPLE = 48  # values of each tensor
@@ -86,11 +87,11 @@ class Meter:
     def peak_memory(self, body: Callable[[], Any]) -> int:
         """Bytes by which the resident memory of this process rises at most while `body` runs."""
         give_back()
-        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # sets the peak to what is resident now
-        before = _status("VmRSS")
+        restart_peak()
+        before = memory("VmRSS")
         with self.limited():
             body()
-        return _status("VmHWM") - before
+        return memory("VmHWM") - before
 
 
 def _await_fine_clock() -> None:
@@ -109,13 +110,6 @@ def give_back() -> None:
     gc.collect()
     with contextlib.suppress(OSError, AttributeError):  # a C library without it
         ctypes.CDLL(None).malloc_trim(0)
-
-
-def _status(field: str) -> int:
-    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
-        if line.startswith(field + ":"):
-            return int(line.split()[1]) * 1024
-    raise LookupError(field)
 
 
 def kept_for_backward(one: Pass) -> int:

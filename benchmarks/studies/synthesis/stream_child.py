@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import sys
-from pathlib import Path
 from typing import Any
 
 
@@ -17,6 +16,7 @@ def main(words: list[str]) -> int:
     """Streams, discards the audio, prints the results."""
     import torch
 
+    from benchmarks.grid.memory import memory
     from benchmarks.studies.synthesis.streaming import stream_mel
     from utils.tts.synthesizer import Synthesizer
     from utils.tts.vocoder import load_vocoder
@@ -25,7 +25,7 @@ def main(words: list[str]) -> int:
     torch.set_num_threads(1)
     synthesizer = Synthesizer.load(order["checkpoint"], "cpu")
     vocoder = None if order["vocoder"] is None else load_vocoder(order["vocoder"], synthesizer.recipe)
-    loaded, frames, samples = resident("VmRSS"), 0, 0
+    loaded, frames, samples = memory("VmRSS"), 0, 0
 
     def counted():
         nonlocal frames
@@ -36,16 +36,8 @@ def main(words: list[str]) -> int:
     for piece in counted() if vocoder is None else vocoder.stream(counted()):
         samples += len(piece)
     seconds = synthesizer.recipe.seconds(frames)
-    print(json.dumps({"seconds": seconds, "pieces": samples, "loaded": loaded, "peak": resident("VmHWM")}))
+    print(json.dumps({"seconds": seconds, "pieces": samples, "loaded": loaded, "peak": memory("VmHWM")}))
     return 0
-
-
-def resident(field: str) -> int:
-    """Bytes of a field of /proc/self/status."""
-    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
-        if line.startswith(f"{field}:"):
-            return 1024 * int(line.split()[1])
-    raise LookupError(field)
 
 
 if __name__ == "__main__":
