@@ -85,6 +85,8 @@ def build_parser() -> cli.Parser:
     help += "; or with steps of their own, as no-mixer:22319"
     add("--models", nargs="+", type=_model, default=["mamba2", "no-mixer", "xvector"], metavar="MODEL", help=help)
     add("--folds", nargs="+", type=int, default=[0], metavar="K", help="folds of held-out speakers, 0 to 3")
+    help = "trials to test on: of the folds, or of the second corpus"
+    add("--tests", nargs="+", choices=tuple(TESTS), default=list(TESTS), help=help)
     add("--seeds", type=cli.positive_int, default=3, metavar="N", help="number of seeds, from 0")
     add("--steps", type=cli.positive_int, default=3000, metavar="N", help="training steps of 32 x 2 s")
     add("--jobs", type=cli.positive_int, default=1, metavar="N", help="cells at once, each of one thread and a loader")
@@ -125,7 +127,7 @@ def _benchmark(args: argparse.Namespace) -> None:
         with ThreadPoolExecutor(args.jobs) as pool:
             runs = pool.map(lambda cell: cell[0].run(cell[1]), missing)
             list(cli.progress(runs, total=len(missing), unit="run"))
-    print("\n\n".join([_costs(systems), *(_differences(systems, corpus) for corpus in TESTS)]))
+    print("\n\n".join([_costs(systems), *(_differences(systems, corpus) for corpus in args.tests)]))
 
 
 def _preprocess(args: argparse.Namespace, fold: int) -> None:
@@ -177,7 +179,7 @@ class System:
 
     def is_finished(self, seed: int) -> bool:
         """True if its rates are kept."""
-        return all(self.rates(corpus, seed).exists() for corpus in TESTS)
+        return all(self.rates(corpus, seed).exists() for corpus in self.args.tests)
 
     def run(self, seed: int) -> None:
         """Trains and evaluates what is missing of a seed, and keeps its rates."""
@@ -186,13 +188,12 @@ class System:
 
         for fold in self.args.folds:
             self._train(fold, seed)
-            self._evaluate("dev", fold, seed)
-        self._evaluate("more", self.args.folds[0], seed)  # its trials are the same in all folds
-        for corpus in TESTS:
-            out = self._evaluation(corpus, self.args.folds[0], seed)
-            if corpus == "dev" and len(self.args.folds) > 1:
-                parts = [self._evaluation(corpus, fold, seed) for fold in self.args.folds]
-                out = self.args.out / "pooled" / self.rates(corpus, seed).stem
+        for corpus in self.args.tests:
+            folds = self.args.folds if corpus == "dev" else self.args.folds[:1]  # other trials are the same in all
+            parts = [self._evaluate(corpus, fold, seed) for fold in folds]
+            out = parts[0]
+            if len(parts) > 1:
+                out = parts[0].parent.with_name(f"pooled-{self.rates(corpus, seed).stem}")
                 _script("test.py", "pool", *parts, "--bootstrap", self.args.bootstrap, "--out", out)
             Rates.read(rates_file(out)).published().save(self.rates(corpus, seed), {})
 
@@ -200,29 +201,28 @@ class System:
         name = self.name.removesuffix(NO_BACK_END).replace("/", "-")
         return self.args.out / "{}-{}".format(*self.features) / f"{name}-{self.steps}-fold{fold}-seed{seed}"
 
-    def _evaluation(self, corpus: str, fold: int, seed: int) -> Path:
-        end = NO_BACK_END.replace("/", "-") if self.name.endswith(NO_BACK_END) else ""
-        return self._run_folder(fold, seed) / f"{corpus}{end}"
-
     def _train(self, fold: int, seed: int) -> None:
         words = ["--task", "speaker", "--data", _features(self.args, fold), "--config", ROOT / CONFIG]
         words += [*MODELS[self.model], *VARIANTS.get(self.variant, ()), "--steps", self.steps, "--seed", seed]
         words += ["--valid-every", self.steps, "--resume", "auto", "--no-tensorboard"]
         _script("train_tacomamba.py", *words, "--out", self._run_folder(fold, seed))
 
-    def _evaluate(self, corpus: str, fold: int, seed: int) -> None:
+    def _evaluate(self, corpus: str, fold: int, seed: int) -> Path:
+        """Returns the folder of the evaluation, which is kept."""
         from utils.speaker.evaluation.conditions import CONDITIONS
 
-        out = self._evaluation(corpus, fold, seed)
+        back_end = not self.name.endswith(NO_BACK_END)
+        out = self._run_folder(fold, seed) / (corpus if back_end else corpus + NO_BACK_END.replace("/", "-"))
         if (out / REPORT).exists():
-            return
+            return out
         root, trials = (part.format(fold=fold) for part in TESTS[corpus])
         words = ["--checkpoint", self._run_folder(fold, seed) / "last.pt", "--device", "cpu", "--out", out]
         words += ["--audio-root", self.args.speech / root, "--trials", self.args.speech / trials]
         words += ["--conditions", ",".join(CONDITIONS), "--bootstrap", self.args.bootstrap]
         words += ["--keep-features", self.args.out / "tested"]
         words += ["--no-s-norm"]  # models differ by their embeddings, not by their cohorts
-        _script("test.py", "evaluate", *words, *(["--no-back-end"] if self.name.endswith(NO_BACK_END) else []))
+        _script("test.py", "evaluate", *words, *([] if back_end else ["--no-back-end"]))
+        return out
 
 
 def _script(name: str, *words: object) -> str:
@@ -241,7 +241,7 @@ def _costs(systems: Sequence[System]) -> str:
 
     rows = []
     for system in systems:
-        files = [system.rates("dev", seed) for seed in range(system.args.seeds)]
+        files = [system.rates(system.args.tests[0], seed) for seed in range(system.args.seeds)]
         facts = facts_of([Rates.read(file).about for file in files])
         costs = [f"{facts['cpu_s'] / system.steps:.3f}", f"{facts['cpu_s'] / 60:.1f}"]
         rows.append([system.name, f"{facts['parameters'] / 1e6:.2f} M", str(system.steps), *costs])

@@ -119,12 +119,13 @@ def test_models_are_compared_and_rates_of_finished_cells_are_kept(librispeech_ro
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(clip, target)
     (dev / "splits").mkdir()
-    (dev / "splits" / "fold0_speakers.txt").write_text("101\n102\n")
+    for fold, speakers in enumerate((("101", "102"), ("103", "105"))):
+        (dev / "splits" / f"fold{fold}_speakers.txt").write_text("".join(f"{speaker}\n" for speaker in speakers))
+        held = [dev / "LibriSpeech" / "train-clean-100" / speaker for speaker in speakers]
+        listed = "".join(trials_of(folder, dev) for folder in held)
+        a, b = (next(folder.rglob("*.flac")).relative_to(dev) for folder in held)
+        (dev / "splits" / f"fold{fold}_trials.txt").write_text(f"{listed}0 {a} {b}\n")
     (more / "heldout_speakers.txt").write_text("9101\n9102\n")
-    held = [dev / "LibriSpeech" / "train-clean-100" / speaker for speaker in ("101", "102")]
-    listed = "".join(trials_of(folder, dev) for folder in held)
-    a, b = (next(folder.rglob("*.flac")).relative_to(dev) for folder in held)
-    (dev / "splits" / "fold0_trials.txt").write_text(f"{listed}0 {a} {b}\n")
     (more / "trials.txt").write_text(trials_of(more / "speechocean762", more / "speechocean762"))
     models = ["no-mixer", "no-mixer/no-back-end", "statistics/no-versions:4"]
     asked = ["--models", *models, "--steps", 3, "--seeds", 1, "--versions", 1, "--rates", tmp_path / "rates"]
@@ -142,3 +143,11 @@ def test_models_are_compared_and_rates_of_finished_cells_are_kept(librispeech_ro
     shutil.rmtree(tmp_path / "out")
     assert recognizers.main(asked) == 0
     assert capsys.readouterr().out == first
+    asked = [*asked, "--models", "statistics", "--corpora", "dev", "--folds", "0", "1", "--tests", "dev"]
+    assert recognizers.main([*asked, *(str(word) for word in words)]) == 0
+    (kept,) = (tmp_path / "rates" / "dev-1").iterdir()
+    assert kept.name == "statistics-3-fold01-seed0-dev.safetensors"
+    pooled = read_evaluation(next((tmp_path / "out").glob("dev-1/pooled-*")))
+    assert len(pooled.scores["full"]) == sum(
+        len((dev / "splits" / f"fold{fold}_trials.txt").read_text().splitlines()) for fold in (0, 1)
+    )
