@@ -13,6 +13,7 @@ import soundfile
 
 from benchmarks import degraded, embedding_speed, launches, metrics, pretrained, recognizers
 from utils.features.audio import load_audio
+from utils.speaker.evaluation.rates import Rates
 from utils.speaker.evaluation.results import read_evaluation
 
 SPLIT = "train-tiny"
@@ -104,6 +105,14 @@ def test_measures_of_impossible_sizes_are_refused(capsys):
     with pytest.raises(SystemExit) as stopped:
         launches.main(["--d-model", "33"])
     assert stopped.value.code == 2 and "must be a multiple of 32, not 33" in capsys.readouterr().err
+
+
+def test_kept_rates_name_no_folder_of_the_machine():
+    files = list(recognizers.RATES.glob("*/*"))
+    assert len(files) > 100
+    for file in files:
+        rates = Rates.read(file)
+        assert rates.about == rates.published().about, file
 
 
 @pytest.mark.slow
