@@ -23,7 +23,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.grid.memory import memory, restart_peak  # noqa: E402
+from benchmarks.grid.memory import memory, peak_memory  # noqa: E402
 from utils import cli  # noqa: E402
 from utils.errors import UserError  # noqa: E402
 
@@ -149,10 +149,7 @@ def _run_step(words: list[str]) -> None:
 def _resident(words: list[str], args: argparse.Namespace) -> int:
     """Bytes that a step adds to the highest resident memory of a process that has run a tiny one."""
     _run_step([*words, "--batch-size", "2", "--batch-frames", "100", "--frames", "40"])
-    before = memory("VmRSS")
-    restart_peak()
-    _run_step(words)
-    return memory("VmHWM") - before
+    return peak_memory(lambda: _run_step(words))
 
 
 def _limited(words: list[str], args: argparse.Namespace) -> int:

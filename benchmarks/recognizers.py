@@ -9,7 +9,7 @@ SPEECH has the folders speakers_dev and speakers_more. The speakers of a fold of
 `--corpora both`, which adds the second corpus to training, its 24 held-out speakers as well. All models read the same
 mels, of the recordings and of versions of them that benchmarks/degraded.py wrote. Every cell (model, steps, fold, seed)
 is one run of train_tacomamba.py; finished cells are kept, an interrupted one resumes. Its last checkpoint is evaluated
-in all test conditions on the trial lists of both corpora, by plain cosines; the folds of a seed are pooled, because an
+in all test conditions on the trial lists of --tests, by plain cosines; the folds of a seed are pooled, because an
 interval over five speakers is meaningless. The kept files are the rates.safetensors of evaluations, which
 `test.py compare` reads too: it prints all conditions.
 """

@@ -19,7 +19,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from root import ROOT
+
+sys.path.insert(0, str(ROOT))
 
 import train_tacomamba  # noqa: E402
 from utils.speaker.training import task  # noqa: E402, F401  before the forks

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.grid.memory import memory, restart_peak
+from benchmarks.grid.memory import peak_memory
 
 FINE_READINGS, LONGEST_WAIT = 10, 0.1  # of a clock that is not counting in ticks; seconds
 SAMPLE = 48  # values of each tensor
@@ -85,13 +85,10 @@ class Meter:
         return spread(times)
 
     def peak_memory(self, body: Callable[[], Any]) -> int:
-        """Bytes by which the resident memory of this process rises at most while `body` runs."""
+        """Bytes by which the resident memory of this process rises at most while `body` runs, within the limit."""
         give_back()
-        restart_peak()
-        before = memory("VmRSS")
         with self.limited():
-            body()
-        return memory("VmHWM") - before
+            return peak_memory(body)
 
 
 def _await_fine_clock() -> None:

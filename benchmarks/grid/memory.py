@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 
 def memory(field: str) -> int:
@@ -13,6 +15,9 @@ def memory(field: str) -> int:
     raise LookupError(field)
 
 
-def restart_peak() -> None:
-    """Sets VmHWM to what is resident now."""
-    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+def peak_memory(body: Callable[[], Any]) -> int:
+    """Bytes by which the resident memory of this process rises at most while `body` runs."""
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # sets VmHWM to what is resident now
+    before = memory("VmRSS")
+    body()
+    return memory("VmHWM") - before
