@@ -4,7 +4,6 @@ import triton
 import triton.language as tl
 
 from models.engine.triton.scan_tiles import (
-    LN_2,
     LOG2_E,
     advance,
     by_channel,
@@ -17,11 +16,12 @@ from models.engine.triton.scan_tiles import (
     place,
     retreat,
     silu,
+    state_gradients,
     state_places,
-    states_before,
     step_sizes,
     sum_channels,
     sum_states,
+    through_segments,
 )
 
 NOT_SPECIAL = ["length", "segments", "span"]  # or each kind of length would be compiled for itself
@@ -51,10 +51,7 @@ def forward_kernel(
         initial += row * width * states
     h = load_states(initial, places, exist)
     if (y is not None) and (added is not None):
-        for j in range(segment):
-            part = (row * (segments - 1) + j) * width
-            h = h * tl.exp2(tl.load(elapsed + part + d, mask=d < width, other=0.0) * A2)
-            h += load_states(added + part * states, places, exist)
+        h = through_segments(h, added, elapsed, row, segment, segments, False, width, states, A2, d, places, exist)
     bias, skip = load_vector(dt_bias, e, width), load_vector(D, e, width)
     steps = tl.zeros((FRAMES, CHANNELS), tl.float32)
 
@@ -132,6 +129,29 @@ def carry_kernel(
     tl.store(elapsed + part + e, tl.sum(steps, 0), mask=e < width)
 
 
+@triton.jit
+def keep_states(
+    u, dt, B, seq_idx, scratch, own, h, A2, bias, row, first, t, stop, count, e, n, width, states,
+    SOFTPLUS: tl.constexpr, FRAMES: tl.constexpr, NI: tl.constexpr, NL: tl.constexpr, DI: tl.constexpr,
+    DL: tl.constexpr,
+):  # fmt: skip
+    """Computes the states after `count` tiles, of `h` before the first; stores those before each in the scratch."""
+    x = load(u, row, first, t, stop, e, width).to(tl.float32)
+    b = load(B, row, first, t, stop, n, states).to(tl.float32)
+    raw = load(dt, row, first, t, stop, e, width)
+    step, decay = step_sizes(raw, bias, seq_idx, first, t, stop, e, width, SOFTPLUS)[:2]
+    for i in range(count):
+        after = first + FRAMES
+        next_u, raw = load(u, row, after, t, stop, e, width), load(dt, row, after, t, stop, e, width)
+        next_B = load(B, row, after, t, stop, n, states)
+        tl.store(scratch + i * (NI * NL * DI * DL) + own, h)
+        a = decays(decay, A2, first, t, DI, DL)
+        h = advance(a, by_channel(step * x, DI, DL) * by_state(b, NI, NL), h)[1]
+        step, decay = step_sizes(raw, bias, seq_idx, after, t, stop, e, width, SOFTPLUS)[:2]
+        x, b, first = next_u.to(tl.float32), next_B.to(tl.float32), after
+    return h
+
+
 @triton.jit(do_not_specialize=NOT_SPECIAL)
 def backward_kernel(
     u, dt, A, B, C, D, z, dt_bias, seq_idx, saved, scratch, dy, dlast, carried, elapsed,
@@ -154,10 +174,10 @@ def backward_kernel(
         dlast += row * width * states
     carry = load_states(dlast, places, exist)
     if carried is not None:
-        for j in range(segments - 1 - segment):
-            part = (row * (segments - 1) + (segments - 2 - j)) * width
-            carry = carry * tl.exp2(tl.load(elapsed + part + d, mask=d < width, other=0.0) * A2)
-            carry += load_states(carried + part * states, places, exist)
+        count = segments - 1 - segment
+        carry = through_segments(
+            carry, carried, elapsed, row, count, segments, True, width, states, A2, d, places, exist
+        )
     bias, skip = load_vector(dt_bias, e, width), load_vector(D, e, width)
     of_A, of_D = tl.zeros(places.shape, tl.float32), tl.zeros((FRAMES, CHANNELS), tl.float32)
     of_bias = of_D
@@ -171,20 +191,11 @@ def backward_kernel(
         base = start + (chunks - 1 - k) * SAVE
         chunk = row * tl.cdiv(length, SAVE) + base // SAVE
         h = load_states(saved + chunk * width * states, places, exist)
-        first, tiles = base, tl.minimum(TILES, tl.cdiv((stop - base).to(tl.int32), FRAMES))
-        x = load(u, row, first, t, stop, e, width).to(tl.float32)
-        b = load(B, row, first, t, stop, n, states).to(tl.float32)
-        raw = load(dt, row, first, t, stop, e, width)
-        step, decay = step_sizes(raw, bias, seq_idx, first, t, stop, e, width, SOFTPLUS)[:2]
-        for i in range(tiles - 1):
-            after = first + FRAMES
-            next_u, raw = load(u, row, after, t, stop, e, width), load(dt, row, after, t, stop, e, width)
-            next_B = load(B, row, after, t, stop, n, states)
-            tl.store(scratch + i * CHANNELS * STATES + own, h)
-            a = decays(decay, A2, first, t, DI, DL)
-            h = advance(a, by_channel(step * x, DI, DL) * by_state(b, NI, NL), h)[1]
-            step, decay = step_sizes(raw, bias, seq_idx, after, t, stop, e, width, SOFTPLUS)[:2]
-            x, b, first = next_u.to(tl.float32), next_B.to(tl.float32), after
+        tiles = tl.minimum(TILES, tl.cdiv((stop - base).to(tl.int32), FRAMES))
+        h = keep_states(
+            u, dt, B, seq_idx, scratch, own, h, A2, bias, row, base, t, stop, tiles - 1, e, n, width, states,
+            SOFTPLUS, FRAMES, NI, NL, DI, DL,
+        )  # fmt: skip
         tl.debug_barrier()
 
         first = base + (tiles - 1) * FRAMES
@@ -212,12 +223,8 @@ def backward_kernel(
                 tl.store(dz + offset, (through_gate * out).to(dz.dtype.element_ty), mask=inside)
             of_C = sum_channels(hs * g_tile)
             dhs, carry = retreat(a, g_tile * c_tile, carry)
-            of_B = sum_channels(dhs * by_channel(step * x, DI, DL))
-            of_x = sum_states(dhs * by_state(b, NI, NL))
-            through_decay = dhs * states_before(hs, h) * a
-            of_A += tl.sum(through_decay * by_channel(step, DI, DL), 0)
-            of_step = (sum_states(through_decay * A2[None]) * LN_2 + of_x * x) * slope
-            of_step = tl.where(inside, of_step, 0.0)
+            of_x, of_step, of_B, of_A = state_gradients(dhs, hs, h, a, x, step, b, A2, of_A, NI, NL, DI, DL)
+            of_step = tl.where(inside, of_step * slope, 0.0)
             of_bias += of_step
             of_D += g * x
             tl.store(ddt + offset, of_step.to(ddt.dtype.element_ty), mask=inside)

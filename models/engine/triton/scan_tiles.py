@@ -42,6 +42,18 @@ def load_states(pointer, places, exist):
 
 
 @triton.jit
+def through_segments(
+    h, added, elapsed, row, count, segments, BACKWARD: tl.constexpr, width, states, A2, d, places, exist
+):  # fmt: skip
+    """Carries states through a row's `count` first segments, or backward through its last: they decay, each adds."""
+    for j in range(count):
+        part = (row * (segments - 1) + ((segments - 2 - j) if BACKWARD else j)) * width
+        h = h * tl.exp2(tl.load(elapsed + part + d, mask=d < width, other=0.0) * A2)
+        h += load_states(added + part * states, places, exist)
+    return h
+
+
+@triton.jit
 def load(x, row, first, t, stop, e, width):
     """Loads frames first + t of an activation's row, (t, e), zeros where they are outside."""
     inside = t < (stop - first).to(tl.int32)
@@ -182,6 +194,22 @@ def states_before(states, h):
     t, none = tl.arange(0, states.shape[0])[:, None, None, None, None], tl.zeros(states.shape, tl.float32)
     _, before, _ = tl.associative_scan((states, none + tl.where(t == 0, h[None], 0.0), none), 0, _delay)
     return before
+
+
+@triton.jit
+def state_gradients(
+    dhs, hs, h, a, x, step, b, A2, of_A,
+    NI: tl.constexpr, NL: tl.constexpr, DI: tl.constexpr, DL: tl.constexpr,
+):  # fmt: skip
+    """Computes gradients of what made the states `hs` of a tile, from theirs, `dhs`; h is the state before.
+
+    They are those of the steps times x and of the steps (t, e), that of B (t, ni, nl), and `of_A` with that of A added.
+    """
+    of_B = sum_channels(dhs * by_channel(step * x, DI, DL))
+    of_x = sum_states(dhs * by_state(b, NI, NL))
+    through_decay = dhs * states_before(hs, h) * a
+    of_A += tl.sum(through_decay * by_channel(step, DI, DL), 0)
+    return of_x, sum_states(through_decay * A2[None]) * LN_2 + of_x * x, of_B, of_A
 
 
 @triton.jit
