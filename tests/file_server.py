@@ -1,9 +1,12 @@
-"""A file server on this machine that fails in the ways that real ones do, for the tests of the transfer."""
+"""A file server on this machine that fails in the ways that real ones do, and archives for it to serve."""
 
 from __future__ import annotations
 
 import contextlib
 import http.server
+import io
+import os
+import tarfile
 import threading
 import time
 from dataclasses import dataclass, field
@@ -88,3 +91,21 @@ def answer(state: FileServer, handler: http.server.BaseHTTPRequestHandler) -> No
         for offset in range(0, len(body), 1 << 16):
             time.sleep(state.slow)
             handler.wfile.write(body[offset : offset + (1 << 16)])
+
+
+def make_tar(members, compression="gz"):
+    """Returns the bytes of a tar of (name, content) pairs or TarInfo objects."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode=f"w:{compression}") as tar:
+        for member in members:
+            if isinstance(member, tarfile.TarInfo):
+                tar.addfile(member)
+            else:
+                info = tarfile.TarInfo(member[0])
+                info.size = len(member[1])
+                tar.addfile(info, io.BytesIO(member[1]))
+    return buffer.getvalue()
+
+
+SPEECH = [(f"LibriSpeech/dev-clean/84/121123/84-121123-{n:04}.flac", os.urandom(300_000)) for n in range(10)]
+BESIDE = [("LibriSpeech/SPEAKERS.TXT", b"; speakers\n")]

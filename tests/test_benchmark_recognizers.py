@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+from folders import contents
 
 from benchmarks import degraded, embedding_speed, launches, metrics, pretrained, recognizers
 from utils.features.audio import load_audio
@@ -26,19 +27,15 @@ def noises(tmp_path_factory) -> Path:
     return folder
 
 
-def files_in(folder: Path) -> dict[str, bytes]:
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
 def test_versions_are_degraded_copies_and_always_the_same(librispeech_root, noises, tmp_path):
     (tmp_path / "without.txt").write_text("".join(f"{speaker}\n" for speaker in range(103, 109)))
     common = ["--raw", librispeech_root, "--split", SPLIT, "--without", tmp_path / "without.txt"]
     common = [str(word) for word in [*common, "--noise-folder", noises]]
     assert degraded.main([*common, "--versions", "2", "--out", str(tmp_path / "both")]) == 0
     assert degraded.main([*common, "--versions", "1", "--out", str(tmp_path / "one")]) == 0
-    both = files_in(tmp_path / "both")
+    both = contents(tmp_path / "both")
     assert {name.removeprefix("version1/"): content for name, content in both.items() if "version1" in name} == {
-        name.removeprefix("version1/"): content for name, content in files_in(tmp_path / "one").items()
+        name.removeprefix("version1/"): content for name, content in contents(tmp_path / "one").items()
     }
     source = librispeech_root / "LibriSpeech" / SPLIT
     originals = [path for speaker in ("101", "102") for path in (source / speaker).rglob("*.flac")]

@@ -10,6 +10,7 @@ import time
 import numpy as np
 import pytest
 import soundfile
+from folders import contents
 
 import download
 from utils.corpus.demo import SAMPLE_RATE, Settings, _resample, build_demo, make_plan
@@ -22,10 +23,6 @@ from utils.files import read_json
 SMALL = Settings(voices=3, utterances_per_voice=2, seed=5)
 USUAL = download.build_parser(["--dataset", "demo"]).parse_args(["--dataset", "demo"])
 FULL = Settings(USUAL.voices, USUAL.utterances_per_voice, USUAL.seed)
-
-
-def contents(root):
-    return {path.relative_to(root).as_posix(): path.read_bytes() for path in root.rglob("*") if path.is_file()}
 
 
 @pytest.fixture(scope="module")

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import soundfile
 import yaml
+from folders import contents
 
 import download
-from tests.test_demo_corpus import contents
 from utils.corpus.demo_voice import BLOCK, LEVEL, SILENCE, VOICE, Settings, build_demo_voice, make_plan
 from utils.corpus.layouts import read_corpus
 from utils.corpus.sentences import transcript

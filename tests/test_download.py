@@ -10,11 +10,10 @@ import sys
 
 import pytest
 import yaml
+from file_server import BESIDE, SPEECH, FileServer, make_tar
 from root import ROOT
 
 import download
-from tests.file_server import FileServer
-from tests.test_transfer import BESIDE, SPEECH, make_tar
 from utils.corpus import catalog
 
 QUICK = ["--attempts", "2", "--retry-wait", "0.01", "--timeout", "5"]

@@ -2,8 +2,6 @@
 
 import dataclasses
 import hashlib
-import io
-import os
 import resource
 import signal
 import subprocess
@@ -13,9 +11,9 @@ import time
 from pathlib import Path
 
 import pytest
+from file_server import BESIDE, SPEECH, FileServer, make_tar
 from root import ROOT
 
-from tests.file_server import FileServer
 from utils.corpus.catalog import Archive
 from utils.corpus.transfer import Patience, obtain
 from utils.errors import UserError
@@ -24,22 +22,6 @@ from utils.files import read_json
 PATIENCE = Patience(attempts=3, wait=0.01, timeout=5)
 
 
-def make_tar(members, compression="gz"):
-    """Bytes of a tar of (name, content) pairs or TarInfo objects."""
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode=f"w:{compression}") as tar:
-        for member in members:
-            if isinstance(member, tarfile.TarInfo):
-                tar.addfile(member)
-            else:
-                info = tarfile.TarInfo(member[0])
-                info.size = len(member[1])
-                tar.addfile(info, io.BytesIO(member[1]))
-    return buffer.getvalue()
-
-
-SPEECH = [(f"LibriSpeech/dev-clean/84/121123/84-121123-{n:04}.flac", os.urandom(300_000)) for n in range(10)]
-BESIDE = [("LibriSpeech/SPEAKERS.TXT", b"; speakers\n")]
 CONTENT = make_tar(BESIDE + SPEECH)  # 3 MB that do not compress
 
 
