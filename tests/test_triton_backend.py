@@ -126,11 +126,11 @@ def test_operations_equal_the_definition_in_the_interpreter():
 TRIAL = """
 import agreement, logging, sys, torch
 from models.engine import backends
-from models.engine.triton import scan_kernels
+from models.engine.triton import scan_tiles
 logging.basicConfig(level=logging.INFO, format="%(message)s")
 print(backends.why_not("triton", "mamba", "cpu"))
 backends.probe.probe.cache_clear()
-scan_kernels.LN_2 = 0.8
+scan_tiles.LN_2 = 0.8
 print(backends.why_not("triton", "mamba", "cpu"))
 """
 
