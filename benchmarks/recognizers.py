@@ -114,6 +114,8 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _benchmark(args: argparse.Namespace) -> None:
+    if "dev" not in args.tests:
+        args.folds = args.folds[:1]  # the trials of the second corpus are the same for all folds
     systems = [System(args, model) for model in args.models]
     missing = [(system, seed) for seed in range(args.seeds) for system in systems if not system.is_finished(seed)]
     if missing:
@@ -186,17 +188,16 @@ class System:
         from utils.speaker.evaluation.comparison import rates_file
         from utils.speaker.evaluation.rates import Rates
 
+        for fold in self.args.folds:
+            self._train(fold, seed)
         for corpus in self.args.tests:
-            parts = [self._evaluate(corpus, fold, seed) for fold in self._folds(corpus)]
+            folds = self.args.folds if corpus == "dev" else self.args.folds[:1]  # other trials are the same in all
+            parts = [self._evaluate(corpus, fold, seed) for fold in folds]
             out = parts[0]
             if len(parts) > 1:
                 out = parts[0].parent.with_name(f"pooled-{self.rates(corpus, seed).stem}")
                 _script("test.py", "pool", *parts, "--bootstrap", self.args.bootstrap, "--out", out)
             Rates.read(rates_file(out)).published().save(self.rates(corpus, seed), {})
-
-    def _folds(self, corpus: str) -> list[int]:
-        """The folds to test on the trials of a corpus; those of the second are the same for all folds."""
-        return self.args.folds if corpus == "dev" else self.args.folds[:1]
 
     def _run_folder(self, fold: int, seed: int) -> Path:
         name = self.name.removesuffix(NO_BACK_END).replace("/", "-")
@@ -209,14 +210,13 @@ class System:
         _script("train_tacomamba.py", *words, "--out", self._run_folder(fold, seed))
 
     def _evaluate(self, corpus: str, fold: int, seed: int) -> Path:
-        """Trains a cell, unless it is finished; returns the folder of its evaluation, which is kept."""
+        """Returns the folder of the evaluation, which is kept."""
         from utils.speaker.evaluation.conditions import CONDITIONS
 
         back_end = not self.name.endswith(NO_BACK_END)
         out = self._run_folder(fold, seed) / (corpus if back_end else corpus + NO_BACK_END.replace("/", "-"))
         if (out / REPORT).exists():
             return out
-        self._train(fold, seed)
         root, trials = (part.format(fold=fold) for part in TESTS[corpus])
         words = ["--checkpoint", self._run_folder(fold, seed) / "last.pt", "--device", "cpu", "--out", out]
         words += ["--audio-root", self.args.speech / root, "--trials", self.args.speech / trials]

@@ -112,6 +112,15 @@ def test_kept_rates_name_no_folder_of_the_machine():
         assert rates.about == rates.published().about, file
 
 
+def test_trials_that_all_folds_share_need_one_fold(capsys):
+    words = "--models mamba2 --steps 240 --seeds 1 --tests more --folds".split()
+    printed = []
+    for folds in (["0"], ["0", "1"]):
+        assert recognizers.main([*words, *folds]) == 0
+        printed.append(capsys.readouterr().out)
+    assert "more, 1 seed |" in printed[0] and printed[0] == printed[1]
+
+
 @pytest.mark.slow
 def test_models_are_compared_and_rates_of_finished_cells_are_kept(librispeech_root, noises, tmp_path, capsys):
     source, dev, more = librispeech_root / "LibriSpeech" / SPLIT, tmp_path / "speakers_dev", tmp_path / "speakers_more"
