@@ -11,7 +11,7 @@ import torch
 
 from utils.errors import UserError
 from utils.training.distributed import Ranks
-from utils.training.sampling import BucketOrder, EpochOrder, ShareBatches
+from utils.training.sampling import BucketOrder, EpochOrder, ShareBatches, balanced_places
 from utils.training.schedule import linear_warmup, warmup_cosine
 
 
@@ -126,6 +126,21 @@ def test_buckets_depend_on_seed_and_place_alone():
 def test_an_utterance_beyond_the_budget_is_refused():
     with pytest.raises(UserError, match="cannot hold the longest utterance, 90 frames"):
         BucketOrder([10, 90], 0, 80)
+
+
+@pytest.mark.parametrize(
+    ("counts", "most", "each", "classes"),
+    [((40, 6, 1), 30, 10, 3), ((40, 6, 1), 32, 10, 3), ((1, 1), 6, 3, 2), ((5, 2, 3, 1, 4), 5, 2, 2), ((9,), 4, 4, 1)],
+)
+def test_balanced_places_have_as_many_samples_of_each_label(counts, most, each, classes):
+    labels = np.repeat(np.arange(len(counts)), counts).tolist()
+    order = EpochOrder(len(labels), 7, 4)
+    places = balanced_places(order, labels, most)
+    found = np.bincount([labels[order[place]] for place in places], minlength=len(counts))
+    assert sorted(found)[-classes:] == [each] * classes and found.sum() == each * classes
+    assert places == sorted(set(places)), "a place counts once"
+    last = labels[order[places[-1]]]
+    assert all(labels[order[place]] != last for place in range(places[-1]) if place not in places), "the first places"
 
 
 def test_learning_rate_rises_then_falls_to_its_end():

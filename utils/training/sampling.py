@@ -113,6 +113,26 @@ def make_order(lengths: Sequence[int], options: TrainingOptions) -> Order:
     return EpochOrder(len(lengths), options.seed, options.batch_size)
 
 
+def balanced_places(order: Order, labels: Sequence[int], most: int) -> list[int]:
+    """The first places of a run with equally many samples of each label, and at most `most` in all.
+
+    `labels` are those of the items. Of more than `most` / 2 labels, the first `most` / 2 that the run meets count.
+    """
+    classes = min(len(set(labels)), most // 2)
+    each = most // classes
+    places: list[int] = []
+    counts: dict[int, int] = {}
+    for place in range(each * order.size):  # an epoch has each label at least once
+        label = labels[order[place]]
+        is_chosen = label in counts or len(counts) < classes
+        if is_chosen and counts.get(label, 0) < each:
+            counts[label] = counts.get(label, 0) + 1
+            places.append(place)
+        if len(places) == each * classes:
+            break
+    return places
+
+
 class ShareBatches(Sampler[list[int]]):
     """The places of one rank's micro-batches: part i of n of a global batch has every n-th place from i on.
 

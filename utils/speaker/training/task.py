@@ -33,7 +33,7 @@ from utils.speaker.training.initial import begin_with
 from utils.training.distributed import Ranks
 from utils.training.options import TrainingOptions
 from utils.training.runlog import RunLog
-from utils.training.sampling import make_order
+from utils.training.sampling import balanced_places, make_order
 from utils.training.schedule import linear_warmup
 
 BACK_END_SAMPLES = 2000  # training samples that the back end is fitted to
@@ -247,14 +247,18 @@ class SpeakerTask:
         return Validation.of(cut, whole, speakers, lengths)
 
     def _fit_back_end(self, ranks: Ranks) -> BackEnd:
-        """Fits the back end to the first samples of the run, augmented as in training; finite ones only."""
-        count = min(BACK_END_SAMPLES, 4 * self.order.size)
-        samples = [self.dataset[place] for place in ranks.share(count)]
+        """Fits the back end to as many samples of each speaker, augmented as in training; finite ones only.
+
+        Speakers weigh the same, so that a corpus with many recordings of each does not hide another with few.
+        """
+        dataset = dataclasses.replace(self.dataset, speeds=SPEEDS[:1])
+        places = balanced_places(self.order, dataset.labels, min(BACK_END_SAMPLES, 4 * self.order.size))
+        samples = [dataset[places[number]] for number in ranks.share(len(places))]
         usable = np.array([[np.isfinite(mel).all()] for mel, _ in samples], dtype=np.float32).reshape(-1, 1)
         mels = [mel if is_usable else np.zeros_like(mel) for (mel, _), is_usable in zip(samples, usable, strict=True)]
         labels = np.array([label for _, label in samples], dtype=np.float32).reshape(-1, 1)
         rows = np.concatenate([embed_mels(self.model, mels, ranks.device), labels, usable], axis=1)
-        rows = ranks.join_rows(rows, count)
+        rows = ranks.join_rows(rows, len(places))
         rows = rows[rows[:, -1] > 0]
         return BackEnd.fit(rows[:, :-2], rows[:, -2].astype(np.int64))
 
