@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -17,6 +19,7 @@ from voices import speak
 from utils.features.speech import HOP
 from utils.speaker.people.enrollment import EnrollmentStore
 from utils.speaker.recognizer import SpeakerRecognizer
+from utils.speaker.scoring.operating import OperatingPoints
 from utils.speaker.timeline.diarization import make_timeline, timeline_of
 from utils.speaker.timeline.listening import FRAME, STEPS, Frames, listen
 from utils.speaker.timeline.segments import Errors, Segment, errors, to_rttm
@@ -125,6 +128,20 @@ def test_names_are_of_the_enrolled_only_and_decide_who_is_the_same(recognizer):
     assert [person.name for person in everybody_alike.people] == ["Ben", "speaker 1", "speaker 2"]
     strict = timeline_of(frames, recognizer, store, None, 0.5, -1.0)  # but those with two names, voices are the same
     assert {"Ben", "speaker 1"} <= {person.name for person in strict.people} or len(strict.people) == 1
+
+
+def test_voices_without_a_name_are_the_same_from_the_threshold_for_ten_people_on(recognizer):
+    points = OperatingPoints(*map(np.array, ([1.0, 9.0], [1.0, 10.0], [[0.4, 0.6], [0.4, 0.6]])))
+    recognizer = copy.copy(recognizer)
+    recognizer.scoring = dataclasses.replace(recognizer.scoring, operating_points=points)
+    alike = np.eye(512, dtype=np.float32)
+    alike[1, :2] = 0.5, np.sqrt(0.75)  # the cosine of the voices
+    frames = frames_of([(0, 20), (1, 20)])
+    frames = dataclasses.replace(frames, embeddings=frames.embeddings @ alike)
+    store = EnrollmentStore("", "")
+    store.enroll("Ada", frames.embeddings[:20], 10.0)
+    assert [person.name for person in timeline_of(frames, recognizer).people] == ["speaker 1", "speaker 2"]
+    assert [person.name for person in timeline_of(frames, recognizer, store, None, 0.8).people] == ["Ada"]
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from utils.features.speech import HOP
 from utils.speaker.people.enrollment import UNKNOWN, EnrollmentStore, Identification
 from utils.speaker.timeline.listening import STEPS, WINDOW, Frames, listen, runs
 from utils.speaker.timeline.segments import Segment
-from utils.speaker.timeline.voices import Voice, find_voices
+from utils.speaker.timeline.voices import MOST_VOICES, Voice, find_voices
 
 if TYPE_CHECKING:
     from utils.speaker.recognizer import SpeakerRecognizer
@@ -73,7 +73,8 @@ def make_timeline(
         threshold: least cosine of a voice and the enrollment whose name it gets (default: that of the recognizer to
             identify a recording as long as a window, because a voice is the mean of such).
         same_threshold: least cosine of two voices that are one person's, where `number` is None (default: that of the
-            recognizer to identify a recording as long as the shorter one, with one enrolled).
+            recognizer to identify a recording as long as the shorter one, with one enrolled if one of the two has a
+            name, and otherwise with `MOST_VOICES`: voices of one recording share its channel and its noise).
 
     Raises:
         UserError: the file cannot be read, or the recognizer has no threshold and none is given.
@@ -106,7 +107,8 @@ def timeline_of(
             return names[0] == names[1]
         (first, _), (second, _) = pair
         seconds = min(voice.seconds for voice in pair)
-        return float(first @ second) >= recognizer.identification_threshold(same_threshold, seconds, 1)
+        enrolled = MOST_VOICES if names[0] == names[1] else 1
+        return float(first @ second) >= recognizer.identification_threshold(same_threshold, seconds, enrolled)
 
     if frames.speech.sum() * HOP < _LEAST:
         return Timeline(frames.seconds, [], [], frames.peaks)
