@@ -37,7 +37,7 @@ def add_commands(commands: Any) -> None:
     default = "that of identify for recordings as long as the windows of speech that voices are made of"
     help = f"least cosine of a voice and an enrollment for the voice to get its name (default: {default})"
     parser.add_argument("--threshold", type=cli.cosine, metavar="X", help=help)
-    default = "that of identify by the seconds of the shorter one, for one person if either has a name, and else for 10"
+    default = "that of identify by the seconds of the shorter one, for one person if either has a name, else for 10"
     help = f"least cosine of two voices for them to be one person's, with --speakers auto (default: {default})"
     parser.add_argument("--same-threshold", type=cli.cosine, metavar="X", help=help)
     help = "folder for the timeline as RTTM, JSON and a picture (default: none is written)"
