@@ -114,8 +114,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _benchmark(args: argparse.Namespace) -> None:
-    if "dev" not in args.tests:
-        args.folds = args.folds[:1]  # the trials of the second corpus are the same for all folds
+    args.folds = _folds(args, args.tests)
     systems = [System(args, model) for model in args.models]
     missing = [(system, seed) for seed in range(args.seeds) for system in systems if not system.is_finished(seed)]
     if missing:
@@ -158,6 +157,11 @@ def _features(args: argparse.Namespace, fold: int) -> Path:
     return args.out / f"features-{args.corpora}-{args.versions}-fold{fold}"
 
 
+def _folds(args: argparse.Namespace, tests: Sequence[str]) -> list[int]:
+    """The folds to test on; the trials of the second corpus are the same for all of them."""
+    return args.folds if "dev" in tests else args.folds[:1]
+
+
 class System:
     """A model with its steps and its training data, of several seeds, tested on all folds."""
 
@@ -191,8 +195,7 @@ class System:
         for fold in self.args.folds:
             self._train(fold, seed)
         for corpus in self.args.tests:
-            folds = self.args.folds if corpus == "dev" else self.args.folds[:1]  # other trials are the same in all
-            parts = [self._evaluate(corpus, fold, seed) for fold in folds]
+            parts = [self._evaluate(corpus, fold, seed) for fold in _folds(self.args, [corpus])]
             out = parts[0]
             if len(parts) > 1:
                 out = parts[0].parent.with_name(f"pooled-{self.rates(corpus, seed).stem}")

@@ -6,6 +6,7 @@ interruptions do not change the samples, and the number of samples consumed stat
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -121,12 +122,11 @@ def balanced_places(order: Order, labels: Sequence[int], most: int) -> list[int]
     classes = min(len(set(labels)), most // 2)
     each = most // classes
     places: list[int] = []
-    counts: dict[int, int] = {}
+    counts: Counter[int] = Counter()
     for place in range(each * order.size):  # an epoch has each label at least once
         label = labels[order[place]]
-        is_chosen = label in counts or len(counts) < classes
-        if is_chosen and counts.get(label, 0) < each:
-            counts[label] = counts.get(label, 0) + 1
+        if counts[label] < each and (label in counts or len(counts) < classes):
+            counts[label] += 1
             places.append(place)
         if len(places) == each * classes:
             break
