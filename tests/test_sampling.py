@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import pickle
+import shutil
 from itertools import islice
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+import train_tacomamba
+from models.speaker import SpeakerConfig
 from utils.errors import UserError
+from utils.features.store import FeatureStore
+from utils.speaker.recognizer import embed_mels
+from utils.speaker.scoring.back_end import BackEnd
+from utils.speaker.training.task import SpeakerTask
 from utils.training.distributed import Ranks
+from utils.training.options import TrainingOptions
 from utils.training.sampling import BucketOrder, EpochOrder, ShareBatches, balanced_places
 from utils.training.schedule import linear_warmup, warmup_cosine
 
@@ -141,6 +150,42 @@ def test_balanced_places_have_as_many_samples_of_each_label(counts, most, each, 
     assert places == sorted(set(places)), "a place counts once"
     last = labels[order[places[-1]]]
     assert all(labels[order[place]] != last for place in range(places[-1]) if place not in places), "the first places"
+
+
+def test_the_back_end_is_fitted_to_as_many_samples_of_each_speaker(processed, tmp_path):
+    """Of a training list that has all recordings of one speaker, and one of each other."""
+    data = Path(shutil.copytree(processed, tmp_path / "data"))
+    train = data / "protocols" / "default" / "train.txt"
+    utterances = train.read_text().split()
+    first = {utterance.split("-")[0]: utterance for utterance in reversed(utterances)}
+    many = utterances[0].split("-")[0]
+    kept = [each for each in utterances if each.split("-")[0] == many or each in first.values()]
+    train.write_text("".join(f"{utterance}\n" for utterance in kept))
+    words = ["--task", "speaker", "--data", str(data), "--out", str(tmp_path / "run"), "--crop-seconds", "0.5"]
+    words += [
+        "--d-model",
+        "32",
+        "--n-layers",
+        "1",
+        "--headdim",
+        "16",
+        "--pooled-channels",
+        "32",
+        "--embedding-dim",
+        "16",
+    ]
+    parser = train_tacomamba.build_parser(words)
+    training, config, *options = parser.read_options(
+        parser.parse_args(words), TrainingOptions, SpeakerConfig, *SpeakerTask.option_classes()
+    )
+    task = SpeakerTask(FeatureStore.open(data), train.parent, config, training, options)
+    task.model.eval()
+    task.validate(Ranks(0, 1, torch.device("cpu")))
+    samples = [task.dataset[place] for place in balanced_places(task.order, task.dataset.labels, 4 * len(kept))]
+    labels = np.array([label for _, label in samples])
+    assert len(set(np.bincount(task.dataset.labels))) > 1 and len(set(np.bincount(labels))) == 1
+    expected = BackEnd.fit(embed_mels(task.model, [mel for mel, _ in samples], torch.device("cpu")), labels)
+    np.testing.assert_allclose(task.back_end.whitening, expected.whitening, rtol=1e-5, atol=1e-6)
 
 
 def test_learning_rate_rises_then_falls_to_its_end():
