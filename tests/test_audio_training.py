@@ -67,7 +67,8 @@ def crops(
     items = [item for item, row in enumerate(store.rows) if row.speaker in ("101", "102", "105")]
     labels = [("101", "102", "105").index(store.rows[item].speaker) for item in items]
     order = EpochOrder(len(items), seed=0, smallest_batch=8)
-    return CropDataset(store, items, labels, np.zeros(80), order, crop, augmentations, 0, 3, speeds)
+    lengths = crop and (crop, crop)
+    return CropDataset(store, items, labels, np.zeros(80), order, lengths, augmentations, 0, 3, speeds)
 
 
 def test_crops_of_audio_are_those_of_mels(stored, processed):
@@ -139,7 +140,7 @@ def test_babble_is_of_other_speakers(stored, monkeypatch):
 def everything(noises: Path, rooms: Path) -> list[str]:
     shares = [word for name in OF_SAMPLES for word in (f"--{name.replace('_', '-')}-share", "0.5")]
     folders = ["--noise-folder", str(noises), "--rir-folder", str(rooms)]
-    return [*shares, *folders, "--noise-share", "0.5", "--speed-perturbation"]
+    return [*shares, *folders, "--noise-share", "0.5", "--speed-perturbation", "--shortest-crop-seconds", "0.6"]
 
 
 def losses(run: Path) -> list[str]:
@@ -204,6 +205,10 @@ def test_flags_that_cannot_work(stored, processed, noises, tmp_path, capsys):
     both = refused(capsys, stored, "--speed-perturbation", "--batch-frames", "900")
     assert "--speed-perturbation is for crops, not for --batch-frames" in both
     assert "--recorded-noise-share needs --noise-folder" in refused(capsys, stored, "--recorded-noise-share", "0.5")
+    short = "--shortest-crop-seconds"
+    assert f"{short} is for crops" in refused(capsys, stored, short, "0.5", "--batch-frames", "900")
+    assert f"{short} 1.5 must not be above --crop-seconds 1" in refused(capsys, stored, short, "1.5")
+    assert f"{short} 0.001 is shorter than one frame" in refused(capsys, stored, short, "0.001")
     order = refused(capsys, stored, "--reverb-seconds", "0.9", "0.2", "--babble-snr", "9", "3")
     assert "reverb_seconds 0.9 0.2: the first must not be above the second" in order and "babble_snr 9 3" in order
     (tmp_path / "empty").mkdir()

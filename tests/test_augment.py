@@ -40,12 +40,14 @@ def test_noise_has_the_ratio_that_was_asked_for(snr, seed):
     assert 10 * np.log10(speech.mean() / added.mean()) == pytest.approx(snr, abs=0.3)
 
 
-def crops(processed, crop: int = 50, *augmentations) -> CropDataset:
+def crops(processed, crop: int | tuple[int, int] = 50, *augmentations) -> CropDataset:
     store = FeatureStore.open(processed)
     items = list(range(0, len(store), 3))
     mean, _ = store.statistics(items, 0)
     order = EpochOrder(len(items), seed=0, smallest_batch=8)
-    return CropDataset(store, items, list(range(len(items))), lambda mel: mean, order, crop, augmentations, seed=0)
+    lengths = (crop, crop) if isinstance(crop, int) else crop
+    labels = list(range(len(items)))
+    return CropDataset(store, items, labels, lambda mel: mean, order, lengths, augmentations, seed=0)
 
 
 def test_a_sample_depends_on_its_place_alone(processed):
@@ -56,12 +58,21 @@ def test_a_sample_depends_on_its_place_alone(processed):
     assert len({mel.tobytes() for mel, _ in there}) == 70
 
 
+def test_each_batch_draws_the_length_of_its_crops(processed):
+    one, other = crops(processed, (20, 24)), crops(processed, (20, 24))
+    lengths = [len(one[place][0]) for place in range(400)]
+    batches = [lengths[first : first + 8] for first in range(0, 400, 8)]
+    assert all(len(set(batch)) == 1 for batch in batches)
+    assert {batch[0] for batch in batches} == {20, 21, 22, 23, 24}
+    assert lengths == [len(other[place][0]) for place in reversed(range(400))][::-1]
+
+
 def test_an_utterance_shorter_than_the_crop_is_repeated(processed):
     dataset = crops(processed, 700)
     item = dataset.items[dataset.order[0]]
     mel, _ = dataset[0]
     whole = dataset.store.mel(item)
-    assert len(mel) == dataset.crop > 2 * len(whole)
+    assert len(mel) == 700 > 2 * len(whole)
     assert np.array_equal(mel[: len(whole)], whole) and np.array_equal(mel[len(whole) : 2 * len(whole)], whole)
 
 

@@ -21,10 +21,10 @@ SPEEDS = (1.0, 0.9, 1.1)  # of speed perturbation; as in Kaldi, another speed ma
 class CropDataset(Dataset):
     """Random crops, augmented; the sample at a place depends on the seed and the place alone.
 
-    `crop` is their length in frames; None takes entire utterances. An utterance shorter than the crop is repeated. Of a
-    store of audio, the samples are augmented before the mel is computed. With several `speeds`, each crop is played at
-    one of them, and the speakers at speed k have the labels from k times `speakers` on. `fill` returns the training
-    set's mean (n_mels,) at the level of a mel.
+    `crop` has the least and the greatest length in frames, from which each global batch draws its own; None takes
+    entire utterances. An utterance shorter than the crop is repeated. Of a store of audio, the samples are augmented
+    before the mel is computed. With several `speeds`, each crop is played at one of them, and the speakers at speed k
+    have the labels from k times `speakers` on. `fill` returns the training set's mean (n_mels,) at the level of a mel.
     """
 
     store: FeatureStore
@@ -32,7 +32,7 @@ class CropDataset(Dataset):
     labels: Sequence[int]
     fill: Callable[[np.ndarray], np.ndarray]
     order: Order
-    crop: int | None
+    crop: tuple[int, int] | None
     augmentations: Sequence[Augmentation | WaveAugmentation]
     seed: int
     speakers: int = 0
@@ -45,32 +45,44 @@ class CropDataset(Dataset):
     def __getitem__(self, place: int) -> tuple[np.ndarray, int]:
         position = self.order[place]
         generator = np.random.default_rng([self.seed, 2, place])
-        item, label = self.items[position], self.labels[position]
+        item, label, frames = self.items[position], self.labels[position], self._frames(place)
         if self.store.kind == "audio":
             number = int(generator.integers(len(self.speeds))) if len(self.speeds) > 1 else 0
-            mel = self.store.extract(self._samples(item, label, self.speeds[number], generator))
+            mel = self.store.extract(self._samples(item, label, frames, self.speeds[number], generator))
             label += number * self.speakers
         else:
-            mel = self._cut(item, generator)
+            mel = self._cut(item, frames, generator)
         for augment in self._of_mels:
             mel = augment(mel, generator, self.fill(mel))
         return mel, label
 
-    def _cut(self, item: int, generator: np.random.Generator) -> np.ndarray:
-        """A crop of a stored mel."""
+    def _frames(self, place: int) -> int | None:
+        """The length of the crop at a place, the same for all of a global batch, which needs no padding then."""
         if self.crop is None:
-            return self.store.mel(item)
-        frames = self.store.rows[item].frames
-        start = int(generator.integers(max(1, frames - self.crop + 1)))
-        mel = self.store.mel(item, start, min(self.crop, frames - start))
-        return np.tile(mel, (-(-self.crop // len(mel)), 1))[: self.crop]
+            return None
+        least, greatest = self.crop
+        if least == greatest:
+            return greatest
+        batch = place // self.order.smallest_batch
+        return int(np.random.default_rng([self.seed, 6, batch]).integers(least, greatest, endpoint=True))
 
-    def _samples(self, item: int, label: int, factor: float, generator: np.random.Generator) -> np.ndarray:
+    def _cut(self, item: int, frames: int | None, generator: np.random.Generator) -> np.ndarray:
+        """A crop of a stored mel."""
+        if frames is None:
+            return self.store.mel(item)
+        stored = self.store.rows[item].frames
+        start = int(generator.integers(max(1, stored - frames + 1)))
+        mel = self.store.mel(item, start, min(frames, stored - start))
+        return np.tile(mel, (-(-frames // len(mel)), 1))[:frames]
+
+    def _samples(
+        self, item: int, label: int, frames: int | None, factor: float, generator: np.random.Generator
+    ) -> np.ndarray:
         """The augmented samples of a crop."""
-        if self.crop is None:
+        if frames is None:
             samples = self.store.audio(item)
         else:
-            needed = self.store.recipe.samples(self.crop)
+            needed = self.store.recipe.samples(frames)
             samples = self._piece(item, math.ceil(needed * factor), generator)
             samples = samples if factor == 1 else cut(speed(samples, factor), 0, needed)
         scene = Scene(self.store.recipe.sample_rate, lambda length: self._voice(label, length, generator))

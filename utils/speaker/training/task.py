@@ -46,6 +46,9 @@ class SpeakerOptions(Config):
     title = "speaker task"
 
     crop_seconds: float = option(2.0, "length of a training crop in seconds", above=0, most=3600)
+    shortest_crop_seconds: float | None = option(
+        None, "least length of a crop: each batch draws one from this up to --crop-seconds", above=0, most=3600
+    )
     speed_perturbation: bool = option(
         False, "play each crop at 0.9, 1 or 1.1 times its speed, as other speakers; needs a store of audio"
     )
@@ -89,6 +92,13 @@ class SpeakerTask:
             found.append(f"--batch-frames: {config.model} has batch norm over frames, which would include the padding")
         if training.batch_frames and options[0].speed_perturbation:
             found.append("--speed-perturbation is for crops, not for --batch-frames: it would change their lengths")
+        shortest = options[0].shortest_crop_seconds
+        if shortest is not None and training.batch_frames:
+            found.append("--shortest-crop-seconds is for crops, not for the entire utterances of --batch-frames")
+        elif shortest is not None and shortest > options[0].crop_seconds:
+            found.append(
+                f"--shortest-crop-seconds {shortest:g} must not be above --crop-seconds {options[0].crop_seconds:g}"
+            )
         if options[0].freeze != "none" and not options[0].init:
             found.append(f"--freeze {options[0].freeze} needs --init, the model that it comes from")
         return found
@@ -131,13 +141,19 @@ class SpeakerTask:
         self.trials = self._validation_trials()
         self._scored: tuple[np.ndarray, np.ndarray, float] | None = None
 
-    def _crop(self) -> int | None:
-        """Frames of a training sample; None if it is an entire utterance."""
+    def _crop(self) -> tuple[int, int] | None:
+        """The least and the greatest number of frames of a training sample; None if it is an entire utterance."""
         if self.training.batch_frames:
             return None
-        frames = self.store.recipe.frames(round(self.options.crop_seconds * self.store.recipe.sample_rate))
+        greatest = self._crop_frames("crop_seconds")
+        has_range = self.options.shortest_crop_seconds is not None
+        return (self._crop_frames("shortest_crop_seconds") if has_range else greatest), greatest
+
+    def _crop_frames(self, name: str) -> int:
+        recipe, seconds = self.store.recipe, getattr(self.options, name)
+        frames = recipe.frames(round(seconds * recipe.sample_rate))
         if not frames:
-            raise UserError(f"--crop-seconds {self.options.crop_seconds:g} is shorter than one frame of the features")
+            raise UserError(f"{flag_name(name)} {seconds:g} is shorter than one frame of the features")
         return frames
 
     def _keeps_back_end(self) -> bool:
