@@ -162,18 +162,7 @@ def test_the_back_end_is_fitted_to_as_many_samples_of_each_speaker(processed, tm
     kept = [each for each in utterances if each.split("-")[0] == many or each in first.values()]
     train.write_text("".join(f"{utterance}\n" for utterance in kept))
     words = ["--task", "speaker", "--data", str(data), "--out", str(tmp_path / "run"), "--crop-seconds", "0.5"]
-    words += [
-        "--d-model",
-        "32",
-        "--n-layers",
-        "1",
-        "--headdim",
-        "16",
-        "--pooled-channels",
-        "32",
-        "--embedding-dim",
-        "16",
-    ]
+    words += "--d-model 32 --n-layers 1 --headdim 16 --pooled-channels 32 --embedding-dim 16".split()
     parser = train_tacomamba.build_parser(words)
     training, config, *options = parser.read_options(
         parser.parse_args(words), TrainingOptions, SpeakerConfig, *SpeakerTask.option_classes()
