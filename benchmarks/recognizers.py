@@ -56,6 +56,7 @@ VARIANTS = {  # of any model, as in mamba2/utterance-mean, for ablations
     "no-mel-statistics": ("--no-mel-statistics",),
     "attentive": ("--pooling", "attentive"),
     "subsampling-4": ("--subsampling", "4"),
+    "crop-range": ("--shortest-crop-seconds", "0.8", "--crop-seconds", "2.2"),
     "no-back-end": (),  # a flag of the evaluation
     "no-versions": (),
     "one-corpus": (),
