@@ -83,13 +83,12 @@ def _print_stream(recognizer: SpeakerRecognizer, speech: np.ndarray, minutes: in
 
 def _window_times(recognizer: SpeakerRecognizer, speech: np.ndarray, window: int) -> list[float]:
     """CPU time in ms of each second's answer."""
-    from utils.features.speech import speech_seconds
+    from utils.features.speech import spoken
 
     times = []
     for start in range(0, SECONDS * RATE, RATE):
         samples, before = speech[start : start + window * RATE], time.process_time()
-        speech_seconds(samples, RATE)
-        recognizer.embed_samples(samples, RATE)
+        recognizer.embed_samples(spoken(samples, RATE).samples, RATE)
         times.append(1000 * (time.process_time() - before))
     return times
 

@@ -10,7 +10,7 @@ import pytest
 import soundfile
 from voices import VOICES, speak
 
-from utils.features.speech import speech_seconds
+from utils.features.speech import spoken
 
 RATE = 16_000
 NEEDED = 0.5  # s, for a speaker to be enrolled
@@ -64,6 +64,10 @@ SILENT: dict[str, Sound] = {
 }
 
 
+def speech_seconds(samples: np.ndarray, rate: int) -> float:
+    return spoken(samples, rate).seconds
+
+
 def in_16_bits(samples: np.ndarray) -> np.ndarray:
     return (np.round(np.clip(samples, -1, 1 - 2**-15) * 2**15) / 2**15).astype(np.float32)
 
@@ -75,6 +79,35 @@ def test_sounds_without_speech(name, seconds):
     found = [speech_seconds(in_16_bits(SILENT[name](draw, time)), RATE) for _ in range(4)]
     # A step near the border of a recording is a sound that came or went; clicks count while they last.
     assert max(found) < NEEDED if "clicks" in name or "starts" in name else max(found) == 0
+
+
+@pytest.mark.parametrize("decibels", [-200, -60])
+def test_long_pauses_are_left_out(decibels):
+    first, second = (in_16_bits(0.1 * speak(np.random.default_rng(seed), "103", 2)) for seed in (1, 2))
+    pause = np.zeros(2 * RATE, np.float32)
+    samples = np.concatenate([pause, first, pause, second, pause])
+    samples += 10 ** (decibels / 20) * np.random.default_rng(3).standard_normal(len(samples)).astype(np.float32)
+    kept = spoken(samples, RATE).samples
+    assert len(first) + len(second) - RATE < len(kept) < len(first) + len(second) + 1.5 * RATE
+    np.testing.assert_array_equal(spoken(kept, RATE).samples, kept)
+
+
+def test_pauses_within_speech_stay():
+    first, second = (0.1 * speak(np.random.default_rng(seed), "103", 2).astype(np.float32) for seed in (1, 2))
+    samples = np.concatenate([first, np.zeros(RATE // 2, np.float32), second])
+    samples += 1e-4 * np.random.default_rng(3).standard_normal(len(samples)).astype(np.float32)
+    assert spoken(samples, RATE).samples is samples
+
+
+def test_digital_silence_is_left_out_at_any_length():
+    first, second = (in_16_bits(0.1 * speak(np.random.default_rng(seed), "103", 2)) for seed in (1, 2))
+    kept = spoken(np.concatenate([first, np.zeros(RATE // 4, np.float32), second]), RATE).samples
+    assert len(kept) < len(first) + len(second) + 0.05 * RATE
+
+
+def test_a_recording_without_speech_stays():
+    samples = np.zeros(5 * RATE, np.float32)
+    assert spoken(samples, RATE).samples is samples
 
 
 @pytest.mark.parametrize("samples", [0, 1, 639, 640, 900])

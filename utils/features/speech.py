@@ -7,6 +7,8 @@ that it keeps for `_LASTING`, and a frame is speech where its `_BEST` bands exce
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -18,17 +20,78 @@ _LASTING = 0.8  # s; half of it at the borders of a recording: less than a speak
 _BEST = 3  # noise may hide the rest
 _MOST = 15.0  # dB that a band counts at most: one alone, as of a tone, is not enough
 RISE = 6.0  # dB; white and pink noise reach 5.5 once in 15 minutes
+STAYS = 3.0  # dB that speech rises from one rise above `RISE` to the next
 _CLICK = 9  # frames of the median that drops what is shorter than 0.1 s
 _PAUSE = 0.3  # s between rises that count as speech
+_BREATH = 0.8  # s of silence within speech
+_AROUND = 0.16  # s of speech before and after what rises
+_SILENCE = 0.5  # s without speech that are left out of `Spoken`
+_AUDIBLE = 1e-4  # of the loudest sample: 80 dB, more than microphones and rooms leave between noise and speech
 
 
-def speech_seconds(samples: NDArray[np.float32], sample_rate: int) -> float:
-    """Seconds of speech in samples (S,) at 8000 Hz or more, short pauses included.
+class Spoken(NamedTuple):
+    """Seconds of speech, short pauses included, and the samples (s,) without long ones; all of them without speech."""
 
-    Other sounds that come and go several times a second in many bands, such as music, count as well.
+    seconds: float
+    samples: NDArray[np.float32]
+
+
+def spoken(samples: NDArray[np.float32], sample_rate: int) -> Spoken:
+    """What is spoken in samples (S,) at 8000 Hz or more; of a long pause, `_AROUND` s stay at each end.
+
+    Other sounds that come and go several times a second in many bands, such as music, count as speech.
     """
-    gaps = np.diff(found := np.flatnonzero(rises(samples, sample_rate) > RISE))
+    rise = rises(samples, sample_rate)
+    steps = speech_steps(rise)
+    if not steps.any():
+        return Spoken(0.0, samples)
+    kept = np.ones(len(steps), dtype=bool)
+    for start, end in runs(~steps):
+        kept[start:end] = end - start <= _SILENCE / HOP
+    return Spoken(_seconds(rise), _audible(samples, sample_rate, kept))
+
+
+def audible(samples: NDArray[np.float32], sample_rate: int) -> NDArray[np.float32]:
+    """Samples (S,) without digital silence, which is like nothing that models hear in training."""
+    return _audible(samples, sample_rate, np.ones(1, dtype=bool))
+
+
+def _audible(samples: NDArray[np.float32], sample_rate: int, kept: NDArray[np.bool_]) -> NDArray[np.float32]:
+    """The audible samples of the steps `kept` (s,), whose last one reaches to the end."""
+    step = round(HOP * sample_rate)
+    starts = np.arange(0, max(1, len(samples) - step + 1), step)  # what is less than a step belongs to the last one
+    peaks = np.maximum.reduceat(np.abs(samples), starts)
+    kept = np.pad(kept, (0, max(0, len(starts) - len(kept))), mode="edge")[: len(starts)]
+    kept = kept & (peaks > _AUDIBLE * peaks.max())
+    if kept.all() or not kept.any():
+        return samples
+    return samples[np.repeat(kept, np.diff(starts, append=len(samples)))]
+
+
+def _seconds(rise: NDArray[np.float32]) -> float:
+    gaps = np.diff(found := np.flatnonzero(rise > RISE))
     return HOP * float(len(found[:1]) + np.where(gaps <= _PAUSE / HOP, gaps, 1).sum())
+
+
+def speech_steps(rise: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """Whether there is speech at each step of `HOP` s, (T + 1,), by the rises (T,) of frames of two steps.
+
+    Speech reaches from one rise above `RISE` as far as they stay above `STAYS`, and over short pauses.
+    """
+    rise = np.pad(rise, (1, 0))  # of its two steps, the second has the rise of a frame
+    speech = np.zeros(len(rise), dtype=bool)
+    for start, end in runs(rise > STAYS):
+        speech[start:end] = (rise[start:end] > RISE).any()
+    for start, end in runs(~speech):
+        if start and end < len(speech) and end - start <= round(_BREATH / HOP):
+            speech[start:end] = True
+    reach = round(_AROUND / HOP)
+    return np.convolve(speech, np.ones(2 * reach + 1))[reach : reach + len(speech)] > 0.5
+
+
+def runs(mask: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Starts and ends of the runs of True in (n,): (r, 2)."""
+    return np.flatnonzero(np.diff(mask, prepend=False, append=False)).reshape(-1, 2)
 
 
 def rises(samples: NDArray[np.float32], sample_rate: int) -> NDArray[np.float32]:

@@ -25,7 +25,7 @@ from utils.cli import progress
 from utils.errors import UserError
 from utils.features.audio import SAMPLES, checked_samples, load_audio, read_blocks, resample
 from utils.features.mel import MelExtractor
-from utils.features.speech import speech_seconds
+from utils.features.speech import spoken
 from utils.features.windows import Window, cut_windows, middle, read_windows
 from utils.speaker.embeddings import unit
 from utils.speaker.scoring.back_end import BackEnd
@@ -53,10 +53,11 @@ class Part(NamedTuple):
 
 
 class EmbeddedWindow(NamedTuple):
-    """A window of a recording: start and end in s, its seconds of speech, and its embedding (d,)."""
+    """A window of a recording: start, end, length without long pauses, and speech, in s; and its embedding (d,)."""
 
     start: float
     end: float
+    seconds: float
     speech: float
     embedding: NDArray[np.float32]
 
@@ -295,7 +296,8 @@ class SpeakerRecognizer(TrainedModel):
     ) -> Iterator[EmbeddedWindow]:
         """Embeds windows of `seconds` that start `hop` seconds apart, as the recording is read.
 
-        The last two share what remains, so that they are shorter (`utils.features.windows.cut_windows`).
+        The last two share what remains, so that they are shorter (`utils.features.windows.cut_windows`). Long pauses in
+        a window are left out, as by `embed_speech`.
 
         Args:
             source: an audio file, or mono samples (s,) at `rate` Hz (default: that of the features).
@@ -313,31 +315,35 @@ class SpeakerRecognizer(TrainedModel):
         windows = itertools.islice(cut, 0, None, every)
         while group := list(itertools.islice(windows, _READ_AHEAD)):
             name = source if is_file else SAMPLES
-            embeddings = self.embed_mels([self.mel_of_samples(name, values) for _, values in group])
-            for (start, values), embedding in zip(group, embeddings, strict=True):
-                speech = speech_seconds(values, own)
-                yield EmbeddedWindow(start / own, (start + len(values)) / own, speech, embedding)
+            heard = [spoken(values, own) for _, values in group]
+            embeddings = self.embed_mels([self.mel_of_samples(name, each.samples) for each in heard])
+            for (start, values), each, embedding in zip(group, heard, embeddings, strict=True):
+                end, seconds = (start + len(values)) / own, len(each.samples) / own
+                yield EmbeddedWindow(start / own, end, seconds, each.seconds, embedding)
 
     def embed_speech(self, paths: Sequence[str | Path]) -> Recordings:
         """Embeds recordings; `UserError` if one contains too little speech.
 
-        As `embed_files`, but windows count by their seconds of speech: those without any do not.
+        As `embed_files`, but without pauses of more than a second, and windows count by their seconds of speech.
+        Silence says nothing about a speaker, and that of edited recordings is like nothing in training. The seconds of
+        `Recordings` are what remains.
         """
         seconds: list[float] = []
         groups = [self._embed(self._spoken_parts(path, seconds) for path in group) for group in _groups(paths)]
         return Recordings(self._joined(groups), np.array(seconds))
 
     def _spoken_parts(self, path: str | Path, seconds: list[float]) -> Iterator[Part]:
-        """Parts with speech; at the end appends the length of the recording to `seconds`."""
-        rate, speech = self.recipe.sample_rate, 0.0
+        """Parts with speech; at the end appends the length of what they hold to `seconds`."""
+        rate, speech, left_out = self.recipe.sample_rate, 0.0, 0
         for window in self._windows(path):
-            spoken = speech_seconds(window.values, rate)
-            speech += spoken
-            if spoken:
-                yield Part(self.mel_of_samples(path, window.values), spoken)
+            heard = spoken(window.values, rate)
+            speech += heard.seconds
+            if heard.seconds:
+                yield Part(self.mel_of_samples(path, heard.samples), heard.seconds)
+            left_out += len(window.values) - (len(heard.samples) if heard.seconds else 0)
         if speech < MIN_SPEECH_SECONDS:
             raise UserError(f"{path} has {speech:.2f} s of speech; at least {MIN_SPEECH_SECONDS} s are needed")
-        seconds.append((window.start + len(window.values)) / rate)
+        seconds.append((window.start + len(window.values) - left_out) / rate)
 
     @torch.inference_mode()
     def classify(self, embeddings: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -294,7 +294,7 @@ class _Answerer:
 
         for each in self.recognizer.windows(path, window, hop, every=every):
             is_spoken = each.speech >= MIN_SPEECH_SECONDS
-            yield each.start, each.end, self(each.embedding, each.end - each.start) if is_spoken else None
+            yield each.start, each.end, self(each.embedding, each.seconds) if is_spoken else None
 
 
 def _warn_of_several(path: Path, answer: _Answerer, seconds: float) -> None:

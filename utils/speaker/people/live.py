@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from utils.errors import UserError
 from utils.features.audio import BlockResampler, read_blocks
-from utils.features.speech import speech_seconds
+from utils.features.speech import spoken
 from utils.features.windows import live_windows
 from utils.speaker.people.enrollment import Identification
 from utils.speaker.recognizer import MIN_SPEECH_SECONDS, SpeakerRecognizer
@@ -51,10 +51,11 @@ def follow(
 
     try:
         for start, samples in live_windows(blocks(), max(1, round(window * own)), max(1, round(hop * own))):
-            seconds, result = len(samples) / own, None
-            if speech_seconds(samples, own) >= MIN_SPEECH_SECONDS:
-                result, is_spoken = identify(recognizer.embed_samples(samples, own), seconds), True
-            show({"audio": name, "start": start / own, "end": start / own + seconds}, result)
+            heard, result = spoken(samples, own), None
+            if heard.seconds >= MIN_SPEECH_SECONDS:
+                embedding = recognizer.embed_samples(heard.samples, own)
+                result, is_spoken = identify(embedding, len(heard.samples) / own), True
+            show({"audio": name, "start": start / own, "end": (start + len(samples)) / own}, result)
     except KeyboardInterrupt:
         pass
     if running is not None and running.embedding is not None:

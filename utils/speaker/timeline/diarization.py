@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from utils.features.speech import HOP
+from utils.features.speech import HOP, runs
 from utils.speaker.people.enrollment import UNKNOWN, EnrollmentStore, Identification
-from utils.speaker.timeline.listening import STEPS, WINDOW, Frames, listen, runs
+from utils.speaker.timeline.listening import STEPS, WINDOW, Frames, listen
 from utils.speaker.timeline.segments import Segment
 from utils.speaker.timeline.voices import MOST_VOICES, Voice, find_voices
 

@@ -16,16 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from utils.features.audio import read_blocks
-from utils.features.speech import HOP, RISE, rises
+from utils.features.speech import HOP, RISE, STAYS, audible, rises, speech_steps
 from utils.features.windows import Window, cut_windows
 
 STEPS = 12  # of `HOP` s in a frame
 FRAME = STEPS * HOP
 WINDOW = 1.5  # s that an embedding hears: shorter ones tell people apart less, longer ones blur the borders of turns
 _PIECE, _MARGIN = 125 * FRAME, 4 * FRAME  # s; the margin holds half a window, and what the measure of speech looks at
-_STAYS = 3.0  # dB that speech rises from one rise above `RISE` to the next
-_PAUSE = 0.8  # s of silence within speech
-_AROUND = 0.16  # s of speech before and after what rises
 
 
 @dataclass(frozen=True)
@@ -65,17 +62,19 @@ def listen(recognizer: Any, path: str | Path) -> Frames:
         found = rises(samples, rate)
         part = found[(own.start - window.start // step) * STEPS :][: None if is_last else len(own) * STEPS]
         levels.append(part)
-        loud = [frame for place, frame in enumerate(own) if (part[place * STEPS :][:STEPS] > _STAYS).any()]
+        loud = [frame for place, frame in enumerate(own) if (part[place * STEPS :][:STEPS] > STAYS).any()]
         places += loud
         cut = [_around(samples, frame * step + step // 2 - window.start, round(WINDOW * rate)) for frame in loud]
-        embeddings.append(recognizer.embed_mels([recognizer.mel_of_samples(path, values) for values in cut]))
+        embeddings.append(
+            recognizer.embed_mels([recognizer.mel_of_samples(path, audible(values, rate)) for values in cut])
+        )
         for frame in own:
             values = samples[frame * step - window.start :][:step]
             peaks.append((values.min(), values.max()))
     seconds = (window.start + len(window.values)) / rate
-    rise = np.pad(np.concatenate(levels), (1, 0))  # a level is of two steps: the second has it
+    rise = np.concatenate(levels)
     about = np.array(places, dtype=np.int64), np.concatenate(embeddings), np.array(peaks, dtype=np.float32)
-    return Frames(seconds, _speech(rise), rise > RISE, *about)
+    return Frames(seconds, speech_steps(rise), np.pad(rise > RISE, (1, 0)), *about)
 
 
 def _with_last(windows: Iterator[Window]) -> Iterator[tuple[Window, bool]]:
@@ -95,20 +94,3 @@ def _around(samples: NDArray[np.float32], center: int, length: int) -> NDArray[n
     """`length` samples around one of them, moved to be within."""
     start = max(0, min(center - length // 2, len(samples) - length))
     return samples[start : start + length]
-
-
-def _speech(rise: NDArray[np.float32]) -> NDArray[np.bool_]:
-    """Speech by rises in dB (s,): from one above `RISE` as far as they stay above `_STAYS`, with short pauses."""
-    speech = np.zeros(len(rise), dtype=bool)
-    for start, end in runs(rise > _STAYS):
-        speech[start:end] = (rise[start:end] > RISE).any()
-    for start, end in runs(~speech):
-        if start and end < len(speech) and end - start <= round(_PAUSE / HOP):
-            speech[start:end] = True
-    reach = round(_AROUND / HOP)
-    return np.convolve(speech, np.ones(2 * reach + 1))[reach : reach + len(speech)] > 0.5
-
-
-def runs(mask: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """Starts and ends of the runs of True in (n,): (r, 2)."""
-    return np.flatnonzero(np.diff(mask, prepend=False, append=False)).reshape(-1, 2)
