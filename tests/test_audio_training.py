@@ -183,7 +183,8 @@ def test_a_run_resumes_exactly_with_all_augmentations_and_other_workers(stored, 
 @pytest.mark.parametrize("name", OF_SAMPLES)
 def test_a_store_of_mels_has_no_samples_to_augment(name, processed, noises, tmp_path, capsys):
     flag = f"--{name.replace('_', '-')}-share"
-    words = ["--data", str(processed), "--out", str(tmp_path / "run"), *SMALL, *RUN, "--noise-folder", str(noises)]
+    words = ["--data", str(processed), "--out", str(tmp_path / "run"), *SMALL, *RUN]
+    words += ["--noise-folder", str(noises)] * (name == "recorded_noise")
     assert train_tacomamba.main([*words, flag, "0.1"]) == ExitCode.BAD_INPUT
     assert f"error: {flag} needs a store of audio: preprocess.py --store audio\n" in capsys.readouterr().err
 
@@ -205,6 +206,8 @@ def test_flags_that_cannot_work(stored, processed, noises, tmp_path, capsys):
     both = refused(capsys, stored, "--speed-perturbation", "--batch-frames", "900")
     assert "--speed-perturbation is for crops, not for --batch-frames" in both
     assert "--recorded-noise-share needs --noise-folder" in refused(capsys, stored, "--recorded-noise-share", "0.5")
+    unused = refused(capsys, stored, "--noise-folder", str(noises), "--rir-folder", str(tmp_path / "none"))
+    assert "--noise-folder needs --recorded-noise-share above 0" in unused and "--rir-folder needs --reverb" in unused
     short = "--shortest-crop-seconds"
     assert f"{short} is for crops" in refused(capsys, stored, short, "0.5", "--batch-frames", "900")
     assert f"{short} 1.5 must not be above --crop-seconds 1" in refused(capsys, stored, short, "1.5")

@@ -73,10 +73,19 @@ def test_samples_are_embedded_as_their_file_is(recognizer, meeting, tmp_path):
     np.testing.assert_allclose(slow, recognizer.embed_file(tmp_path / "slow.wav"), rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("samples", [[], [[0.1, 0.2]], [0.1, np.nan], np.zeros(100), np.full(9000, 128, np.uint8)])
+BAD = [[], [[0.1, 0.2]], [0.1, np.nan], np.zeros(100), np.full(9000, 128, np.uint8), [100, -100] * 9000]
+
+
+@pytest.mark.parametrize("samples", BAD)
 def test_samples_that_cannot_serve_are_refused(recognizer, samples):
     with pytest.raises(UserError, match="the samples"):
         recognizer.embed_samples(samples, RATE)
+
+
+@pytest.mark.parametrize("rate", [0, -8000, 44_100.5])
+def test_rates_that_cannot_be_are_refused(recognizer, rate):
+    with pytest.raises(UserError, match="cannot have a sample rate"):
+        recognizer.embed_samples(np.zeros(9000), rate)
 
 
 def test_windows_are_embedded_as_parts_of_the_recording(recognizer, meeting):
@@ -120,6 +129,14 @@ def test_folders_of_people_that_are_refused_leave_the_store_alone(trained_run, r
     assert "'Ada' is enrolled already" in problems(capsys, *enroll, "--folder", recordings)
     (tmp_path / "more" / "Cid").mkdir(parents=True)
     assert "Cid has no recordings" in problems(capsys, *enroll, "--folder", tmp_path / "more")
+    (tmp_path / "links").mkdir()
+    (tmp_path / "links" / "Cid").symlink_to(recordings)
+    linked = problems(capsys, *enroll, "--folder", tmp_path / "links")
+    assert "Cid has no recordings; links below it are not followed" in linked
+    for name in ("Zoe\N{COMBINING DIAERESIS}", "Zo\N{LATIN SMALL LETTER E WITH DIAERESIS}"):
+        (tmp_path / "forms" / name).mkdir(parents=True)
+    assert "two sub-folders named 'Zo\xeb'" in problems(capsys, *enroll, "--folder", tmp_path / "forms")
+    assert "is not a file" in problems(capsys, *enroll[:-1], tmp_path, "--name", "Cid", *recordings.rglob("*.flac"))
     soundfile.write(tmp_path / "more" / "Cid" / "silence.wav", np.zeros(RATE), RATE)
     assert "silence.wav has 0.00 s of speech" in problems(capsys, *enroll, "--folder", tmp_path / "more")
     assert "is not a folder" in problems(capsys, *enroll, "--folder", tmp_path / "nowhere")
@@ -207,7 +224,7 @@ def test_people_are_listed_renamed_removed_and_exported(store, tmp_path, capsys)
 def test_people_who_are_not_there_are_refused(store, tmp_path, capsys):
     people, before = ["people", "--store", store], store.read_bytes()
     assert "nobody is enrolled as 'Cid': there is Ada, Ben" in problems(capsys, *people, "remove", "Cid")
-    assert "'Ben' is enrolled already" in problems(capsys, *people, "rename", "Ada", "Ben")
+    assert "'Ben' is enrolled already: choose another name" in problems(capsys, *people, "rename", "Ada", "Ben")
     assert "rename needs NAME NEW, and got Ada" in problems(capsys, *people, "rename", "Ada")
     assert "list needs no word, and got Ada" in problems(capsys, *people, "list", "Ada")
     missing = tmp_path / "none" / "people"

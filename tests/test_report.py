@@ -244,6 +244,9 @@ def test_pooled_halves_equal_the_whole(tmp_path: Path):
         half.derived[LLR] = {name: llrs[start::2].copy() for name, llrs in whole.derived[LLR].items()}
         write(tmp_path / name, half)
     pooled = pool("both", [read_evaluation(tmp_path / "a"), read_evaluation(tmp_path / "b")])
+    assert not pooled.warnings
+    twice = pool("twice", [read_evaluation(tmp_path / "a"), read_evaluation(tmp_path / "a")])
+    assert twice.warnings == [f"{len(ALL_PAIRS[::2])} trials of several evaluations count several times"]
     merged, expected = report_of(pooled), report_of(whole)
     assert merged["identification"] == expected["identification"]
     nothing = pool("nothing", [Evaluation("empty", {})])

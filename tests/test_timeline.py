@@ -257,6 +257,8 @@ def test_bad_input_is_one_sentence(trained_run, conversation, tmp_path, capsys):
     assert "text.wav" in refusal(tmp_path / "text.wav", "--out", tmp_path / "out")
     assert "none.wav is missing" in refusal(tmp_path / "none.wav")
     assert "there is no enrollment store" in refusal(conversation[0], "--store", tmp_path / "none")
+    vain = refusal(conversation[0], "--threshold", 0.5, "--same-threshold", 0.1, "--speakers", 1)
+    assert "needs --store" in vain and "is for --speakers auto" in vain
     for number in ("0", "two", "1.5"):
         sentence = f"must be auto, or a whole number from 1 on, not {number!r}"
         assert sentence in refusal(conversation[0], "--speakers", number)

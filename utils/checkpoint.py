@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +65,9 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     try:
         with path.open("rb") as file:  # torch itself cannot open names that are not UTF-8
             checkpoint = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load raises EOFError, RuntimeError, UnpicklingError ...
+    except pickle.UnpicklingError as error:  # whose text says how to load unsafe files
+        raise UserError(f"{path} is not a checkpoint, or it is damaged") from error
+    except Exception as error:  # torch.load raises EOFError, RuntimeError ...
         reason = str(error).strip().split("\n")[0] or type(error).__name__
         raise UserError(f"{path} is not a checkpoint that can be loaded: {reason}") from error
     if not isinstance(checkpoint, dict) or checkpoint.get("format") != FORMAT:

@@ -34,7 +34,7 @@ class DeviceOptions(Config):
     device: str = option("auto", "auto, cpu, cuda or mps", may_change=True)
     backend: str = option(
         "auto",
-        "implementation of the Mamba mixers: auto selects the fastest that works on the device, and logs its name",
+        "implementation of the Mamba mixers: auto selects the fastest that works on the device",
         choices=BACKENDS,
         may_change=True,
     )

@@ -20,6 +20,7 @@ from numpy.typing import ArrayLike
 from utils.corpus.layouts import FFMPEG_SUFFIXES
 from utils.errors import UserError
 from utils.features.containers import checked
+from utils.files import shown
 
 BLOCK = 1 << 18  # samples that are decoded at once
 RESAMPLED_AT_ONCE, RESAMPLED_BLOCK = 60, 10  # s: the longest recording without blocks, and the blocks of a longer one
@@ -85,6 +86,8 @@ def _soundfile(path: Path) -> Iterator[tuple[int, Iterator[np.ndarray]]]:
 
     with contextlib.ExitStack() as stack:
         source = checked(path)
+        if isinstance(source, Path) and shown(source) != str(source):
+            source = open(source, "rb")  # noqa: SIM115  soundfile takes names in UTF-8 alone; closed by the stack
         if not isinstance(source, Path):
             stack.enter_context(source)
         file = stack.enter_context(soundfile.SoundFile(source))
@@ -181,6 +184,8 @@ def checked_samples(samples: ArrayLike) -> np.ndarray:
     values = np.asarray(samples)
     if values.ndim != 1 or not len(values):
         raise UserError(f"{SAMPLES} have the shape {values.shape}; mono samples (s,) are needed")
+    if values.dtype == np.int64:  # what numpy makes of a list of 16-bit samples
+        raise UserError(f"{SAMPLES} are integers of 64 bits, which have no full scale: give int16, int32 or floats")
     if np.issubdtype(values.dtype, np.signedinteger):
         values = values / np.iinfo(values.dtype).max
     if not np.issubdtype(values.dtype, np.floating):
@@ -218,7 +223,7 @@ class BlockResampler:
     """
 
     def __init__(self, path: str | Path, rate: int, sample_rate: int, seconds: float, at_once: float = 0) -> None:
-        self._resampler = _resampler(path, rate, sample_rate)
+        self._resampler, rate = _resampler(path, rate, sample_rate), int(rate)
         shared = math.gcd(rate, sample_rate)
         self._down, self._up = rate // shared, sample_rate // shared
         self._reach = self._down * (1 + math.ceil(self._resampler.width / self._down))
@@ -247,6 +252,9 @@ def _resample(resampler: Any, samples: np.ndarray) -> np.ndarray:
 
 
 def _resampler(path: str | Path, rate: int, sample_rate: int) -> Any:
+    if rate != int(rate) or rate < 1:
+        raise UserError(f"{path} cannot have a sample rate of {rate} Hz: it is a whole number from 1 on")
+    rate = int(rate)
     shared = math.gcd(rate, sample_rate)
     if (rate // shared) * (sample_rate // shared) > _MAX_KERNEL:
         raise UserError(f"{path} has a sample rate of {rate} Hz, which cannot be resampled to {sample_rate} Hz")

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
-from utils.commands import ANSWERS, RECORDINGS, REPORT
+from utils.commands import ANSWERS, RECORDINGS, REPORT, counted
 from utils.errors import UserError
 from utils.files import read_json, write_bytes, write_text
 from utils.lists import Trial, join_fields, read_lines, split_fields
@@ -97,6 +97,8 @@ def pool(title: str, evaluations: Sequence[Evaluation]) -> Evaluation:
     with_trials = [evaluation for evaluation in evaluations if evaluation.trials is not None]
     if with_trials:
         trials = [trial for evaluation in with_trials for trial in evaluation.trials.trials()]
+        if repeated := len(trials) - len(set(trials)):
+            pooled.warnings.append(f"{counted(repeated, 'trial')} of several evaluations count several times")
         pairs = (zip(each.trials.items, each.trials.origins, strict=True) for each in with_trials)
         pooled.trials = TrialSet.build(trials, {path: origin for each in pairs for path, origin in each})
         pooled.scores = {name: np.concatenate([each.scores[name] for each in with_trials]) for name in SCORES}

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import sys
+import unicodedata
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -155,7 +157,8 @@ def _enroll_problems(args: argparse.Namespace) -> list[str]:
         return both + [f"--folder and {what} contradict each other: its sub-folders have both" for what in given]
     problems = both + ["--name is missing (or --folder, which names everybody)"] * (args.name is None)
     problems += [] if args.audio else ["recordings of the speaker are missing"]
-    twice = sorted({str(path) for path in args.audio if args.audio.count(path) > 1})
+    counts = Counter(os.path.realpath(path) for path in args.audio)
+    twice = sorted({str(path) for path in args.audio if counts[os.path.realpath(path)] > 1})
     return problems + [f"{path} is given twice: it would count twice in the mean" for path in twice]
 
 
@@ -190,6 +193,9 @@ def _recordings_of_people(folder: Path) -> dict[str, list[Path]]:
         path for path in sorted(folder.rglob("*")) if not re.search(r"(^|/)\.", path.relative_to(folder).as_posix())
     ]
     people = {path.name: [] for path in visible if path.is_dir() and path.parent == folder}
+    spelled = Counter(unicodedata.normalize("NFC", name) for name in people)
+    if twice := [name for name, count in spelled.items() if count > 1]:
+        raise UserError(f"--folder {folder} has two sub-folders named {twice[0]!r}, in different Unicode forms")
     ignored = 0
     for path in visible:
         if path.is_file():
@@ -202,7 +208,8 @@ def _recordings_of_people(folder: Path) -> dict[str, list[Path]]:
         raise UserError(f"--folder {folder} has no sub-folders")
     silent = next((name for name, recordings in people.items() if not recordings), None)
     if silent is not None:
-        raise UserError(f"{folder / silent} has no recordings")
+        link = "; links below it are not followed" if (folder / silent).is_symlink() else ""
+        raise UserError(f"{folder / silent} has no recordings{link}")
     if ignored:
         print(f"ignored {counted(ignored, 'file')} below {folder}: not audio, or not in a sub-folder", file=sys.stderr)
     return people

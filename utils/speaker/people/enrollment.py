@@ -71,6 +71,9 @@ class Identification:
         return {**{name: value for name, value in asdict(self).items() if name != "llrs"}, "scores": scores}
 
 
+_PATIENCE = 30  # s to wait for another process that writes a store
+
+
 class EnrollmentStore:
     """Speakers enrolled with one model; the module describes the file."""
 
@@ -117,7 +120,9 @@ class EnrollmentStore:
     def begin(cls, path: str | Path, model_hash: str, recipe_hash: str) -> EnrollmentStore:
         """The store at `path` to add to; a new one if there is none, or an empty file."""
         path = Path(path)
-        if not path.exists() or (path.is_file() and not path.stat().st_size):
+        if path.exists() and not path.is_file():
+            raise UserError(f"the store {path} is not a file")
+        if not path.exists() or not path.stat().st_size:
             return cls(model_hash, recipe_hash)
         return cls.load(path, model_hash)
 
@@ -145,6 +150,8 @@ class EnrollmentStore:
     def rename(self, name: str, new: str) -> None:
         """Gives a speaker another name; `UserError` if there is none of the old name, or one of the new."""
         place = self._place(name)
+        if any(speaker.name == _composed(new) for speaker in self.speakers):
+            raise UserError(f"{new!r} is enrolled already: choose another name")
         self.check_name(new)
         self.speakers[place] = replace(self.speakers[place], name=_composed(new))
 
@@ -228,14 +235,18 @@ def locked_store(path: str | Path, *owner: str) -> Iterator[EnrollmentStore]:
 
     With an `owner`, the hashes of a model and of its recipe, a missing store is begun.
     """
-    from filelock import FileLock
+    from filelock import FileLock, Timeout
 
     path = Path(path).resolve()  # or a link to the store would have a lock of its own
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(path.with_name(f".{path.name}.lock")):
+        with FileLock(path.with_name(f".{path.name}.lock"), timeout=_PATIENCE):
             store = EnrollmentStore.begin(path, *owner) if owner else EnrollmentStore.load(path)
             yield store
             store.save(path)
+    except Timeout as error:
+        raise UserError(
+            f"the store {path} is being written by another process, or cannot be locked: try again"
+        ) from error
     except OSError as error:
         raise UserError(f"the store {path} cannot be written: {error.strerror or error}") from error

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from utils import cli
 from utils.commands import add_command, counted, print_json
-from utils.files import write_json, write_text
+from utils.files import shown, write_json, write_text
 from utils.speaker.people.commands import load_recognizer
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ RTTM, JSON, PICTURE = "timeline.rttm", "timeline.json", "timeline.png"
 
 def add_commands(commands: Any) -> None:
     """Adds the subcommand."""
-    parser = add_command(commands, "timeline", _timeline, _TIMELINE, shipped=True)
+    parser = add_command(commands, "timeline", _timeline, _TIMELINE, _problems, shipped=True)
     parser.add_argument("audio", type=Path, metavar="AUDIO", help="a recording of several people")
     help = "store of enrolled people, who are named (default: nobody is)"
     parser.add_argument("--store", type=Path, metavar="FILE", help=help)
@@ -51,6 +51,12 @@ def _number(text: str) -> str:
     return text
 
 
+def _problems(args: argparse.Namespace) -> list[str]:
+    problems = ["--threshold is for names: it needs --store"] * (args.threshold is not None and args.store is None)
+    is_given = args.same_threshold is not None and args.speakers != "auto"
+    return problems + ["--same-threshold finds the number of people: it is for --speakers auto"] * is_given
+
+
 def _timeline(args: argparse.Namespace) -> None:
     from utils.locks import only_writer
     from utils.speaker.people.enrollment import EnrollmentStore
@@ -65,9 +71,9 @@ def _timeline(args: argparse.Namespace) -> None:
         timeline = make_timeline(recognizer, args.audio, store, number, args.threshold, args.same_threshold)
         content = _content(timeline, args, recognizer.model_hash)
         if args.out is not None:
-            write_text(args.out / RTTM, to_rttm(timeline.segments, args.audio.stem))
+            write_text(args.out / RTTM, to_rttm(timeline.segments, shown(args.audio.stem)))
             write_json(args.out / JSON, content)
-            draw_timeline(args.out / PICTURE, timeline, args.audio.name)
+            draw_timeline(args.out / PICTURE, timeline, shown(args.audio.name))
     if args.json:
         print_json(content)
     else:

@@ -16,6 +16,7 @@ from typing import ClassVar, Protocol
 import numpy as np
 
 from models.config import Config, Registry, option, options
+from utils.cli import flag_name
 from utils.features import degrade
 from utils.features.degrade import Scene
 from utils.features.sounds import SoundFolder
@@ -58,11 +59,12 @@ class WaveAugmentation(Config):
         return path and SoundFolder(path)
 
     def problems(self) -> list[str]:
-        """Sentences about ranges whose bounds are in the wrong order."""
+        """Sentences about ranges whose bounds are in the wrong order, and about a folder that nothing is drawn from."""
         values = {field.name: getattr(self, field.name) for field in options(type(self))}
-        return [
-            problem for name, value in values.items() if isinstance(value, tuple) for problem in _order(name, value)
-        ]
+        ranges = [(name, value) for name, value in values.items() if isinstance(value, tuple)]
+        unused = self.folder and values[self.folder] is not None and not self.share
+        needs = [f"{flag_name(self.folder)} needs {flag_name(self.share_name)} above 0"] * bool(unused)
+        return [problem for name, value in ranges for problem in _order(name, value)] + needs
 
     def __call__(self, samples: np.ndarray, generator: np.random.Generator, scene: Scene) -> np.ndarray:
         """Samples (S,) float32, degraded or not."""
