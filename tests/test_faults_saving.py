@@ -193,7 +193,7 @@ def test_row_22_a_malicious_checkpoint_runs_no_code(processed, damaged_run, tmp_
     torch.save(hidden, damaged_run / LAST)
     (damaged_run / f"{LAST}.sha256").unlink()
     assert train(processed, damaged_run, "--steps", "6", "--resume", str(damaged_run / LAST)) == 2
-    assert "can be loaded" in capsys.readouterr().err and not trap.exists()
+    assert "is not a checkpoint, or it is damaged" in capsys.readouterr().err and not trap.exists()
     assert train(processed, damaged_run, "--steps", "6", "--save-every", "2", "--resume", "auto") == 0
     assert "warning: " in capsys.readouterr().err and not trap.exists()
     torch.load(damaged_run / "last.pt.damaged", weights_only=False)
