@@ -16,7 +16,7 @@ from utils.speaker.evaluation.identification import Answer, answers, by_part, co
 from utils.speaker.evaluation.metrics import cllr, eer
 from utils.speaker.evaluation.rates import Rates
 from utils.speaker.evaluation.report import CONDITIONS, build_report, table, write_report
-from utils.speaker.evaluation.results import LLR, Evaluation, pool, read_evaluation
+from utils.speaker.evaluation.results import COSINE, LLR, Evaluation, pool, read_evaluation
 from utils.speaker.evaluation.trials import DURATIONS, Origin, TrialSet
 
 # Two recordings of two chapters each of six speakers, every other one a woman.
@@ -247,6 +247,9 @@ def test_pooled_halves_equal_the_whole(tmp_path: Path):
     assert not pooled.warnings
     twice = pool("twice", [read_evaluation(tmp_path / "a"), read_evaluation(tmp_path / "a")])
     assert twice.warnings == [f"{len(ALL_PAIRS[::2])} trials of several evaluations count several times"]
+    half.derived[COSINE] = {name: scores.astype(np.float32) for name, scores in half.scores.items()}
+    with pytest.raises(UserError, match="cannot be pooled"):
+        pool("both kinds", [half, read_evaluation(tmp_path / "a")])
     merged, expected = report_of(pooled), report_of(whole)
     assert merged["identification"] == expected["identification"]
     nothing = pool("nothing", [Evaluation("empty", {})])

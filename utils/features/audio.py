@@ -6,6 +6,7 @@ import contextlib
 import functools
 import hashlib
 import math
+import numbers
 import shutil
 import struct
 import subprocess
@@ -223,7 +224,7 @@ class BlockResampler:
     """
 
     def __init__(self, path: str | Path, rate: int, sample_rate: int, seconds: float, at_once: float = 0) -> None:
-        self._resampler, rate = _resampler(path, rate, sample_rate), int(rate)
+        self._resampler = _resampler(path, rate, sample_rate)
         shared = math.gcd(rate, sample_rate)
         self._down, self._up = rate // shared, sample_rate // shared
         self._reach = self._down * (1 + math.ceil(self._resampler.width / self._down))
@@ -252,9 +253,8 @@ def _resample(resampler: Any, samples: np.ndarray) -> np.ndarray:
 
 
 def _resampler(path: str | Path, rate: int, sample_rate: int) -> Any:
-    if rate != int(rate) or rate < 1:
-        raise UserError(f"{path} cannot have a sample rate of {rate} Hz: it is a whole number from 1 on")
-    rate = int(rate)
+    if not isinstance(rate, numbers.Integral) or rate < 1:
+        raise UserError(f"{path} cannot have a sample rate of {rate} Hz: it is an integer from 1 on")
     shared = math.gcd(rate, sample_rate)
     if (rate // shared) * (sample_rate // shared) > _MAX_KERNEL:
         raise UserError(f"{path} has a sample rate of {rate} Hz, which cannot be resampled to {sample_rate} Hz")

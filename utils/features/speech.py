@@ -25,7 +25,7 @@ _CLICK = 9  # frames of the median that drops what is shorter than 0.1 s
 _PAUSE = 0.3  # s between rises that count as speech
 _BREATH = 0.8  # s of silence within speech
 _AROUND = 0.16  # s of speech before and after what rises
-_SILENCE = 0.5  # s without speech that are left out of `Spoken`
+_SILENCE = 0.5  # s without speech that stay in `Spoken`, at the borders of a recording
 _AUDIBLE = 1e-4  # of the loudest sample: 80 dB, more than microphones and rooms leave between noise and speech
 
 
@@ -48,24 +48,25 @@ def spoken(samples: NDArray[np.float32], sample_rate: int) -> Spoken:
     kept = np.ones(len(steps), dtype=bool)
     for start, end in runs(~steps):
         kept[start:end] = end - start <= _SILENCE / HOP
-    return Spoken(_seconds(rise), _audible(samples, sample_rate, kept))
+    return Spoken(_seconds(rise), audible(samples, sample_rate, kept))
 
 
-def audible(samples: NDArray[np.float32], sample_rate: int) -> NDArray[np.float32]:
-    """Samples (S,) without digital silence, which is like nothing that models hear in training."""
-    return _audible(samples, sample_rate, np.ones(1, dtype=bool))
+def audible(
+    samples: NDArray[np.float32], sample_rate: int, kept: NDArray[np.bool_] | None = None
+) -> NDArray[np.float32]:
+    """Samples (S,) without digital silence, which is like nothing that models hear in training.
 
-
-def _audible(samples: NDArray[np.float32], sample_rate: int, kept: NDArray[np.bool_]) -> NDArray[np.float32]:
-    """The audible samples of the steps `kept` (s,), whose last one reaches to the end."""
+    Of the steps `kept` (s,) alone, if given, whose last one reaches to the end.
+    """
     step = round(HOP * sample_rate)
     starts = np.arange(0, max(1, len(samples) - step + 1), step)  # what is less than a step belongs to the last one
     peaks = np.maximum.reduceat(np.abs(samples), starts)
-    kept = np.pad(kept, (0, max(0, len(starts) - len(kept))), mode="edge")[: len(starts)]
-    kept = kept & (peaks > _AUDIBLE * peaks.max())
-    if kept.all() or not kept.any():
+    heard = peaks > _AUDIBLE * peaks.max()
+    if kept is not None:
+        heard &= np.pad(kept, (0, max(0, len(starts) - len(kept))), mode="edge")[: len(starts)]
+    if heard.all() or not heard.any():
         return samples
-    return samples[np.repeat(kept, np.diff(starts, append=len(samples)))]
+    return samples[np.repeat(heard, np.diff(starts, append=len(samples)))]
 
 
 def _seconds(rise: NDArray[np.float32]) -> float:

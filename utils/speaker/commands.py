@@ -20,7 +20,6 @@ from utils.commands import (
     report_folder,
     show_report,
 )
-from utils.errors import UserError
 from utils.lists import DEFAULT_PROTOCOL
 from utils.speaker.export import command as export
 from utils.speaker.people import commands as people
@@ -163,8 +162,6 @@ def _pool(args: argparse.Namespace) -> None:
 
     evaluations = [read_evaluation(folder) for folder in args.evaluations]
     reports = [read_json(folder / REPORT) for folder in args.evaluations]
-    if len(kinds := {scores for report in reports if (scores := report.get("checkpoint", {}).get("scores"))}) > 1:
-        raise UserError(f"the evaluations have different scores, {' and '.join(sorted(kinds))}, which cannot be pooled")
     models = [model for report in reports for model in models_of(report)]
     names = " and ".join(sorted({model["name"] for model in models}))
     with report_folder(args.out):

@@ -324,9 +324,9 @@ class SpeakerRecognizer(TrainedModel):
     def embed_speech(self, paths: Sequence[str | Path]) -> Recordings:
         """Embeds recordings; `UserError` if one contains too little speech.
 
-        As `embed_files`, but without pauses of more than a second, and windows count by their seconds of speech.
-        Silence says nothing about a speaker, and that of edited recordings is like nothing in training. The seconds of
-        `Recordings` are what remains.
+        As `embed_files`, but of what is `spoken`, and windows count by their seconds of speech. Silence says nothing
+        about a speaker, and that of edited recordings is like nothing in training. The seconds of `Recordings` are what
+        remains.
         """
         seconds: list[float] = []
         groups = [self._embed(self._spoken_parts(path, seconds) for path in group) for group in _groups(paths)]

@@ -95,6 +95,8 @@ def pool(title: str, evaluations: Sequence[Evaluation]) -> Evaluation:
     pooled = Evaluation(title, {"pooled": [evaluation.source for evaluation in evaluations]})
     pooled.warnings = list(dict.fromkeys(warning for evaluation in evaluations for warning in evaluation.warnings))
     with_trials = [evaluation for evaluation in evaluations if evaluation.trials is not None]
+    if len({COSINE in evaluation.derived for evaluation in with_trials}) > 1:
+        raise UserError("some evaluations have scores normalized by a cohort, others cosines, which cannot be pooled")
     if with_trials:
         trials = [trial for evaluation in with_trials for trial in evaluation.trials.trials()]
         if repeated := len(trials) - len(set(trials)):

@@ -71,6 +71,7 @@ class Identification:
         return {**{name: value for name, value in asdict(self).items() if name != "llrs"}, "scores": scores}
 
 
+_ADVICE = "--add adds to the recordings, --replace replaces them"
 _PATIENCE = 30  # s to wait for another process that writes a store
 
 
@@ -150,9 +151,7 @@ class EnrollmentStore:
     def rename(self, name: str, new: str) -> None:
         """Gives a speaker another name; `UserError` if there is none of the old name, or one of the new."""
         place = self._place(name)
-        if any(speaker.name == _composed(new) for speaker in self.speakers):
-            raise UserError(f"{new!r} is enrolled already: choose another name")
-        self.check_name(new)
+        self.check_name(new, advice="choose another name")
         self.speakers[place] = replace(self.speakers[place], name=_composed(new))
 
     def _place(self, name: str) -> int:
@@ -168,7 +167,7 @@ class EnrollmentStore:
         means = [enrollment_mean(each) for each in self._recordings]
         return np.stack(means) if means else np.empty((0, 0), dtype=np.float32)
 
-    def check_name(self, name: str, known: Known = "refuse") -> None:
+    def check_name(self, name: str, known: Known = "refuse", advice: str = _ADVICE) -> None:
         """`UserError` for a name that cannot be enrolled, or is enrolled already and to be refused."""
         if not name.strip() or name != name.strip() or not name.isprintable():
             raise UserError(
@@ -177,7 +176,7 @@ class EnrollmentStore:
         if name == UNKNOWN:
             raise UserError(f"nobody can be enrolled as {UNKNOWN!r}: it is the answer for strangers")
         if known == "refuse" and any(speaker.name == _composed(name) for speaker in self.speakers):
-            raise UserError(f"{name!r} is enrolled already: --add adds to the recordings, --replace replaces them")
+            raise UserError(f"{name!r} is enrolled already: {advice}")
 
     def enroll(self, name: str, embeddings: NDArray[np.float32], seconds: float, known: Known = "refuse") -> Enrollment:
         """Enrolls a speaker by the embeddings (n, d) of n recordings of `seconds` in total.
