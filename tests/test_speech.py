@@ -10,7 +10,7 @@ import pytest
 import soundfile
 from voices import VOICES, speak
 
-from utils.features.speech import spoken
+from utils.features.speech import audible, spoken
 
 RATE = 16_000
 NEEDED = 0.5  # s, for a speaker to be enrolled
@@ -103,6 +103,12 @@ def test_digital_silence_is_left_out_at_any_length():
     first, second = (in_16_bits(0.1 * speak(np.random.default_rng(seed), "103", 2)) for seed in (1, 2))
     kept = spoken(np.concatenate([first, np.zeros(RATE // 4, np.float32), second]), RATE).samples
     assert len(kept) < len(first) + len(second) + 0.05 * RATE
+
+
+def test_a_click_in_digital_silence_is_not_all_that_remains():
+    samples = np.zeros(RATE, np.float32)
+    samples[9000:9100] = 0.5
+    assert audible(samples, RATE) is samples
 
 
 def test_a_recording_without_speech_stays():

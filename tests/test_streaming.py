@@ -27,7 +27,7 @@ import train_tacomamba
 from benchmarks import streaming as measure_streaming
 from models.speaker import SpeakerConfig, SpeakerModel
 from utils.errors import UserError
-from utils.features.audio import resample
+from utils.features.audio import load_audio, resample
 from utils.features.mel import MelExtractor, MelStream
 from utils.features.recipe import RECIPES
 from utils.features.windows import cut_windows, live_windows
@@ -242,7 +242,9 @@ def test_a_stream_is_answered_as_its_file_is(words, meeting, causal_run, capsys)
     assert [each["name"] for each in live].count(None) >= 1 and live[0]["best"] == "Ada" and live[-1]["best"] == "Ben"
     recognizer = SpeakerRecognizer.load(causal_run, "cpu")
     store = EnrollmentStore.load(words[words.index("--store") + 1])
-    everything = store.identify(recognizer.embed_file(meeting), 0.0)  # silence included
+    running = recognizer.embed_stream()
+    running.push(load_audio(meeting, RATE))
+    everything = store.identify(running.embedding, 0.0)  # silence included
     assert whole["audio"] == str(meeting) and "start" not in whole
     assert (whole["best"], whole["score"]) == (everything.best, pytest.approx(everything.score, abs=1e-5))
     piped = [json.loads(line) for line in listen([*words, "--json"], raw(meeting)).stdout.splitlines()]

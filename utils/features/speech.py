@@ -27,6 +27,7 @@ _BREATH = 0.8  # s of silence within speech
 _AROUND = 0.16  # s of speech before and after what rises
 _SILENCE = 0.5  # s without speech that stay in `Spoken`, at the borders of a recording
 _AUDIBLE = 1e-4  # of the loudest sample: 80 dB, more than microphones and rooms leave between noise and speech
+_LEAST = 0.1  # s that must remain
 
 
 class Spoken(NamedTuple):
@@ -56,7 +57,7 @@ def audible(
 ) -> NDArray[np.float32]:
     """Samples (S,) without digital silence, which is like nothing that models hear in training.
 
-    Of the steps `kept` (s,) alone, if given, whose last one reaches to the end.
+    Of the steps `kept` (s,) alone, if given, whose last one reaches to the end. All of them if next to nothing remains.
     """
     step = round(HOP * sample_rate)
     starts = np.arange(0, max(1, len(samples) - step + 1), step)  # what is less than a step belongs to the last one
@@ -64,7 +65,7 @@ def audible(
     heard = peaks > _AUDIBLE * peaks.max()
     if kept is not None:
         heard &= np.pad(kept, (0, max(0, len(starts) - len(kept))), mode="edge")[: len(starts)]
-    if heard.all() or not heard.any():
+    if heard.all() or heard.sum() * HOP < _LEAST:
         return samples
     return samples[np.repeat(heard, np.diff(starts, append=len(samples)))]
 

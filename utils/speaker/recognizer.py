@@ -25,7 +25,7 @@ from utils.cli import progress
 from utils.errors import UserError
 from utils.features.audio import SAMPLES, checked_samples, load_audio, read_blocks, resample
 from utils.features.mel import MelExtractor
-from utils.features.speech import spoken
+from utils.features.speech import audible, spoken
 from utils.features.windows import Window, cut_windows, middle, read_windows
 from utils.speaker.embeddings import unit
 from utils.speaker.scoring.back_end import BackEnd
@@ -161,9 +161,9 @@ class SpeakerRecognizer(TrainedModel):
         return load_audio(path, self.recipe.sample_rate)
 
     def mel_of_samples(self, path: str | Path, waveform: NDArray[np.float32]) -> Mel:
-        """Log-mel spectrogram (t, n_mels) of samples (s,); `path` names the recording in errors."""
+        """Log-mel spectrogram (t, n_mels) of the `audible` of samples (s,); `path` names the recording in errors."""
         try:
-            return self._extractor(waveform)
+            return self._extractor(audible(waveform, self.recipe.sample_rate))
         except UserError as error:
             raise UserError(f"{path}: {error}") from error
 

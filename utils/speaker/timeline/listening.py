@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from utils.features.audio import read_blocks
-from utils.features.speech import HOP, RISE, STAYS, audible, rises, speech_steps
+from utils.features.speech import HOP, RISE, STAYS, rises, speech_steps
 from utils.features.windows import Window, cut_windows
 
 STEPS = 12  # of `HOP` s in a frame
@@ -65,9 +65,7 @@ def listen(recognizer: Any, path: str | Path) -> Frames:
         loud = [frame for place, frame in enumerate(own) if (part[place * STEPS :][:STEPS] > STAYS).any()]
         places += loud
         cut = [_around(samples, frame * step + step // 2 - window.start, round(WINDOW * rate)) for frame in loud]
-        embeddings.append(
-            recognizer.embed_mels([recognizer.mel_of_samples(path, audible(values, rate)) for values in cut])
-        )
+        embeddings.append(recognizer.embed_mels([recognizer.mel_of_samples(path, values) for values in cut]))
         for frame in own:
             values = samples[frame * step - window.start :][:step]
             peaks.append((values.min(), values.max()))
