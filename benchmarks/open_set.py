@@ -5,9 +5,10 @@
 The recordings are those of a trial list of speakers whom the recognizer was never trained on. In each draw some of the
 speakers are enrolled from three random recordings, and everything else is identified. "detected" is the share of the
 enrolled people's recordings that are named right where 1 % of the strangers' are named. "stored" thresholds are the
-checkpoint's. Those "of others" are what validation would take from one half of these speakers, tested on the other
-half, both ways, for 20 random halves: no speaker is tested at thresholds that were taken from them. Cllr is of all
-pairs of recordings, entire or cut to their middle, by the stored calibration and by those of the other halves.
+checkpoint's. Those "of others" are what validation would take from these speakers without the one who is tested, as an
+enrolled person and as a stranger, each speaker in turn. Cllr is of all pairs of recordings, entire or cut to their
+middle, by the stored calibration and by one that is fitted to half of the speakers and tested on the other half, both
+ways, for 20 random halves.
 """
 
 from __future__ import annotations
@@ -79,7 +80,7 @@ def _measure(args: argparse.Namespace) -> None:
     try:
         validation = Validation.of(dict(zip(CUTS, cut, strict=True)), whole, speakers, seconds)
         halves = list(_halves(recognizer.scoring, validation, args.seed))
-        rows = _rates(recognizer, validation, halves, args)
+        rows = _rates(recognizer, validation, args)
     except ValueError as error:
         raise UserError(f"{args.trials}: {error}") from error
     costs = _costs(recognizer.scoring, validation, halves)
@@ -94,9 +95,8 @@ def _measure(args: argparse.Namespace) -> None:
 
 
 def _cells(row: dict[str, Any]) -> list[str]:
-    others = row["of_others"] or dict.fromkeys(row["stored"])
-    shares = [*row["stored"].values(), *list(others.values())[1:]]
-    return [str(row["enrolled"]), *("-" if share is None else f"{100 * share:.1f} %" for share in shares)]
+    shares = [*row["stored"].values(), *list(row["of_others"].values())[1:]]
+    return [str(row["enrolled"]), *(f"{100 * share:.1f} %" for share in shares)]
 
 
 def _halves(scoring: Scoring, validation: Validation, seed: int) -> Iterator[tuple[Scoring, Validation]]:
@@ -115,32 +115,28 @@ def _halves(scoring: Scoring, validation: Validation, seed: int) -> Iterator[tup
             yield fitted, validation.subset(~chosen)
 
 
-def _rates(
-    recognizer: SpeakerRecognizer, validation: Validation, halves: Halves, args: argparse.Namespace
-) -> list[dict[str, Any]]:
-    """For each number of enrolled: rates at the stored thresholds, and at those of the other half of the speakers."""
+def _rates(recognizer: SpeakerRecognizer, validation: Validation, args: argparse.Namespace) -> list[dict[str, Any]]:
+    """For each number of enrolled: rates at the stored thresholds, and of each speaker at those of all others."""
     import numpy as np
 
     from utils.speaker.evaluation.open_set import OpenSetRates, open_set_rates
+    from utils.speaker.scoring.operating import OperatingPoints
 
-    def rates_of(some: Validation, threshold: Callable[[float, int], float], *settings: int) -> OpenSetRates:
-        return open_set_rates(some.whole, some.labels, some.seconds, threshold, *settings)
+    speakers = np.unique(validation.labels)
+    others = [OperatingPoints.fit(validation.subset(validation.labels != name)) for name in speakers]
 
     def stored(length: float, enrolled: int) -> float:
         return recognizer.identification_threshold(None, length, enrolled)
 
-    rows, speakers = [], len(np.unique(validation.labels))
+    def rates(threshold: Callable[[float, int], float], *settings: Any) -> OpenSetRates:
+        return open_set_rates(validation.whole, validation.labels, validation.seconds, threshold, *settings)
+
+    rows = []
     for enrolled in args.enrolled:
-        row = {"enrolled": enrolled, "of_others": None}
-        row["stored"] = rates_of(validation, stored, enrolled, args.draws, args.seed)._asdict()
-        if enrolled < speakers // 2:
-            draws = -(-args.draws // SPLITS)
-            found = [
-                rates_of(tested, fitted.operating_points.identification, enrolled, draws, args.seed + place // 2)
-                for place, (fitted, tested) in enumerate(halves)
-            ]
-            row["of_others"] = OpenSetRates(*np.mean(found, axis=0).tolist())._asdict()
-        rows.append(row)
+        settings = enrolled, max(args.draws, 2), args.seed  # one as a stranger, one as somebody enrolled
+        found = [rates(points.identification, *settings, name) for points, name in zip(others, speakers, strict=True)]
+        row = {"stored": rates(stored, *settings), "of_others": OpenSetRates(*np.mean(found, axis=0).tolist())}
+        rows.append({"enrolled": enrolled} | {name: each._asdict() for name, each in row.items()})
     return rows
 
 

@@ -11,7 +11,7 @@ from test_operating import voices
 
 from benchmarks import open_set
 from utils.speaker.embeddings import unit
-from utils.speaker.evaluation.open_set import open_set_rates
+from utils.speaker.evaluation.open_set import OpenSetRates, open_set_rates
 from utils.speaker.scoring.operating import RECORDINGS
 
 
@@ -55,6 +55,28 @@ def test_detection_is_at_one_percent_of_the_strangers():
     assert rates.strangers == pytest.approx(0.01, abs=1e-4) and rates.found == pytest.approx(detected, abs=1e-3)
 
 
+@pytest.mark.parametrize("place", [0, -1])
+def test_one_speaker_is_probed_as_a_stranger_and_enrolled(place):
+    """Two draws, counted."""
+    vectors, speakers = voices(6, 8, 1.4)
+    labels, names = np.array(speakers), sorted(set(speakers))
+    probed, rng = names[place], np.random.default_rng([5, 3])
+    rates = open_set_rates(vectors, labels, np.full(len(labels), 4.0), lambda *_: 0.4, 3, 2, 5, probed)
+    own, answers = np.flatnonzero(labels == probed), []
+    for is_enrolled in (False, True):
+        others = [name for name in rng.permutation(names) if name != probed]
+        chosen = [probed, *others][:3] if is_enrolled else others[:3]
+        used = [rng.choice(np.flatnonzero(labels == name), RECORDINGS, replace=False) for name in chosen]
+        scores = vectors[np.setdiff1d(own, np.concatenate(used))] @ unit([vectors[each].mean(0) for each in used]).T
+        best = zip(scores.max(1), scores.argmax(1), strict=True)
+        answers.append([chosen[each] if score >= 0.4 else None for score, each in best])
+    stranger, known = answers
+    assert (len(stranger), len(known)) == (8, 8 - RECORDINGS)
+    assert rates.strangers == np.mean([name is not None for name in stranger])
+    assert rates.found == np.mean([name == probed for name in known])
+    assert rates.confused == np.mean([name not in (None, probed) for name in known])
+
+
 def test_too_few_speakers_or_recordings_are_refused():
     vectors, labels = voices(4, 5, 0.3)
     for case in ((vectors, labels, 4), (vectors[:16], labels[:16], 2)):
@@ -81,8 +103,9 @@ def test_the_benchmark(trained_run, librispeech_root: Path, tmp_path, capsys):
     assert (content["speakers"], content["recordings"], two["enrolled"]) == (8, 40, 2)
     assert [cost["seconds"] for cost in content["costs"]][:2] == [0.75, 1.5]
     assert all(cost["stored"] > 0 and cost["of_others"] > 0 for cost in content["costs"])
-    assert five["of_others"] is None and set(two["of_others"]) == set(two["stored"]) == set(five["stored"])
-    assert all(0 <= share <= 1 for row in (two["stored"], two["of_others"], five["stored"]) for share in row.values())
+    shares = [row[kind] for row in (two, five) for kind in ("stored", "of_others")]
+    assert all(set(each) == set(OpenSetRates._fields) and 0 <= min(each.values()) for each in shares)
+    assert all(max(each.values()) <= 1 for each in shares)
     assert open_set.main(words) == 0
     rows = [line.split(" | ") for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
     assert [row[0] for row in rows][4:8] == ["| length", "| ---", "| 0.75 s", "| 1.50 s"]

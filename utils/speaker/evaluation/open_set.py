@@ -35,6 +35,7 @@ def open_set_rates(
     enrolled: int,
     draws: int,
     seed: int,
+    probed: str | None = None,
 ) -> OpenSetRates:
     """Identifies unit-normalized embeddings (n, e) of recordings of `speakers` (n) among some of the speakers.
 
@@ -44,6 +45,7 @@ def open_set_rates(
     Args:
         threshold: gives the least cosine by the length of a probe in s and the number of enrolled. A probe scores by
             how far it is above that.
+        probed: a speaker whose recordings alone are probes, and who is enrolled in every second draw.
 
     Raises:
         ValueError: there are no more speakers than `enrolled`, or one has no more than `RECORDINGS` recordings.
@@ -53,15 +55,20 @@ def open_set_rates(
     if len(names) <= enrolled or counts.min() <= RECORDINGS:
         raise ValueError(f"more than {enrolled} speakers are needed, and more than {RECORDINGS} recordings of each")
     thresholds = np.array([threshold(each, enrolled) for each in seconds])
+    is_probe = np.ones(len(labels), dtype=bool) if probed is None else labels == probed
     known, right, strangers = [], [], []
-    for _ in range(draws):
-        chosen = rng.permutation(names)[:enrolled]
+    for draw in range(draws):
+        order = rng.permutation(names)
+        if probed is not None:
+            order = np.insert(order[order != probed], 0 if draw % 2 else len(order) - 1, probed)
+        chosen = order[:enrolled]
         used = [rng.choice(np.flatnonzero(labels == name), RECORDINGS, replace=False) for name in chosen]
         scores = vectors @ np.stack([enrollment_mean(vectors[places]) for places in used]).T
         lead, named = scores.max(1) - thresholds, chosen[scores.argmax(1)]
         is_known = np.isin(labels, chosen)
-        strangers.append(lead[~is_known])
+        strangers.append(lead[is_probe & ~is_known])
         is_known[np.concatenate(used)] = False
+        is_known &= is_probe
         known.append(lead[is_known])
         right.append((named == labels)[is_known])
     lead, is_right, of_strangers = map(np.concatenate, (known, right, strangers))
