@@ -43,6 +43,24 @@ def test_from_recordings_to_a_name(trained_run, voices, recognizer, tmp_path, ca
     assert call(*words) == 0 and "Voice 106" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("window", [[], ["--window", 1]])
+def test_an_unusable_recording_does_not_hide_the_answers_for_others(trained_run, voices, tmp_path, capsys, window):
+    store, model = tmp_path / "people", ["--checkpoint", trained_run]
+    answer(capsys, "enroll", *model, "--store", store, "--name", "Ada", *voices["101"][:2])
+    silence, text = tmp_path / "silence.wav", tmp_path / "text.wav"
+    soundfile.write(silence, np.zeros(32_000), 16_000)
+    text.write_text("no recording")
+    words = ["identify", *model, "--store", store, *window, "--json"]
+    unusable = [text] if window else [silence, text]
+    assert call(*words, *unusable, voices["101"][3], voices["106"][0]) == 2
+    printed = capsys.readouterr()
+    audio = [item["audio"] for item in json.loads(printed.out)["results"]]
+    assert list(dict.fromkeys(audio)) == [str(voices["101"][3]), str(voices["106"][0])]
+    assert str(unusable[0]) in printed.err and printed.err.count("\n") == 1
+    assert ("1 more of the 4 cannot be used" in printed.err) == (not window)
+    assert str(text) in refused(capsys, *words, text)
+
+
 def test_verify(trained_run, voices, recognizer, capsys):
     a, b = voices["101"][0], voices["107"][0]
     expected = float(recognizer.embed_file(a) @ recognizer.embed_file(b))

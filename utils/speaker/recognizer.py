@@ -321,7 +321,7 @@ class SpeakerRecognizer(TrainedModel):
                 end, seconds = (start + len(values)) / own, len(each.samples) / own
                 yield EmbeddedWindow(start / own, end, seconds, each.seconds, embedding)
 
-    def embed_speech(self, paths: Sequence[str | Path]) -> Recordings:
+    def embed_speech(self, paths: Sequence[str | Path], **bar: Any) -> Recordings:
         """Embeds recordings; `UserError` if one contains too little speech.
 
         As `embed_files`, but of what is `spoken`, and windows count by their seconds of speech. Silence says nothing
@@ -329,7 +329,7 @@ class SpeakerRecognizer(TrainedModel):
         remains.
         """
         seconds: list[float] = []
-        groups = [self._embed(self._spoken_parts(path, seconds) for path in group) for group in _groups(paths)]
+        groups = [self._embed(self._spoken_parts(path, seconds) for path in group) for group in _groups(paths, **bar)]
         return Recordings(self._joined(groups), np.array(seconds))
 
     def _spoken_parts(self, path: str | Path, seconds: list[float]) -> Iterator[Part]:

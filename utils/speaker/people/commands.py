@@ -9,7 +9,7 @@ import re
 import sys
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -240,16 +240,37 @@ def _identify(args: argparse.Namespace) -> None:
         _identify_stream(args, recognizer, answer)
         return
     lines: list[tuple[dict[str, Any], Identification | None]] = []
+    unusable: list[UserError] = []
+    for path in cli.progress(args.audio, unit="file"):
+        try:
+            lines += _answers(args, answer, path)
+        except UserError as error:
+            unusable.append(error)
+    if lines:
+        _print_answers(args, recognizer, lines)
+    if unusable:
+        more = f"; {len(unusable) - 1} more of the {len(args.audio)} cannot be used" if len(unusable) > 1 else ""
+        raise UserError(f"{unusable[0]}{more}")
+
+
+def _answers(
+    args: argparse.Namespace, answer: _Answerer, path: Path
+) -> list[tuple[dict[str, Any], Identification | None]]:
+    """What is known of a recording or of its windows, each with its answer."""
     if args.window is None:
-        embeddings, seconds = recognizer.embed_speech(args.audio)
-        for path, embedding, length in zip(args.audio, embeddings, seconds, strict=True):
-            lines.append(({"audio": str(path)}, answer(embedding, length)))
-            _warn_of_several(path, answer, length)
-    else:
-        hop = min(HOP, args.window) if args.hop is None else args.hop
-        for path in args.audio:
-            for start, end, result in answer.windows(path, args.window, hop):
-                lines.append(({"audio": str(path), "start": start, "end": end}, result))
+        embeddings, seconds = answer.recognizer.embed_speech([path], disable=True)
+        _warn_of_several(path, answer, seconds[0])
+        return [({"audio": str(path)}, answer(embeddings[0], seconds[0]))]
+    hop = min(HOP, args.window) if args.hop is None else args.hop
+    found = answer.windows(path, args.window, hop)
+    return [({"audio": str(path), "start": start, "end": end}, result) for start, end, result in found]
+
+
+def _print_answers(
+    args: argparse.Namespace,
+    recognizer: SpeakerRecognizer,
+    lines: Sequence[tuple[dict[str, Any], Identification | None]],
+) -> None:
     if args.json:
         results = [_plain(about, result) for about, result in lines]
         print_json({"store": str(args.store), "model_hash": recognizer.model_hash, "results": results})
