@@ -41,8 +41,12 @@ if TYPE_CHECKING:
     from utils.speaker.protocol import Protocol
 
 _EMPTY = {  # counts of a protocol that a user may not expect to be zero
-    "valid": "recordings to validate on: the last checkpoint will count as the best",
-    "trials": "trials of held-out speakers: test.py evaluate needs other lists",
+    "valid_targets": "validation trials of one speaker: the last checkpoint will count as the best",
+    "valid_nontargets": "validation trials of two speakers: the last checkpoint will count as the best",
+    "targets": "trials of one held-out speaker: test.py evaluate needs other lists",
+    "nontargets": "trials of two held-out speakers: test.py evaluate needs other lists",
+    "utterance_test": "test of identification by utterance",
+    "chapter_test": "test of identification by chapter",
 }
 
 
@@ -87,8 +91,8 @@ def _add_protocol_arguments(parser: Parser) -> None:
     )
     add("--heldout-speakers", type=_count_or_file, metavar="FILE|N", help=heldout)
     valid = (
-        "validation speakers: a file with one per line, or a number (default: a tenth, if there are at least 30 to "
-        "train on, else 0, and recordings of training speakers instead)"
+        "validation speakers: a file with one per line, or a number, 0 for no validation (default: a tenth, if there "
+        "are at least 30 to train on, else recordings of training speakers)"
     )
     add("--valid-speakers", type=_count_or_file, metavar="FILE|N", help=valid)
     tests = "set recordings of training speakers aside for tests of identification (default); else all are for training"
@@ -300,9 +304,9 @@ def _summarize(args: argparse.Namespace, store: FeatureStore, no_protocol: str |
     folder = args.out / "protocols" / args.protocol
     counts = read_json(folder / "protocol.json")["counts"]
     print(f"protocol   {folder}: {', '.join(f'{name} {count}' for name, count in counts.items())}")
-    empty = [name for name in _EMPTY if counts.get(name) == 0]
-    if empty:
-        print(f"warning    no {' and no '.join(_EMPTY[name] for name in empty)}")
+    for name, what in _EMPTY.items():
+        if counts.get(name) == 0 and (args.identification_tests or not name.endswith("_test")):
+            print(f"warning: no {what}", file=sys.stderr)
 
 
 def _plain_name(text: str) -> str:

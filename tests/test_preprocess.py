@@ -71,7 +71,7 @@ def test_two_processes_make_the_same_bytes_without_network_caches_or_much_disk(l
         time.sleep(0.02)
     output, errors = process.communicate()
     assert process.returncode == 0, output + errors
-    assert errors == ""
+    assert errors == "warning: no test of identification by chapter\n"
     assert tree(tmp_path / "two") == clean
     assert len(list((tmp_path / "two" / "features").iterdir())) == 3
     assert list((tmp_path / "home").iterdir()) == []
@@ -171,6 +171,33 @@ def test_another_protocol_leaves_the_features_alone(processed, librispeech_root,
     assert {k: v for k, v in tree(out).items() if not k.startswith("protocols/mine/")} == tree(processed)
     assert run(*arguments, "--heldout-speakers", 2) == 2
     assert "protocol mine exists with other settings (heldout" in capsys.readouterr().err
+
+
+def test_parts_that_come_out_empty_are_warned_of(processed, librispeech_root, tmp_path, capsys):
+    out = shutil.copytree(processed, tmp_path / "out")
+    words = ["--dataset", "librispeech", "--raw", librispeech_root, "--out", out, "--heldout-speakers"]
+    assert run(*words, 0, "--valid-speakers", 0, "--no-identification-tests", "--protocol", "all") == 0
+    printed = capsys.readouterr()
+    assert "valid 0" in printed.out and f"train {len(FeatureStore.open(out))}" in printed.out
+    trials = [
+        f"warning: no {kind} of {number}" for kind in ("validation trials", "trials") for number in ("one", "two")
+    ]
+    assert [line.partition(" speaker")[0].partition(" held")[0] for line in printed.err.splitlines()] == trials
+    assert run(*words, 2, "--protocol", "some") == 0
+    assert capsys.readouterr().err == ""
+    (tmp_path / "speakers.txt").write_text("101\n106\n")
+    shutil.rmtree(tmp_path / "raw", ignore_errors=True)
+    for speaker in ("101", "102", "103", "106", "107"):
+        source = librispeech_root / "LibriSpeech" / "train-tiny" / speaker
+        for number, path in enumerate(sorted(source.rglob("*.flac"))[:2]):
+            target = tmp_path / "raw" / "train" / speaker / "1" / f"{speaker}-1-{number:04d}.flac"
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(path, target)
+    words = ["--layout", "librispeech", "--raw", tmp_path / "raw", "--out", tmp_path / "few", "--heldout-speakers"]
+    assert run(*words, tmp_path / "speakers.txt") == 0
+    lines = capsys.readouterr().err.splitlines()
+    assert "warning: no test of identification by chapter" in lines
+    assert "warning: no test of identification by utterance" in lines and len(lines) == 4
 
 
 def test_a_split_is_added(small, tmp_path, capsys):

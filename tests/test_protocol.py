@@ -337,7 +337,8 @@ def test_everything_can_be_for_training():
     assert not (protocol.heldout_speakers or protocol.trials or protocol.utterance_test or protocol.chapter_test)
     assert protocol.valid_speakers == ["v", "w"] and protocol.valid_trials
     everything = make_protocol(rows, heldout=0, valid=0, identification=False)
-    assert len(everything.train) + len(everything.valid) == len(rows)
+    assert everything.train == sorted(row.utterance for row in rows)
+    assert not (everything.valid or everything.valid_trials)
 
 
 @pytest.mark.parametrize("listed, sentence", [(["a", "q"], "no speaker q"), (["a"], "fewer than two speakers")])

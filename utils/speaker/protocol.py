@@ -93,7 +93,8 @@ def make_protocol(
         heldout: the speakers to hold out, or the number to draw from those with two or more utterances; None holds
             out a fifth of these, and 0 none.
         valid: the validation speakers, or their number; None takes a tenth of the speakers with
-            `MIN_UTTERANCES_OF_VALID` utterances if `MIN_SPEAKERS_FOR_VALID` of them remain, else none.
+            `MIN_UTTERANCES_OF_VALID` utterances if `MIN_SPEAKERS_FOR_VALID` of them remain, else recordings of training
+            speakers. With 0 there is no validation.
         max_trials: cap on the target trials, and on the others.
         identification: whether recordings of training speakers are set aside for the tests of identification.
 
@@ -111,7 +112,7 @@ def make_protocol(
         if speaker in valid_speakers:
             split = {"valid": mine}
         else:
-            split = _split_speaker(mine, seed, has_valid=bool(valid_speakers), has_tests=identification)
+            split = _split_speaker(mine, seed, gives_valid=valid != 0 and not valid_speakers, has_tests=identification)
         for part, members in split.items():
             parts[part].extend(members)
     if len({row.speaker for row in parts["train"]}) < 2:
@@ -168,7 +169,7 @@ def _valid_speakers(remaining: Mapping[str, list[Row]], seed: int, valid: Sequen
     return sorted(shuffled(able, f"{seed}/valid")[:valid])
 
 
-def _split_speaker(mine: Sequence[Row], seed: int, has_valid: bool, has_tests: bool) -> dict[str, list[Row]]:
+def _split_speaker(mine: Sequence[Row], seed: int, gives_valid: bool, has_tests: bool) -> dict[str, list[Row]]:
     """Splits a training speaker: chapter B into the test by chapter, A into training, validation and the other test."""
     seconds: dict[str, float] = defaultdict(float)
     for row in mine:
@@ -181,7 +182,7 @@ def _split_speaker(mine: Sequence[Row], seed: int, has_valid: bool, has_tests: b
     if len(chapter_a) >= MIN_UTTERANCES_TO_SPLIT:
         tests = max(1, round(TEST_SHARE * len(chapter_a))) if has_tests else 0
         # At least two, because a target trial needs two utterances.
-        valids = 0 if has_valid else max(2, round(VALID_SHARE * len(chapter_a)))
+        valids = max(2, round(VALID_SHARE * len(chapter_a))) if gives_valid else 0
     by_id = {row.utterance: row for row in chapter_a}
     order = [by_id[utterance] for utterance in shuffled(by_id, f"{seed}/utterances")]
     train = order[tests + valids :]
