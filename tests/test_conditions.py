@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import random
 import shutil
@@ -20,7 +21,7 @@ from utils.speaker.evaluation.kept_features import KeptFeatures
 from utils.speaker.evaluation.metrics import act_dcf, cllr, eer, min_cllr, rates_at
 from utils.speaker.evaluation.results import Evaluation, read_evaluation
 from utils.speaker.evaluation.trials import Origin, TrialSet
-from utils.speaker.protocol import read_protocol
+from utils.speaker.protocol import read_protocol, write_protocol
 from utils.speaker.recognizer import SpeakerRecognizer
 
 EVERY = "clean,level,noise,babble,telephone,mp3,reverb,tilt,cut"
@@ -239,6 +240,16 @@ def test_conditions_have_their_settings(recordings):
     for name, lowest in (("tilt", 6000), ("telephone", 4200)):
         power = np.square(np.abs(np.fft.rfft(done[name])))
         assert power[frequencies > lowest].sum() < 1e-3 * power.sum(), name
+
+
+def test_conditions_without_trials_are_refused(stored, trained_run, tmp_path, capsys):
+    data = shutil.copytree(stored, tmp_path / "data")
+    rows, default = FeatureStore.open(data).rows, read_protocol(data / "protocols" / "default")
+    write_protocol(data / "protocols" / "none", dataclasses.replace(default, name="none", trials=[]), rows)
+    words = ["evaluate", "--checkpoint", trained_run, "--data", data, "--out", tmp_path / "out", "--protocol", "none"]
+    assert call(*words, "--conditions", "level") == 2
+    assert "has no trials, so there is nothing to degrade" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_lists_of_conditions():

@@ -121,6 +121,8 @@ def test_without_validation_trials_the_last_checkpoint_is_the_best(processed, tm
     run = tmp_path / "run"
     assert train(processed, run, "--steps", "3", "--save-every", "1", "--valid-utterances", "1") == 0
     assert "no validation" in capsys.readouterr().out
+    assert train(processed, tmp_path / "two", "--steps", "1") == 0
+    assert "validation is on training speakers" in capsys.readouterr().out
     assert load_checkpoint(run)["step"] == 3 and load_checkpoint(run)["metrics"] == {}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from utils.speaker.protocol import read_protocol
 from utils.speaker.recognizer import SpeakerRecognizer
 from utils.speaker.scoring.cohort import cohort_of
 from utils.speaker.scoring.scoring import Scoring
-from utils.speaker.scoring.validation import MIN_SPEAKERS, Validation, useful_cuts
+from utils.speaker.scoring.validation import MIN_SPEAKERS, TOO_OPTIMISTIC, Validation, useful_cuts
 
 
 def refit(recognizer: SpeakerRecognizer, data: Path, protocol_name: str) -> dict[str, dict[str, Any]]:
@@ -49,6 +50,8 @@ def refit(recognizer: SpeakerRecognizer, data: Path, protocol_name: str) -> dict
         raise UserError(
             f"the validation trials in {data} are not of {MIN_SPEAKERS} speakers with two recordings of like length"
         )
+    if set(speakers).intersection(recognizer.speakers):
+        print(f"warning: {TOO_OPTIMISTIC}", file=sys.stderr)
     place = {row.path: number for number, row in enumerate(rows)}
     trials = [(trial.target, place[trial.a], place[trial.b]) for trial in protocol.valid_trials]
     rate, threshold = eer(*scoring.of_trials(whole, trials))

@@ -49,6 +49,8 @@ def evaluate_features(
     protocol = read_protocol(folder)
     check_disjoint(protocol, store.rows)
     _refuse_trained(recognizer, protocol)
+    if conditions and not protocol.trials:
+        raise UserError(f"protocol {protocol_name} in {data} has no trials, so there is nothing to degrade")
     trial_file = folder / read_json(folder / "protocol.json")["files"]["trials"]
     source = {"data": str(data), "protocol": protocol_name, **_list_source("trials", trial_file)}
     evaluation = Evaluation(f"{recognizer.name} on {shown(data.resolve().name)}", source)

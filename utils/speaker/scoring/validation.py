@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 LONG = 8.0  # seconds; recordings from here on count as a kind of their own
 MIN_SPEAKERS = 3
+TOO_OPTIMISTIC = "validation is on training speakers, so that its error and the thresholds are too optimistic"
 CUTS = (0.75, 1.5, 3.0)  # seconds of the middle of recordings, which stand for short ones
 
 

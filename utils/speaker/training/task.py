@@ -26,7 +26,7 @@ from utils.speaker.recognizer import embed_mels
 from utils.speaker.scoring.back_end import BackEnd
 from utils.speaker.scoring.cohort import MIN_COHORT, Cohort, cohort_of
 from utils.speaker.scoring.scoring import Scoring
-from utils.speaker.scoring.validation import Validation, useful_cuts
+from utils.speaker.scoring.validation import TOO_OPTIMISTIC, Validation, useful_cuts
 from utils.speaker.training.augment import AUGMENTATIONS, WaveAugmentation
 from utils.speaker.training.crops import SPEEDS, CropDataset
 from utils.speaker.training.initial import begin_with
@@ -186,6 +186,8 @@ class SpeakerTask:
             kept = set(draw.choice(items, self.training.valid_utterances, replace=False).tolist())
             trials = [trial for trial in trials if trial[1] in kept and trial[2] in kept]
         if len({target for target, _, _ in trials}) == 2:
+            if not self.protocol.valid_speakers:
+                print(TOO_OPTIMISTIC)
             return trials
         print("no validation: it needs target and non-target trials; the last checkpoint counts as the best")
         return []
