@@ -213,7 +213,7 @@ def test_flags_that_cannot_work(stored, processed, noises, tmp_path, capsys):
     assert f"{short} 1.5 must not be above --crop-seconds 1" in refused(capsys, stored, short, "1.5")
     assert f"{short} 0.001 is shorter than one frame" in refused(capsys, stored, short, "0.001")
     order = refused(capsys, stored, "--reverb-seconds", "0.9", "0.2", "--babble-snr", "9", "3")
-    assert "reverb_seconds 0.9 0.2: the first must not be above the second" in order and "babble_snr 9 3" in order
+    assert "--reverb-seconds 0.9 0.2: the first must not be above the second" in order and "--babble-snr 9 3" in order
     (tmp_path / "empty").mkdir()
     reverb = "--reverb-share", "0.5", "--rir-folder"
     assert "empty holds no audio that libsndfile reads" in refused(capsys, stored, *reverb, str(tmp_path / "empty"))

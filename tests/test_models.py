@@ -269,7 +269,7 @@ def test_the_loss_takes_its_share_of_the_margin():
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"causal": True, "normalize": "utterance"}, "causal and normalize utterance contradict"),
+        ({"causal": True, "normalize": "utterance"}, "causal contradicts normalize utterance"),
         ({"model": "xvector", "causal": True}, "xvector has no causal form"),
         ({"model": "ecapa", "channels": 12}, "channels 12 must be a multiple of 8"),
         ({"headdim": 50}, "headdim 50 must divide expand x d_model = 384"),

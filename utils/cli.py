@@ -109,10 +109,15 @@ class Parser(argparse.ArgumentParser):
             try:
                 found.append(config(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}))
             except ValueError as error:
-                problems += str(error).split("; ")
+                problems += [self._with_flags(problem) for problem in str(error).split("; ")]
             problems += self._of_other_families(config, values)
         self.report(problems)
         return found
+
+    def _with_flags(self, sentence: str) -> str:
+        """A sentence about an option, which it begins with, as one about its flag."""
+        name, _, rest = sentence.partition(" ")
+        return f"{flag_name(name)} {rest}" if flag_name(name) in self._option_string_actions else sentence
 
     def _of_other_families(self, config: type[Config], values: dict[str, Any]) -> list[str]:
         """A sentence for each flag that was set although only another family of models reads it."""

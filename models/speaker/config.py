@@ -66,7 +66,5 @@ class SpeakerConfig(StackConfig, LossConfig):
         """Contradictions, among them those that the encoder's constructor finds."""
         found = []
         if self.causal and self.normalize == "utterance":
-            found.append(
-                "causal and normalize utterance contradict each other: the mean of a stream is not known before its end"
-            )
+            found.append("causal contradicts normalize utterance: the mean of a stream is not known before its end")
         return [*found, *attempt(ENCODERS[self.model], self)]
