@@ -39,7 +39,6 @@ from utils.files import read_text, write_text  # noqa: E402
 CONFIG = "configs/speaker-small.yaml"
 MODELS = {
     "mamba2": (),
-    "mamba2-causal": ("--causal",),
     "mamba": ("--mixer", "mamba"),
     "attention": ("--mixer", "attention", "--mlp-ratio", "2", "--directions", "both"),
     "lstm": ("--mixer", "lstm"),
@@ -51,6 +50,7 @@ MODELS = {
 }
 VARIANTS = {  # of any model, as in mamba2/utterance-mean, for ablations
     "utterance-mean": ("--normalize", "utterance"),
+    "causal": ("--causal",),
     "level": ("--no-level",),
     "last-layer": ("--no-all-layers",),
     "no-mel-statistics": ("--no-mel-statistics",),
