@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -13,10 +14,14 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from root import ROOT
+from toy_training import ToyTask, TrainingOptions
 from training_runs import flags, losses
 
 from utils.checkpoint import load_checkpoint
+from utils.training.distributed import Ranks
+from utils.training.loading import Batches
 
 
 def start(command: list[str], **options) -> subprocess.Popen:
@@ -62,6 +67,18 @@ def test_the_death_of_a_loading_process_is_a_sentence(processed, tmp_path):
     _, error = process.communicate(timeout=60)
     assert process.returncode == 2 and "Traceback" not in error, error
     assert re.search("a process of --workers was lost( while it sent a batch)?: use fewer", error.splitlines()[-1])
+
+
+@pytest.mark.parametrize(
+    ("workers", "is_slow", "count"), [(None, False, 0), (None, True, 1), (0, True, 0), (2, False, 2)]
+)
+def test_samples_that_are_slow_to_load_get_a_process_of_their_own(workers, is_slow, count):
+    options = TrainingOptions(workers=workers, batch_size=8)
+    task = ToyTask(options, 0)
+    task.is_slow_to_load = is_slow
+    with contextlib.closing(Batches(task, options, Ranks(0, 1, torch.device("cpu")), 0, 2)) as batches:
+        assert len(getattr(batches._iterator, "_workers", [])) == count
+        assert len(batches.of_step(lambda: False)) == 1
 
 
 def test_the_death_of_a_loading_process_interrupts_no_operator():

@@ -64,7 +64,7 @@ class ToyTask:
     and one `unreadable`.
     """
 
-    name, score_name = "toy", "valid_loss"
+    name, score_name, is_slow_to_load = "toy", "valid_loss", False
 
     def __init__(
         self,

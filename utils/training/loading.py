@@ -30,19 +30,20 @@ class Batches:
     """The micro-batches of this rank, from the place `samples` of the run on, for `steps` steps."""
 
     def __init__(self, task: Task, options: TrainingOptions, ranks: Ranks, samples: int, steps: int) -> None:
-        self._per_step, self._has_workers = options.accumulate, options.workers > 0
+        workers = int(task.is_slow_to_load) if options.workers is None else options.workers
+        self._per_step, self._has_workers = options.accumulate, workers > 0
         loader = DataLoader(
             task.dataset,
             batch_sampler=ShareBatches(task.order, samples, steps, ranks, options.accumulate),
             collate_fn=functools.partial(_shared, task.collate),
-            num_workers=options.workers,
+            num_workers=workers,
             worker_init_fn=ignore_stop_signals,
             pin_memory=ranks.device.type == "cuda",
-            timeout=PATIENCE if options.workers else 0,
+            timeout=PATIENCE if workers else 0,
             generator=torch.Generator(),  # otherwise it would draw from the global one
         )
         if self._has_workers:
-            _require_room(options.workers)
+            _require_room(workers)
         with _unchanged_handler(signal.SIGCHLD):
             self._iterator = iter(loader)
 

@@ -84,7 +84,13 @@ class MachineOptions(DeviceOptions):
     title = "machine"
 
     threads: int = option(0, "CPU threads of torch; 0 for its own choice", least=0, most=1024, may_change=True)
-    workers: int = option(0, "processes that load data; 0 for none", least=0, may_change=True)
+    workers: int | None = option(
+        None,
+        "processes that load data; 0 for none (default: 1 for a store of audio, whose features are made on the fly, "
+        "else 0)",
+        least=0,
+        may_change=True,
+    )
     compile: bool = option(
         False,
         "compile the model with torch.compile, which takes minutes at the start",

@@ -25,6 +25,7 @@ class Task(Protocol):
     dataset: Dataset  # indexed by the place of a sample in the run
     order: Order
     score_name: str  # the entry of `validate`'s result to minimize
+    is_slow_to_load: bool  # a sample takes about as long as its part of a step
 
     def collate(self, samples: list[Any]) -> dict[str, Tensor]:
         """A batch of the dataset's items: tensors with the batch as first dimension, (b, ...)."""

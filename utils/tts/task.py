@@ -71,6 +71,7 @@ class TextToMelTask:
 
     name = "tts"
     score_name = "valid_mel"
+    is_slow_to_load = False
     model_config = TextToMelConfig
 
     @staticmethod

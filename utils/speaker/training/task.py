@@ -114,6 +114,7 @@ class SpeakerTask:
     ) -> None:
         self.options, *self.augmentations = options
         self.store, self.protocol, self.training = store, read_protocol(protocol_folder), training
+        self.is_slow_to_load = store.kind == "audio"
         items = store.listed(self.protocol.train, "training")
         self.speakers = sorted({store.rows[item].speaker for item in items})
         self._check()
