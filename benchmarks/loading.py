@@ -4,7 +4,7 @@
     python benchmarks/loading.py --data data/processed/audio --noise-folder NOISE
 
 One thread. Each augmentation of samples is measured alone with a share of 1, then all with the shares of
-configs/speaker-robust.yaml, without --workers. Nothing else should run at the same time.
+configs/speaker-robust.yaml, in this process. Nothing else should run at the same time.
 """
 
 from __future__ import annotations

@@ -59,6 +59,9 @@ def test_an_unusable_recording_does_not_hide_the_answers_for_others(trained_run,
     assert str(unusable[0]) in printed.err and printed.err.count("\n") == 1
     assert ("1 more of the 4 cannot be used" in printed.err) == (not window)
     assert str(text) in refused(capsys, *words, text)
+    assert call("people", "remove", "Ada", "--store", store) == 0
+    capsys.readouterr()
+    assert refused(capsys, *words, text, text).endswith("holds nobody: enroll somebody first\n")
 
 
 def test_verify(trained_run, voices, recognizer, capsys):

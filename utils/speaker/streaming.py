@@ -65,7 +65,10 @@ class EmbeddingStream:
 
     @property
     def embedding(self) -> NDArray[np.float32] | None:
-        """What `SpeakerRecognizer.embed_samples` gives for all samples so far, (d,); None before the first frame."""
+        """What `SpeakerRecognizer.embed_samples` gives for all samples so far, (d,); None before the first frame.
+
+        Digital silence is included, which `embed_samples` leaves out.
+        """
         ended = self
         if self._resampler is not None:
             ended = copy.copy(self)

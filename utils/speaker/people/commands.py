@@ -306,7 +306,8 @@ class _Answerer:
 
     def __init__(self, recognizer: SpeakerRecognizer, store: EnrollmentStore, threshold: float | None) -> None:
         self.recognizer, self.store, self.wanted = recognizer, store, threshold
-        self.threshold(1.0)  # refuses before the work if there is none
+        store.require_people()  # these two refuse before the work
+        self.threshold(1.0)
 
     def threshold(self, seconds: float) -> float:
         return self.recognizer.identification_threshold(self.wanted, seconds, len(self.store.speakers))

@@ -196,6 +196,11 @@ class EnrollmentStore:
         self._recordings.append(embeddings)
         return self.speakers[-1]
 
+    def require_people(self) -> None:
+        """`UserError` if nobody is enrolled."""
+        if not self.speakers:
+            raise UserError("the store holds nobody: enroll somebody first")
+
     def identify(
         self, embedding: NDArray[np.float32], threshold: float, scoring: Scoring | None = None, seconds: float = 1.0
     ) -> Identification:
@@ -204,8 +209,7 @@ class EnrollmentStore:
         `scoring` gives log-likelihood ratios too, by the `seconds` of the recording and those that each speaker was
         enrolled from.
         """
-        if not self.speakers:
-            raise UserError("the store holds nobody: enroll somebody first")
+        self.require_people()
         cosines = self.embeddings.astype(np.float64) @ embedding.astype(np.float64)
         order = sorted(range(len(cosines)), key=lambda place: (-cosines[place], self.speakers[place].name))
         scores = [(self.speakers[place].name, float(cosines[place])) for place in order]
